@@ -1,0 +1,102 @@
+"""Regenerate the machine-made locks: `make lock`.
+
+`requirements/controller.txt` and `files/lock/python/NAME.yml` are made from the `.in` file beside
+them. Resolution is uv's, the download is pip's; both use the index that the user has configured.
+Every wheel is downloaded for Python 3.10 on EL8 (glibc 2.28) and hashed here, so what the lock
+says was read from the file itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from packaging.utils import parse_wheel_filename
+
+LOCK = Path(__file__).resolve().parent
+PROJECT = LOCK.parent.parent
+GLIBC = (28, 27, 24, 17, 12, 5)  # manylinux levels that EL8's glibc 2.28 satisfies
+LEGACY = ("manylinux2014", "manylinux2010", "manylinux1")
+# Named by a dependency, wanted by nobody here.
+OMIT = {
+    "serving": {
+        "triton": "needs sm_70; importing it on Kepler only costs time",
+        "cmake": "a dependency of triton",
+        "lit": "a dependency of triton",
+    },
+    "pytorch-build": {"nvidia-cublas-cu11": "the build uses the toolkit's cuBLAS"},
+}
+HEADER = "# Made by `make lock` from {name}.in: do not edit.\n"
+
+
+def compile_lock(source: Path, *options: str) -> str:
+    """Resolve `source` with uv; return the requirements text with every file's sha256."""
+    command = ["uv", "pip", "compile", "--quiet", "--generate-hashes", "--no-emit-index-url",
+               "--custom-compile-command", "make lock", *options, str(source)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def download(requirements: Path, destination: Path) -> None:
+    """Download the wheels of `requirements` for Python 3.10 on EL8 into `destination`."""
+    platforms = [f"manylinux_2_{level}" for level in GLIBC] + list(LEGACY)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes",
+               "--only-binary=:all:", "--python-version", "3.10", "--implementation", "cp"]
+    for abi in ("cp310", "abi3", "none"):
+        command += ["--abi", abi]
+    for platform in platforms:
+        command += ["--platform", f"{platform}_x86_64"]
+    subprocess.run([*command, "--dest", str(destination), "--requirement", str(requirements)], check=True)
+
+
+def entry(wheel: Path) -> dict[str, str]:
+    """Lock entry of one wheel file."""
+    project, version, _, _ = parse_wheel_filename(wheel.name)
+    digest = hashlib.sha256()
+    with wheel.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return {"project": str(project), "version": str(version), "file": wheel.name, "sha256": digest.hexdigest()}
+
+
+def refresh_python(name: str, downloads: Path) -> None:
+    """Rewrite `python/NAME.yml`; wheels end up under `downloads`/NAME."""
+    destination = downloads / name
+    destination.mkdir(parents=True, exist_ok=True)
+    options = ["--python-version", "3.10", "--python-platform", "x86_64-manylinux_2_28", "--only-binary", ":all:",
+               "--no-annotate"]
+    for package in OMIT.get(name, {}):
+        options += ["--no-emit-package", package]
+    requirements = destination / "requirements.txt"
+    requirements.write_text(compile_lock(LOCK / "python" / f"{name}.in", *options))
+    for stale in destination.glob("*.whl"):
+        stale.unlink()
+    download(requirements, destination)
+    packages = sorted((entry(wheel) for wheel in destination.glob("*.whl")), key=lambda e: e["project"])
+    text = HEADER.format(name=name) + "---\n" + yaml.safe_dump({"packages": packages}, sort_keys=False, width=120)
+    (LOCK / "python" / f"{name}.yml").write_text(text)
+    print(f"files/lock/python/{name}.yml: {len(packages)} packages")
+
+
+def refresh_controller() -> None:
+    """Rewrite `requirements/controller.txt`, valid for every supported controller Python."""
+    source = PROJECT / "requirements" / "controller.in"
+    text = compile_lock(source, "--universal", "--python-version", "3.11", "--no-annotate")
+    source.with_suffix(".txt").write_text(text)
+    print("requirements/controller.txt")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--downloads", type=Path, required=True, help="directory that keeps the wheels")
+    arguments = parser.parse_args()
+    refresh_controller()
+    for source in sorted((LOCK / "python").glob("*.in")):
+        refresh_python(source.stem, arguments.downloads)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Filters that turn lock entries into the `sources` of store_output."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+
+from ansible.errors import AnsibleFilterError
+
+
+def locked_source(sources: dict, name: str) -> dict:
+    """Source `name` of files/lock/sources.yml in the form that store_output takes."""
+    if name not in sources:
+        raise AnsibleFilterError(
+            f"files/lock/sources.yml: no source {name!r}; found {', '.join(sorted(sources))}. Add it there."
+        )
+    entry = sources[name]
+    return {"name": name, **{key: entry[key] for key in ("file", "sha256", "urls", "index") if key in entry}}
+
+
+def locked_wheels(packages: list[dict], include: list[str] | None = None, exclude: list[str] | None = None) -> list:
+    """Wheels of one files/lock/python environment in the form that store_output takes.
+
+    `include` and `exclude` are shell patterns of project names. A pattern that matches nothing is an
+    error: it stands for a package that the recipe needs.
+    """
+    projects = [package["project"] for package in packages]
+    for pattern in (include or []) + (exclude or []):
+        if not any(fnmatch(project, pattern) for project in projects):
+            raise AnsibleFilterError(
+                f"files/lock/python: nothing there matches {pattern!r}. Add the package to the .in file and run "
+                "`make lock`."
+            )
+    return [
+        {
+            "name": package["project"],
+            "file": package["file"],
+            "sha256": package["sha256"],
+            "index": {"project": package["project"], "version": package["version"]},
+        }
+        for package in packages
+        if any(fnmatch(package["project"], pattern) for pattern in include or ["*"])
+        and not any(fnmatch(package["project"], pattern) for pattern in exclude or [])
+    ]
+
+
+class FilterModule:
+    def filters(self) -> dict:
+        return {"locked_source": locked_source, "locked_wheels": locked_wheels}
