@@ -1,0 +1,60 @@
+# The two commands of a fresh machine are `make demo` and `make test`; `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+export KEPLER_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vllm-kepler
+
+# One environment for each lock: a changed lock makes a new one.
+VENV := $(KEPLER_CACHE)/venv/$(shell sha256sum requirements/controller.txt | cut -c1-12)
+READY := $(VENV)/.ready
+STANDIN := PYTHONPATH=molecule/shared $(VENV)/bin/python -m standin
+export PATH := $(VENV)/bin:$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# An English UTF-8 locale: Ansible refuses others.
+export LC_ALL := C.UTF-8
+
+.PHONY: help demo demo-down test lint unit port molecule vendor lock clean
+
+help:  ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements/controller.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else \
+	  f"PYTHON: found {sys.executable}, Python {v[0]}.{v[1]}; expected 3.11 or 3.12 (ansible-core 2.16). Run: make PYTHON=/path/to/python3.11")'
+	@echo "Installing the controller's tools into $(VENV) (about a minute)"
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/controller.txt
+	@touch $@
+
+demo: $(READY)  ## The main job on a stand-in host: site.yml, then a served completion (MODEL=directory or name)
+	@$(STANDIN) demo
+
+demo-down: $(READY)  ## Remove all that the demo made, but for the download cache
+	@$(STANDIN) down
+
+test: lint unit port molecule  ## All checks and tests
+
+lint: $(READY)  ## Linters and type checks
+	@tests/lint.sh
+
+unit: $(READY)  ## Unit and static tests; host code under Python 3.6 too where it is installed
+	@tests/unit.sh
+
+port: $(READY)  ## The port against transformers, on PyTorch 2.0.1
+	@tests/port.sh
+
+molecule: $(READY)  ## Two stand-in hosts: converge, idempotence, verify
+	@$(STANDIN) molecule test
+
+vendor: $(READY)  ## Lay vLLM's pinned sdist, verified, into vllm_src/upstream
+	@python vllm_src/vendor.py
+
+lock: $(READY)  ## Make the hash locks anew from their .in files
+	@python files/lock/refresh.py --downloads $(KEPLER_CACHE)/lock
+
+clean:  ## Remove the caches of the tools from the clone
+	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .ansible
