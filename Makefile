@@ -15,7 +15,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # An English UTF-8 locale: Ansible refuses others.
 export LC_ALL := C.UTF-8
 
-.PHONY: help demo demo-down test lint unit port molecule vendor lock clean
+.PHONY: help tools demo demo-down test lint unit port molecule vendor lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ $(READY): requirements/controller.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/controller.txt
 	@touch $@
+
+tools: $(READY)  ## Install the controller's tools; prints the file to source
+	@echo $(VENV)/bin/activate
 
 demo: $(READY)  ## The main job on a stand-in host: site.yml, then a served completion (MODEL=directory or name)
 	@$(STANDIN) demo

@@ -1,6 +1,6 @@
 """Regenerate the machine-made locks: `make lock`.
 
-`requirements/controller.txt` and `files/lock/python/NAME.yml` are made from the `.in` file beside
+`requirements/NAME.txt` and `files/lock/python/NAME.yml` are made from the `.in` file beside
 them. Resolution is uv's, the download is pip's; both use the index that the user has configured.
 Every wheel is downloaded for Python 3.10 on EL8 (glibc 2.28) and hashed here, so what the lock
 says was read from the file itself.
@@ -31,6 +31,13 @@ OMIT = {
     "pytorch-build": {"nvidia-cublas-cu11": "the build uses the toolkit's cuBLAS"},
 }
 HEADER = "# Made by `make lock` from {name}.in: do not edit.\n"
+
+
+class Indented(yaml.SafeDumper):
+    """Indents the items of a list below its key, as yamllint asks."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
 
 
 def compile_lock(source: Path, *options: str) -> str:
@@ -76,24 +83,24 @@ def refresh_python(name: str, downloads: Path) -> None:
         stale.unlink()
     download(requirements, destination)
     packages = sorted((entry(wheel) for wheel in destination.glob("*.whl")), key=lambda e: e["project"])
-    text = HEADER.format(name=name) + "---\n" + yaml.safe_dump({"packages": packages}, sort_keys=False, width=120)
+    text = HEADER.format(name=name) + "---\n" + yaml.dump({"packages": packages}, Dumper=Indented, sort_keys=False)
     (LOCK / "python" / f"{name}.yml").write_text(text)
-    print(f"files/lock/python/{name}.yml: {len(packages)} packages")
+    print(f"files/lock/python/{name}.yml: {len(packages)} packages", flush=True)
 
 
-def refresh_controller() -> None:
-    """Rewrite `requirements/controller.txt`, valid for every supported controller Python."""
-    source = PROJECT / "requirements" / "controller.in"
-    text = compile_lock(source, "--universal", "--python-version", "3.11", "--no-annotate")
-    source.with_suffix(".txt").write_text(text)
-    print("requirements/controller.txt")
+def refresh_requirements(name: str, *options: str) -> None:
+    """Rewrite `requirements/NAME.txt`, which pip reads."""
+    source = PROJECT / "requirements" / f"{name}.in"
+    source.with_suffix(".txt").write_text(compile_lock(source, "--no-annotate", *options))
+    print(f"requirements/{name}.txt")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--downloads", type=Path, required=True, help="directory that keeps the wheels")
     arguments = parser.parse_args()
-    refresh_controller()
+    refresh_requirements("controller", "--universal", "--python-version", "3.11")
+    refresh_requirements("host-tests", "--python-version", "3.6")
     for source in sorted((LOCK / "python").glob("*.in")):
         refresh_python(source.stem, arguments.downloads)
 

@@ -1,6 +1,6 @@
 # PyTorch for sm_37 from the release archive, which holds all submodules.
 "$python310/bin/python3.10" -m venv tools
-tools/bin/python -m pip install --quiet --no-index --no-deps "$src"/*.whl
+tools/bin/python -m pip --quiet install --no-index --no-deps "$src"/*.whl
 export PATH="$PWD/tools/bin:$PATH"
 # cuDNN comes as a wheel: headers and libraries under one directory.
 CUDNN_ROOT="$(tools/bin/python -c 'import nvidia.cudnn; print(list(nvidia.cudnn.__path__)[0])')"
@@ -11,7 +11,8 @@ mkdir tree
 tar -xf "$src"/pytorch-v*.tar.gz --strip-components=1 -C tree
 cd tree
 python setup.py bdist_wheel
-python -m pip install --quiet --no-index --no-deps --no-compile --target "$out/site-packages" dist/torch-*.whl
+python -m pip --quiet install --root-user-action ignore --no-index --no-deps --no-compile \
+    --target "$out/site-packages" dist/torch-*.whl
 # The libraries that torch opens at run time travel with it.
 cp -P "$CUDNN_ROOT"/lib/libcudnn*.so.8 "$out/site-packages/torch/lib/"
 # The toolkit's stub of libcuda has no place in a search path: it would hide the driver's library.
@@ -21,4 +22,4 @@ for library in "$out"/site-packages/torch/lib/*.so; do
         exit 1
     fi
 done
-python -m compileall -q -j "$MAX_JOBS" --invalidation-mode unchecked-hash "$out/site-packages" || true
+python -m compileall -q -j "$MAX_JOBS" --invalidation-mode unchecked-hash "$out/site-packages"

@@ -4,7 +4,7 @@ python="$(readlink -f "$python310/bin/python3.10")"
 "$python" -m venv --without-pip "$out"
 site="$out/lib/python3.10/site-packages"
 echo "##progress installing the serving environment"
-"$python" -m pip --python "$out/bin/python" install --quiet --no-index --no-deps --no-compile "$src"/*.whl
+"$python" -m pip --python "$out/bin/python" --quiet install --root-user-action ignore --no-index --no-deps --no-compile "$src"/*.whl
 echo "##progress compiling bytecode"
 "$python" -m compileall -q -j "$(nproc)" --invalidation-mode unchecked-hash "$site"
 # addsitedir, not a bare path: the .pth file of vllm_kepler must be read as well.

@@ -1,0 +1,21 @@
+#!/bin/bash
+# Unit and static tests; host code once more under Python 3.6 where one is installed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+python -m pytest -q tests/unit tests/static
+
+# PYTHON36 names the interpreter; else one on PATH, or the newest that pyenv has.
+python36="${PYTHON36:-$(command -v python3.6 || ls -d "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.6.*/bin/python3.6 2>/dev/null | tail -n 1 || true)}"
+if [ -z "$python36" ]; then
+    echo "Python 3.6: none found (PYTHON36, PATH, pyenv); host code was tested on $(python --version) alone"
+    exit 0
+fi
+environment="$KEPLER_CACHE/venv/host-$(sha256sum requirements/host-tests.txt | cut -c1-12)"
+if [ ! -e "$environment/.ready" ]; then
+    "$python36" -m venv --clear "$environment"
+    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/host-tests.txt
+    touch "$environment/.ready"
+fi
+echo "Host code under $("$python36" --version)"
+"$environment/bin/python" -m pytest -q tests/unit/host tests/unit/store

@@ -1,0 +1,50 @@
+"""source_archive: equal content gives equal bytes, whatever the checkout looks like."""
+
+import importlib.util
+import io
+import os
+import tarfile
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[3]
+spec = importlib.util.spec_from_file_location("source_archive", PROJECT / "plugins" / "modules" / "source_archive.py")
+source_archive = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(source_archive)
+
+
+def checkout(root, order, mtime, mode=0o644):
+    for name in order:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"content of {name}\n")
+        path.chmod(mode)
+        os.utime(path, (mtime, mtime))
+    return root
+
+
+def packed(root, exclude=()):
+    stream = io.BytesIO()
+    source_archive.pack(str(root), "port", list(exclude), stream)
+    return stream.getvalue()
+
+
+NAMES = ["pyproject.toml", "pkg/__init__.py", "pkg/ops/norm.py"]
+
+
+def test_two_checkouts_give_the_same_bytes(tmp_path):
+    one = checkout(tmp_path / "one", NAMES, 1_000_000_000)
+    two = checkout(tmp_path / "two", reversed(NAMES), 1_700_000_000, 0o600)
+    assert packed(one) == packed(two)
+
+
+def test_other_content_gives_other_bytes(tmp_path):
+    one = checkout(tmp_path / "one", NAMES, 1)
+    two = checkout(tmp_path / "two", NAMES, 1)
+    (two / NAMES[1]).write_text("other\n")
+    assert packed(one) != packed(two)
+
+
+def test_patterns_exclude_names_and_paths(tmp_path):
+    root = checkout(tmp_path / "one", [*NAMES, "upstream/a.py", "pkg/__pycache__/x.pyc", "pkg/upstream.py"], 1)
+    with tarfile.open(fileobj=io.BytesIO(packed(root, ["upstream", "__pycache__"]))) as archive:
+        assert archive.getnames() == [f"port/{name}" for name in sorted([*NAMES, "pkg/upstream.py"])]
