@@ -101,6 +101,7 @@ def main() -> None:
     arguments = parser.parse_args()
     refresh_requirements("controller", "--universal", "--python-version", "3.11")
     refresh_requirements("host-tests", "--python-version", "3.6")
+    refresh_requirements("port-tests", "--python-version", "3.10")
     for source in sorted((LOCK / "python").glob("*.in")):
         refresh_python(source.stem, arguments.downloads)
 
