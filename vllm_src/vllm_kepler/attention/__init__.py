@@ -1,0 +1,1 @@
+"""The V0 attention backend TORCH_SDPA of the port."""

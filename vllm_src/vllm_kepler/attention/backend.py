@@ -1,0 +1,169 @@
+"""The backend: prefill through attention in bounded chunks, decode through paged attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.attention.backends.abstract import (
+    AttentionBackend,
+    AttentionImpl,
+    AttentionLayer,
+    AttentionMetadataBuilder,
+    AttentionType,
+)
+from vllm.attention.backends.utils import CommonAttentionState
+
+from ..ops import attention as paged
+from ..ops import cache
+from .metadata import CpuMetadataBuilder, KeplerMetadata
+
+HEAD_SIZES = range(8, 513, 8)
+
+
+class KeplerBackend(AttentionBackend):
+    """TORCH_SDPA as the port has it; upstream's of that name applies no window when it decodes."""
+
+    @staticmethod
+    def get_name() -> str:
+        return "TORCH_SDPA"
+
+    @staticmethod
+    def get_impl_cls() -> type[KeplerImpl]:
+        return KeplerImpl
+
+    @staticmethod
+    def get_metadata_cls() -> type[KeplerMetadata]:
+        return KeplerMetadata
+
+    @staticmethod
+    def get_state_cls() -> type[CommonAttentionState]:
+        return CommonAttentionState
+
+    @staticmethod
+    def get_builder_cls() -> type[AttentionMetadataBuilder]:
+        return CpuMetadataBuilder
+
+    @staticmethod
+    def get_kv_cache_shape(num_blocks: int, block_size: int, num_kv_heads: int, head_size: int) -> tuple[int, ...]:
+        return cache.kv_cache_shape(num_blocks, block_size, num_kv_heads, head_size)
+
+    @staticmethod
+    def swap_blocks(src_kv_cache: torch.Tensor, dst_kv_cache: torch.Tensor, src_to_dst: torch.Tensor) -> None:
+        cache.swap_blocks(src_kv_cache, dst_kv_cache, src_to_dst)
+
+    @staticmethod
+    def copy_blocks(kv_caches: list[torch.Tensor], src_to_dists: torch.Tensor) -> None:
+        cache.copy_blocks(kv_caches, src_to_dists)
+
+
+class KeplerImpl(AttentionImpl[KeplerMetadata]):
+    """One attention layer.
+
+    Raises ValueError at start for what the layer asks and the port does not have.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        blocksparse_params: dict[str, Any] | None = None,
+        logits_soft_cap: float | None = None,
+        attn_type: str = AttentionType.DECODER,
+        kv_sharing_target_layer_name: str | None = None,
+        use_irope: bool = False,
+    ) -> None:
+        refused = {
+            f"head size {head_size} (a multiple of 8 up to 512 is expected)": head_size not in HEAD_SIZES,
+            f"KV cache type {kv_cache_dtype} (auto is expected)": kv_cache_dtype != "auto",
+            "block-sparse attention": blocksparse_params is not None,
+            "a KV cache that layers share": kv_sharing_target_layer_name is not None,
+            "attention in chunks of the context (Llama 4)": use_irope,
+            f"attention of type {attn_type}": attn_type not in (AttentionType.DECODER, AttentionType.ENCODER_ONLY),
+        }
+        for what, is_asked in refused.items():
+            if is_asked:
+                raise ValueError(f"The model asks for {what}, which the Kepler port does not have. Serve another model.")
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.head_size = head_size
+        self.spec = paged.AttentionSpec(
+            scale=float(scale),
+            window=sliding_window,
+            soft_cap=logits_soft_cap or None,
+            alibi_slopes=None if alibi_slopes is None else torch.tensor(alibi_slopes, dtype=torch.float32),
+            causal=attn_type == AttentionType.DECODER,
+        )
+
+    def forward(
+        self,
+        layer: AttentionLayer,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: KeplerMetadata,
+        output: torch.Tensor | None = None,
+        output_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attention of one step.
+
+        Args:
+            query: [num_tokens, num_heads · head_size]; prefill tokens first, as the metadata says.
+            key, value: [num_tokens, num_kv_heads · head_size].
+            kv_cache: as ops.cache describes it; empty in the run that measures memory.
+
+        Returns:
+            [num_tokens, num_heads · head_size].
+        """
+        query = query.view(-1, self.num_heads, self.head_size)
+        key = key.view(-1, self.num_kv_heads, self.head_size)
+        value = value.view(-1, self.num_kv_heads, self.head_size)
+        if kv_cache.numel():
+            cache.write_kv(kv_cache, key, value, attn_metadata.slot_mapping)
+        out = torch.empty_like(query)
+        if attn_metadata.num_prefills:
+            self.prefill(out, query, key, value, kv_cache, attn_metadata)
+        if attn_metadata.num_decode_tokens:
+            decoded = slice(attn_metadata.num_prefill_tokens, None)
+            paged.decode(
+                out[decoded],
+                query[decoded],
+                kv_cache,
+                attn_metadata.decode_block_tables,
+                attn_metadata.decode_seq_lens,
+                attn_metadata.max_decode_seq_len,
+                self.spec,
+            )
+        return out.view(-1, self.num_heads * self.head_size)
+
+    def prefill(
+        self,
+        out: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        metadata: KeplerMetadata,
+    ) -> None:
+        """The prefills of a step, one sequence after the other; [tokens, heads, head_size] each."""
+        start = 0
+        for index, (query_len, seq_len) in enumerate(
+            zip(metadata.prefill_query_lens, metadata.prefill_seq_lens, strict=True)
+        ):
+            new = slice(start, start + query_len)
+            context_len = seq_len - query_len
+            keys, values = key[new], value[new]
+            if context_len:
+                # Cached tokens: from this prompt's earlier chunks, or from another prompt with the same prefix.
+                table = metadata.prefill_block_tables[index : index + 1]
+                keys, values = (
+                    states[0, :, :seq_len].transpose(0, 1) for states in paged.gather(kv_cache, table)
+                )
+            paged.prefill(out[new], query[new], keys, values, context_len, self.spec)
+            start += query_len

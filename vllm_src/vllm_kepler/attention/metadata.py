@@ -1,0 +1,87 @@
+"""What one step of the engine tells the attention layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.attention.backends.abstract import AttentionMetadata, AttentionMetadataBuilder
+from vllm.utils import make_tensor_with_pad
+
+if TYPE_CHECKING:
+    from vllm.worker.cpu_model_runner import ModelInputForCPUBuilder
+
+
+@dataclass
+class KeplerMetadata(AttentionMetadata):
+    """Prefills come first in a batch, one-token decodes after them.
+
+    Attributes:
+        prefill_query_lens: new tokens of each prefill.
+        prefill_seq_lens: cached and new tokens of each prefill.
+        prefill_block_tables: int32 [num_prefills, max_blocks]; None where the step has no prefill.
+        decode_seq_lens: int32 [num_decodes]: tokens of each sequence, the new one included.
+        decode_block_tables: int32 [num_decodes, max_blocks].
+        max_decode_seq_len: the largest of decode_seq_lens.
+    """
+
+    prefill_query_lens: list[int]
+    prefill_seq_lens: list[int]
+    prefill_block_tables: torch.Tensor | None
+    decode_seq_lens: torch.Tensor | None
+    decode_block_tables: torch.Tensor | None
+    max_decode_seq_len: int
+
+    @property
+    def prefill_metadata(self) -> KeplerMetadata | None:
+        return self if self.num_prefills else None
+
+    @property
+    def decode_metadata(self) -> KeplerMetadata | None:
+        return self if self.num_decode_tokens else None
+
+
+def padded(block_tables: list[list[int]], device: torch.device | str) -> torch.Tensor:
+    """int32 [len(block_tables), longest]; block 0 pads, and is never read beyond a sequence's length."""
+    return make_tensor_with_pad(block_tables, pad=0, dtype=torch.int32, device=device)
+
+
+class CpuMetadataBuilder(AttentionMetadataBuilder[KeplerMetadata]):
+    """Builds the metadata from what upstream's V0 CPU model runner collects."""
+
+    def __init__(self, input_builder: ModelInputForCPUBuilder) -> None:
+        self.input_builder = input_builder
+
+    def prepare(self) -> None:
+        """Nothing is kept between batches."""
+
+    def build(
+        self, seq_lens: list[int], query_lens: list[int], cuda_graph_pad_size: int, batch_size: int
+    ) -> KeplerMetadata:
+        batch = self.input_builder.input_data
+        device = self.input_builder.device
+        prefills = batch.num_prefills
+        index_maps = {
+            modality: placeholders.index_map()
+            for modality, placeholders in batch.multi_modal_placeholder_maps.items()
+        }
+        return KeplerMetadata(
+            num_prefills=prefills,
+            num_prefill_tokens=batch.num_prefill_tokens,
+            num_decode_tokens=batch.num_decode_tokens,
+            slot_mapping=torch.tensor(batch.slot_mapping, dtype=torch.long, device=device),
+            multi_modal_placeholder_index_maps=index_maps or None,
+            enable_kv_scales_calculation=False,
+            prefill_query_lens=query_lens[:prefills],
+            prefill_seq_lens=seq_lens[:prefills],
+            prefill_block_tables=padded(batch.prefill_block_tables, device) if prefills else None,
+            decode_seq_lens=(
+                torch.tensor(seq_lens[prefills:], dtype=torch.int32, device=device)
+                if batch.num_decode_tokens else None
+            ),
+            decode_block_tables=(
+                padded(batch.decode_block_tables, device) if batch.num_decode_tokens else None
+            ),
+            max_decode_seq_len=batch.max_decode_seq_len,
+        )

@@ -1,0 +1,60 @@
+"""Which device the port serves on.
+
+A K80 needs no switch. For verification `VLLM_KEPLER_VERIFY=1` takes the same path on another NVIDIA GPU, and
+`VLLM_KEPLER_DEVICE=cpu` lets the CPU stand in. This module imports no torch, so that asking costs nothing.
+"""
+
+import os
+
+DEVICE = "VLLM_KEPLER_DEVICE"
+VERIFY = "VLLM_KEPLER_VERIFY"
+
+CPU_PLATFORM = "vllm_kepler.platform.KeplerCpuPlatform"
+CUDA_PLATFORM = "vllm_kepler.platform_cuda.KeplerCudaPlatform"
+
+
+def wants_cpu() -> bool:
+    """Whether the CPU stands in.
+
+    Raises ValueError where the switch has a value that it does not know.
+    """
+    value = os.environ.get(DEVICE, "")
+    if value not in ("", "cpu"):
+        raise ValueError(f"{DEVICE}: found {value!r}; expected cpu, or no value for a Kepler GPU")
+    return value == "cpu"
+
+
+def compute_capabilities() -> list[tuple[int, int]]:
+    """Compute capability of each NVIDIA GPU that this process may use, in the order of its dies.
+
+    Asks the driver through NVML, which makes no CUDA context: workers are started after this.
+    """
+    from vllm.third_party import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        count = pynvml.nvmlDeviceGetCount()
+        dies = range(count) if visible is None else [int(die) for die in visible.split(",") if die.strip().isdigit()]
+        return [
+            tuple(pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(die)))
+            for die in dies
+            if die < count
+        ]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def platform_class() -> str | None:
+    """Dotted name of the platform class; None where neither a Kepler GPU nor a switch asks for the port."""
+    if wants_cpu():
+        return CPU_PLATFORM
+    capabilities = compute_capabilities()
+    if capabilities and all(capability == (3, 7) for capability in capabilities):
+        return CUDA_PLATFORM
+    if capabilities and os.environ.get(VERIFY) == "1":
+        return CUDA_PLATFORM
+    return None

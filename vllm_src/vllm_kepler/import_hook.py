@@ -1,0 +1,23 @@
+"""Loads the torch backfill just before vLLM or transformers is first imported.
+
+The .pth file beside the package imports this module in every interpreter of the environment, spawned
+workers included. It must cost next to nothing there, so torch is imported only when it is needed.
+"""
+
+import sys
+
+NEEDS_BACKFILL = ("vllm", "transformers")
+
+
+class BackfillFinder:
+    """Import finder that finds nothing: it sees the first import of a module that needs the backfill."""
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name in NEEDS_BACKFILL:
+            sys.meta_path.remove(cls)
+            import vllm_kepler.torch_backfill  # noqa: F401
+        return None
+
+
+sys.meta_path.insert(0, BackfillFinder)

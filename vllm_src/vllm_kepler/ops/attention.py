@@ -1,0 +1,160 @@
+"""Attention over the paged cache, in plain torch and bounded memory.
+
+Formula, for a query at position p and the keys j that it may see:
+    score_j = cap(scale · q·k_j) + slope · (j - p),   cap(s) = c · tanh(s / c) where there is a soft-cap c
+    out = Σ softmax(score)_j · v_j
+A query sees j ≤ p (causal) and, with a window w, j > p - w.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# Largest matrix of scores that is made at once, in elements (64 MiB of float32).
+MAX_SCORES = 1 << 24
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """What one layer's attention is.
+
+    Attributes:
+        scale: factor of q·k.
+        window: number of last positions that a query sees, itself included; None for all.
+        soft_cap: bound of a score (Gemma 2); None for none.
+        alibi_slopes: float32 [num_heads] (Press et al., 2021); None for none.
+        causal: False for encoders, where every query sees every key.
+    """
+
+    scale: float
+    window: int | None = None
+    soft_cap: float | None = None
+    alibi_slopes: torch.Tensor | None = None
+    causal: bool = True
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_positions: torch.Tensor,
+    key_positions: torch.Tensor,
+    spec: AttentionSpec,
+) -> torch.Tensor:
+    """Attention of a batch of queries over keys of known positions.
+
+    Args:
+        query: [batch, num_heads, num_queries, head_size].
+        key, value: [batch, num_kv_heads, num_keys, head_size]; num_heads is a multiple of num_kv_heads.
+        query_positions: int64 [batch, num_queries].
+        key_positions: int64 [batch, num_keys]; -1 for a slot that holds nothing.
+
+    Returns:
+        [batch, num_heads, num_queries, head_size] in the dtype of query; computed in float32.
+    """
+    batch, num_heads, num_queries, head_size = query.shape
+    num_kv_heads, num_keys = key.shape[1:3]
+    group = num_heads // num_kv_heads
+    # Queries of one group share their keys: one product for all of them.
+    grouped = query.float().reshape(batch, num_kv_heads, group * num_queries, head_size) * spec.scale
+    scores = torch.matmul(grouped, key.float().transpose(-1, -2))
+    scores = scores.view(batch, num_kv_heads, group, num_queries, num_keys)
+    if spec.soft_cap is not None:
+        scores = spec.soft_cap * torch.tanh(scores / spec.soft_cap)
+    # [batch, 1, 1, num_queries, num_keys]
+    distance = (key_positions[:, None, :] - query_positions[:, :, None])[:, None, None]
+    if spec.alibi_slopes is not None:
+        scores = scores + spec.alibi_slopes.view(1, num_kv_heads, group, 1, 1) * distance
+    hidden = (key_positions < 0)[:, None, None, None, :]
+    if spec.causal:
+        hidden = hidden | (distance > 0)
+    if spec.window is not None:
+        hidden = hidden | (distance <= -spec.window)
+    weights = torch.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1)
+    # A slot that holds nothing may hold anything, NaN too, and 0 · NaN is NaN.
+    held = value.float().masked_fill((key_positions < 0)[:, None, :, None], 0.0)
+    out = torch.matmul(weights.view(batch, num_kv_heads, group * num_queries, num_keys), held)
+    return out.view(batch, num_heads, num_queries, head_size).to(query.dtype)
+
+
+def prefill(
+    out: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    context_len: int,
+    spec: AttentionSpec,
+) -> None:
+    """Attention of the new tokens of one sequence over its cached and new tokens, a bounded chunk at a time.
+
+    Args:
+        out, query: [num_queries, num_heads, head_size]; query i stands at position context_len + i.
+        key, value: [context_len + num_queries, num_kv_heads, head_size].
+    """
+    num_queries, num_heads, _ = query.shape
+    num_keys = key.shape[0]
+    key, value = key.transpose(0, 1)[None], value.transpose(0, 1)[None]
+    position = torch.arange(num_keys, device=query.device)[None]
+    chunk = max(1, MAX_SCORES // (num_heads * num_keys))
+    for start in range(0, num_queries, chunk):
+        stop = min(start + chunk, num_queries)
+        seen_from = 0 if spec.window is None else max(0, context_len + start - spec.window + 1)
+        seen_to = context_len + stop if spec.causal else num_keys
+        out[start:stop] = attend(
+            query[start:stop].transpose(0, 1)[None],
+            key[:, :, seen_from:seen_to],
+            value[:, :, seen_from:seen_to],
+            position[:, context_len + start : context_len + stop],
+            position[:, seen_from:seen_to],
+            spec,
+        )[0].transpose(0, 1)
+
+
+def gather(kv_cache: torch.Tensor, block_tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of block tables, in the order of their positions.
+
+    Args:
+        kv_cache: [2, num_blocks, num_kv_heads, block_size, head_size].
+        block_tables: integer [batch, max_blocks].
+
+    Returns:
+        key, value: [batch, num_kv_heads, max_blocks · block_size, head_size].
+    """
+    num_kv_heads, block_size, head_size = kv_cache.shape[2:]
+    batch, max_blocks = block_tables.shape
+    gathered = kv_cache[:, block_tables.long()].transpose(2, 3)
+    key, value = gathered.reshape(2, batch, num_kv_heads, max_blocks * block_size, head_size).unbind(0)
+    return key, value
+
+
+def decode(
+    out: torch.Tensor,
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_lens: torch.Tensor,
+    max_seq_len: int,
+    spec: AttentionSpec,
+) -> None:
+    """Attention of one new token a sequence over its block table.
+
+    Args:
+        out, query: [num_seqs, num_heads, head_size].
+        kv_cache: [2, num_blocks, num_kv_heads, block_size, head_size]; holds the new token as well.
+        block_tables: int32 [num_seqs, max_blocks].
+        seq_lens: int32 [num_seqs]: tokens of each sequence, the new one included.
+        max_seq_len: the largest of seq_lens, known without asking the device.
+    """
+    num_kv_heads, block_size, head_size = kv_cache.shape[2:]
+    blocks = (max_seq_len + block_size - 1) // block_size
+    position = torch.arange(blocks * block_size, device=query.device)[None]
+    chunk = max(1, MAX_SCORES // (blocks * block_size * max(num_kv_heads * head_size, query.shape[1])))
+    for start in range(0, query.shape[0], chunk):
+        rows = slice(start, start + chunk)
+        key, value = gather(kv_cache, block_tables[rows, :blocks])
+        last = seq_lens[rows, None].long() - 1
+        out[rows] = attend(
+            query[rows, :, None], key, value, last, torch.where(position <= last, position, -1), spec
+        )[:, :, 0]

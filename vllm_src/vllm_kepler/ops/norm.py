@@ -1,0 +1,32 @@
+"""Root mean square normalisation (Zhang and Sennrich, 2019)."""
+
+from __future__ import annotations
+
+import torch
+
+from .registry import Operator
+
+
+def rms_norm(out: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> None:
+    """out = input / sqrt(mean(input², last dimension) + epsilon) · weight.
+
+    Args:
+        out, input: [..., hidden_size], the same floating-point dtype; computed in float32.
+        weight: [hidden_size].
+    """
+    wide = input.float()
+    scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    out.copy_(scaled.to(input.dtype) * weight)
+
+
+def fused_add_rms_norm(input: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float) -> None:
+    """residual += input; input = rms_norm(residual). Shapes as rms_norm's."""
+    residual.add_(input)
+    rms_norm(input, residual, weight, epsilon)
+
+
+OPERATORS = [
+    Operator("_C", "rms_norm(Tensor! out, Tensor input, Tensor weight, float epsilon) -> ()", rms_norm),
+    Operator("_C", "fused_add_rms_norm(Tensor! input, Tensor! residual, Tensor weight, float epsilon) -> ()",
+             fused_add_rms_norm),
+]

@@ -1,0 +1,50 @@
+"""Rotary position embedding (Su et al., 2021)."""
+
+from __future__ import annotations
+
+import torch
+
+from .registry import Operator
+
+
+def rotary_embedding(
+    positions: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor | None,
+    head_size: int,
+    cos_sin_cache: torch.Tensor,
+    is_neox: bool,
+) -> None:
+    """Rotate query and key in place.
+
+    Args:
+        positions: integer, [num_tokens] or [batch, length].
+        query, key: [num_tokens, heads · head_size], or with [heads, head_size] apart, or [batch, length, …].
+        cos_sin_cache: [max_position, rotary_size]: cosines, then sines, of rotary_size / 2 angles each. Only the
+            first rotary_size elements of a head are rotated.
+        is_neox: pairs are (i, i + rotary_size / 2); else (2 i, 2 i + 1), as GPT-J has them.
+    """
+    flat = positions.flatten()
+    rotary_size = cos_sin_cache.shape[1]
+    cos, sin = cos_sin_cache.index_select(0, flat).unsqueeze(1).chunk(2, dim=-1)
+    for states in (query, key):
+        if states is None:
+            continue
+        rotated = states.view(flat.numel(), -1, head_size)[..., :rotary_size]
+        if is_neox:
+            first, second = rotated.chunk(2, dim=-1)
+        else:
+            first, second = rotated[..., ::2], rotated[..., 1::2]
+        turned = first * cos - second * sin, second * cos + first * sin
+        first.copy_(turned[0])
+        second.copy_(turned[1])
+
+
+OPERATORS = [
+    Operator(
+        "_C",
+        "rotary_embedding(Tensor positions, Tensor! query, Tensor!? key, int head_size, Tensor cos_sin_cache, "
+        "bool is_neox) -> ()",
+        rotary_embedding,
+    ),
+]

@@ -1,0 +1,84 @@
+"""The CPU, standing in for a Kepler GPU: the same engine, backend and operators without the hardware."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from vllm import envs
+from vllm.logger import init_logger
+from vllm.platforms.cpu import CpuPlatform
+
+from . import ops, settings
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.platforms.interface import _Backend
+
+logger = init_logger(__name__)
+
+GIB = 1 << 30
+
+
+class KeplerCpuPlatform(CpuPlatform):
+    """Upstream's CPU platform with the port's engine settings, attention backend and operators."""
+
+    simple_compile_backend = "eager"
+
+    def __init__(self) -> None:
+        settings.force_v0()
+        ops.install()
+
+    @property
+    def supported_dtypes(self) -> list[torch.dtype]:
+        return [torch.float32]
+
+    @classmethod
+    def get_attn_backend_cls(
+        cls,
+        selected_backend: _Backend | None,
+        head_size: int,
+        dtype: torch.dtype,
+        kv_cache_dtype: str | None,
+        block_size: int,
+        use_v1: bool,
+        use_mla: bool,
+    ) -> str:
+        return settings.select_backend(use_v1, use_mla)
+
+    @classmethod
+    def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
+        logger.info("VLLM_KEPLER_DEVICE=cpu: the CPU stands in for the Kepler GPU, V0 engine, eager, float32.")
+        settings.settle(vllm_config)
+        parallel = vllm_config.parallel_config
+        if parallel.worker_cls == "auto":
+            parallel.worker_cls = "vllm.worker.cpu_worker.CPUWorker"
+        if parallel.world_size > 1:
+            parallel.distributed_executor_backend = "mp"
+        if vllm_config.cache_config is not None:
+            # The variable is in GiB; 0 stands for upstream's own default.
+            vllm_config.cache_config.cpu_kvcache_space_bytes = (envs.VLLM_CPU_KVCACHE_SPACE or 4) * GIB
+        share_cores(parallel.world_size)
+
+    @classmethod
+    def supports_v1(cls, model_config: object) -> bool:
+        return False
+
+    @classmethod
+    def is_pin_memory_available(cls) -> bool:
+        return False
+
+
+def share_cores(ranks: int) -> None:
+    """Give each of `ranks` processes its share of the cores, and let them meet on loopback.
+
+    Workers are spawned after this and inherit the environment.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // ranks)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(["all"] * ranks)
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

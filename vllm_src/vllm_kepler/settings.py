@@ -1,0 +1,75 @@
+"""What the port decides for every model, on a Kepler GPU and on what stands in for one."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.logger import init_logger
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+logger = init_logger(__name__)
+
+BACKEND = "vllm_kepler.attention.backend.KeplerBackend"
+BLOCK_SIZES = (8, 16, 32)
+DEFAULT_BLOCK_SIZE = 16
+
+
+def force_v0() -> None:
+    """The V1 engine compiles; ours runs eagerly in V0."""
+    os.environ["VLLM_USE_V1"] = "0"
+
+
+def select_backend(use_v1: bool, use_mla: bool) -> str:
+    """Dotted name of the attention backend.
+
+    Raises ValueError where the model's attention is of a kind that the port does not have.
+    """
+    if use_v1 or use_mla:
+        raise ValueError(
+            f"The model asks for {'multi-head latent attention' if use_mla else 'the V1 engine'}, which the Kepler port "
+            "does not have. Serve another model."
+        )
+    logger.info("Using Torch SDPA attention backend for Kepler GPU (sm < 60).")
+    return BACKEND
+
+
+def settle(config: VllmConfig) -> None:
+    """Decide what the port decides: eager, float32, no custom all-reduce, no compilation.
+
+    Raises ValueError, before any weight is read, for a setting that a Kepler GPU cannot serve.
+    """
+    # vllm.config itself asks for the platform while it is imported.
+    from vllm.config import CompilationLevel
+
+    model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
+    if model is not None:
+        if model.dtype != torch.float32:
+            raise ValueError(
+                f"dtype: found {str(model.dtype).removeprefix('torch.')}; expected float32: a Kepler GPU has no half "
+                "arithmetic. Leave dtype out, or set it to float32."
+            )
+        if model.quantization is not None:
+            raise ValueError(
+                f"quantization: found {model.quantization}; expected none: the Kepler port serves float32 weights, and "
+                "float16 or bfloat16 checkpoints converted to it. Choose an unquantized checkpoint of the model."
+            )
+        model.enforce_eager = True
+        model.disable_cascade_attn = True
+    if config.speculative_config is not None:
+        raise ValueError("speculative_config: found one; expected none: the Kepler port does not have it. Leave it out.")
+    if cache is not None:
+        if cache.block_size is None:
+            cache.block_size = DEFAULT_BLOCK_SIZE
+        if cache.block_size not in BLOCK_SIZES:
+            raise ValueError(
+                f"block_size: found {cache.block_size}; expected one of {', '.join(map(str, BLOCK_SIZES))}."
+            )
+        if cache.cache_dtype != "auto":
+            raise ValueError(f"kv_cache_dtype: found {cache.cache_dtype}; expected auto: the cache is float32.")
+    parallel.disable_custom_all_reduce = True
+    config.compilation_config.level = CompilationLevel.NO_COMPILATION
+    config.compilation_config.cudagraph_capture_sizes = []
