@@ -1,0 +1,27 @@
+"""Asks the module vllm_ready until the server answers, and shows what it is at."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ansible.module_utils.progress import POLL, Progress
+from ansible.plugins.action import ActionBase
+
+
+class ActionModule(ActionBase):
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        arguments = dict(self._task.args)
+        timeout = float(arguments.get("timeout", 1800))
+        progress = Progress(f"{variables.get('inventory_hostname', '')}: vllm@{arguments.get('name')}")
+        while True:
+            late = progress.seconds() > timeout
+            answer = self._execute_module("vllm_ready", dict(arguments, late=late), task_vars=variables)
+            if answer.get("failed") or not answer.get("waiting"):
+                break
+            progress.show(answer["progress"])
+            time.sleep(POLL)
+        result.update(answer)
+        return result

@@ -1,0 +1,229 @@
+"""Making an output: fetch, build, commit, one builder for each key."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import time
+
+from . import address, tree
+from .errors import StoreError
+from .fetch import fetch_sources
+
+LOGS = "/var/log/kepler"
+# 1980-01-01, the earliest time that a zip archive, and so a wheel, can carry.
+SOURCE_DATE_EPOCH = 315532800
+# Enters the namespaces: the final path becomes the build directory, so that absolute prefixes are right.
+ENTER = 'mount --bind "$1" "$2" && cd "$3" && exec /bin/bash -eu -o pipefail "$4"'
+LOG_TAIL = 20
+
+
+class Paths:
+    """The paths of one output."""
+
+    def __init__(self, root, recipe):
+        self.key = address.key(recipe)
+        self.final = address.output_path(root, recipe)
+        self.store = os.path.join(root, "store")
+        self.sources = os.path.join(root, "sources")
+        self.lock = os.path.join(root, "locks", self.key)
+        self.locks = os.path.join(root, "locks")
+        self.builds = os.path.join(root, "build")
+        self.build = os.path.join(self.builds, self.key)
+        self.state = self.build + ".state.json"
+        self.log = os.path.join(LOGS, "%s-%s.log" % (self.key, recipe["name"]))
+
+    def make(self):
+        for directory in (self.store, self.sources, self.locks, self.builds, LOGS):
+            os.makedirs(directory, exist_ok=True)
+
+
+class Lock:
+    """The right to build one key. The kernel takes it back when the holder dies, however it dies."""
+
+    def __init__(self, path):
+        self.path, self.stream = path, None
+
+    def acquire(self, wait=True):
+        """Whether the lock is held now; without `wait`, False where somebody else holds it."""
+        stream = open(self.path, "a+")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            stream.close()
+            return False
+        stream.truncate(0)
+        stream.write("%d\n" % os.getpid())
+        stream.flush()
+        self.stream = stream
+        return True
+
+    def release(self):
+        self.stream.close()
+        self.stream = None
+
+
+def write_atomically(path, content):
+    """Replace the file `path` by JSON of `content` in one step."""
+    temporary = path + ".new"
+    with open(temporary, "w") as stream:
+        json.dump(content, stream, sort_keys=True)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.rename(temporary, path)
+
+
+def remove_tree(path):
+    """Remove a tree whose directories may have lost their right to be written."""
+    if not os.path.lexists(path):
+        return
+    for directory, _names, _files in os.walk(path):
+        os.chmod(directory, 0o755)
+    shutil.rmtree(path)
+
+
+def clean(paths):
+    """Remove what builds that died have left: their directories, and placeholders that nobody fills."""
+    for name in os.listdir(paths.builds) + os.listdir(paths.store):
+        key = name.split(".")[0].split("-")[0]
+        placeholder = os.path.join(paths.store, name)
+        if key == paths.key or address.is_committed(placeholder):
+            continue
+        lock = Lock(os.path.join(paths.locks, key))
+        if not lock.acquire(wait=False):
+            continue
+        try:
+            remove_tree(os.path.join(paths.builds, key))
+            if os.path.isdir(placeholder) and not os.listdir(placeholder):
+                os.rmdir(placeholder)
+        finally:
+            lock.release()
+
+
+def log_tail(path, lines=LOG_TAIL):
+    """Last lines of a log."""
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(max(0, os.path.getsize(path) - 64 * 1024))
+            return stream.read().decode("utf-8", "replace").splitlines()[-lines:]
+    except OSError:
+        return []
+
+
+def run_builder(recipe, paths):
+    """Run the builder without a network. Raises StoreError with the end of the log where it fails."""
+    sources, out = os.path.join(paths.build, "sources"), os.path.join(paths.build, "out")
+    work, script = os.path.join(paths.build, "work"), os.path.join(paths.build, "builder.sh")
+    for directory in (sources, out, work, paths.final):
+        os.makedirs(directory, exist_ok=True)
+    for source in recipe["sources"]:
+        os.symlink(os.path.join(paths.sources, source["sha256"]), os.path.join(sources, source["file"]))
+    with open(script, "w") as stream:
+        stream.write(recipe["builder"])
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": work,
+        "TMPDIR": work,
+        "LC_ALL": "C.UTF-8",
+        "SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH),
+        "out": paths.final,
+        "src": sources,
+    }
+    environment.update(recipe["inputs"])
+    environment.update(recipe["environment"])
+    command = ["unshare", "--net", "--mount", "--propagation", "private", "/bin/sh", "-c", ENTER, "sh"]
+    command += [out, paths.final, work, script]
+    with open(paths.log, "wb") as log:
+        status = subprocess.call(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            preexec_fn=lambda: os.umask(0o022),
+        )
+    if status:
+        free = shutil.disk_usage(paths.builds).free
+        hint = "Only %.1f GB are free there: make room." % (free / 1e9) if free < 1e9 else "Read the log, then run again."
+        raise StoreError(
+            "%s %s: the builder ended with status %d. %s Log on the host: %s. Its last lines:\n%s"
+            % (recipe["name"], recipe["version"], status, hint, paths.log, "\n".join(log_tail(paths.log)))
+        )
+
+
+def commit(recipe, paths, seconds):
+    """Turn the build directory's output into the store path: freeze, manifest, one rename."""
+    out = os.path.join(paths.build, "out")
+    manifest = {
+        "schema": 1,
+        "key": paths.key,
+        "name": recipe["name"],
+        "version": recipe["version"],
+        "recipe": {name: value for name, value in recipe.items() if name != "sources"},
+        "sources": [[source["name"], source["file"], source["sha256"]] for source in recipe["sources"]],
+        "references": sorted(recipe["inputs"].values()),
+        "seconds": round(seconds, 1),
+        "files": tree.describe_all(out),
+    }
+    with open(os.path.join(out, address.MANIFEST), "w") as stream:
+        json.dump(manifest, stream, sort_keys=True)
+    tree.freeze(out, SOURCE_DATE_EPOCH)
+    # One call for the whole file system: 40,000 times fsync would take minutes.
+    os.sync()
+    os.rename(out, paths.final)
+    directory = os.open(paths.store, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def realise(root, recipe, artifacts, index_urls, keep_failed=False):
+    """Make sure that the output of `recipe` is in the store. Returns whether it had to be made.
+
+    Only one process at a time makes a key; others wait for it. Raises StoreError; nothing half-made stays then.
+    """
+    address.check_recipe(recipe)
+    for alias, path in recipe["inputs"].items():
+        if not address.is_committed(path):
+            raise StoreError(
+                "%s: the input %s is %s, which is not in the store. Build it first: run the whole play."
+                % (recipe["name"], alias, path)
+            )
+    paths = Paths(root, recipe)
+    paths.make()
+    lock = Lock(paths.lock)
+    lock.acquire()
+    failed = True
+    try:
+        if address.is_committed(paths.final):
+            failed = False
+            return False
+        clean(paths)
+        remove_tree(paths.build)
+
+        def report(phase, text=""):
+            write_atomically(paths.state, {"phase": phase, "text": text, "time": time.time()})
+
+        started = time.time()
+        report("fetching")
+        fetch_sources(recipe["sources"], paths.sources, artifacts, index_urls, lambda text: report("fetching", text))
+        report("building")
+        run_builder(recipe, paths)
+        report("committing")
+        commit(recipe, paths, time.time() - started)
+        failed = False
+        return True
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise StoreError(
+            "%s: the disk of %s is full: %.1f GB are free. Nothing was committed. Make room, then run again."
+            % (recipe["name"], root, shutil.disk_usage(paths.builds).free / 1e9)
+        )
+    finally:
+        if not (failed and keep_failed):
+            remove_tree(paths.build)
+            if os.path.isdir(paths.final) and not os.listdir(paths.final):
+                os.rmdir(paths.final)
+        if os.path.exists(paths.state):
+            os.unlink(paths.state)
+        lock.release()

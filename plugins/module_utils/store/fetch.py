@@ -1,0 +1,198 @@
+"""Fetching sources: the only stage with a network. Nothing is taken whose sha256 does not match."""
+
+import hashlib
+import html
+import json
+import os
+import re
+import shutil
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+from .errors import StoreError
+
+BLOCK = 1 << 20
+PARALLEL = 4
+TRIES = 4
+TIMEOUT = 60
+ANCHOR = re.compile(r"""<a\s[^>]*?href\s*=\s*["']([^"']+)["'][^>]*>([^<]*)</a>""", re.IGNORECASE)
+INDEX_TYPES = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
+
+
+def sha256_of(path):
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(BLOCK), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Progress:
+    """Counts files and bytes over threads and hands one line of text to `report`."""
+
+    def __init__(self, files, report):
+        self.files, self.done, self.bytes, self.report = files, 0, 0, report
+        self.lock, self.reported = threading.Lock(), 0.0
+
+    def add(self, size, files=0):
+        with self.lock:
+            self.bytes += size
+            self.done += files
+            if time.time() - self.reported > 0.5:
+                self.reported = time.time()
+                self.report("%d of %d files, %.0f MB" % (self.done, self.files, self.bytes / 1e6))
+
+
+def index_entries(address):
+    """Files of one project's page of a Python package index: mapping of file name to address.
+
+    address: of the page, with its last slash. HTML (PEP 503) and JSON (PEP 691) are read.
+    """
+    if address.startswith("file:"):
+        page = os.path.join(urllib.request.url2pathname(urllib.parse.urlparse(address).path), "index.html")
+        with open(page, "rb") as stream:
+            kind, body = "text/html", stream.read()
+    else:
+        request = urllib.request.Request(address, headers={"Accept": INDEX_TYPES})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            kind, body, address = answer.headers.get("Content-Type", ""), answer.read(), answer.geturl()
+    if "json" in kind:
+        found = {entry["filename"]: entry["url"] for entry in json.loads(body.decode("utf-8"))["files"]}
+    else:
+        found = {name.strip(): html.unescape(link) for link, name in ANCHOR.findall(body.decode("utf-8"))}
+    return {name: urllib.parse.urljoin(address, link) for name, link in found.items()}
+
+
+def addresses(source, index_urls):
+    """Addresses of a source, found as they are asked for; with each the reason why one could not be had.
+
+    Yields (address, None) or (None, reason).
+    """
+    for url in source.get("urls") or []:
+        yield url, None
+    index = source.get("index")
+    if not index:
+        return
+    project = re.sub("[-_.]+", "-", index["project"]).lower()
+    for base in index_urls:
+        page = "%s/%s/" % (base.rstrip("/"), project)
+        try:
+            entries = index_entries(page)
+        except (OSError, ValueError, KeyError) as error:
+            yield None, "%s: %s" % (page, error)
+            continue
+        if source["file"] in entries:
+            yield entries[source["file"]], None
+        else:
+            yield None, "%s: no file %s there" % (page, source["file"])
+
+
+def download(address, part, progress):
+    """Download to the file `part`, going on from what is there already."""
+    have = os.path.getsize(part) if os.path.exists(part) else 0
+    request = urllib.request.Request(address, headers={"Range": "bytes=%d-" % have} if have else {})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        # A server that does not know ranges sends the whole file.
+        resumed = have and getattr(answer, "status", None) == 206
+        with open(part, "ab" if resumed else "wb") as stream:
+            progress.add(have if resumed else 0)
+            for block in iter(lambda: answer.read(BLOCK), b""):
+                stream.write(block)
+                progress.add(len(block))
+
+
+def download_patiently(address, part, progress):
+    """Download with retries. Returns None, or the reason why it could not be done."""
+    reason = None
+    for attempt in range(TRIES):
+        if attempt:
+            time.sleep(2 ** (attempt - 1))
+        try:
+            download(address, part, progress)
+            return None
+        except urllib.error.HTTPError as error:
+            reason = "%s: %s" % (address, error)
+            if error.code == 416:
+                os.unlink(part)
+            elif error.code < 500:
+                break
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", None) == 28:
+                raise
+            reason = "%s: %s" % (address, error)
+            if address.startswith("file:"):
+                break
+    return reason
+
+
+def accept(part, source, final, origin):
+    """Move a fetched file to its place if its digest matches; else move it aside and raise StoreError."""
+    found = sha256_of(part)
+    if found == source["sha256"]:
+        os.chmod(part, 0o444)
+        os.rename(part, final)
+        return
+    aside = "%s.rejected-%s" % (final, found[:16])
+    os.rename(part, aside)
+    raise StoreError(
+        "source %s: %s has the sha256 %s; expected %s. The file was moved to %s and nothing was built. If the lock is "
+        "wrong, correct it in files/lock; if not, do not trust that origin."
+        % (source["name"], origin, found, source["sha256"], aside)
+    )
+
+
+def fetch_one(source, final, artifacts, index_urls, progress):
+    """Make sure that the file `final` holds `source`."""
+    if os.path.exists(final):
+        found = sha256_of(final)
+        if found == source["sha256"]:
+            progress.add(os.path.getsize(final), 1)
+            return
+        os.rename(final, "%s.rejected-%s" % (final, found[:16]))
+    part = os.path.join(os.path.dirname(final), ".%s.part" % source["sha256"])
+    for directory in artifacts:
+        candidate = os.path.join(directory, source["file"])
+        if os.path.exists(candidate):
+            shutil.copyfile(candidate, part)
+            accept(part, source, final, candidate)
+            progress.add(os.path.getsize(final), 1)
+            return
+    reasons = []
+    for address, reason in addresses(source, index_urls):
+        reason = reason or download_patiently(address, part, progress)
+        if reason is None:
+            accept(part, source, final, address)
+            progress.add(0, 1)
+            return
+        reasons.append(reason)
+    raise StoreError(
+        "source %s: the file %s could not be had: %s. Put it into a directory of store_artifacts, or correct the "
+        "network, proxy or index of this host."
+        % (source["name"], source["file"], "; ".join(reasons) or "the lock names no address and no index is configured")
+    )
+
+
+def fetch_sources(sources, directory, artifacts, index_urls, report=lambda text: None, name="sha256"):
+    """Make sure that every source is in `directory` under its `name`: "sha256" in a store, "file" in a cache.
+
+    Raises StoreError for the first that cannot be had or does not match its digest.
+    """
+    os.makedirs(directory, exist_ok=True)
+    progress = Progress(len(sources), report)
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        pending = [
+            pool.submit(fetch_one, source, os.path.join(directory, source[name]), artifacts, index_urls, progress)
+            for source in sources
+        ]
+        try:
+            for future in pending:
+                future.result()
+        except BaseException:
+            for future in pending:
+                future.cancel()
+            raise

@@ -1,0 +1,256 @@
+#!/usr/bin/python
+"""Make sure that an output is in the store of a host."""
+
+from __future__ import absolute_import, division, print_function
+
+__metaclass__ = type
+
+DOCUMENTATION = r"""
+module: store_output
+short_description: Make sure that an output is in the store of a host
+description:
+  - Fetches the sources, runs the builder without a network and commits the result to a path that the inputs alone
+    decide. Does nothing where that path is there.
+  - The action plugin of this name runs the work detached, shows its progress, and adds the path to the variable
+    C(store_outputs) under O(name). The next run picks up work whose controller went away.
+options:
+  root:
+    description: Root of the store.
+    type: path
+    default: /opt/kepler
+  name:
+    description: Name of the output.
+    type: str
+    required: true
+  version:
+    description: Version of the output.
+    type: str
+    required: true
+  sources:
+    description:
+      - Files that the builder needs, in order. Each is a mapping with C(name), C(file), C(sha256), and C(urls) or
+        C(index) (a mapping with C(project) and C(version)).
+    type: list
+    elements: dict
+    default: []
+  inputs:
+    description: Store paths of other outputs by the variable that hands them to the builder.
+    type: dict
+    default: {}
+  builder:
+    description:
+      - Shell text. It finds C($out) (the path to fill), C($src) (the directory of the sources) and the inputs, and
+        works in an empty directory. A line that begins with C(##progress) is shown to the user.
+    type: str
+    required: true
+  environment:
+    description: Further variables of the builder.
+    type: dict
+    default: {}
+  toolchain:
+    description: Exact packages that the builder uses; they count for the path.
+    type: list
+    elements: str
+    default: []
+  artifacts:
+    description: Directories on the host that are searched for the sources by file name, before any network.
+    type: list
+    elements: path
+    default: []
+  index_urls:
+    description: Python package indexes, in order. The action plugin fills in what pip on the controller uses.
+    type: list
+    elements: str
+    default: []
+  keep_failed:
+    description: Keep the build directory of a builder that failed.
+    type: bool
+    default: false
+  detach:
+    description: Start the work, or look how far it is, and return at once. The action plugin uses it.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    support: full
+    description: Says which path would be made; makes nothing.
+  diff_mode:
+    support: full
+    description: Shows the path.
+"""
+
+EXAMPLES = r"""
+- name: Build hello
+  store_output:
+    name: hello
+    version: "1.0"
+    builder: |
+      mkdir -p "$out/bin"
+      printf '#!/bin/sh\necho hello\n' > "$out/bin/hello"
+      chmod +x "$out/bin/hello"
+"""
+
+RETURN = r"""
+path:
+  description: Store path of the output.
+  type: str
+  returned: always
+key:
+  description: Key of the output.
+  type: str
+  returned: always
+log:
+  description: Log of the builder on the host.
+  type: str
+  returned: always
+running:
+  description: With O(detach), whether the work goes on.
+  type: bool
+  returned: with detach
+progress:
+  description: With O(detach), what the work is at.
+  type: str
+  returned: with detach
+"""
+
+import json
+import os
+import platform
+import re
+import traceback
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.store import address
+from ansible.module_utils.store.build import Lock, Paths, log_tail, realise, write_atomically
+from ansible.module_utils.store.errors import StoreError
+
+NINJA = re.compile(r"^\[(\d+)/(\d+)\]")
+
+
+def recipe_of(params):
+    """The recipe that the module's parameters describe."""
+    recipe = {name: params[name] for name in ("name", "version", "sources", "inputs", "builder", "toolchain")}
+    recipe["environment"] = {name: str(value) for name, value in params["environment"].items()}
+    recipe["system"] = "%s-linux" % platform.machine()
+    return recipe
+
+
+def progress_of(paths):
+    """One line about work that goes on."""
+    try:
+        with open(paths.state) as stream:
+            state = json.load(stream)
+    except (OSError, ValueError):
+        return "starting"
+    if state["phase"] != "building":
+        return ("%s %s" % (state["phase"], state["text"])).strip()
+    for line in reversed(log_tail(paths.log, 200)):
+        counted = NINJA.match(line)
+        if counted:
+            done, total = int(counted.group(1)), int(counted.group(2))
+            return "building [%d/%d] %d %%" % (done, total, 100 * done // max(total, 1))
+        if line.startswith("##progress "):
+            return "building: " + line[len("##progress "):]
+    return "building"
+
+
+def result_file(paths):
+    return paths.build + ".result.json"
+
+
+def work(paths, module, recipe):
+    """What the detached process does: make the output and leave the result behind."""
+    params = module.params
+    try:
+        realise(params["root"], recipe, params["artifacts"], params["index_urls"], params["keep_failed"])
+        result = {}
+    except StoreError as error:
+        result = {"msg": str(error)}
+    except Exception:
+        result = {"msg": "%s: unexpected fault in the store; please report it:\n%s"
+                         % (recipe["name"], traceback.format_exc())}
+    write_atomically(result_file(paths), result)
+
+
+def detach(paths, module, recipe):
+    """Start `work` in a process of its own that outlives this one."""
+    if os.fork():
+        os.wait()
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    try:
+        work(paths, module, recipe)
+    finally:
+        os._exit(0)
+
+
+def is_at_work(paths):
+    """Whether a process holds the key."""
+    lock = Lock(paths.lock)
+    if not lock.acquire(wait=False):
+        return True
+    lock.release()
+    return False
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "root": {"type": "path", "default": "/opt/kepler"},
+            "name": {"type": "str", "required": True},
+            "version": {"type": "str", "required": True},
+            "sources": {"type": "list", "elements": "dict", "default": []},
+            "inputs": {"type": "dict", "default": {}},
+            "builder": {"type": "str", "required": True},
+            "environment": {"type": "dict", "default": {}},
+            "toolchain": {"type": "list", "elements": "str", "default": []},
+            "artifacts": {"type": "list", "elements": "path", "default": []},
+            "index_urls": {"type": "list", "elements": "str", "default": []},
+            "keep_failed": {"type": "bool", "default": False},
+            "detach": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    recipe = recipe_of(module.params)
+    try:
+        address.check_recipe(recipe)
+    except StoreError as error:
+        module.fail_json(msg=str(error))
+    paths = Paths(module.params["root"], recipe)
+    result = {"path": paths.final, "key": paths.key, "log": paths.log, "running": False, "progress": ""}
+    if address.is_committed(paths.final):
+        if os.path.exists(result_file(paths)):
+            os.unlink(result_file(paths))
+        module.exit_json(changed=False, **result)
+    result["diff"] = {"before": "", "after": paths.final + "\n"}
+    if module.check_mode:
+        module.exit_json(changed=True, **result)
+    if not module.params["detach"]:
+        try:
+            realise(
+                module.params["root"], recipe, module.params["artifacts"], module.params["index_urls"],
+                module.params["keep_failed"],
+            )
+        except StoreError as error:
+            module.fail_json(msg=str(error), log=paths.log)
+        module.exit_json(changed=True, **result)
+    paths.make()
+    if os.path.exists(result_file(paths)):
+        with open(result_file(paths)) as stream:
+            left = json.load(stream)
+        os.unlink(result_file(paths))
+        if "msg" in left:
+            module.fail_json(msg=left["msg"], log=paths.log)
+    if not is_at_work(paths):
+        detach(paths, module, recipe)
+    result.update(running=True, progress=progress_of(paths))
+    module.exit_json(changed=True, **result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+#!/usr/bin/python
+"""Whether a server answers."""
+
+from __future__ import absolute_import, division, print_function
+
+__metaclass__ = type
+
+DOCUMENTATION = r"""
+module: vllm_ready
+short_description: Wait until the server of a unit answers
+description:
+  - Looks at the unit C(vllm@NAME.service) and asks its C(/health). The action plugin of this name asks again until the
+    server answers, the unit fails or the time is over, and shows the last line of its log meanwhile.
+options:
+  name:
+    description: Instance name of the unit.
+    type: str
+    required: true
+  host:
+    description: Address that the server listens on.
+    type: str
+    default: 127.0.0.1
+  port:
+    description: Port that the server listens on.
+    type: int
+    default: 8000
+  timeout:
+    description: Longest time in seconds that the action plugin waits.
+    type: int
+    default: 1800
+  late:
+    description: The time is over; the action plugin sets it.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    support: full
+    description: Only looks.
+  diff_mode:
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Wait for the first answer
+  vllm_ready:
+    name: main
+    port: 8000
+"""
+
+RETURN = r"""
+waiting:
+  description: Whether the server does not answer yet.
+  type: bool
+  returned: success
+progress:
+  description: What the unit is at.
+  type: str
+  returned: success
+"""
+
+import urllib.request
+
+from ansible.module_utils.basic import AnsibleModule
+
+# Starts within the unit's limit of restarts; more than these are a loop.
+RESTARTS = 3
+LOG_LINES = 15
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def show_unit(module, unit):
+    """Properties of the unit as systemd shows them."""
+    properties = ["ActiveState", "SubState", "NRestarts", "Result"]
+    command = ["systemctl", "show", unit, "--property", ",".join(properties)]
+    listed = module.run_command(command, check_rc=True)[1]
+    return dict(line.partition("=")[::2] for line in listed.splitlines())
+
+
+def journal(module, unit, lines):
+    """Last lines of the unit's log since its last start."""
+    command = ["journalctl", "--unit", unit, "--lines", str(lines), "--output", "cat", "--no-pager", "--quiet"]
+    return module.run_command(command)[1].strip()
+
+
+def is_healthy(host, port):
+    """Whether /health answers 200; it needs no key."""
+    host = WILDCARDS.get(host, host)
+    address = "http://%s:%d/health" % ("[%s]" % host if ":" in host else host, port)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        return opener.open(address, timeout=5).getcode() == 200
+    except (OSError, ValueError):
+        return False
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "host": {"type": "str", "default": "127.0.0.1"},
+            "port": {"type": "int", "default": 8000},
+            "timeout": {"type": "int", "default": 1800},
+            "late": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    unit = "vllm@%s.service" % module.params["name"]
+    state = show_unit(module, unit)
+    found = "%s (%s), %s restarts" % (state["ActiveState"], state["SubState"], state.get("NRestarts", "0"))
+    if state["ActiveState"] == "active" and is_healthy(module.params["host"], module.params["port"]):
+        module.exit_json(changed=False, waiting=False, progress=found)
+    gave_up = state["ActiveState"] in ("failed", "inactive") or int(state.get("NRestarts") or 0) >= RESTARTS
+    if gave_up or module.params["late"]:
+        module.fail_json(
+            msg="%s: found %s after %s; expected an answer of http://%s:%d/health. Correct the cause that the log "
+            "names, then run the play again. Last lines of `journalctl -u %s`:\n%s"
+            % (unit, found, "its last start" if gave_up else "%d s" % module.params["timeout"], module.params["host"],
+               module.params["port"], unit, journal(module, unit, LOG_LINES))
+        )
+    last = journal(module, unit, 1).splitlines()
+    module.exit_json(changed=False, waiting=True, progress=" ".join(last)[-100:] or found)
+
+
+if __name__ == "__main__":
+    main()
