@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.progress import POLL, Progress
 from ansible.plugins.action import ActionBase
 
-
-def pip_indexes() -> list[str]:
-    """Addresses of the indexes that pip of this controller uses, its own default included.
-
-    Reads pip's environment variables and files through pip; no address stands in this project.
-    """
-    command = [sys.executable, "-m", "pip", "config", "list"]
-    listed = subprocess.run(command, check=False, capture_output=True, text=True).stdout
-    settings: dict[str, str] = {}
-    # pip lists the weakest place first: a later line overrides an earlier one.
-    for line in listed.splitlines():
-        name, _, value = line.partition("=")
-        settings[name.rpartition(".")[2]] = value.strip().strip("'\"")
-    for name in ("index-url", "extra-index-url"):
-        variable = os.environ.get("PIP_" + name.upper().replace("-", "_"))
-        settings[name] = variable or settings.get(name, "")
-    if not settings["index-url"]:
-        command = [sys.executable, "-c", "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"]
-        settings["index-url"] = subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
-    extra = settings["extra-index-url"].replace("\\n", " ").split()
-    return [address for address in (settings["index-url"], *extra) if address]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+from kepler_controller.pip_index import pip_indexes
+from kepler_controller.progress import POLL, Progress
 
 
 class ActionModule(ActionBase):

@@ -1,4 +1,6 @@
-"""Progress lines of action plugins. Runs on the controller alone."""
+"""Progress lines of action plugins."""
+
+from __future__ import annotations
 
 import time
 
@@ -13,20 +15,20 @@ SILENCE = 10.0  # longest time in seconds without a line
 class Progress:
     """Prints a line when something moved, and at least every ten seconds."""
 
-    def __init__(self, what):
+    def __init__(self, what: str) -> None:
         self.what = what
         self.started = time.time()
         self.shown = ("", 0.0)
 
-    def seconds(self):
+    def seconds(self) -> float:
         """Seconds since the start."""
         return time.time() - self.started
 
-    def show(self, text):
+    def show(self, text: str) -> None:
         now = time.time()
         if text == self.shown[0] and now - self.shown[1] < SILENCE:
             return
         self.shown = (text, now)
         minutes, seconds = divmod(int(self.seconds()), 60)
-        spent = "%d min %02d s" % (minutes, seconds) if minutes else "%d s" % seconds
-        display.display("  %s: %s · %s" % (self.what, text, spent), color="cyan")
+        spent = f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+        display.display(f"  {self.what}: {text} · {spent}", color="cyan")
