@@ -1,0 +1,66 @@
+"""Command line of the stand-in, as the Makefile calls it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+
+from . import artifacts, demo, engine, hosts, image
+from .settings import CACHE, DEMO, PROJECT, STATE, TEST
+
+FLEETS = {"demo": DEMO, "test": TEST}
+
+
+def down(fleet: str) -> None:
+    """Remove a fleet; with the last one everything but the downloads."""
+    hosts.down(FLEETS[fleet])
+    if hosts.others_left():
+        return
+    client = engine.present()
+    if client:
+        image.remove(client)
+    engine.stop()
+    shutil.rmtree(STATE, ignore_errors=True)
+    print(f"Removed. What was downloaded stays in {CACHE}.")
+
+
+def molecule(arguments: list[str]) -> None:
+    """Run molecule with the environment that its scenarios read; the stand-ins are gone afterwards."""
+    engine.ensure()
+    environment = {**os.environ, "STANDIN_FLEET": "test"}
+    try:
+        status = subprocess.run(["molecule", *arguments], cwd=PROJECT, env=environment).returncode
+    finally:
+        if "test" in arguments:
+            down("test")
+    raise SystemExit(status)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="standin", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("up", "start a fleet"), ("down", "remove a fleet")):
+        commands.add_parser(name, help=text).add_argument("fleet", nargs="?", choices=FLEETS, default="demo")
+    commands.add_parser("demo", help="start the demo fleet, run site.yml on it, ask it")
+    commands.add_parser("artifacts", help="make sure that the files to install from are in the cache")
+    commands.add_parser("python310", help="print the path of a CPython 3.10")
+    commands.add_parser("molecule", help="run molecule").add_argument("arguments", nargs=argparse.REMAINDER)
+    arguments = parser.parse_args()
+    if arguments.command == "up":
+        hosts.up(FLEETS[arguments.fleet])
+    elif arguments.command == "down":
+        down(arguments.fleet)
+    elif arguments.command == "demo":
+        demo.run()
+    elif arguments.command == "artifacts":
+        artifacts.ensure()
+    elif arguments.command == "python310":
+        print(artifacts.python310())
+    elif arguments.command == "molecule":
+        molecule(arguments.arguments)
+
+
+if __name__ == "__main__":
+    main()

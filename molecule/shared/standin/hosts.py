@@ -1,0 +1,212 @@
+"""The containers of a fleet."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import docker
+
+from . import artifacts, engine, image, repos
+from .settings import DEFAULT_MODEL, STATE, Fleet, Step, fail
+
+SERVER_PORT = 8000  # in the container
+# What systemd needs where --privileged is refused.
+CAPABILITIES = ["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "SYSLOG"]
+BOOT_SECONDS = 60
+# Two boards; the dies of each behind one bridge.
+DIES = ("0000:05:00.0", "0000:06:00.0", "0000:85:00.0", "0000:86:00.0")
+CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE")
+CA_BUNDLE = "/etc/pki/standin-ca.pem"
+REPOSITORIES = """\
+[{name}]
+name=Stand-in for {name}
+baseurl=file:///opt/stub-repos/{name}
+gpgcheck=1
+enabled=1
+"""
+
+
+def pci_tree(dies: tuple[str, ...]) -> Path:
+    """A directory that looks like /sys/bus/pci/devices of a host with these K80 dies."""
+    root = STATE / "pci" / str(len(dies))
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    for address in dies:
+        (root / address).mkdir()
+        for name, value in (("vendor", "0x10de"), ("device", "0x102d"), ("class", "0x030200"), ("revision", "0xa1")):
+            (root / address / name).write_text(value + "\n")
+    return root
+
+
+def model_directory() -> Path | None:
+    """The model to serve where it is a directory of this machine; None for a name on a hub."""
+    named = os.environ.get("MODEL")
+    if not named:
+        return DEFAULT_MODEL
+    if Path(named).is_dir():
+        return Path(named).resolve()
+    if named.startswith(("/", ".", "~")):
+        fail(f"MODEL: found {named}, which is no directory; expected a model's directory, or its name on a hub.")
+    return None
+
+
+def model_name() -> str:
+    """The model as the stand-in knows it: a path there, or a name on a hub."""
+    directory = model_directory()
+    return os.environ["MODEL"] if directory is None else f"/srv/models/{directory.name}"
+
+
+def make_key(fleet: Fleet) -> None:
+    """Make the API key of the fleet's server: for systemd, for curl and for programs, each readable by us alone."""
+    fleet.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if fleet.key_file.exists():
+        return
+    key = secrets.token_urlsafe(32)
+    for path, text in (
+        (fleet.directory / "api-key", key),
+        (fleet.directory / "auth-header", f"Authorization: Bearer {key}"),
+        (fleet.key_file, f"VLLM_API_KEY={key}\n"),
+    ):
+        path.touch(mode=0o600)
+        path.write_text(text)
+
+
+def mounts(fleet: Fleet, host: str) -> dict[str, dict[str, str]]:
+    """Volumes of one container: everything is read-only."""
+    prefix = artifacts.python310().parents[1]
+    bound = {
+        artifacts.ensure(): "/opt/artifacts",
+        repos.ensure(): "/opt/stub-repos",
+        prefix: str(prefix),
+        pci_tree(DIES if host == "k80-standin" else ()): "/sys/bus/pci/devices",
+    }
+    model = model_directory()
+    if host == "k80-standin":
+        bound[fleet.key_file] = "/etc/kepler-standin/api-key.env"
+        if model:
+            bound[model] = f"/srv/models/{model.name}"
+    if bundle := os.environ.get("SSL_CERT_FILE"):
+        bound[Path(bundle).resolve()] = CA_BUNDLE
+    return {str(source): {"bind": target, "mode": "ro"} for source, target in bound.items()}
+
+
+def options(fleet: Fleet, host: str) -> dict[str, Any]:
+    """Arguments of docker's `run` for one container."""
+    chosen: dict[str, Any] = {
+        "name": fleet.container(host),
+        "hostname": host,
+        "detach": True,
+        "cap_add": CAPABILITIES,
+        "security_opt": ["seccomp=unconfined"],
+        "cgroupns": "private",
+        "tmpfs": {"/run": "rw,exec,mode=755", "/tmp": "rw,exec,mode=1777"},
+        # Four ranks exchange activations through shared memory.
+        "shm_size": "2g",
+        "volumes": mounts(fleet, host),
+        "labels": {"vllm-kepler": fleet.name},
+        "environment": (
+            {variable: CA_BUNDLE for variable in CA_VARIABLES} if os.environ.get("SSL_CERT_FILE") else {}
+        ),
+    }
+    if host == "k80-standin":
+        chosen["ports"] = {f"{SERVER_PORT}/tcp": ("127.0.0.1", fleet.port)}
+    return chosen
+
+
+def execute(container: Any, command: str) -> tuple[int, str]:
+    """Run a shell command in a container; (exit status, output)."""
+    status, output = container.exec_run(["/bin/sh", "-c", command])
+    return status, output.decode(errors="replace").strip()
+
+
+def wait_for_systemd(container: Any) -> None:
+    deadline = time.monotonic() + BOOT_SECONDS
+    state = ""
+    while time.monotonic() < deadline:
+        state = execute(container, "systemctl is-system-running")[1]
+        if state in ("running", "degraded"):
+            return
+        time.sleep(0.3)
+    fail(f"{container.name}: systemd is {state or 'not there'} after {BOOT_SECONDS} s; expected running. Log:\n"
+         f"{container.logs(tail=20).decode(errors='replace')}")
+
+
+def give_repositories(container: Any) -> None:
+    """Replace the distribution's repositories by the stubs of the same names, with signatures checked."""
+    text = "\n".join(REPOSITORIES.format(name=name) for name in ("baseos", "appstream"))
+    script = (
+        "rm -f /etc/yum.repos.d/*.repo && printf '%s' " + f"'{text}'" + " > /etc/yum.repos.d/distribution.repo && "
+        "rpm --import /opt/stub-repos/RPM-GPG-KEY-standin"
+    )
+    status, output = execute(container, script)
+    if status:
+        fail(f"{container.name}: the repositories could not be set up: {output}")
+
+
+def open_way_to_python(container: Any) -> None:
+    """Let every user reach the mounted interpreter: it may lie below a home directory."""
+    for parent in artifacts.python310().parents:
+        execute(container, f"chmod o+x '{parent}'")
+
+
+def up(fleet: Fleet) -> None:
+    """Start the hosts of a fleet that are not there yet."""
+    client = engine.ensure()
+    tag = image.ensure(client)
+    make_key(fleet)
+    for host in fleet.hosts:
+        name = fleet.container(host)
+        try:
+            container = client.containers.get(name)
+            container.start()
+            wait_for_systemd(container)
+            continue
+        except docker.errors.NotFound:
+            pass
+        chosen = options(fleet, host)
+        with Step(f"Starting the stand-in {host}"):
+            try:
+                container = client.containers.run(tag, **chosen)
+            except docker.errors.APIError as error:
+                reason = str(error.explanation)
+                client.containers.get(name).remove(force=True)
+                if "port is already allocated" in reason or "address already in use" in reason:
+                    fail(
+                        f"{fleet.name.upper()}_PORT: found port {fleet.port} of this machine in use; expected a free one. "
+                        f"Run again with {fleet.name.upper()}_PORT=<another port>."
+                    )
+                fail(f"{name}: the container did not start: {reason}")
+            wait_for_systemd(container)
+            give_repositories(container)
+            open_way_to_python(container)
+
+
+def down(fleet: Fleet) -> None:
+    """Remove the hosts of a fleet and its key."""
+    client = engine.present()
+    if client:
+        for container in client.containers.list(all=True, filters={"label": f"vllm-kepler={fleet.name}"}):
+            container.remove(force=True, v=True)
+    shutil.rmtree(fleet.directory, ignore_errors=True)
+
+
+def others_left() -> bool:
+    """Whether any stand-in of any fleet is there."""
+    client = engine.present()
+    return bool(client and client.containers.list(all=True, filters={"label": "vllm-kepler"}))
+
+
+def ansible_environment(fleet: Fleet) -> dict[str, str]:
+    """What inventory/standin reads from the environment."""
+    return {
+        **os.environ,
+        "STANDIN_FLEET": fleet.name,
+        "STANDIN_PYTHON310": str(artifacts.python310()),
+        "STANDIN_FINGERPRINT": (repos.ensure() / "fingerprint").read_text(),
+        "STANDIN_MODEL": model_name(),
+    }

@@ -1,0 +1,166 @@
+"""The image of a stand-in: Rocky Linux 8 where it can be pulled, else Debian's packages with Rocky's identity."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import docker
+
+from .settings import IMAGE, STATE, Step, fail
+
+SHARED = Path(__file__).resolve().parents[1]
+ROCKY = "rockylinux:8"
+BASE = "vllm-kepler/el8-base"
+PACKAGES = (
+    "systemd systemd-sysv dbus python3 python3-dnf dnf rpm dnf-plugins-core netbase sudo procps iproute2 "
+    "kmod pciutils curl tar gzip bzip2 xz-utils ca-certificates libssl3 libffi8 libsqlite3-0 libreadline8 libncursesw6 "
+    "libuuid1 libgdbm6 libnsl2 libtirpc3 liblzma5 libbz2-1.0 zlib1g"
+)
+# dnf's plugins that Enterprise Linux ships as well.
+PLUGINS = {"versionlock.py", "config_manager.py", "needs_restarting.py", "download.py", "builddep.py"}
+RELEASE = "Rocky Linux release 8.10 (Green Obsidian)\n"
+OS_RELEASE = """\
+NAME="Rocky Linux"
+VERSION="8.10 (Green Obsidian)"
+ID="rocky"
+ID_LIKE="rhel centos fedora"
+VERSION_ID="8.10"
+PLATFORM_ID="platform:el8"
+PRETTY_NAME="Rocky Linux 8.10 (Green Obsidian)"
+CPE_NAME="cpe:/o:rocky:rocky:8:GA"
+"""
+DNF = """\
+[main]
+gpgcheck=1
+installonly_limit=3
+clean_requirements_on_remove=True
+best=True
+skip_if_unavailable=False
+module_platform_id=platform:el8
+"""
+# Debian's rpm keeps its database in the home directory.
+MACROS = "%dist .el8\n%rhel 8\n%_dbpath /var/lib/rpm\n"
+
+
+def apt_source() -> str:
+    """One line of the machine's own apt configuration: its mirror and its key, for Debian 12's main component."""
+    for path in sorted(Path("/etc/apt").glob("sources.list.d/*.sources")):
+        text = path.read_text()
+        uri = re.search(r"^URIs:\s*(\S+)", text, re.MULTILINE)
+        key = re.search(r"^Signed-By:\s*(\S+)", text, re.MULTILINE)
+        if uri and key and "debian-archive" in key.group(1):
+            return f"deb [signed-by={key.group(1)}] {uri.group(1)} bookworm main"
+    for line in Path("/etc/apt/sources.list").read_text().splitlines():
+        if line.startswith("deb ") and "debian" in line:
+            return re.sub(r"^(deb (?:\[.*?\] )?\S+) .*", r"\1 bookworm main", line)
+    fail("Image: found no Debian mirror in /etc/apt; expected one, since no image of Rocky Linux 8 can be pulled.")
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_text(text)
+
+
+def link(path: Path, target: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+def give_identity(root: Path) -> None:
+    """Make a Debian tree look to Ansible and dnf as a Rocky Linux 8.10 does."""
+    for gone in ("etc/apt", "var/lib/apt", "var/cache/apt", "usr/lib/apt", "var/log"):
+        shutil.rmtree(root / gone, ignore_errors=True)
+    (root / "var/log/journal").mkdir(parents=True)
+    # Package managers of the host distribution would mislead Ansible's facts.
+    for program in [*root.glob("usr/bin/apt*"), *root.glob("usr/bin/dpkg*")]:
+        program.unlink()
+    (root / "etc/debian_version").unlink(missing_ok=True)
+    write(root / "usr/lib/os-release", OS_RELEASE)
+    link(root / "etc/os-release", "../usr/lib/os-release")
+    write(root / "etc/rocky-release", RELEASE)
+    for alias in ("redhat-release", "system-release"):
+        link(root / "etc" / alias, "rocky-release")
+    link(root / "usr/libexec/platform-python", "/usr/bin/python3")
+    write(root / "etc/dnf/dnf.conf", DNF)
+    write(root / "etc/dnf/vars/releasever", "8\n")
+    link(root / "usr/bin/yum", "dnf")
+    write(root / "etc/rpm/macros.el8", MACROS)
+    for directory in ("etc/yum.repos.d", "etc/pki/rpm-gpg", "etc/dnf/modules.d", "var/lib/rpm", "etc/sysconfig"):
+        (root / directory).mkdir(parents=True, exist_ok=True)
+    for plugin in root.glob("usr/lib/python3/dist-packages/dnf-plugins/*.py"):
+        if plugin.name not in PLUGINS:
+            plugin.unlink()
+    write(root / "etc/machine-id", "")
+    (root / "etc/fstab").unlink(missing_ok=True)
+    subprocess.run(["chroot", root, "rpm", "--initdb"], check=True)
+
+
+def debian_base(client: docker.DockerClient, tag: str) -> None:
+    """Import a base made of Debian's packages."""
+    if os.geteuid() != 0:
+        fail(f"Image: {ROCKY} cannot be pulled and this user is not root; expected one of both. Run as root, or pull it.")
+    missing = [package for program, package in (("mmdebstrap", "mmdebstrap"), ("rpm", "rpm")) if not shutil.which(program)]
+    if missing:
+        subprocess.run(["apt-get", "--quiet", "--quiet", "install", "--yes", "--no-install-recommends", *missing],
+                       check=True, stdout=subprocess.DEVNULL, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+    root = STATE / "rootfs"
+    shutil.rmtree(root, ignore_errors=True)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    options = ["--quiet", "--variant=minbase", "--mode=root", "--dpkgopt=force-unsafe-io",
+               '--aptopt=Apt::Install-Recommends "false"', f"--include={','.join(PACKAGES.split())}"]
+    options += [f"--dpkgopt=path-exclude=/usr/share/{kind}/*" for kind in ("man", "doc", "locale", "info")]
+    made = subprocess.run(["mmdebstrap", *options, "bookworm", root, apt_source()], capture_output=True, text=True)
+    if made.returncode:
+        fail(f"Image: mmdebstrap failed:\n{made.stderr.strip()[-2000:]}")
+    give_identity(root)
+    archive = subprocess.Popen(["tar", "-C", root, "--numeric-owner", "-c", "."], stdout=subprocess.PIPE)
+    client.api.import_image_from_stream(archive.stdout, repository=tag.partition(":")[0], tag=tag.partition(":")[2])
+    archive.wait()
+    shutil.rmtree(root)
+
+
+def base(client: docker.DockerClient) -> str:
+    """Name of the base image: pulled where a registry answers, else made."""
+    try:
+        client.images.get(ROCKY)
+        return ROCKY
+    except docker.errors.ImageNotFound:
+        pass
+    try:
+        client.images.pull(ROCKY.partition(":")[0], tag=ROCKY.partition(":")[2])
+        return ROCKY
+    except docker.errors.APIError:
+        print("   no registry answers: making the base from Debian's packages (about a minute)", flush=True)
+    tag = f"{BASE}:{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}"
+    try:
+        client.images.get(tag)
+    except docker.errors.ImageNotFound:
+        debian_base(client, tag)
+    return tag
+
+
+def ensure(client: docker.DockerClient) -> str:
+    """Tag of the image, built if its inputs changed."""
+    inputs = Path(__file__).read_bytes() + (SHARED / "Dockerfile").read_bytes()
+    tag = f"{IMAGE}:{hashlib.sha256(inputs).hexdigest()[:12]}"
+    try:
+        client.images.get(tag)
+    except docker.errors.ImageNotFound:
+        with Step("Building the image of the stand-ins"):
+            client.images.build(path=str(SHARED), tag=tag, buildargs={"BASE": base(client)}, rm=True, forcerm=True)
+    return tag
+
+
+def remove(client: docker.DockerClient) -> None:
+    """Remove the images that were built here."""
+    for name in (IMAGE, BASE):
+        for image in client.images.list(name):
+            for tag in image.tags:
+                client.images.remove(tag, force=True)

@@ -1,0 +1,173 @@
+"""Repositories of stub packages: the names, versions and module streams of the lock, signed, and what must not win."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .settings import PROJECT, STATE, Step, fail
+
+SHARED = Path(__file__).resolve().parents[1]
+LOCK = PROJECT / "files" / "lock" / "rpms.yml"
+REPOSITORIES = ("baseos", "appstream", "epel", "cuda-rhel8")
+SIGNER = "Stand-in repositories <standin@example.org>"
+CONTEXT = "20240604100000:6b381ea8"
+# Newer than the lock on purpose: nothing of these may be installed.
+DECOYS = [
+    {"name": "nvidia-driver", "epoch": 3, "version": "560.35.03", "release": "1.el8", "arch": "x86_64",
+     "repo": "cuda-rhel8", "module": "nvidia-driver", "stream": "latest-dkms"},
+    {"name": "kernel-headers", "epoch": 0, "version": "4.18.0", "release": "553.99.1.el8_10", "arch": "x86_64",
+     "repo": "baseos"},
+    {"name": "cuda-nvcc-12-4", "epoch": 0, "version": "12.4.131", "release": "1", "arch": "x86_64",
+     "repo": "cuda-rhel8"},
+]
+PERSISTENCED = """\
+[Unit]
+Description=Stands for NVIDIA's persistence daemon
+
+[Service]
+ExecStart=/bin/sleep infinity
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def version_of(rpms: list[dict[str, Any]], name: str) -> str:
+    return next(rpm["version"] for rpm in rpms if rpm["name"] == name)
+
+
+def contents(rpms: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Files of the packages that the roles call: package -> path -> text. All others are empty."""
+    gcc, nvcc = version_of(rpms, "gcc-toolset-10-gcc"), version_of(rpms, "cuda-nvcc-11-4")
+    tools = "/opt/rh/gcc-toolset-10/root/usr/bin"
+    return {
+        "nvidia-driver-cuda": {
+            "/usr/bin/nvidia-smi": (SHARED / "stubs" / "nvidia-smi").read_text(),
+            "/usr/share/kepler-standin/nvidia-smi.csv": (SHARED / "captures" / "k80x4.csv").read_text(),
+        },
+        "nvidia-persistenced": {"/usr/lib/systemd/system/nvidia-persistenced.service": PERSISTENCED},
+        "cuda-nvcc-11-4": {
+            "/usr/local/cuda-11.4/bin/nvcc": f"#!/bin/sh\necho 'Cuda compilation tools, release 11.4, V{nvcc}'\n"
+        },
+        "gcc-toolset-10-gcc": {f"{tools}/gcc": f"#!/bin/sh\necho 'gcc (GCC) {gcc} 20210422 (Red Hat {gcc}-1)'\n"},
+        "gcc-toolset-10-gcc-c++": {f"{tools}/g++": f"#!/bin/sh\necho 'g++ (GCC) {gcc} 20210422 (Red Hat {gcc}-1)'\n"},
+    }
+
+
+def spec(rpm: dict[str, Any], files: dict[str, str]) -> str:
+    """RPM spec of one stub."""
+    lines = [
+        f"Name: {rpm['name']}", f"Epoch: {rpm['epoch']}", f"Version: {rpm['version']}", f"Release: {rpm['release']}",
+        "Summary: Stub for the stand-in", "License: Apache-2.0", f"BuildArch: {rpm['arch']}", "AutoReqProv: no",
+    ]
+    if "stream" in rpm:
+        lines.append(f"ModularityLabel: {rpm['module']}:{rpm['stream']}:{CONTEXT}")
+    lines += [f"Requires: {name}" for name in rpm.get("requires", [])]
+    lines += [f"Provides: {name}" for name in rpm.get("provides", [])]
+    lines += ["%description", f"Stands for {rpm['name']}.", "%install", "mkdir -p %{buildroot}"]
+    for number, (path, text) in enumerate(files.items()):
+        mode = "0755" if "/bin/" in path else "0644"
+        # A percent sign begins a macro.
+        body = text.rstrip("\n").replace("%", "%%")
+        lines += [f"mkdir -p %{{buildroot}}{os.path.dirname(path)}", f"cat > %{{buildroot}}{path} <<'END{number}'", body,
+                  f"END{number}", f"chmod {mode} %{{buildroot}}{path}"]
+    return "\n".join([*lines, "%files", *files]) + "\n"
+
+
+def modules(rpms: list[dict[str, Any]]) -> str:
+    """Module metadata: a stream for each one named, the newest the default."""
+    documents = []
+    streams = sorted({(rpm["module"], rpm["stream"]) for rpm in rpms if "stream" in rpm})
+    for module, stream in streams:
+        members = [rpm for rpm in rpms if rpm.get("stream") == stream]
+        version, context = CONTEXT.split(":")
+        documents.append({
+            "document": "modulemd", "version": 2,
+            "data": {
+                "name": module, "stream": stream, "version": int(version), "context": context, "arch": "x86_64",
+                "summary": f"Stub of {module}", "description": f"Stub of {module}:{stream}.",
+                "license": {"module": ["Apache-2.0"]},
+                "dependencies": [{"requires": {"platform": ["el8"]}}],
+                "profiles": {"default": {"rpms": [module]}},
+                "artifacts": {"rpms": [
+                    f"{rpm['name']}-{rpm['epoch']}:{rpm['version']}-{rpm['release']}.{rpm['arch']}" for rpm in members
+                ]},
+            },
+        })
+    documents.append({
+        "document": "modulemd-defaults", "version": 1,
+        "data": {"module": "nvidia-driver", "stream": "latest-dkms",
+                 "profiles": {stream: ["default"] for _, stream in streams}},
+    })
+    return "".join("---\n" + yaml.safe_dump(document, sort_keys=False) + "...\n" for document in documents)
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    """Run a program; end with its output where it fails."""
+    done = subprocess.run([str(part) for part in command], env={**os.environ, **environment}, capture_output=True, text=True)
+    if done.returncode:
+        fail(f"Stub repositories: {command[0]} failed:\n{(done.stderr or done.stdout).strip()[-2000:]}")
+    return done.stdout
+
+
+def build(target: Path) -> None:
+    """Make the repositories below `target`, with the key that signed them."""
+    rpms = yaml.safe_load(LOCK.read_text())["rpms"]
+    files = contents(rpms)
+    work = target / "work"
+    home = work / "gnupg"
+    home.mkdir(parents=True, mode=0o700)
+    (work / "specs").mkdir()
+    for rpm in [*rpms, *DECOYS]:
+        path = work / "specs" / f"{rpm['name']}-{rpm['version']}-{rpm['release']}.spec"
+        path.write_text(spec(rpm, {} if rpm in DECOYS else files.get(rpm["name"], {})))
+        packages = target / rpm["repo"] / "Packages"
+        packages.mkdir(parents=True, exist_ok=True)
+        run("rpmbuild", "-bb", "--quiet", "--nodeps", "--target", rpm["arch"],
+            "--define", f"_topdir {work}", "--define", f"_rpmdir {packages}", "--define", f"_dbpath {work}/db",
+            "--define", "_rpmfilename %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm",
+            "--define", "_build_id_links none", "--define", "__os_install_post %{nil}", path)
+    gpg = ["gpg", "--batch", "--quiet"]
+    run(*gpg, "--passphrase", "", "--quick-generate-key", SIGNER, "rsa3072", "sign", "never", GNUPGHOME=str(home))
+    (target / "RPM-GPG-KEY-standin").write_text(run(*gpg, "--armor", "--export", GNUPGHOME=str(home)))
+    listed = run(*gpg, "--list-keys", "--with-colons", GNUPGHOME=str(home))
+    fingerprint = next(line.split(":")[9] for line in listed.splitlines() if line.startswith("fpr:"))
+    (target / "fingerprint").write_text(fingerprint)
+    run("rpmsign", "--addsign", "--define", f"_gpg_name {SIGNER}", "--define", f"_gpg_path {home}",
+        "--define", "__gpg /usr/bin/gpg", *target.glob("*/Packages/*.rpm"), GNUPGHOME=str(home))
+    for repository in REPOSITORIES:
+        run("createrepo_c", "--quiet", target / repository)
+    (work / "modules.yaml").write_text(modules([*rpms, *DECOYS]))
+    run("modifyrepo_c", "--mdtype=modules", work / "modules.yaml", target / "cuda-rhel8" / "repodata")
+    run("gpgconf", "--homedir", home, "--kill", "all")
+    # The private key has done its work.
+    shutil.rmtree(work)
+
+
+def ensure() -> Path:
+    """Directory of the repositories, made anew when the lock or the stubs changed."""
+    inputs = b"".join(
+        path.read_bytes()
+        for path in (Path(__file__), LOCK, SHARED / "stubs" / "nvidia-smi", SHARED / "captures" / "k80x4.csv")
+    )
+    target = STATE / "repos" / hashlib.sha256(inputs).hexdigest()[:12]
+    if (target / "fingerprint").exists() and not (target / "work").exists():
+        return target
+    programs = {"rpmbuild": "rpm", "createrepo_c": "createrepo-c", "gpg": "gnupg"}
+    missing = [package for program, package in programs.items() if not shutil.which(program)]
+    with Step("Making the stub repositories"):
+        if missing and os.geteuid() == 0 and shutil.which("apt-get"):
+            run("apt-get", "--quiet", "install", "--yes", "--no-install-recommends", *missing,
+                DEBIAN_FRONTEND="noninteractive")
+        elif missing:
+            fail(f"Stub repositories: found no {', '.join(missing)}; expected rpm, createrepo_c and gpg. Install them.")
+        shutil.rmtree(target, ignore_errors=True)
+        build(target)
+    return target

@@ -1,0 +1,70 @@
+"""Names and places of the stand-ins."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+PROJECT = Path(__file__).resolve().parents[3]
+CACHE = Path(os.environ.get("KEPLER_CACHE") or Path.home() / ".cache" / "vllm-kepler")
+ARTIFACTS = CACHE / "artifacts"
+STATE = CACHE / "standin"
+IMAGE = "vllm-kepler/el8-standin"
+DEFAULT_MODEL = PROJECT / "tests" / "models" / "licence-llama"
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A set of stand-ins that live and end together.
+
+    Attributes:
+        name: "demo" or "test": so that a test run leaves a demo alone.
+        port: port on this machine's loopback that reaches the server of the K80 host.
+        hosts: inventory names.
+    """
+
+    name: str
+    port: int
+    hosts: tuple[str, ...]
+
+    def container(self, host: str) -> str:
+        return f"kepler-{self.name}-{host}"
+
+    @property
+    def directory(self) -> Path:
+        """State of the fleet on this machine."""
+        return STATE / self.name
+
+    @property
+    def key_file(self) -> Path:
+        """The API key of the fleet's server, in the form that systemd reads."""
+        return self.directory / "api-key.env"
+
+
+DEMO = Fleet("demo", int(os.environ.get("DEMO_PORT") or 8000), ("k80-standin",))
+TEST = Fleet("test", int(os.environ.get("TEST_PORT") or 8100), ("k80-standin", "other-standin"))
+
+
+def fail(message: str) -> NoReturn:
+    """End with one message for the user."""
+    sys.exit(f"\n{message}")
+
+
+class Step:
+    """Says what begins, and how long it took when it ends."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> Step:
+        self.started = time.monotonic()
+        print(f"== {self.what}", flush=True)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is None:
+            print(f"   {time.monotonic() - self.started:.0f} s", flush=True)
