@@ -1,0 +1,81 @@
+"""Filters that turn files/lock/rpms.yml into what dnf, rpm and versionlock take."""
+
+from __future__ import annotations
+
+from ansible.errors import AnsibleFilterError
+
+
+def nevra(entry: dict) -> str:
+    """`name-epoch:version-release.arch` of one lock entry: dnf takes it, and `rpm -q` prints it with EPOCHNUM."""
+    return f"{entry['name']}-{entry['epoch']}:{entry['version']}-{entry['release']}.{entry['arch']}"
+
+
+def locked_rpms(lock: dict, role: str) -> list[str]:
+    """NEVRAs of what `role` installs, in the order of the lock."""
+    found = [nevra(entry) for entry in lock["rpms"] if entry["role"] == role]
+    if not found:
+        roles = ", ".join(sorted({entry["role"] for entry in lock["rpms"]}))
+        raise AnsibleFilterError(
+            f"files/lock/rpms.yml: found no package of the role {role!r}; expected one of {roles}. Add it there."
+        )
+    return found
+
+
+def locked_rpm(lock: dict, name: str) -> dict:
+    """The lock's entry of the package `name`."""
+    for entry in lock["rpms"]:
+        if entry["name"] == name:
+            return entry
+    raise AnsibleFilterError(f"files/lock/rpms.yml: found no package {name!r}; expected one. Add it there.")
+
+
+def locked_version(lock: dict, name: str) -> str:
+    """Version of the package `name`, without epoch and release."""
+    return locked_rpm(lock, name)["version"]
+
+
+def locked_kernel(lock: dict) -> str:
+    """The locked kernel as `uname -r` prints it."""
+    entry = locked_rpm(lock, "kernel")
+    return f"{entry['version']}-{entry['release']}.{entry['arch']}"
+
+
+def locked_driver(lock: dict) -> dict[str, str]:
+    """The driver's version and module stream and the kernel that it is locked with."""
+    entry = locked_rpm(lock, "nvidia-driver")
+    return {"driver": entry["version"], "stream": entry["stream"], "kernel": locked_kernel(lock)}
+
+
+def versionlock_patterns(lock: dict, role: str) -> list[str]:
+    """What the versionlock list of dnf holds for the packages of `role`: the form that the plugin writes itself."""
+    return [
+        f"{entry['name']}-{entry['epoch']}:{entry['version']}-{entry['release']}.*"
+        for entry in lock["rpms"]
+        if entry["role"] == role
+    ]
+
+
+def package_name(text: str) -> str:
+    """Package name of a NEVRA."""
+    return text.rsplit("-", 2)[0]
+
+
+def rpms_to_install(wanted: list[str], installed: list[str], exact: bool) -> list[str]:
+    """NEVRAs of `wanted` that have to be installed where `installed` are there.
+
+    With `exact` false a package that is there in another version stays as it is.
+    """
+    names = {package_name(text) for text in installed}
+    there = set(installed)
+    return [text for text in wanted if text not in there and (exact or package_name(text) not in names)]
+
+
+class FilterModule:
+    def filters(self) -> dict:
+        return {
+            "locked_rpms": locked_rpms,
+            "locked_version": locked_version,
+            "locked_driver": locked_driver,
+            "versionlock_patterns": versionlock_patterns,
+            "rpms_to_install": rpms_to_install,
+        }

@@ -1,0 +1,139 @@
+"""What a host says about itself in files, read and put into plain data. Nothing here writes."""
+
+from __future__ import absolute_import, division, print_function
+
+__metaclass__ = type
+
+import os
+import re
+import socket
+import struct
+
+NVIDIA = "0x10de"
+UNIT = re.compile(r"^[^/]+\.(service|scope|socket|slice)$")
+LISTEN = "0A"  # state of a listening socket in /proc/net/tcp
+
+
+def read(path):
+    """Stripped text of a small file, or None where there is none that can be read."""
+    try:
+        with open(path) as stream:
+            return stream.read().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def os_release(text):
+    """Mapping of an os-release file; a line that is no assignment is passed over."""
+    found = {}
+    for line in (text or "").splitlines():
+        key, equals, value = line.strip().partition("=")
+        if equals and not key.startswith("#"):
+            found[key] = value.strip("\"'")
+    return found
+
+
+def nvidia_devices(root):
+    """NVIDIA functions below the sysfs directory `root`, by address.
+
+    Returns [{address, vendor, device, driver}]; `driver` is None where none is bound.
+    """
+    try:
+        addresses = sorted(os.listdir(root))
+    except OSError:
+        return []
+    found = []
+    for address in addresses:
+        directory = os.path.join(root, address)
+        if read(os.path.join(directory, "vendor")) != NVIDIA:
+            continue
+        driver = os.path.join(directory, "driver")
+        found.append({
+            "address": address,
+            "vendor": NVIDIA,
+            "device": read(os.path.join(directory, "device")),
+            "driver": os.path.basename(os.readlink(driver)) if os.path.islink(driver) else None,
+        })
+    return found
+
+
+def address_of(text):
+    """Address as people write it, of the hexadecimal form that /proc/net/tcp and tcp6 have."""
+    words = [text[start:start + 8] for start in range(0, len(text), 8)]
+    packed = b"".join(struct.pack("<I", int(word, 16)) for word in words)
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+
+
+def listeners(table):
+    """Listening sockets in the text of /proc/net/tcp or tcp6: [{address, port, inode}]."""
+    found = []
+    for line in (table or "").splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 9 and fields[3] == LISTEN:
+            address, port = fields[1].split(":")
+            found.append({"address": address_of(address), "port": int(port, 16), "inode": fields[9]})
+    return found
+
+
+def unit_of(cgroup):
+    """The systemd unit that the text of /proc/PID/cgroup names: the innermost one, or None."""
+    best = None
+    for line in (cgroup or "").splitlines():
+        parts = line.split(":", 2)
+        if len(parts) != 3 or parts[1] not in ("", "name=systemd"):
+            continue
+        for step in parts[2].split("/"):
+            if UNIT.match(step) and not step.endswith(".slice"):
+                best = step
+    return best
+
+
+def holders(inodes, proc="/proc"):
+    """{inode: {pid, command, unit}} of the processes that hold the sockets `inodes`."""
+    wanted = {"socket:[%s]" % inode: inode for inode in inodes}
+    found = {}
+    for pid in (name for name in os.listdir(proc) if name.isdigit()):
+        directory = os.path.join(proc, pid)
+        files = os.path.join(directory, "fd")
+        try:
+            links = [os.readlink(os.path.join(files, name)) for name in os.listdir(files)]
+        except OSError:  # the process has ended meanwhile
+            continue
+        for link in links:
+            if link in wanted:
+                found[wanted[link]] = {
+                    "pid": int(pid),
+                    "command": read(os.path.join(directory, "comm")),
+                    "unit": unit_of(read(os.path.join(directory, "cgroup"))),
+                }
+    return found
+
+
+def free_bytes(path):
+    """Bytes that root can still write at `path`, or at the nearest directory above it that exists."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path) or "/"
+    status = os.statvfs(path)
+    return status.f_bfree * status.f_frsize
+
+
+def modules(text):
+    """Names of the loaded kernel modules, from the text of /proc/modules."""
+    return [line.split()[0] for line in (text or "").splitlines() if line.strip()]
+
+
+def dnf_module_streams(directory):
+    """{module: enabled stream} of dnf's own records, the `.module` files of `directory`."""
+    found = {}
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError:
+        return found
+    for name in names:
+        if not name.endswith(".module"):
+            continue
+        text = read(os.path.join(directory, name)) or ""
+        values = dict(line.replace(" ", "").split("=", 1) for line in text.splitlines() if "=" in line)
+        if values.get("state") == "enabled":
+            found[name[:-len(".module")]] = values.get("stream", "")
+    return found

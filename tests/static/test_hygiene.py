@@ -1,0 +1,36 @@
+"""No file names a package registry's host or a path of somebody's machine."""
+
+import re
+
+import pytest
+from repository import files, name_of, text_of
+
+# Put together here, so that this file does not hold what it looks for.
+HOSTS = [
+    ".".join(parts)
+    for parts in (
+        ("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "(?:org|com)"), ("deb", "debian", "org"),
+        ("security", "debian", "org"), ("archive", "ubuntu", "com"), ("proxy", "golang", "org"), ("crates", "io"),
+    )
+]  # fmt: skip
+# `/opt/rh/gcc-toolset-10/root/usr` is a path of hosts: what counts is the first directory.
+PATHS = [rf"(?<![\w.$\}}-])/{name}/" for name in ("wo" + "rk", "ro" + "ot", "ho" + r"me/\w+")]
+FORBIDDEN = re.compile("|".join([host.replace(".", r"\.") for host in HOSTS] + PATHS))
+
+
+@pytest.mark.parametrize("path", files(), ids=name_of)
+def test_a_file_names_no_registry_and_no_machine(path):
+    assert FORBIDDEN.findall(text_of(path) or "") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://" + HOSTS[0] + "/simple", "files." + HOSTS[1], "/ro" + "ot/x", "cd /wo" + "rk/main", "'/ho" + "me/me/x'"],
+)
+def test_the_pattern_finds_what_it_is_for(text):
+    assert FORBIDDEN.search(text)
+
+
+@pytest.mark.parametrize("text", ["/opt/rh/gcc-toolset-10/root/usr/bin", "$HOME/work/x", "a/work/b", "homework/x"])
+def test_the_pattern_leaves_the_rest_alone(text):
+    assert not FORBIDDEN.search(text)

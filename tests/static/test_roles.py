@@ -1,0 +1,104 @@
+"""Every role has the same shape, and its documentation agrees with it."""
+
+import re
+
+import pytest
+from repository import ROLES, ROOT, load, module_of
+
+EACH = pytest.mark.parametrize("role", ROLES)
+SECTIONS = ("Requirements", "Role Variables", "Variables Exported", "Example")
+DISPATCHING = {"import_tasks", "include_tasks", "import_role", "include_role"}
+PYTHON = {
+    "str": str, "path": str, "bool": bool, "int": int, "float": (int, float), "list": list, "dict": dict,
+    "raw": object,
+}  # fmt: skip
+
+
+def part(role, name):
+    return ROOT / "roles" / role / name
+
+
+def defaults_of(role):
+    return load(part(role, "defaults/main.yml")) or {}
+
+
+def options_of(role):
+    """Options of all entry points together."""
+    specs = load(part(role, "meta/argument_specs.yml"))["argument_specs"]
+    return {name: option for entry in specs.values() for name, option in (entry.get("options") or {}).items()}
+
+
+@EACH
+@pytest.mark.parametrize(
+    "name", ["README.md", "defaults/main.yml", "meta/main.yml", "meta/argument_specs.yml", "tasks/main.yml"]
+)
+def test_a_role_has_its_parts(role, name):
+    assert part(role, name).is_file()
+
+
+@EACH
+def test_the_readme_has_its_sections(role):
+    headings = re.findall("^## (.+)$", part(role, "README.md").read_text(), re.MULTILINE)
+    assert [section for section in SECTIONS if section not in headings] == []
+
+
+@EACH
+def test_the_readme_names_every_knob(role):
+    text = part(role, "README.md").read_text()
+    assert [name for name in defaults_of(role) if f"`{name}`" not in text] == []
+
+
+@EACH
+def test_argument_specs_equal_defaults(role):
+    defaults, options = defaults_of(role), options_of(role)
+    assert {name: option["default"] for name, option in options.items() if "default" in option} == defaults
+    assert [name for name, option in options.items() if "default" not in option and not option.get("required")] == []
+
+
+@EACH
+def test_a_default_has_the_type_of_its_option(role):
+    for name, option in options_of(role).items():
+        default = option.get("default")
+        if isinstance(default, str) and "{{" in default:  # its type shows where it is rendered
+            continue
+        if "default" in option:
+            assert isinstance(default, PYTHON[option["type"]]), name
+            assert not (option["type"] in ("int", "float") and isinstance(default, bool)), name
+            assert default in option.get("choices", [default]), name
+
+
+@EACH
+def test_every_option_has_a_type_and_a_description(role):
+    options = options_of(role).items()
+    assert [name for name, option in options if not (option.get("type") and option.get("description"))] == []
+
+
+@EACH
+def test_every_default_has_a_comment(role):
+    lines = part(role, "defaults/main.yml").read_text().splitlines()
+    blocks, comment = {}, False
+    for line in lines:
+        if name := re.match("([a-z][a-z0-9_]*):", line):
+            blocks[name[1]] = comment
+        elif not line:
+            comment = False
+        elif line.startswith("#"):
+            comment = True
+    assert [name for name, commented in blocks.items() if not commented] == []
+
+
+@EACH
+def test_variables_carry_the_name_of_their_role(role):
+    path = part(role, "vars/main.yml")
+    names = [*defaults_of(role), *(load(path) or {} if path.is_file() else {})]
+    assert [name for name in names if not name.startswith((f"{role}_", f"__{role}_"))] == []
+
+
+@EACH
+def test_main_only_dispatches(role):
+    tasks = load(part(role, "tasks/main.yml"))
+    assert tasks
+    for task in tasks:
+        assert module_of(task) in DISPATCHING, task["name"]
+        assert role in task["tags"], task["name"]
+        assert any(tag.startswith(f"{role}_") for tag in task["tags"]), task["name"]

@@ -1,0 +1,55 @@
+"""Rules that every task keeps."""
+
+import re
+
+import pytest
+from repository import BLOCKS, load, module_of, name_of, task_files, tasks_of
+
+FILES = pytest.mark.parametrize("path", task_files(), ids=name_of)
+PROGRAMS = {"command", "shell", "raw", "script"}
+
+
+def label(task):
+    return task.get("name") or str(task)[:80]
+
+
+@FILES
+def test_every_task_and_play_is_named(path):
+    named = [*(load(path) or []), *tasks_of(path)]
+    assert [label(task) for task in named if not task.get("name")] == []
+
+
+@FILES
+def test_no_error_is_ignored(path):
+    assert [label(task) for task in tasks_of(path) if "ignore_errors" in task or "ignore_unreachable" in task] == []
+
+
+@FILES
+def test_nothing_is_asked_for_in_its_latest_version(path):
+    assert not re.search(r"state:\s*['\"]?latest", path.read_text())
+
+
+@FILES
+def test_programs_say_when_they_change_something(path):
+    """A program that only reads says so, and runs in check mode too: what follows depends on its answer."""
+    for task in tasks_of(path):
+        if module_of(task) not in PROGRAMS:
+            continue
+        assert "changed_when" in task, label(task)
+        if task["changed_when"] is False:
+            assert task.get("check_mode") is False, label(task)
+
+
+@FILES
+def test_blocks_are_not_empty(path):
+    for task in tasks_of(path):
+        for key in BLOCKS:
+            assert key not in task or task[key], label(task)
+
+
+def test_the_walk_sees_tasks_within_blocks(tmp_path):
+    path = tmp_path / "main.yml"
+    path.write_text("- name: A\n  block:\n    - ansible.builtin.command: ls\n  rescue:\n    - shell: ls\n")
+    assert [module_of(task) for task in tasks_of(path)] == ["", "command", "shell"]
+    path.write_text("- hosts: all\n  pre_tasks:\n    - debug: {}\n  tasks:\n    - command: ls\n")
+    assert [module_of(task) for task in tasks_of(path)] == ["command", "debug"]

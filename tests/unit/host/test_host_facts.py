@@ -1,0 +1,133 @@
+"""What the host says about itself, read from captured files."""
+
+import os
+
+import pytest
+from host import facts
+
+K80, K40 = "0x102d", "0x1023"
+
+
+def pci(root, functions):
+    """A sysfs directory with `functions`: address -> (vendor, device, driver or None)."""
+    for address, (vendor, device, driver) in functions.items():
+        directory = root / address
+        directory.mkdir(parents=True)
+        (directory / "vendor").write_text(vendor + "\n")
+        (directory / "device").write_text(device + "\n")
+        if driver:
+            (directory / "driver").symlink_to("../../../bus/pci/drivers/" + driver)
+    return str(root)
+
+
+NEIGHBOURS = {"0000:00:1f.2": ("0x8086", "0x8d02", "ahci"), "0000:03:00.0": ("0x8086", "0x1533", "igb")}
+BOARD = {"0000:06:00.0": ("0x10de", K80, "nvidia"), "0000:07:00.0": ("0x10de", K80, "nvidia")}
+BOARD_2 = {"0000:84:00.0": ("0x10de", K80, "nouveau"), "0000:85:00.0": ("0x10de", K80, None)}
+
+
+@pytest.mark.parametrize(
+    ("functions", "devices", "drivers"),
+    [
+        (dict(NEIGHBOURS, **dict(BOARD, **BOARD_2)), [K80] * 4, ["nvidia", "nvidia", "nouveau", None]),
+        (dict(NEIGHBOURS, **BOARD), [K80] * 2, ["nvidia", "nvidia"]),
+        (NEIGHBOURS, [], []),
+        (dict(BOARD, **{"0000:82:00.0": ("0x10de", K40, None)}), [K80, K80, K40], ["nvidia", "nvidia", None]),
+    ],
+    ids=["four dies", "two dies", "none", "a K40 beside a K80"],
+)
+def test_nvidia_functions_on_the_pci_bus(tmp_path, functions, devices, drivers):
+    found = facts.nvidia_devices(pci(tmp_path / "devices", functions))
+    assert [device["device"] for device in found] == devices
+    assert [device["driver"] for device in found] == drivers
+    assert [device["address"] for device in found] == sorted(device["address"] for device in found)
+
+
+def test_no_pci_bus(tmp_path):
+    assert facts.nvidia_devices(str(tmp_path / "nothing")) == []
+
+
+def test_a_pci_function_without_vendor_is_passed_over(tmp_path):
+    (tmp_path / "0000:00:00.0").mkdir()
+    assert facts.nvidia_devices(str(tmp_path)) == []
+
+
+def test_os_release():
+    text = '# Rocky\nNAME="Rocky Linux"\nID=rocky\nVERSION_ID="8.10"\n\nnonsense\nHOME_URL=\'a=b\'\n'
+    assert facts.os_release(text) == {"NAME": "Rocky Linux", "ID": "rocky", "VERSION_ID": "8.10", "HOME_URL": "a=b"}
+    assert facts.os_release(None) == {}
+
+
+TCP = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 0 100 0 0 10 0
+   1: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 17 1 0 100 0 0 10 0
+   2: 0100007F:9C40 0100007F:1F40 01 00000000:00000000 00:00000000 00000000     0        0 99 1 0 20 4 30 10 -1
+"""
+TCP6 = """  sl  local_address                         remote_address                        st tx_queue rx_queue
+   0: 00000000000000000000000001000000:1F41 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 77 1 0 100
+   1: 00000000000000000000000000000000:1F42 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 78 1 0 100
+"""
+
+
+def test_listeners_of_ipv4():
+    assert facts.listeners(TCP) == [
+        {"address": "127.0.0.1", "port": 8000, "inode": "4242"},
+        {"address": "0.0.0.0", "port": 22, "inode": "17"},
+    ]
+
+
+def test_listeners_of_ipv6():
+    assert [(entry["address"], entry["port"]) for entry in facts.listeners(TCP6)] == [("::1", 8001), ("::", 8002)]
+
+
+def test_no_table_no_listeners():
+    assert facts.listeners(None) == []
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit"),
+    [
+        ("0::/system.slice/system-vllm.slice/vllm@demo.service\n", "vllm@demo.service"),
+        ("4:memory:/user.slice\n1:name=systemd:/system.slice/nginx.service\n", "nginx.service"),
+        ("0::/user.slice/user-0.slice/session-3.scope\n", "session-3.scope"),
+        ("0::/\n", None),
+        (None, None),
+    ],
+)
+def test_unit_of_a_process(cgroup, unit):
+    assert facts.unit_of(cgroup) == unit
+
+
+def test_who_holds_a_socket(tmp_path):
+    holder = tmp_path / "321"
+    (holder / "fd").mkdir(parents=True)
+    (holder / "fd" / "7").symlink_to("socket:[4242]")
+    (holder / "fd" / "0").symlink_to("/dev/null")
+    (holder / "comm").write_text("python\n")
+    (holder / "cgroup").write_text("0::/system.slice/vllm@demo.service\n")
+    (tmp_path / "322").mkdir()  # a process that has ended meanwhile
+    (tmp_path / "self").mkdir()
+    assert facts.holders(["4242", "1"], str(tmp_path)) == {
+        "4242": {"pid": 321, "command": "python", "unit": "vllm@demo.service"}
+    }
+
+
+def test_free_space_of_a_path_that_does_not_exist_yet(tmp_path):
+    status = os.statvfs(str(tmp_path))
+    free = facts.free_bytes(str(tmp_path / "opt" / "kepler"))
+    assert 0 < free <= status.f_blocks * status.f_frsize
+
+
+def test_loaded_modules():
+    assert facts.modules("nouveau 1 0 - Live 0x0\nnvidia_uvm 2 0 - Live 0x0\n") == ["nouveau", "nvidia_uvm"]
+    assert facts.modules(None) == []
+
+
+def test_enabled_module_streams(tmp_path):
+    (tmp_path / "nvidia-driver.module").write_text(
+        "[nvidia-driver]\nname=nvidia-driver\nstream=470-dkms\nprofiles=\nstate=enabled\n"
+    )
+    (tmp_path / "perl.module").write_text("[perl]\nname = perl\nstream = 5.26\nstate = enabled\n")
+    (tmp_path / "php.module").write_text("[php]\nname=php\nstream=\nstate=disabled\n")
+    (tmp_path / "notes.txt").write_text("stream=1\nstate=enabled\n")
+    assert facts.dnf_module_streams(str(tmp_path)) == {"nvidia-driver": "470-dkms", "perl": "5.26"}
+    assert facts.dnf_module_streams(str(tmp_path / "none")) == {}

@@ -1,0 +1,213 @@
+"""What the inventory says about servers and providers."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from kepler_preflight import KEYS, findings_errors, findings_report, instances_with_defaults, inventory_findings
+
+PROVIDERS = {"pytorch_provider": "source", "python310_provider": "prebuilt"}
+WHERE = "vllm_service_instances[0]"
+
+
+NULL = object()
+
+
+def demo(**keys):
+    """A valid instance, with `keys` changed; a key of None is left out, one of NULL is None."""
+    instance = {"name": "demo", "model": "/srv/models/demo", **keys}
+    return {key: None if value is NULL else value for key, value in instance.items() if value is not None}
+
+
+def judge(*instances, **providers):
+    return inventory_findings(list(instances), PROVIDERS | providers)
+
+
+def variables(findings):
+    return [item["variable"] for item in findings]
+
+
+@pytest.mark.parametrize(
+    "instance",
+    [
+        demo(),
+        demo(model="Qwen/Qwen2-0.5B"),
+        demo(host="::1", port=1024),
+        demo(host="localhost", port=65535),
+        demo(host="127.1.2.3"),
+        demo(host="0.0.0.0", api_key_file="/etc/kepler/key"),
+        demo(dies=[3], tensor_parallel_size=1),
+        demo(dies=[0, 1, 2, 3], tensor_parallel_size=2),
+        demo(max_model_len=2048, served_model_name="demo", extra_args={"swap-space": 2, "seed": 0}),
+    ],
+)
+def test_a_valid_instance_has_no_findings(instance):
+    assert judge(instance) == []
+
+
+def test_defaults_are_those_of_the_servers():
+    role = Path(__file__).resolve().parents[3] / "roles" / "vllm_service" / "defaults" / "main.yml"
+    defaults = yaml.safe_load(role.read_text())["vllm_service_instance_defaults"]
+    assert {key: KEYS[key][0] for key in defaults} == defaults
+
+
+def test_the_inventory_may_change_the_defaults():
+    instances = instances_with_defaults([demo(), demo(port=8001), "nonsense"], {"dies": [0], "port": 9000})
+    assert instances == [demo(dies=[0], port=9000), demo(dies=[0], port=8001), "nonsense"]
+    assert instances_with_defaults("nonsense", {"dies": [0]}) == "nonsense"
+
+
+def test_no_instance_is_no_fault():
+    assert judge() == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", None),
+        ("name", "Demo"),
+        ("name", "a b"),
+        ("name", "-a"),
+        ("name", ""),
+        ("name", "a/../b"),
+        ("name", "demo\n"),
+        ("name", 7),
+        ("model", None),
+        ("model", ""),
+        ("model", "./models/demo"),
+        ("model", "../demo"),
+        ("model", ["a"]),
+        ("host", ""),
+        ("host", 0),
+        ("port", "8000"),
+        ("port", 80),
+        ("port", 65536),
+        ("port", 8000.0),
+        ("port", True),
+        ("port", [8000]),
+        ("dies", "0,1,2,3"),
+        ("dies", 4),
+        ("dies", []),
+        ("dies", ["0", "1", "2", "3"]),
+        ("dies", [0, 0, 1, 2]),
+        ("dies", [-1, 0, 1, 2]),
+        ("dies", [True, 2, 3, 4]),
+        ("tensor_parallel_size", "4"),
+        ("tensor_parallel_size", 0),
+        ("tensor_parallel_size", True),
+        ("tensor_parallel_size", 5),
+        ("dtype", "bfloat16"),
+        ("dtype", "auto"),
+        ("dtype", 32),
+        ("max_model_len", "2048"),
+        ("max_model_len", NULL),
+        ("dies", NULL),
+        ("api_key_file", NULL),
+        ("max_model_len", 0),
+        ("max_model_len", 2048.5),
+        ("served_model_name", ""),
+        ("served_model_name", ["a", "b"]),
+        ("api_key_file", "key"),
+        ("api_key_file", ""),
+        ("extra_args", "--seed 0"),
+        ("extra_args", ["--seed"]),
+        ("extra_args", {"--seed": 0}),
+        ("extra_args", {"max_model_len": 1}),
+        ("extra_args", {1: 2}),
+    ],
+)
+def test_a_wrong_value_is_named(key, value):
+    found = judge(demo(**{key: value}))
+    assert variables(found) == [f"{WHERE}.{key}"]
+    assert found[0]["severity"] == "error"
+    assert all(found[0].values())
+
+
+def test_a_number_in_quotes_is_told_from_a_number():
+    (found,) = judge(demo(tensor_parallel_size="4"))
+    assert found["found"] == '"4"'
+    assert "quotes" in found["next_step"]
+
+
+@pytest.mark.parametrize("key", ["tensor_parallel", "gpus", "Name", "max-model-len", 4])
+def test_an_unknown_key_is_named_with_the_known_ones(key):
+    found = judge({**demo(), key: 1})
+    assert variables(found) == [f"{WHERE}.{key}"]
+    assert "tensor_parallel_size" in found[0]["expected"]
+
+
+@pytest.mark.parametrize(("dies", "size"), [([0], None), ([0, 1], None), ([0, 1], 4), ([0, 1, 2], 4)])
+def test_tensor_parallelism_over_more_dies_than_listed(dies, size):
+    (found,) = judge(demo(dies=dies, tensor_parallel_size=size))
+    assert found["variable"] == f"{WHERE}.tensor_parallel_size"
+    assert str(len(dies)) in found["expected"]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "gpu1.example.org"])
+def test_an_open_address_needs_a_key(host):
+    (found,) = judge(demo(host=host))
+    assert found["variable"] == f"{WHERE}.host"
+    assert "api_key_file" in found["next_step"]
+
+
+@pytest.mark.parametrize("option", ["port", "model", "tensor-parallel-size", "dtype", "api-key", "max-model-len"])
+def test_an_option_with_a_key_of_its_own(option):
+    (found,) = judge(demo(extra_args={option: 1}))
+    assert found["variable"] == f"{WHERE}.extra_args.{option}"
+
+
+@pytest.mark.parametrize("instance", ["demo", None, 7, ["demo"]])
+def test_an_instance_that_is_no_mapping(instance):
+    (found,) = judge(instance)
+    assert found["variable"] == WHERE
+
+
+@pytest.mark.parametrize("instances", [None, "demo", {"name": "demo"}, 1])
+def test_instances_that_are_no_list(instances):
+    (found,) = inventory_findings(instances, PROVIDERS)
+    assert found["variable"] == "vllm_service_instances"
+
+
+def pair(**second):
+    first = demo(dies=[0, 1], tensor_parallel_size=2)
+    return first, demo(**{"name": "two", "port": 8001, "dies": [2, 3], "tensor_parallel_size": 2, **second})
+
+
+def test_two_instances_side_by_side():
+    assert judge(*pair()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("name", "demo"), ("port", 8000), ("port", None), ("dies", [1, 2]), ("dies", None)]
+)
+def test_what_two_instances_claim(key, value):
+    (found,) = judge(*pair(**{key: value}))
+    assert found["variable"] == f"vllm_service_instances[1].{key}"
+    assert "vllm_service_instances[0]" in found["expected"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("pytorch_provider", "conda"), ("pytorch_provider", None), ("python310_provider", "wheel"),
+     ("python310_provider", ["source"])],
+)
+def test_an_unknown_provider(variable, value):
+    (found,) = judge(demo(), **{variable: value})
+    assert found["variable"] == variable
+    assert "source" in found["expected"]
+
+
+def test_all_findings_come_at_once():
+    found = judge(demo(port="8000", bogus=1, tensor_parallel_size=9), "nonsense", pytorch_provider="conda")
+    assert len(found) == 5
+
+
+def test_the_report_has_the_worst_first():
+    warning = {"severity": "warning", "variable": "a", "found": "b", "expected": "c", "next_step": "d."}
+    error = {**warning, "severity": "error", "variable": "e"}
+    assert findings_report([warning, error]) == [
+        "error: e: found b; expected c. d.",
+        "warning: a: found b; expected c. d.",
+    ]
+    assert findings_errors([warning, error]) == 1
+    assert findings_report([]) == []

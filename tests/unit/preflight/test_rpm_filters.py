@@ -1,0 +1,54 @@
+"""Lock entries as dnf, rpm and versionlock take them."""
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from kepler_rpms import locked_driver, locked_rpms, locked_version, rpms_to_install, versionlock_patterns
+
+
+def entry(name, role, epoch=0, **keys):
+    return {"name": name, "epoch": epoch, "version": "1.2", "release": "3.el8", "arch": "x86_64", "role": role, **keys}
+
+
+LOCK = {
+    "rpms": [
+        entry("kernel", "nvidia_driver"),
+        entry("nvidia-driver", "nvidia_driver", epoch=3, stream="1-dkms"),
+        entry("gcc-c++", "gcc_toolset", arch="noarch"),
+    ]
+}
+
+
+def test_nevras_of_a_role_in_the_order_of_the_lock():
+    assert locked_rpms(LOCK, "nvidia_driver") == ["kernel-0:1.2-3.el8.x86_64", "nvidia-driver-3:1.2-3.el8.x86_64"]
+    assert locked_rpms(LOCK, role="gcc_toolset") == ["gcc-c++-0:1.2-3.el8.noarch"]
+
+
+def test_a_role_without_packages_is_named():
+    with pytest.raises(AnsibleFilterError, match=r"rpms\.yml.*'nvidia'.*gcc_toolset, nvidia_driver"):
+        locked_rpms(LOCK, "nvidia")
+
+
+def test_version_and_driver():
+    assert locked_version(LOCK, "nvidia-driver") == "1.2"
+    assert locked_driver(LOCK) == {"driver": "1.2", "stream": "1-dkms", "kernel": "1.2-3.el8.x86_64"}
+    with pytest.raises(AnsibleFilterError, match="'cuda'"):
+        locked_version(LOCK, "cuda")
+
+
+def test_versionlock_writes_what_the_plugin_writes():
+    assert versionlock_patterns(LOCK, "nvidia_driver") == ["kernel-0:1.2-3.el8.*", "nvidia-driver-3:1.2-3.el8.*"]
+
+
+@pytest.mark.parametrize(
+    ("installed", "exact", "missing"),
+    [
+        ([], True, ["gcc-c++-0:1.2-3.el8.noarch"]),
+        (["gcc-c++-0:1.2-3.el8.noarch"], True, []),
+        (["gcc-c++-0:1.3-1.el8.noarch"], True, ["gcc-c++-0:1.2-3.el8.noarch"]),
+        (["gcc-c++-0:1.3-1.el8.noarch"], False, []),
+        (["gcc-0:1.2-3.el8.noarch", "gcc-c++-devel-0:1.2-3.el8.noarch"], False, ["gcc-c++-0:1.2-3.el8.noarch"]),
+        (["gcc-c++-1:1.2-3.el8.noarch"], True, ["gcc-c++-0:1.2-3.el8.noarch"]),
+    ],
+)
+def test_what_has_to_be_installed(installed, exact, missing):
+    assert rpms_to_install(locked_rpms(LOCK, "gcc_toolset"), installed, exact) == missing
