@@ -36,19 +36,23 @@ SHAPE = {
     "pad_token_id": 2,
 }
 WINDOW = 32
+# For a family that knows no groups of heads: vLLM would believe a number that is there.
+MULTI_HEAD = {"num_key_value_heads": 4}
 # name -> (model type of transformers, what differs from SHAPE)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {"head_dim": 32}),
     "gemma": ("gemma", {"head_dim": 32, "num_key_value_heads": 1}),
-    "gemma2": ("gemma2", {"head_dim": 32, "sliding_window": WINDOW, "query_pre_attn_scalar": 32,
-                          "attn_logit_softcapping": 5.0, "final_logit_softcapping": 30.0}),
+    "gemma2": ("gemma2", {"hidden_act": "gelu_pytorch_tanh", "head_dim": 32, "sliding_window": WINDOW,
+                          "query_pre_attn_scalar": 32, "attn_logit_softcapping": 5.0,
+                          "final_logit_softcapping": 30.0}),
     "phi3": ("phi3", {}),
     "granite": ("granite", {"attention_multiplier": 0.2, "residual_multiplier": 0.5, "embedding_multiplier": 2.0,
                             "logits_scaling": 0.5}),
-    "gpt2": ("gpt2", {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_inner": 192, "n_positions": CONTEXT}),
-    "bloom": ("bloom", {"n_head": 4, "n_layer": 2}),
+    "gpt2": ("gpt2", {**MULTI_HEAD, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_inner": 192,
+                      "n_positions": CONTEXT}),
+    "bloom": ("bloom", {**MULTI_HEAD, "n_head": 4, "n_layer": 2}),
     "mistral": ("mistral", {"sliding_window": WINDOW}),
     "starcoder2": ("starcoder2", {"sliding_window": WINDOW}),
 }

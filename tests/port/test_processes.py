@@ -17,8 +17,8 @@ def serve(model, environment=None, **options):
     request = {"model": str(model.directory), "prompts": model.prompts, "tokens": NEW_TOKENS,
                "options": {"max_model_len": CONTEXT, "max_num_seqs": 16, **options}}
     done = subprocess.run(
-        [sys.executable, SCRIPT], input=json.dumps(request), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, **(environment or {})},
+        [sys.executable, SCRIPT], input=json.dumps(request), text=True, env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("[[")]
     return done.returncode, done.stdout, json.loads(lines[-1]) if lines else None

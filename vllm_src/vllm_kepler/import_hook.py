@@ -17,7 +17,6 @@ class BackfillFinder:
         if name in NEEDS_BACKFILL:
             sys.meta_path.remove(cls)
             import vllm_kepler.torch_backfill  # noqa: F401
-        return None
 
 
 sys.meta_path.insert(0, BackfillFinder)

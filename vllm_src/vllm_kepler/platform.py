@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.platforms.interface import _Backend
 
-logger = init_logger(__name__)
+logger = init_logger("vllm.kepler.platform")
 
 GIB = 1 << 30
+# KV cache of all ranks together where VLLM_CPU_KVCACHE_SPACE (GiB a rank) says nothing: every byte of it is written
+# at start, and a stand-in has the memory of a laptop.
+DEFAULT_CACHE = 1 * GIB
 
 
 class KeplerCpuPlatform(CpuPlatform):
@@ -57,8 +60,9 @@ class KeplerCpuPlatform(CpuPlatform):
         if parallel.world_size > 1:
             parallel.distributed_executor_backend = "mp"
         if vllm_config.cache_config is not None:
-            # The variable is in GiB; 0 stands for upstream's own default.
-            vllm_config.cache_config.cpu_kvcache_space_bytes = (envs.VLLM_CPU_KVCACHE_SPACE or 4) * GIB
+            vllm_config.cache_config.cpu_kvcache_space_bytes = (
+                envs.VLLM_CPU_KVCACHE_SPACE * GIB or DEFAULT_CACHE // parallel.world_size
+            )
         share_cores(parallel.world_size)
 
     @classmethod

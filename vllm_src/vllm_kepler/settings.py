@@ -11,7 +11,8 @@ from vllm.logger import init_logger
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-logger = init_logger(__name__)
+# Below `vllm`, whose handlers and level the server sets up.
+logger = init_logger("vllm.kepler.settings")
 
 BACKEND = "vllm_kepler.attention.backend.KeplerBackend"
 BLOCK_SIZES = (8, 16, 32)
@@ -29,10 +30,8 @@ def select_backend(use_v1: bool, use_mla: bool) -> str:
     Raises ValueError where the model's attention is of a kind that the port does not have.
     """
     if use_v1 or use_mla:
-        raise ValueError(
-            f"The model asks for {'multi-head latent attention' if use_mla else 'the V1 engine'}, which the Kepler port "
-            "does not have. Serve another model."
-        )
+        what = "multi-head latent attention" if use_mla else "the V1 engine"
+        raise ValueError(f"The model asks for {what}: the Kepler port does not have it. Serve another model.")
     logger.info("Using Torch SDPA attention backend for Kepler GPU (sm < 60).")
     return BACKEND
 
@@ -60,7 +59,7 @@ def settle(config: VllmConfig) -> None:
         model.enforce_eager = True
         model.disable_cascade_attn = True
     if config.speculative_config is not None:
-        raise ValueError("speculative_config: found one; expected none: the Kepler port does not have it. Leave it out.")
+        raise ValueError("speculative_config: found one; the Kepler port has no speculative decoding. Leave it out.")
     if cache is not None:
         if cache.block_size is None:
             cache.block_size = DEFAULT_BLOCK_SIZE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import subprocess
 
@@ -29,9 +28,8 @@ def down(fleet: str) -> None:
 def molecule(arguments: list[str]) -> None:
     """Run molecule with the environment that its scenarios read; the stand-ins are gone afterwards."""
     engine.ensure()
-    environment = {**os.environ, "STANDIN_FLEET": "test"}
     try:
-        status = subprocess.run(["molecule", *arguments], cwd=PROJECT, env=environment).returncode
+        status = subprocess.run(["molecule", *arguments], cwd=PROJECT, env=hosts.ansible_environment(TEST)).returncode
     finally:
         if "test" in arguments:
             down("test")

@@ -17,6 +17,8 @@ import yaml
 from .settings import ARTIFACTS, CACHE, PROJECT, Step, fail
 
 PYTHON = "3.10"
+# What a stand-in needs of a Python, and where it stands.
+IDENTIFY = "import ensurepip, pip, sys, venv; print('%d.%d' % sys.version_info[:2], sys.base_prefix)"
 PROGRESS_SECONDS = 10
 
 
@@ -86,7 +88,7 @@ def python310() -> Path:
         candidates += sorted(map(str, (CACHE / "python").glob("cpython-3.10*/bin/python3.10")), reverse=True)
     for candidate in filter(None, candidates):
         asked = subprocess.run(
-            [candidate, "-c", "import ensurepip, pip, sys, venv; print('%d.%d' % sys.version_info[:2], sys.base_prefix)"],
+            [candidate, "-c", IDENTIFY],
             capture_output=True, text=True,
         )
         version, _, prefix = asked.stdout.strip().partition(" ")
@@ -96,11 +98,12 @@ def python310() -> Path:
         fail(f"DEMO_PYTHON310: found {named}, which is no CPython 3.10 with pip and venv. Correct it, or leave it out.")
     with Step("Downloading a Python 3.10"):
         environment = {**os.environ, "UV_PYTHON_INSTALL_DIR": str(CACHE / "python")}
-        done = subprocess.run(["uv", "python", "install", "--quiet", PYTHON], env=environment, capture_output=True, text=True)
+        command = ["uv", "python", "install", "--quiet", PYTHON]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
+        reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
         fail(
-            "Python 3.10: found none on PATH or under pyenv, and none could be downloaded: "
-            f"{done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no reason given'}. Expected a CPython 3.10 "
-            "with pip and venv. Install one, and name it in DEMO_PYTHON310."
+            f"Python 3.10: found none on PATH or under pyenv, and none could be downloaded: {reason}. Expected a "
+            "CPython 3.10 with pip and venv. Install one, and name it in DEMO_PYTHON310."
         )
     return python310()

@@ -35,15 +35,16 @@ def install() -> None:
         return
     expected = "expected a Docker engine that this user may use (`docker info`)"
     if os.geteuid() != 0:
-        fail(f"Container engine: found none, and this user is not root; {expected}. Install and start one, or run as root.")
+        fail(f"Container engine: found none, and this user is not root; {expected}. Install and start one, or be root.")
     if not shutil.which("apt-get"):
-        fail(f"Container engine: found none, and no apt-get; {expected}. Install and start one (for example moby-engine).")
+        fail(f"Container engine: found none, and no apt-get; {expected}. Install and start one, such as moby-engine.")
     with Step("Installing the distribution's container engine"):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         for arguments in (["update"], ["install", "--yes", "--no-install-recommends", "docker.io", "iptables"]):
             done = subprocess.run(["apt-get", "--quiet", *arguments], env=environment, capture_output=True, text=True)
             if done.returncode:
-                fail(f"Container engine: `apt-get {' '.join(arguments)}` failed; {expected}.\n{done.stderr.strip()[-2000:]}")
+                command = f"apt-get {' '.join(arguments)}"
+                fail(f"Container engine: `{command}` failed; {expected}.\n{done.stderr.strip()[-2000:]}")
 
 
 def start() -> None:

@@ -110,7 +110,7 @@ def options(fleet: Fleet, host: str) -> dict[str, Any]:
         "volumes": mounts(fleet, host),
         "labels": {"vllm-kepler": fleet.name},
         "environment": (
-            {variable: CA_BUNDLE for variable in CA_VARIABLES} if os.environ.get("SSL_CERT_FILE") else {}
+            dict.fromkeys(CA_VARIABLES, CA_BUNDLE) if os.environ.get("SSL_CERT_FILE") else {}
         ),
     }
     if host == "k80-standin":
@@ -176,9 +176,10 @@ def up(fleet: Fleet) -> None:
                 reason = str(error.explanation)
                 client.containers.get(name).remove(force=True)
                 if "port is already allocated" in reason or "address already in use" in reason:
+                    variable = f"{fleet.name.upper()}_PORT"
                     fail(
-                        f"{fleet.name.upper()}_PORT: found port {fleet.port} of this machine in use; expected a free one. "
-                        f"Run again with {fleet.name.upper()}_PORT=<another port>."
+                        f"{variable}: found port {fleet.port} of this machine in use; expected a free one. Run again "
+                        f"with {variable}=<another port>."
                     )
                 fail(f"{name}: the container did not start: {reason}")
             wait_for_systemd(container)

@@ -105,8 +105,8 @@ def give_identity(root: Path) -> None:
 def debian_base(client: docker.DockerClient, tag: str) -> None:
     """Import a base made of Debian's packages."""
     if os.geteuid() != 0:
-        fail(f"Image: {ROCKY} cannot be pulled and this user is not root; expected one of both. Run as root, or pull it.")
-    missing = [package for program, package in (("mmdebstrap", "mmdebstrap"), ("rpm", "rpm")) if not shutil.which(program)]
+        fail(f"Image: {ROCKY} cannot be pulled and this user is not root; expected one of both. Be root, or pull it.")
+    missing = [program for program in ("mmdebstrap", "rpm") if not shutil.which(program)]
     if missing:
         subprocess.run(["apt-get", "--quiet", "--quiet", "install", "--yes", "--no-install-recommends", *missing],
                        check=True, stdout=subprocess.DEVNULL, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})

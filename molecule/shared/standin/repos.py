@@ -76,7 +76,7 @@ def spec(rpm: dict[str, Any], files: dict[str, str]) -> str:
         mode = "0755" if "/bin/" in path else "0644"
         # A percent sign begins a macro.
         body = text.rstrip("\n").replace("%", "%%")
-        lines += [f"mkdir -p %{{buildroot}}{os.path.dirname(path)}", f"cat > %{{buildroot}}{path} <<'END{number}'", body,
+        lines += [f"mkdir -p %{{buildroot}}{Path(path).parent}", f"cat > %{{buildroot}}{path} <<'END{number}'", body,
                   f"END{number}", f"chmod {mode} %{{buildroot}}{path}"]
     return "\n".join([*lines, "%files", *files]) + "\n"
 
@@ -111,7 +111,8 @@ def modules(rpms: list[dict[str, Any]]) -> str:
 
 def run(*command: str | Path, **environment: str) -> str:
     """Run a program; end with its output where it fails."""
-    done = subprocess.run([str(part) for part in command], env={**os.environ, **environment}, capture_output=True, text=True)
+    arguments = [str(part) for part in command]
+    done = subprocess.run(arguments, env={**os.environ, **environment}, capture_output=True, text=True)
     if done.returncode:
         fail(f"Stub repositories: {command[0]} failed:\n{(done.stderr or done.stdout).strip()[-2000:]}")
     return done.stdout

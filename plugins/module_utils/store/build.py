@@ -142,7 +142,9 @@ def run_builder(recipe, paths):
         )
     if status:
         free = shutil.disk_usage(paths.builds).free
-        hint = "Only %.1f GB are free there: make room." % (free / 1e9) if free < 1e9 else "Read the log, then run again."
+        hint = "Read the log, then run again."
+        if free < 1e9:
+            hint = "Only %.1f GB are free there: make room." % (free / 1e9)
         raise StoreError(
             "%s %s: the builder ended with status %d. %s Log on the host: %s. Its last lines:\n%s"
             % (recipe["name"], recipe["version"], status, hint, paths.log, "\n".join(log_tail(paths.log)))

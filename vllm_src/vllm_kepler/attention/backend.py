@@ -88,7 +88,7 @@ class KeplerImpl(AttentionImpl[KeplerMetadata]):
         }
         for what, is_asked in refused.items():
             if is_asked:
-                raise ValueError(f"The model asks for {what}, which the Kepler port does not have. Serve another model.")
+                raise ValueError(f"The model asks for {what}: the Kepler port does not have it. Serve another model.")
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads or num_heads
         self.head_size = head_size

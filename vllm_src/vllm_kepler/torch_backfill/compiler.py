@@ -52,7 +52,7 @@ def config_entry(value: Any) -> Callable[[], Any]:
 
 
 def loaded_inductor_config() -> Any:
-    import torch._inductor.config as config
+    from torch._inductor import config
 
     return config
 
