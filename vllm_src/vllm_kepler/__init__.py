@@ -9,7 +9,14 @@ __all__ = ["__version__", "register"]
 
 
 def register() -> str | None:
-    """Name of the platform class for this machine; None leaves it to vLLM's own platforms."""
+    """Name of the platform class for this machine; None leaves it to vLLM's own platforms.
+
+    Raises SystemExit for a switch that makes no sense: vLLM swallows every Exception of a plugin and would go on with
+    no platform at all.
+    """
     from .device import platform_class
 
-    return platform_class()
+    try:
+        return platform_class()
+    except ValueError as error:
+        raise SystemExit(str(error)) from None

@@ -38,7 +38,12 @@ class AbsentDtype:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled by name: one object a process, so that identity survives the way to a worker.
-        return getattr, (torch, self.name)
+        return absent_dtype, (self.name,)
+
+
+def absent_dtype(name: str) -> Any:
+    """The object under torch.`name` in this process."""
+    return getattr(torch, name)
 
 
 def info_of(dtype: AbsentDtype) -> types.SimpleNamespace:

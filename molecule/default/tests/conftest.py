@@ -1,0 +1,61 @@
+"""The stand-ins of the fleet `test`, as testinfra hosts and as an address to talk to."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import testinfra
+
+PROJECT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(PROJECT / "molecule" / "shared"))
+
+from standin import engine  # noqa: E402
+from standin import hosts as standins  # noqa: E402
+from standin.settings import TEST  # noqa: E402
+
+MODEL = standins.model_name()
+URL = f"http://127.0.0.1:{TEST.port}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def client():
+    """The container engine; testinfra finds it by DOCKER_HOST."""
+    return engine.ensure()
+
+
+@pytest.fixture(scope="session")
+def k80(client):
+    return testinfra.get_host(f"docker://{TEST.container('k80-standin')}")
+
+
+@pytest.fixture(scope="session")
+def other(client):
+    return testinfra.get_host(f"docker://{TEST.container('other-standin')}")
+
+
+@pytest.fixture(scope="session")
+def key() -> str:
+    return (TEST.directory / "api-key").read_text()
+
+
+@pytest.fixture(scope="session")
+def lock() -> dict:
+    """The project's lock."""
+    import yaml
+
+    directory = PROJECT / "files" / "lock"
+    return {name: yaml.safe_load((directory / f"{name}.yml").read_text()) for name in ("rpms", "sources")}
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Add the end of the server's log to a failure."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed and "k80" in item.fixturenames:
+        host = item.funcargs.get("k80")
+        if host:
+            log = host.run("journalctl --unit vllm@demo --lines 40 --no-pager --output cat").stdout
+            report.sections.append(("journal of vllm@demo", log))

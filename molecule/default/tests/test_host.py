@@ -1,0 +1,97 @@
+"""The layers below the server: repositories, driver, toolkit, compiler, store."""
+
+import json
+
+import pytest
+
+STORE = "/opt/kepler"
+
+
+def test_every_locked_package_is_there_exactly(k80, lock):
+    installed = set(
+        k80.check_output("rpm -qa --queryformat '%{NAME}-%{EPOCHNUM}:%{VERSION}-%{RELEASE}.%{ARCH}\\n'").split()
+    )
+    # The roles `store` and `python310` install theirs where they build from source.
+    wanted = [rpm for rpm in lock["rpms"]["rpms"] if rpm["role"] not in ("store", "python310")]
+    missing = [
+        name for rpm in wanted
+        if (name := "{name}-{epoch}:{version}-{release}.{arch}".format(**rpm)) not in installed
+    ]
+    assert missing == []
+
+
+def test_nothing_newer_came_in(k80):
+    """The repositories offer a newer driver as default stream, newer headers and a newer CUDA."""
+    assert k80.run("rpm -q nvidia-driver").stdout.strip().endswith("470.256.02-1.el8.x86_64")
+    assert k80.run("rpm -q cuda-nvcc-12-4").rc != 0
+
+
+def test_an_update_moves_nothing(k80):
+    """Kernel and driver are locked as one unit."""
+    before = k80.check_output("rpm -qa | sort")
+    assert k80.run("dnf --assumeyes update").rc == 0
+    assert k80.check_output("rpm -qa | sort") == before
+
+
+def test_the_module_stream_is_enabled(k80):
+    assert "stream=470-dkms" in k80.file("/etc/dnf/modules.d/nvidia-driver.module").content_string.replace(" ", "")
+
+
+@pytest.mark.parametrize("name", ["epel", "cuda-rhel8"])
+def test_signatures_are_checked(k80, name):
+    assert "gpgcheck = 1" in k80.file(f"/etc/yum.repos.d/{name}.repo").content_string
+
+
+def test_nouveau_is_off(k80):
+    assert "blacklist nouveau" in k80.file("/etc/modprobe.d/kepler-nouveau.conf").content_string
+
+
+def test_the_driver_sees_four_dies(k80):
+    listed = k80.check_output("nvidia-smi --query-gpu=name,driver_version,compute_cap --format=csv,noheader")
+    assert listed.splitlines() == ["Tesla K80, 470.256.02, 3.7"] * 4
+
+
+def test_the_toolkit_leaves_the_others_alone(k80):
+    assert k80.file("/usr/local/cuda-11.4/bin/nvcc").exists
+    assert not k80.file("/usr/local/cuda").exists
+
+
+def test_the_active_generation_is_whole(k80):
+    described = json.loads(k80.file(f"{STORE}/current/generation.json").content_string)
+    assert set(described["outputs"]) == {"python310", "pytorch", "vllm", "vllm_kepler", "serving"}
+    assert described["driver"] == "470.256.02"
+    for name, path in described["outputs"].items():
+        assert k80.check_output(f"readlink -f {STORE}/current/{name}") == path
+        assert k80.file(f"{path}/.kepler-manifest.json").exists
+
+
+def test_outputs_cannot_be_written(k80):
+    """No file has a right to write; nothing of the servers' user is in the store."""
+    assert k80.check_output(f"find {STORE}/store -not -type l -perm /222 -not -path {STORE}/store | head -n 3") == ""
+    assert k80.check_output(f"find {STORE}/store -not -user root | head -n 3") == ""
+
+
+def test_an_output_is_what_its_manifest_says(k80):
+    """Hash a whole output again with another program: the port's."""
+    path = k80.check_output(f"readlink -f {STORE}/current/vllm_kepler")
+    manifest = json.loads(k80.file(f"{path}/.kepler-manifest.json").content_string)
+    hashed = dict(
+        reversed(line.split("  ", 1))
+        for line in k80.check_output(f"cd {path} && find . -type f -not -name .kepler-manifest.json -exec sha256sum {{}} +")
+        .splitlines()
+    )
+    assert hashed == {f"./{entry['path']}": entry["sha256"] for entry in manifest["files"] if entry["type"] == "file"}
+
+
+def test_vllm_is_unmodified(k80, lock):
+    """The output holds the pinned version, made from the pinned archive."""
+    path = k80.check_output(f"readlink -f {STORE}/current/vllm")
+    manifest = json.loads(k80.file(f"{path}/.kepler-manifest.json").content_string)
+    source = lock["sources"]["sources"]["vllm"]
+    assert [source["file"], source["sha256"]] in [entry[1:] for entry in manifest["sources"]]
+
+
+def test_the_other_host_is_untouched(other):
+    for path in ("/opt/kepler", "/etc/kepler", "/etc/yum.repos.d/cuda-rhel8.repo", "/etc/systemd/system/vllm@.service"):
+        assert not other.file(path).exists
+    assert other.run("rpm -q nvidia-driver").rc != 0

@@ -1,0 +1,132 @@
+"""What operators get wrong: one message that says what to do, and a host that is as it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import pytest
+from conftest import PROJECT, TEST, standins
+
+SNAPSHOT = (PROJECT / "molecule" / "default" / "snapshot.sh").read_text()
+
+
+@pytest.fixture
+def play(request, tmp_path):
+    """Function that runs site.yml against one host with further variables: (exit status, what it printed)."""
+
+    def run(host: str, *variables: str) -> tuple[int, str]:
+        inventory = tmp_path / "inventory"
+        shutil.copytree(PROJECT / "inventory" / "standin", inventory)
+        # The host in question is the K80 host of this run.
+        (inventory / "hosts.yml").write_text(f"k80-hosts:\n  hosts:\n    {host}:\n")
+        command = ["ansible-playbook", "-i", str(inventory), "site.yml", "-l", "k80-hosts"]
+        for variable in variables:
+            command += ["-e", variable]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE")}
+        done = subprocess.run(
+            command, cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**environment, **standins.ansible_environment(TEST), "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
+        )
+        return done.returncode, " ".join(done.stdout.split())
+
+    return run
+
+
+def instance(**differs: object) -> str:
+    """The variable vllm_service_instances with one instance that differs from the stand-in's."""
+    import json
+
+    base = {"name": "demo", "model": standins.model_name(), "host": "0.0.0.0",
+            "api_key_file": "/etc/kepler-standin/api-key.env"}
+    return json.dumps({"vllm_service_instances": [{**base, **differs}]})
+
+
+def assert_refused(host, play, name: str, variables: list[str], *parts: str) -> None:
+    """The run fails, says each of `parts`, and leaves the host as it was."""
+    before = host.check_output(SNAPSHOT)
+    status, printed = play(name, *variables)
+    assert status != 0, printed
+    for part in parts:
+        assert part in printed, f"{part!r} is missing in: {printed[-3000:]}"
+    assert "Traceback" not in printed
+    assert host.check_output(SNAPSHOT) == before
+
+
+REFUSALS = {
+    "a model that does not exist": (
+        [instance(model="/srv/models/nothing")], ["vllm_service_instances[0].model", "/srv/models/nothing"],
+    ),
+    "an unknown key": (
+        [instance(tensor_paralel_size=4)],
+        ["vllm_service_instances[0].tensor_paralel_size", "unknown key", "tensor_parallel_size"],
+    ),
+    "more ranks than dies": (
+        [instance(tensor_parallel_size=4, dies=[0, 1])],
+        ["vllm_service_instances[0].tensor_parallel_size", "found 4", "at most 2"],
+    ),
+    "dies that the host does not have": (
+        [instance(tensor_parallel_size=4, dies=[4, 5, 6, 7])], ["vllm_service_instances[0].dies", "dies 0 to 3"],
+    ),
+    "a number in quotes": ([instance(port="8000")], ["vllm_service_instances[0].port", "Take the quotes away"]),
+    "an open address without a key": (
+        [instance(api_key_file=None)], ["vllm_service_instances[0]", "api_key_file"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refused(k80, play, case):
+    variables, parts = REFUSALS[case]
+    assert_refused(k80, play, "k80-standin", variables, "nothing was changed", *parts)
+
+
+def test_a_port_in_use(k80, play):
+    """Our own server may hold its port; another process may not."""
+    listen = "import socket, time; s = socket.create_server(('0.0.0.0', 8765)); time.sleep(120)"
+    k80.run(f"systemd-run --unit kepler-test-listener --collect /usr/bin/python3 -c \"{listen}\"")
+    try:
+        assert_refused(
+            k80, play, "k80-standin", [instance(port=8765)], "nothing was changed", "vllm_service_instances[0].port",
+            "8765",
+        )
+    finally:
+        k80.run("systemctl stop kepler-test-listener")
+
+
+def test_a_wrong_hash_in_the_lock(k80, play, tmp_path):
+    """The file is there and is another one: nothing is built from it."""
+    lock = shutil.copytree(PROJECT / "files" / "lock", tmp_path / "lock")
+    path = lock / "sources.yml"
+    text = path.read_text()
+    right = "6b0d855e"
+    assert right in text
+    path.write_text(text.replace(right, "00000000"))
+    # Other hash, other path: the store is asked to build, and refuses.
+    current = k80.check_output("readlink /opt/kepler/current")
+    outputs = k80.check_output("ls /opt/kepler/store")
+    status, printed = play("k80-standin", f"kepler_lock_dir={lock}")
+    assert status != 0
+    for part in ("source vllm", "has the sha256 6b0d855e", "expected 00000000", "files/lock"):
+        assert part in printed, printed[-3000:]
+    assert k80.check_output("readlink /opt/kepler/current") == current
+    assert k80.check_output("ls /opt/kepler/store") == outputs
+    assert k80.service("vllm@demo").is_running
+    assert k80.check_output("ls /opt/kepler/build") == ""
+
+
+def test_a_host_without_a_k80(other, play):
+    assert_refused(other, play, "other-standin", [], "nothing was changed", "no Tesla K80 on the PCI bus")
+
+
+def test_a_host_that_is_not_el8(other, play):
+    """Another release's identity, for this one run."""
+    other.run("cp -L /etc/os-release /var/tmp/os-release && rm /etc/os-release && "
+              "sed 's/8[.]10/9.4/g' /var/tmp/os-release > /etc/os-release")
+    try:
+        assert_refused(
+            other, play, "other-standin", [], "nothing was changed", "Rocky Linux 9.4", "Enterprise Linux 8",
+        )
+    finally:
+        other.run("ln -sf ../usr/lib/os-release /etc/os-release")

@@ -1,0 +1,210 @@
+"""The operators against float64 references on fresh random inputs; outputs are poisoned with NaN first.
+
+Bounds: a sum of n float32 products is off by at most n · 2⁻²⁴ of the sum of their magnitudes; elementwise formulas
+of a few operations by a few units in the last place.
+"""
+
+import math
+
+import pytest
+import torch
+from vllm_kepler import ops
+from vllm_kepler.ops import attention, cache
+
+ops.install()
+UNIT = 2.0**-24
+
+
+@pytest.fixture(autouse=True)
+def fresh(seed):
+    torch.manual_seed(seed)
+
+
+def poisoned(*shape):
+    return torch.full(shape, math.nan)
+
+
+def assert_close(out, expected, bound):
+    assert not out.isnan().any()
+    error = (out.double() - expected).abs().max()
+    assert error <= bound, f"error {error:.3e}, bound {bound:.3e}"
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (7, 130), (3, 5, 64), (2, 4096)])
+@pytest.mark.parametrize("fused", [False, True])
+def test_rms_norm(shape, fused):
+    x, residual, weight = torch.randn(shape), torch.randn(shape), torch.randn(shape[-1])
+    wide = x.double() + (residual.double() if fused else 0)
+    expected = wide / (wide.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+    if fused:
+        torch.ops._C.fused_add_rms_norm(x, residual, weight, 1e-6)
+        out = x
+        assert_close(residual, wide, 2 * UNIT * wide.abs().max())
+    else:
+        out = poisoned(*shape)
+        torch.ops._C.rms_norm(out, x, weight, 1e-6)
+    # The mean's relative error of n · 2⁻²⁴ is halved by the root; five operations follow.
+    assert_close(out, expected, (shape[-1] / 2 + 8) * UNIT * expected.abs().max())
+
+
+def erf_gelu(x):
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def tanh_gelu(x):
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [("silu_and_mul", lambda x: x / (1 + torch.exp(-x))), ("gelu_and_mul", erf_gelu), ("gelu_tanh_and_mul", tanh_gelu)],
+)
+def test_gated_activations(name, formula):
+    x = 3 * torch.randn(5, 2 * 77)
+    out = poisoned(5, 77)
+    getattr(torch.ops._C, name)(out, x)
+    gate, up = x.double().chunk(2, -1)
+    assert_close(out, formula(gate) * up, 32 * UNIT * x.abs().max() ** 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [("gelu_new", tanh_gelu), ("gelu_fast", tanh_gelu), ("gelu_quick", lambda x: x / (1 + torch.exp(-1.702 * x)))],
+)
+def test_plain_activations(name, formula):
+    x = 3 * torch.randn(5, 77)
+    out = poisoned(5, 77)
+    getattr(torch.ops._C, name)(out, x)
+    assert_close(out, formula(x.double()), 32 * UNIT * x.abs().max())
+
+
+@pytest.mark.parametrize("is_neox", [True, False])
+@pytest.mark.parametrize("rotary_size", [32, 12])
+@pytest.mark.parametrize("with_key", [True, False])
+def test_rotary_embedding(is_neox, rotary_size, with_key):
+    """Each pair is a complex number; the embedding multiplies it by exp(i · angle)."""
+    head_size, tokens = 32, 11
+    positions = torch.randint(0, 50, (tokens,))
+    angles = torch.rand(50, rotary_size // 2, dtype=torch.float64) * 7
+    table = torch.cat((angles.cos(), angles.sin()), -1).float()
+    query, key = torch.randn(tokens, 4 * head_size), torch.randn(tokens, 2 * head_size)
+    expected = []
+    for states in (query, key):
+        heads = states.double().view(tokens, -1, head_size).clone()
+        part = heads[..., :rotary_size]
+        first, second = part.chunk(2, -1) if is_neox else (part[..., ::2], part[..., 1::2])
+        turned = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)[positions][:, None]
+        first.copy_(turned.real)
+        second.copy_(turned.imag)
+        expected.append(heads.view(tokens, -1))
+    untouched = key.clone()
+    torch.ops._C.rotary_embedding(positions, query, key if with_key else None, head_size, table, is_neox)
+    assert_close(query, expected[0], 8 * UNIT * query.abs().max())
+    assert_close(key, expected[1] if with_key else untouched.double(), 8 * UNIT * key.abs().max())
+
+
+def filled_cache(lengths, heads, block_size, head_size):
+    """A cache whose sequences lie in shuffled blocks, everything else NaN: (cache, tables, keys, values)."""
+    blocks = [-(-length // block_size) for length in lengths]
+    order = torch.randperm(sum(blocks) + 3).tolist()
+    kv = poisoned(*cache.kv_cache_shape(len(order), block_size, heads, head_size))
+    tables = torch.zeros(len(lengths), max(blocks), dtype=torch.int32)
+    keys, values = [], []
+    for index, (length, count) in enumerate(zip(lengths, blocks)):
+        table = [order.pop() for _ in range(count)]
+        tables[index, :count] = torch.tensor(table)
+        key, value = torch.randn(length, heads, head_size), torch.randn(length, heads, head_size)
+        slots = torch.tensor([table[p // block_size] * block_size + p % block_size for p in range(length)])
+        cache.write_kv(kv, key, value, slots)
+        keys.append(key)
+        values.append(value)
+    return kv, tables, keys, values
+
+
+def reference(query, key, value, position, spec):
+    """One query [heads, head_size] over keys [tokens, kv_heads, head_size], in float64."""
+    group = query.shape[0] // key.shape[1]
+    key, value = (states.double().repeat_interleave(group, 1) for states in (key, value))
+    scores = torch.einsum("hd,nhd->hn", query.double(), key) * spec.scale
+    if spec.soft_cap:
+        scores = spec.soft_cap * torch.tanh(scores / spec.soft_cap)
+    distance = torch.arange(key.shape[0]) - position
+    if spec.alibi_slopes is not None:
+        scores = scores + spec.alibi_slopes.double()[:, None] * distance
+    hidden = (distance > 0) & spec.causal
+    if spec.window is not None:
+        hidden |= distance <= -spec.window
+    return torch.einsum("hn,nhd->hd", torch.softmax(scores.masked_fill(hidden, -torch.inf), -1), value)
+
+
+VARIANTS = {
+    "plain": {},
+    "window": {"window": 13},
+    "soft-cap": {"soft_cap": 2.0},
+    "alibi": {"alibi_slopes": torch.tensor([2.0**-i for i in range(1, 9)])},
+    "all": {"window": 20, "soft_cap": 3.0, "alibi_slopes": torch.tensor([2.0**-i for i in range(1, 9)])},
+}
+
+
+def attention_bound(head_size, values):
+    """Scores are off by head_size · 2⁻²⁴ of their magnitude, which softmax passes on twice; then a sum of weights."""
+    return 64 * head_size * UNIT * max(value.abs().max() for value in values)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("kv_heads", "head_size", "block_size"), [(8, 32, 16), (2, 80, 32), (1, 256, 8), (4, 512, 16)])
+def test_decode(variant, kv_heads, head_size, block_size):
+    spec = attention.AttentionSpec(scale=head_size**-0.5, **VARIANTS[variant])
+    lengths = [1, 16, 17, 100, 31]
+    kv, tables, keys, values = filled_cache(lengths, kv_heads, block_size, head_size)
+    query, out = torch.randn(len(lengths), 8, head_size), poisoned(len(lengths), 8, head_size)
+    attention.decode(out, query, kv, tables, torch.tensor(lengths, dtype=torch.int32), max(lengths), spec)
+    for row, length in enumerate(lengths):
+        expected = reference(query[row], keys[row], values[row], length - 1, spec)
+        assert_close(out[row], expected, attention_bound(head_size, values))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("context_len", [0, 1, 45])
+@pytest.mark.parametrize("most", [1 << 24, 700])
+def test_prefill(variant, context_len, most, monkeypatch):
+    """Whole, and in chunks of a few queries: the same answer."""
+    monkeypatch.setattr(attention, "MAX_SCORES", most)
+    spec = attention.AttentionSpec(scale=0.2, **VARIANTS[variant])
+    new = 37
+    query, out = torch.randn(new, 8, 32), poisoned(new, 8, 32)
+    key, value = torch.randn(context_len + new, 2, 32), torch.randn(context_len + new, 2, 32)
+    attention.prefill(out, query, key, value, context_len, spec)
+    for row in range(new):
+        expected = reference(query[row], key, value, context_len + row, spec)
+        assert_close(out[row], expected, attention_bound(32, [value]))
+
+
+def test_prefill_of_an_encoder_sees_everything():
+    spec = attention.AttentionSpec(scale=0.2, causal=False)
+    query, key, value = (torch.randn(9, heads, 32) for heads in (8, 2, 2))
+    out = poisoned(9, 8, 32)
+    attention.prefill(out, query, key, value, 0, spec)
+    for row in range(9):
+        assert_close(out[row], reference(query[row], key, value, row, spec), attention_bound(32, [value]))
+
+
+def test_blocks_are_copied_and_swapped():
+    shape = cache.kv_cache_shape(6, 16, 2, 32)
+    layers = [torch.randn(shape) for _ in range(2)]
+    before = [layer.clone() for layer in layers]
+    cache.copy_blocks(layers, torch.tensor([[0, 4], [1, 5]]))
+    for layer, old in zip(layers, before):
+        assert torch.equal(layer[:, [4, 5]], old[:, [0, 1]])
+        assert torch.equal(layer[:, :4], old[:, :4])
+    target = poisoned(*shape)
+    cache.swap_blocks(layers[0], target, torch.tensor([[2, 0], [3, 5]]))
+    assert torch.equal(target[:, [0, 5]], layers[0][:, [2, 3]])
+    assert target[:, 1:5].isnan().all()
+
+
+def test_a_token_without_a_slot_is_not_stored():
+    kv = torch.zeros(cache.kv_cache_shape(2, 16, 2, 32))
+    cache.write_kv(kv, torch.ones(3, 2, 32), torch.ones(3, 2, 32), torch.tensor([-1, 5, -1]))
+    assert kv.sum() == 2 * 2 * 32
+    assert (kv[:, 0, :, 5] == 1).all()
