@@ -110,7 +110,7 @@ def filled_cache(lengths, heads, block_size, head_size):
     kv = poisoned(*cache.kv_cache_shape(len(order), block_size, heads, head_size))
     tables = torch.zeros(len(lengths), max(blocks), dtype=torch.int32)
     keys, values = [], []
-    for index, (length, count) in enumerate(zip(lengths, blocks)):
+    for index, (length, count) in enumerate(zip(lengths, blocks, strict=True)):
         table = [order.pop() for _ in range(count)]
         tables[index, :count] = torch.tensor(table)
         key, value = torch.randn(length, heads, head_size), torch.randn(length, heads, head_size)
@@ -194,7 +194,7 @@ def test_blocks_are_copied_and_swapped():
     layers = [torch.randn(shape) for _ in range(2)]
     before = [layer.clone() for layer in layers]
     cache.copy_blocks(layers, torch.tensor([[0, 4], [1, 5]]))
-    for layer, old in zip(layers, before):
+    for layer, old in zip(layers, before, strict=True):
         assert torch.equal(layer[:, [4, 5]], old[:, [0, 1]])
         assert torch.equal(layer[:, :4], old[:, :4])
     target = poisoned(*shape)

@@ -96,6 +96,9 @@ def clean(paths):
             continue
         try:
             remove_tree(os.path.join(paths.builds, key))
+            state = os.path.join(paths.builds, key + ".state.json")
+            if os.path.exists(state):
+                os.unlink(state)
             if os.path.isdir(placeholder) and not os.listdir(placeholder):
                 os.rmdir(placeholder)
         finally:

@@ -1,0 +1,141 @@
+"""What the stand-in's own program says when something is missing, and what its nvidia-smi answers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[3]
+SHARED = PROJECT / "molecule" / "shared"
+sys.path.insert(0, str(SHARED))
+
+from standin import artifacts, engine, hosts, repos  # noqa: E402
+
+
+def message_of(function, *arguments):
+    """The one message that a call ends with."""
+    with pytest.raises(SystemExit) as caught:
+        function(*arguments)
+    text = str(caught.value)
+    assert "expected" in text.lower()
+    return text
+
+
+class TestEngine:
+    @pytest.fixture(autouse=True)
+    def none_there(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+        monkeypatch.setattr(engine, "SOCKET", tmp_path / "own.sock")
+        monkeypatch.setenv("PATH", str(tmp_path))
+
+    def test_without_one_and_not_root(self, monkeypatch):
+        monkeypatch.setattr(engine.os, "geteuid", lambda: 1000)
+        text = message_of(engine.ensure)
+        for part in ("Container engine: found none", "not root", "Install and start one"):
+            assert part in text
+
+    def test_without_one_and_without_apt(self, monkeypatch):
+        monkeypatch.setattr(engine.os, "geteuid", lambda: 0)
+        assert "no apt-get" in message_of(engine.ensure)
+
+    def test_an_installation_that_fails(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(engine.os, "geteuid", lambda: 0)
+        apt = tmp_path / "apt-get"
+        apt.write_text("#!/bin/sh\necho 'E: no network' >&2\nexit 100\n")
+        apt.chmod(0o755)
+        text = message_of(engine.ensure)
+        assert "`apt-get update` failed" in text
+        assert "E: no network" in text
+
+    def test_an_engine_that_does_not_start(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(engine, "OWN", tmp_path / "engine")
+        daemon = tmp_path / "dockerd"
+        daemon.write_text("#!/bin/sh\necho 'failed: no cgroups' >&2\nexit 1\n")
+        daemon.chmod(0o755)
+        with pytest.raises(SystemExit, match="dockerd did not start(.|\n)*no cgroups"):
+            engine.ensure()
+
+
+def test_a_pid_of_another_process_is_left_alone(monkeypatch, tmp_path):
+    """The pid file of an engine that died may name anybody by now."""
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        (tmp_path / "engine").mkdir()
+        monkeypatch.setattr(engine, "OWN", tmp_path / "engine")
+        monkeypatch.setattr(engine, "PID", tmp_path / "engine" / "docker.pid")
+        engine.PID.write_text(str(bystander.pid))
+        engine.stop()
+        assert bystander.poll() is None
+        assert not (tmp_path / "engine").exists()
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_model_that_is_no_directory(monkeypatch):
+    monkeypatch.setenv("MODEL", "/nowhere/model")
+    assert "MODEL: found /nowhere/model" in message_of(hosts.model_directory)
+
+
+def test_a_model_by_its_name_on_a_hub(monkeypatch):
+    monkeypatch.setenv("MODEL", "Qwen/Qwen3-0.6B")
+    assert hosts.model_name() == "Qwen/Qwen3-0.6B"
+
+
+def test_a_model_in_a_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("MODEL", str(tmp_path))
+    assert hosts.model_name() == f"/srv/models/{tmp_path.name}"
+
+
+def test_a_python_that_is_not_3_10(monkeypatch):
+    monkeypatch.setenv("DEMO_PYTHON310", sys.executable)
+    with pytest.raises(SystemExit, match=f"DEMO_PYTHON310: found {sys.executable}, which is no CPython 3.10"):
+        artifacts.python310()
+
+
+def test_every_locked_module_package_is_in_its_stream():
+    import yaml
+
+    rpms = yaml.safe_load(repos.LOCK.read_text())["rpms"]
+    documents = list(yaml.safe_load_all(repos.modules([*rpms, *repos.DECOYS])))
+    streams = {d["data"]["stream"]: d["data"] for d in documents if d["document"] == "modulemd"}
+    assert set(streams) == {"470-dkms", "latest-dkms"}
+    assert len(streams["470-dkms"]["artifacts"]["rpms"]) == sum(rpm.get("stream") == "470-dkms" for rpm in rpms)
+    # The newest is the default: whoever does not name the stream gets the wrong driver.
+    assert documents[-1]["data"]["stream"] == "latest-dkms"
+
+
+class TestNvidiaSmi:
+    @pytest.fixture
+    def smi(self, tmp_path):
+        script = tmp_path / "nvidia-smi"
+        text = (SHARED / "stubs" / "nvidia-smi").read_text()
+        capture = "/usr/share/kepler-standin/nvidia-smi.csv"
+        assert capture in text
+        script.write_text(text.replace(capture, str(SHARED / "captures" / "k80x4.csv")))
+
+        def run(*arguments):
+            return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
+
+        return run
+
+    def test_a_query(self, smi):
+        done = smi("--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits")
+        assert done.stdout.splitlines() == [f"{die}, Tesla K80, 11441" for die in range(4)]
+
+    def test_a_query_with_header_and_units(self, smi):
+        lines = smi("--query-gpu=power.draw,power.limit", "--format=csv").stdout.splitlines()
+        assert lines[0] == "power.draw, power.limit"
+        assert lines[1].endswith(", 149.00 W")
+
+    def test_one_die(self, smi):
+        assert smi("-i", "2", "--query-gpu=index", "--format=csv,noheader").stdout == "2\n"
+
+    def test_the_list(self, smi):
+        assert len(smi("-L").stdout.splitlines()) == 4
+
+    def test_an_unknown_field(self, smi):
+        done = smi("--query-gpu=nothing", "--format=csv")
+        assert done.returncode != 0
+        assert 'Field "nothing"' in done.stderr

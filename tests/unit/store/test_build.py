@@ -1,0 +1,211 @@
+"""Building and committing: whole or not at all, whatever happens."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from recipes import PLUGINS, committed, needs_namespaces, recipe, source
+from store import address, build, fetch, tree
+from store.errors import StoreError
+
+pytestmark = needs_namespaces
+
+
+def realise(root, made, **options):
+    return build.realise(root, made, [], [], **options)
+
+
+def left_over(root):
+    return sorted(os.listdir(os.path.join(root, "build"))), sorted(os.listdir(os.path.join(root, "store")))
+
+
+def test_an_output_is_built_once(root):
+    made = recipe()
+    assert realise(root, made) is True
+    assert realise(root, made) is False
+    path = Path(address.output_path(root, made))
+    # The builder saw the path that the output has for good.
+    assert (path / "bin" / "where").read_text().strip() == str(path)
+    assert left_over(root) == ([], [path.name])
+
+
+def test_an_output_is_frozen(root):
+    made = recipe()
+    realise(root, made)
+    path = Path(address.output_path(root, made))
+    for entry in [path, *path.rglob("*")]:
+        if not entry.is_symlink():
+            assert entry.stat().st_mode & 0o222 == 0
+        assert int(entry.lstat().st_mtime) == build.SOURCE_DATE_EPOCH
+
+
+def test_the_manifest_says_what_is_there(root):
+    made = recipe()
+    realise(root, made)
+    path = Path(address.output_path(root, made))
+    manifest = json.loads((path / address.MANIFEST).read_text())
+    files = {entry["path"]: entry for entry in manifest["files"]}
+    assert set(files) == {"bin", "bin/where", "link"}
+    assert files["bin/where"]["sha256"] == fetch.sha256_of(str(path / "bin" / "where"))
+    assert files["bin/where"]["executable"] is True
+    assert files["link"]["target"] == "bin/where"
+    assert manifest["key"] == address.key(made)
+
+
+def test_an_input_reaches_the_builder(root):
+    lower = recipe(name="lower")
+    realise(root, lower)
+    path = address.output_path(root, lower)
+    upper = recipe(inputs={"lower": path}, builder='cat "$lower/bin/where" > "$out/copy"\n')
+    realise(root, upper)
+    assert Path(address.output_path(root, upper), "copy").read_text().strip() == path
+
+
+def test_an_input_that_is_not_there_is_named(root):
+    with pytest.raises(StoreError, match="the input lower is /nowhere"):
+        realise(root, recipe(inputs={"lower": "/nowhere/abc-lower-1"}))
+
+
+def test_sources_reach_the_builder(root, tmp_path):
+    path = tmp_path / "data.txt"
+    path.write_text("content")
+    made = recipe(sources=[source(path)], builder='cp "$src/data.txt" "$out/"\n')
+    realise(root, made)
+    assert Path(address.output_path(root, made), "data.txt").read_text() == "content"
+
+
+def test_the_environment_is_clean(root, monkeypatch):
+    monkeypatch.setenv("SECRET", "leaked")
+    made = recipe(builder='env | cut -d= -f1 | sort > "$out/names"; umask > "$out/umask"\n', environment={"MORE": "1"})
+    realise(root, made)
+    path = Path(address.output_path(root, made))
+    known = {"PATH", "HOME", "TMPDIR", "LC_ALL", "SOURCE_DATE_EPOCH", "out", "src", "MORE"}
+    known |= {"PWD", "OLDPWD", "SHLVL", "_"}
+    assert set((path / "names").read_text().split()) <= known
+    assert (path / "umask").read_text().strip() == "0022"
+
+
+def test_a_builder_has_no_network(root, server, tmp_path):
+    served = server(tmp_path)
+    port = served.url.rpartition(":")[2]
+    with pytest.raises(StoreError, match="unreachable|refused|ended with status"):
+        realise(root, recipe(builder="exec 3<>/dev/tcp/127.0.0.1/%s\n" % port))
+    assert served.requests == []
+
+
+def test_a_failed_builder_leaves_a_message_and_nothing_else(root):
+    made = recipe(builder='echo "the reason" >&2; touch "$out/half"; exit 7\n')
+    with pytest.raises(StoreError) as caught:
+        realise(root, made)
+    for part in ("hello 1.0", "status 7", "the reason", ".log"):
+        assert part in str(caught.value)
+    assert left_over(root) == ([], [])
+    assert not committed(root, made)
+
+
+def test_a_failed_build_can_be_kept(root):
+    with pytest.raises(StoreError):
+        realise(root, recipe(builder="touch here; exit 1\n"), keep_failed=True)
+    assert len(left_over(root)[0]) == 1
+
+
+def test_a_full_disk_is_said_and_given_back(root, tmp_path):
+    os.makedirs(root)
+    assert subprocess.call(["mount", "-t", "tmpfs", "-o", "size=4m", "none", root]) == 0
+    try:
+        with pytest.raises(StoreError, match=r"GB are free there: make room"):
+            realise(root, recipe(builder='head -c 8m /dev/zero > "$out/big"\n'))
+        assert left_over(root) == ([], [])
+        big = tmp_path / "big.bin"
+        big.write_bytes(b"0" * (8 << 20))
+        with pytest.raises(StoreError, match="disk of .* is full"):
+            realise(root, recipe(sources=[source(big)]))
+        assert not committed(root, recipe(sources=[source(big)]))
+    finally:
+        subprocess.call(["umount", root])
+
+
+WORKER = """
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+from store import build, fetch, tree
+build.LOGS = sys.argv[2]
+point, root, recipe = sys.argv[3], sys.argv[4], json.loads(sys.argv[5])
+def die(*arguments, **options):
+    os.kill(os.getpid(), 9)
+if point == "fetch": build.fetch_sources = die
+elif point == "build": build.run_builder = die
+elif point == "freeze": tree.freeze = die
+elif point == "rename": os.sync = die
+elif point == "after":
+    rename = os.rename
+    os.rename = lambda old, new: (rename(old, new), new.endswith("-1.0") and die())
+build.realise(root, recipe, [], [])
+print("built" if point == "none" else "survived")
+"""
+
+
+def worker(root, tmp_path, made, point="none"):
+    """Start a process that makes `made` and dies by SIGKILL at a point."""
+    command = [sys.executable, "-c", WORKER, str(PLUGINS / "module_utils"), str(tmp_path / "log"), point, root]
+    return subprocess.Popen([*command, json.dumps(made)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("point", ["fetch", "build", "freeze", "rename", "after"])
+def test_a_killed_worker_leaves_nothing_half_made(root, tmp_path, point):
+    made = recipe()
+    process = worker(root, tmp_path, made, point)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    # After the rename the output is whole, though its maker died.
+    assert committed(root, made) is (point == "after")
+    assert realise(root, made) is (point != "after")
+    assert left_over(root) == ([], [os.path.basename(address.output_path(root, made))])
+
+
+def test_what_a_dead_build_left_is_cleaned_by_another(root, tmp_path):
+    process = worker(root, tmp_path, recipe(name="dead"), "freeze")
+    process.communicate()
+    assert left_over(root)[0] != []
+    realise(root, recipe())
+    assert left_over(root) == ([], [os.path.basename(address.output_path(root, recipe()))])
+
+
+def test_concurrent_requests_make_one_build(root, tmp_path):
+    made = recipe(builder='echo build >> "%s"; sleep 1; touch "$out/file"\n' % (tmp_path / "count"))
+    workers = [worker(root, tmp_path, made) for _ in range(8)]
+    printed = [process.communicate() for process in workers]
+    assert [process.returncode for process in workers] == [0] * 8, printed
+    assert (tmp_path / "count").read_text() == "build\n"
+    assert committed(root, made)
+
+
+def test_a_live_build_is_not_cleaned_away(root, tmp_path):
+    waits = 'while [ ! -e "%s" ]; do sleep 0.1; done; touch "$out/file"\n' % (tmp_path / "go")
+    slow = recipe(name="slow", builder=waits)
+    process = worker(root, tmp_path, slow)
+    while not os.path.exists(build.Paths(root, slow).log):
+        time.sleep(0.05)
+    realise(root, recipe())
+    (tmp_path / "go").touch()
+    assert process.communicate()[0].strip() == b"built"
+    assert committed(root, slow)
+
+
+def test_two_stores_hold_the_same_bytes(root, tmp_path):
+    """But for what the builder writes of its own path."""
+    made = recipe(builder='mkdir "$out/d"; echo fixed > "$out/d/file"; date > /dev/null\n')
+    other = str(tmp_path / "other")
+    try:
+        realise(root, made)
+        realise(other, made)
+        assert tree.describe_all(address.output_path(root, made) + "/d") == tree.describe_all(
+            address.output_path(other, made) + "/d"
+        )
+    finally:
+        build.remove_tree(other)

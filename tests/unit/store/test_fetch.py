@@ -1,0 +1,115 @@
+"""Fetching: nothing is taken whose digest does not match, from wherever it comes."""
+
+import json
+import os
+
+import pytest
+from recipes import source
+from store import fetch
+from store.errors import StoreError
+
+
+@pytest.fixture
+def original(tmp_path):
+    path = tmp_path / "upstream" / "demo-1.0.tar"
+    path.parent.mkdir()
+    path.write_bytes(os.urandom(3 * fetch.BLOCK + 17))
+    return path
+
+
+def sources_of(tmp_path):
+    return tmp_path / "sources"
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_file_comes_from_its_address(tmp_path, original):
+    wanted = source(original)
+    fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [], [])
+    stored = sources_of(tmp_path) / wanted["sha256"]
+    assert stored.read_bytes() == original.read_bytes()
+    assert stored.stat().st_mode & 0o777 == 0o444
+
+
+def test_artifacts_come_before_the_network(tmp_path, original):
+    wanted = source(original, urls=["http://127.0.0.1:1/never"])
+    fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [str(original.parent)], [])
+    assert names(sources_of(tmp_path)) == [wanted["sha256"]]
+
+
+def test_a_cache_keeps_files_under_their_own_names(tmp_path, original):
+    fetch.fetch_sources([source(original)], str(sources_of(tmp_path)), [], [], name="file")
+    assert names(sources_of(tmp_path)) == [original.name]
+
+
+@pytest.mark.parametrize("where", ["address", "artifacts"])
+def test_another_digest_is_refused_and_moved_aside(tmp_path, original, where):
+    wanted = source(original, sha256="0" * 64)
+    found = source(original)["sha256"]
+    artifacts = [str(original.parent)] if where == "artifacts" else []
+    with pytest.raises(StoreError) as caught:
+        fetch.fetch_sources([wanted], str(sources_of(tmp_path)), artifacts, [])
+    message = str(caught.value)
+    for part in (original.name, found, "expected " + "0" * 64, "files/lock"):
+        assert part in message
+    assert names(sources_of(tmp_path)) == ["0" * 64 + ".rejected-" + found[:16]]
+
+
+def test_a_stored_file_that_was_changed_is_fetched_again(tmp_path, original):
+    wanted = source(original)
+    fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [], [])
+    stored = sources_of(tmp_path) / wanted["sha256"]
+    stored.chmod(0o644)
+    stored.write_bytes(b"changed")
+    fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [], [])
+    assert stored.read_bytes() == original.read_bytes()
+
+
+def test_a_download_goes_on_where_it_stopped(tmp_path, original, server):
+    served = server(original.parent)
+    wanted = source(original, urls=[served.url + "/" + original.name])
+    part = sources_of(tmp_path) / (".%s.part" % wanted["sha256"])
+    part.parent.mkdir()
+    part.write_bytes(original.read_bytes()[:1000])
+    fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [], [])
+    assert served.requests == [("/" + original.name, "bytes=1000-")]
+    assert (sources_of(tmp_path) / wanted["sha256"]).read_bytes() == original.read_bytes()
+
+
+def test_the_next_address_is_asked_where_one_has_nothing(tmp_path, original, server):
+    served = server(original.parent)
+    wanted = source(original, urls=[served.url + "/gone", served.url + "/" + original.name])
+    fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [], [])
+    assert [path for path, _ in served.requests] == ["/gone", "/" + original.name]
+
+
+HTML = '<html><body><a href="files/demo-1.0.tar#sha256=x" data-requires-python="&gt;=3">demo-1.0.tar</a></body></html>'
+JSON = json.dumps({"meta": {"api-version": "1.0"},
+                   "files": [{"filename": "demo-1.0.tar", "url": "files/demo-1.0.tar", "hashes": {}}]})
+
+
+@pytest.mark.parametrize("page", [HTML, JSON], ids=["html", "json"])
+@pytest.mark.parametrize("scheme", ["http", "file"])
+def test_an_index_is_asked_for_the_very_file(tmp_path, original, server, page, scheme):
+    if page is JSON and scheme == "file":
+        pytest.skip("a tree of files has HTML pages")
+    project = tmp_path / "index" / "my-demo"
+    (project / "files").mkdir(parents=True)
+    (project / "index.html").write_text(page)
+    (project / "files" / "demo-1.0.tar").write_bytes(original.read_bytes())
+    base = server(tmp_path / "index").url if scheme == "http" else "file://%s" % (tmp_path / "index")
+    wanted = source(original, index={"project": "My_Demo", "version": "1.0"})
+    del wanted["urls"]
+    fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [], ["file:///nowhere", base])
+    assert names(sources_of(tmp_path)) == [wanted["sha256"]]
+
+
+def test_what_cannot_be_had_is_one_message(tmp_path, original):
+    wanted = source(original, index={"project": "demo", "version": "1.0"})
+    del wanted["urls"]
+    with pytest.raises(StoreError) as caught:
+        fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [], ["file:///nowhere"])
+    for part in ("demo-1.0.tar", "could not be had", "/nowhere/demo/", "store_artifacts"):
+        assert part in str(caught.value)
