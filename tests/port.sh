@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 export PYTHONPATH=molecule/shared
 python -m standin artifacts
-ansible-playbook -i localhost, tests/port/environment.yml \
+ansible-playbook -i localhost, tests/port/environment.yml -e "ansible_python_interpreter=$(command -v python)" \
     -e "store_root=$KEPLER_CACHE/store" -e "{store_artifacts: [$KEPLER_CACHE/artifacts]}" \
     -e pytorch_provider=wheel -e python310_provider=prebuilt -e "python310_interpreter=$(python -m standin python310)"
 

@@ -67,7 +67,8 @@ REFUSALS = {
         ["vllm_service_instances[0].tensor_parallel_size", "found 4", "at most 2"],
     ),
     "dies that the host does not have": (
-        [instance(tensor_parallel_size=4, dies=[4, 5, 6, 7])], ["vllm_service_instances[0].dies", "some of [0, 1, 2, 3]"],
+        [instance(tensor_parallel_size=4, dies=[4, 5, 6, 7])],
+        ["vllm_service_instances[0].dies", "some of [0, 1, 2, 3]"],
     ),
     "a number in quotes": ([instance(port="8000")], ["vllm_service_instances[0].port", "Take the quotes away"]),
     "an open address without a key": (

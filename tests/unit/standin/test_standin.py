@@ -53,7 +53,7 @@ class TestEngine:
         daemon = tmp_path / "dockerd"
         daemon.write_text("#!/bin/sh\necho 'failed: no cgroups' >&2\nexit 1\n")
         daemon.chmod(0o755)
-        with pytest.raises(SystemExit, match="dockerd did not start(.|\n)*no cgroups"):
+        with pytest.raises(SystemExit, match=r"dockerd did not start(.|\n)*no cgroups"):
             engine.ensure()
 
 
