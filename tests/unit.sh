@@ -5,8 +5,14 @@ cd "$(dirname "$0")/.."
 
 python -m pytest -q tests/unit tests/static
 
-# PYTHON36 names the interpreter; else one on PATH, or the newest that pyenv has.
-python36="${PYTHON36:-$(command -v python3.6 || ls -d "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.6.*/bin/python3.6 2>/dev/null | tail -n 1 || true)}"
+# PYTHON36 names the interpreter; else the first that works: one on PATH, or the newest that pyenv has.
+python36=""
+for candidate in "${PYTHON36:-}" python3.6 $(ls -d "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.6.*/bin/python3.6 2>/dev/null | sort -r); do
+    if [ -n "$candidate" ] && "$candidate" -c 'import venv' 2>/dev/null; then
+        python36="$candidate"
+        break
+    fi
+done
 if [ -z "$python36" ]; then
     echo "Python 3.6: none found (PYTHON36, PATH, pyenv); host code was tested on $(python --version) alone"
     exit 0

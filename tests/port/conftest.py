@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Before vLLM is imported: the CPU stands in for the Kepler GPU.
-os.environ["VLLM_KEPLER_DEVICE"] = "cpu"
+# Before vLLM is imported: the CPU stands in for the Kepler GPU. An empty value with VLLM_KEPLER_VERIFY=1 takes a GPU.
+os.environ.setdefault("VLLM_KEPLER_DEVICE", "cpu")
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
 
 import pytest
@@ -159,6 +159,7 @@ def engine():
     def start(model: TinyModel, **options: Any) -> Any:
         end()
         made.append(LLM(str(model.directory), skip_tokenizer_init=True, max_model_len=CONTEXT, max_num_seqs=16,
+                        gpu_memory_utilization=0.2, swap_space=1,
                         disable_log_stats=False, **options))
         return made[0]
 

@@ -13,10 +13,11 @@ from vllm.attention.backends.abstract import (
     AttentionType,
 )
 from vllm.attention.backends.utils import CommonAttentionState
+from vllm.platforms import current_platform
 
 from ..ops import attention as paged
 from ..ops import cache
-from .metadata import CpuMetadataBuilder, KeplerMetadata
+from .metadata import CpuMetadataBuilder, GpuMetadataBuilder, KeplerMetadata
 
 HEAD_SIZES = range(8, 513, 8)
 
@@ -42,7 +43,7 @@ class KeplerBackend(AttentionBackend):
 
     @staticmethod
     def get_builder_cls() -> type[AttentionMetadataBuilder]:
-        return CpuMetadataBuilder
+        return CpuMetadataBuilder if current_platform.is_cpu() else GpuMetadataBuilder
 
     @staticmethod
     def get_kv_cache_shape(num_blocks: int, block_size: int, num_kv_heads: int, head_size: int) -> tuple[int, ...]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.attention.backends.abstract import AttentionMetadata, AttentionMetadataBuilder
+from vllm.attention.backends.utils import CommonMetadataBuilder
 from vllm.utils import make_tensor_with_pad
 
 if TYPE_CHECKING:
@@ -84,4 +85,32 @@ class CpuMetadataBuilder(AttentionMetadataBuilder[KeplerMetadata]):
                 padded(batch.decode_block_tables, device) if batch.num_decode_tokens else None
             ),
             max_decode_seq_len=batch.max_decode_seq_len,
+        )
+
+
+class GpuMetadataBuilder(CommonMetadataBuilder[KeplerMetadata]):
+    """Builds the metadata from what upstream's V0 GPU model runner collects."""
+
+    def build(
+        self, seq_lens: list[int], query_lens: list[int], cuda_graph_pad_size: int, batch_size: int
+    ) -> KeplerMetadata:
+        self.query_lens = query_lens
+        return super().build(seq_lens, query_lens, cuda_graph_pad_size, batch_size)
+
+    def _metadata_cls(self, **common: Any) -> KeplerMetadata:  # type: ignore[override]
+        """Upstream's builder calls this with the fields that its own backends share."""
+        prefills, decodes = common["num_prefills"], common["num_decode_tokens"]
+        return KeplerMetadata(
+            num_prefills=prefills,
+            num_prefill_tokens=common["num_prefill_tokens"],
+            num_decode_tokens=decodes,
+            slot_mapping=common["slot_mapping"],
+            multi_modal_placeholder_index_maps=common["multi_modal_placeholder_index_maps"] or None,
+            enable_kv_scales_calculation=False,
+            prefill_query_lens=self.query_lens[:prefills],
+            prefill_seq_lens=common["seq_lens"][:prefills],
+            prefill_block_tables=common["block_tables"][:prefills] if prefills else None,
+            decode_seq_lens=common["seq_lens_tensor"][prefills:] if decodes else None,
+            decode_block_tables=common["block_tables"][prefills:] if decodes else None,
+            max_decode_seq_len=common["max_decode_seq_len"],
         )

@@ -66,7 +66,8 @@ def attend(
     # [batch, 1, 1, num_queries, num_keys]
     distance = (key_positions[:, None, :] - query_positions[:, :, None])[:, None, None]
     if spec.alibi_slopes is not None:
-        scores = scores + spec.alibi_slopes.view(1, num_kv_heads, group, 1, 1) * distance
+        slopes = spec.alibi_slopes.to(scores.device).view(1, num_kv_heads, group, 1, 1)
+        scores = scores + slopes * distance
     hidden = (key_positions < 0)[:, None, None, None, :]
     if spec.causal:
         hidden = hidden | (distance > 0)
