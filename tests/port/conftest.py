@@ -159,7 +159,7 @@ def engine():
     def start(model: TinyModel, **options: Any) -> Any:
         end()
         made.append(LLM(str(model.directory), skip_tokenizer_init=True, max_model_len=CONTEXT, max_num_seqs=16,
-                        gpu_memory_utilization=0.2, swap_space=1,
+                        gpu_memory_utilization=0.05, swap_space=1,
                         disable_log_stats=False, **options))
         return made[0]
 

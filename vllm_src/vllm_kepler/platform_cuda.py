@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from vllm.logger import init_logger
@@ -48,7 +48,7 @@ class KeplerCudaPlatform(CudaPlatform):
     """Upstream's CUDA platform with the port's engine settings, attention backend and operators."""
 
     simple_compile_backend = "eager"
-    supported_quantization: list[str] = []
+    supported_quantization: ClassVar[list[str]] = []
 
     def __init__(self) -> None:
         settings.force_v0()

@@ -25,6 +25,7 @@ class KeplerMetadata(AttentionMetadata):
         decode_seq_lens: int32 [num_decodes]: tokens of each sequence, the new one included.
         decode_block_tables: int32 [num_decodes, max_blocks].
         max_decode_seq_len: the largest of decode_seq_lens.
+        use_cuda_graph: asked by upstream's GPU model runner; the port runs eagerly.
     """
 
     prefill_query_lens: list[int]
@@ -33,6 +34,7 @@ class KeplerMetadata(AttentionMetadata):
     decode_seq_lens: torch.Tensor | None
     decode_block_tables: torch.Tensor | None
     max_decode_seq_len: int
+    use_cuda_graph: bool = False
 
     @property
     def prefill_metadata(self) -> KeplerMetadata | None:
