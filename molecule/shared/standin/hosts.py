@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -34,10 +36,9 @@ enabled=1
 def pci_tree(dies: tuple[str, ...]) -> Path:
     """A directory that looks like /sys/bus/pci/devices of a host with these K80 dies."""
     root = STATE / "pci" / str(len(dies))
-    shutil.rmtree(root, ignore_errors=True)
-    root.mkdir(parents=True)
+    root.mkdir(parents=True, exist_ok=True)
     for address in dies:
-        (root / address).mkdir()
+        (root / address).mkdir(exist_ok=True)
         for name, value in (("vendor", "0x10de"), ("device", "0x102d"), ("class", "0x030200"), ("revision", "0xa1")):
             (root / address / name).write_text(value + "\n")
     return root
@@ -161,14 +162,20 @@ def up(fleet: Fleet) -> None:
     make_key(fleet)
     for host in fleet.hosts:
         name = fleet.container(host)
+        chosen = options(fleet, host)
+        # What a container was started with cannot be changed: another model or port takes another container.
+        digest = hashlib.sha256(json.dumps([tag, chosen], sort_keys=True, default=str).encode()).hexdigest()
+        chosen["labels"]["vllm-kepler.options"] = digest
         try:
             container = client.containers.get(name)
-            container.start()
-            wait_for_systemd(container)
-            continue
+            if container.labels.get("vllm-kepler.options") == digest:
+                container.start()
+                wait_for_systemd(container)
+                continue
+            print(f"== {host} was started with other options: starting it anew", flush=True)
+            container.remove(force=True, v=True)
         except docker.errors.NotFound:
             pass
-        chosen = options(fleet, host)
         with Step(f"Starting the stand-in {host}"):
             try:
                 container = client.containers.run(tag, **chosen)
