@@ -14,7 +14,7 @@ serving="$(cat "$KEPLER_CACHE/store/serving")"
 runner="$KEPLER_CACHE/venv/port-$(sha256sum requirements/port-tests.txt | cut -c1-12)"
 if [ ! -e "$runner/.ready" ]; then
     rm -rf "$runner"
-    python -m pip --python "$serving/bin/python" install --quiet --disable-pip-version-check --require-hashes \
+    python -m pip --python "$serving/bin/python" install --quiet --disable-pip-version-check --no-deps --require-hashes \
         --target "$runner" -r requirements/port-tests.txt
     touch "$runner/.ready"
 fi

@@ -14,7 +14,6 @@ from . import ops, settings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.platforms.interface import _Backend
 
 logger = init_logger("vllm.kepler.platform")
 
@@ -24,7 +23,7 @@ GIB = 1 << 30
 DEFAULT_CACHE = 1 * GIB
 
 
-class KeplerCpuPlatform(CpuPlatform):
+class KeplerCpuPlatform(settings.KeplerSettings, CpuPlatform):
     """Upstream's CPU platform with the port's engine settings, attention backend and operators."""
 
     simple_compile_backend = "eager"
@@ -32,23 +31,6 @@ class KeplerCpuPlatform(CpuPlatform):
     def __init__(self) -> None:
         settings.force_v0()
         ops.install()
-
-    @property
-    def supported_dtypes(self) -> list[torch.dtype]:
-        return [torch.float32]
-
-    @classmethod
-    def get_attn_backend_cls(
-        cls,
-        selected_backend: _Backend | None,
-        head_size: int,
-        dtype: torch.dtype,
-        kv_cache_dtype: str | None,
-        block_size: int,
-        use_v1: bool,
-        use_mla: bool,
-    ) -> str:
-        return settings.select_backend(use_v1, use_mla)
 
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
@@ -64,10 +46,6 @@ class KeplerCpuPlatform(CpuPlatform):
                 envs.VLLM_CPU_KVCACHE_SPACE * GIB or DEFAULT_CACHE // parallel.world_size
             )
         share_cores(parallel.world_size)
-
-    @classmethod
-    def supports_v1(cls, model_config: object) -> bool:
-        return False
 
     @classmethod
     def is_pin_memory_available(cls) -> bool:

@@ -18,7 +18,6 @@ from vllm.platforms.cuda import CudaPlatform  # noqa: E402
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.platforms.interface import _Backend
 
 logger = init_logger("vllm.kepler.platform")
 
@@ -44,7 +43,7 @@ def stand_in_for_flash_attention() -> None:
     sys.modules[rotary.__name__] = rotary
 
 
-class KeplerCudaPlatform(CudaPlatform):
+class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
     """Upstream's CUDA platform with the port's engine settings, attention backend and operators."""
 
     simple_compile_backend = "eager"
@@ -53,23 +52,6 @@ class KeplerCudaPlatform(CudaPlatform):
     def __init__(self) -> None:
         settings.force_v0()
         stand_in_for_flash_attention()
-
-    @property
-    def supported_dtypes(self) -> list[torch.dtype]:
-        return [torch.float32]
-
-    @classmethod
-    def get_attn_backend_cls(
-        cls,
-        selected_backend: _Backend | None,
-        head_size: int,
-        dtype: torch.dtype,
-        kv_cache_dtype: str | None,
-        block_size: int,
-        use_v1: bool,
-        use_mla: bool,
-    ) -> str:
-        return settings.select_backend(use_v1, use_mla)
 
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
@@ -85,10 +67,6 @@ class KeplerCudaPlatform(CudaPlatform):
         parallel = vllm_config.parallel_config
         if parallel.worker_cls == "auto":
             parallel.worker_cls = "vllm.worker.worker.Worker"
-
-    @classmethod
-    def supports_v1(cls, model_config: object) -> bool:
-        return False
 
     @classmethod
     def use_custom_allreduce(cls) -> bool:

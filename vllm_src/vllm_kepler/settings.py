@@ -10,6 +10,7 @@ from vllm.logger import init_logger
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.platforms.interface import _Backend
 
 # Below `vllm`, whose handlers and level the server sets up.
 logger = init_logger("vllm.kepler.settings")
@@ -24,16 +25,37 @@ def force_v0() -> None:
     os.environ["VLLM_USE_V1"] = "0"
 
 
-def select_backend(use_v1: bool, use_mla: bool) -> str:
-    """Dotted name of the attention backend.
+class KeplerSettings:
+    """What every platform of the port answers; stands before upstream's platform among the bases."""
 
-    Raises ValueError where the model's attention is of a kind that the port does not have.
-    """
-    if use_v1 or use_mla:
-        what = "multi-head latent attention" if use_mla else "the V1 engine"
-        raise ValueError(f"The model asks for {what}: the Kepler port does not have it. Serve another model.")
-    logger.info("Using Torch SDPA attention backend for Kepler GPU (sm < 60).")
-    return BACKEND
+    @property
+    def supported_dtypes(self) -> list[torch.dtype]:
+        return [torch.float32]
+
+    @classmethod
+    def supports_v1(cls, model_config: object) -> bool:
+        return False
+
+    @classmethod
+    def get_attn_backend_cls(
+        cls,
+        selected_backend: _Backend | None,
+        head_size: int,
+        dtype: torch.dtype,
+        kv_cache_dtype: str | None,
+        block_size: int,
+        use_v1: bool,
+        use_mla: bool,
+    ) -> str:
+        """Dotted name of the attention backend.
+
+        Raises ValueError where the model's attention is of a kind that the port does not have.
+        """
+        if use_v1 or use_mla:
+            what = "multi-head latent attention" if use_mla else "the V1 engine"
+            raise ValueError(f"The model asks for {what}: the Kepler port does not have it. Serve another model.")
+        logger.info("Using Torch SDPA attention backend for Kepler GPU (sm < 60).")
+        return BACKEND
 
 
 def settle(config: VllmConfig) -> None:
