@@ -18,8 +18,12 @@ def test_block_sizes(tiny, engine, family, block_size):
     assert_same(model, generate(engine(model, block_size=block_size), model.prompts))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "bloom", "starcoder2"])
-@pytest.mark.parametrize("caching", [False, True])
+# vLLM itself refuses to cache prefixes of a model whose every layer has a window.
+@pytest.mark.parametrize(
+    ("family", "caching"),
+    [("llama", False), ("llama", True), ("gemma2", False), ("gemma2", True), ("bloom", False), ("bloom", True),
+     ("starcoder2", False), ("mistral", False)],
+)
 def test_chunked_prefill(tiny, engine, family, caching):
     """Chunks of 48 tokens: the longest prompt takes three, beside sequences that decode already."""
     model = tiny(family)
@@ -27,7 +31,7 @@ def test_chunked_prefill(tiny, engine, family, caching):
     assert_same(model, generate(llm, model.prompts))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "bloom", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "bloom", "granite"])
 def test_prefix_caching(tiny, engine, family):
     """The second time every whole block of a prompt comes from the cache, and nothing changes."""
     model = tiny(family)
