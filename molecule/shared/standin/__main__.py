@@ -16,6 +16,7 @@ def down(fleet: str) -> None:
     """Remove a fleet; with the last one everything but the downloads."""
     hosts.down(FLEETS[fleet])
     if hosts.others_left():
+        print("Removed. The engine and the image stay for the other stand-ins.")
         return
     client = engine.present()
     if client:

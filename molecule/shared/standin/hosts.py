@@ -24,6 +24,8 @@ BOOT_SECONDS = 60
 DIES = ("0000:05:00.0", "0000:06:00.0", "0000:85:00.0", "0000:86:00.0")
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE")
 CA_BUNDLE = "/etc/pki/standin-ca.pem"
+# In a container that was set up to its end.
+MARK = "/etc/kepler-standin.ready"
 REPOSITORIES = """\
 [{name}]
 name=Stand-in for {name}
@@ -168,11 +170,12 @@ def up(fleet: Fleet) -> None:
         chosen["labels"]["vllm-kepler.options"] = digest
         try:
             container = client.containers.get(name)
-            if container.labels.get("vllm-kepler.options") == digest:
-                container.start()
-                wait_for_systemd(container)
+            container.start()
+            wait_for_systemd(container)
+            same = container.labels.get("vllm-kepler.options") == digest
+            if same and execute(container, f"test -e {MARK}")[0] == 0:
                 continue
-            print(f"== {host} was started with other options: starting it anew", flush=True)
+            print(f"== {host} is not whole, or was started with other options: starting it anew", flush=True)
             container.remove(force=True, v=True)
         except docker.errors.NotFound:
             pass
@@ -181,7 +184,9 @@ def up(fleet: Fleet) -> None:
                 container = client.containers.run(tag, **chosen)
             except docker.errors.APIError as error:
                 reason = str(error.explanation)
-                client.containers.get(name).remove(force=True)
+                # It may have been made and not started.
+                for made in client.containers.list(all=True, filters={"name": f"^{name}$"}):
+                    made.remove(force=True)
                 if "port is already allocated" in reason or "address already in use" in reason:
                     variable = f"{fleet.name.upper()}_PORT"
                     fail(
@@ -192,6 +197,7 @@ def up(fleet: Fleet) -> None:
             wait_for_systemd(container)
             give_repositories(container)
             open_way_to_python(container)
+            execute(container, f"touch {MARK}")
 
 
 def down(fleet: Fleet) -> None:

@@ -55,7 +55,8 @@ def apt_source() -> str:
         key = re.search(r"^Signed-By:\s*(\S+)", text, re.MULTILINE)
         if uri and key and "debian-archive" in key.group(1):
             return f"deb [signed-by={key.group(1)}] {uri.group(1)} bookworm main"
-    for line in Path("/etc/apt/sources.list").read_text().splitlines():
+    plain = Path("/etc/apt/sources.list")
+    for line in plain.read_text().splitlines() if plain.exists() else []:
         if line.startswith("deb ") and "debian" in line:
             return re.sub(r"^(deb (?:\[.*?\] )?\S+) .*", r"\1 bookworm main", line)
     fail("Image: found no Debian mirror in /etc/apt; expected one, since no image of Rocky Linux 8 can be pulled.")
@@ -108,8 +109,12 @@ def debian_base(client: docker.DockerClient, tag: str) -> None:
         fail(f"Image: {ROCKY} cannot be pulled and this user is not root; expected one of both. Be root, or pull it.")
     missing = [program for program in ("mmdebstrap", "rpm") if not shutil.which(program)]
     if missing:
-        subprocess.run(["apt-get", "--quiet", "--quiet", "install", "--yes", "--no-install-recommends", *missing],
-                       check=True, stdout=subprocess.DEVNULL, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+        command = ["apt-get", "--quiet", "install", "--yes", "--no-install-recommends", *missing]
+        done = subprocess.run(
+            command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, capture_output=True, text=True
+        )
+        if done.returncode:
+            fail(f"Image: `{' '.join(command)}` failed:\n{done.stderr.strip()[-2000:]}")
     root = STATE / "rootfs"
     shutil.rmtree(root, ignore_errors=True)
     root.parent.mkdir(parents=True, exist_ok=True)

@@ -45,13 +45,21 @@ class Fleet:
         return self.directory / "api-key.env"
 
 
-DEMO = Fleet("demo", int(os.environ.get("DEMO_PORT") or 8000), ("k80-standin",))
-TEST = Fleet("test", int(os.environ.get("TEST_PORT") or 8100), ("k80-standin", "other-standin"))
-
-
 def fail(message: str) -> NoReturn:
     """End with one message for the user."""
     sys.exit(f"\n{message}")
+
+
+def port(variable: str, default: int) -> int:
+    """Port that an environment variable names."""
+    value = os.environ.get(variable) or str(default)
+    if not value.isdigit() or not 1024 <= int(value) <= 65535:
+        fail(f"{variable}: found {value}; expected a port of 1024 to 65535. Correct it, or leave it out.")
+    return int(value)
+
+
+DEMO = Fleet("demo", port("DEMO_PORT", 8000), ("k80-standin",))
+TEST = Fleet("test", port("TEST_PORT", 8100), ("k80-standin", "other-standin"))
 
 
 class Step:
