@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
 from kepler_controller.pip_index import pip_indexes
 from kepler_controller.progress import POLL, Progress
 
+STARTS = 2  # a worker that dies this often will die again
+
 
 class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -25,12 +27,20 @@ class ActionModule(ActionBase):
             arguments["sources"] = json.loads(arguments["sources"])
         host = variables.get("inventory_hostname", "")
         progress = Progress(f"{host}: {arguments.get('name')} {arguments.get('version')}")
-        changed = False
+        changed, starts = False, 0
         while True:
             answer = self._execute_module("store_output", dict(arguments, detach=True), task_vars=variables)
             if answer.get("failed") or not answer.get("running"):
                 break
             changed = True
+            starts += answer["started"]
+            if starts > STARTS:
+                message = (
+                    f"{arguments['name']}: the work on {host} ended {STARTS} times without a word: the kernel may have "
+                    f"killed it for its memory. Look at `journalctl -k` and at {answer['log']} there, then run again."
+                )
+                answer = {"failed": True, "msg": message}
+                break
             progress.show(answer["progress"])
             time.sleep(POLL)
         result.update(answer)

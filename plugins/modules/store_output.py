@@ -107,6 +107,10 @@ running:
   description: With O(detach), whether the work goes on.
   type: bool
   returned: with detach
+started:
+  description: With O(detach), whether this call started the work.
+  type: bool
+  returned: with detach
 progress:
   description: With O(detach), what the work is at.
   type: str
@@ -117,7 +121,6 @@ import json
 import os
 import platform
 import re
-import traceback
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.store import address
@@ -159,17 +162,16 @@ def result_file(paths):
 
 
 def work(paths, module, recipe):
-    """What the detached process does: make the output and leave the result behind."""
+    """What the detached process does: make the output; a failure leaves its message behind."""
     params = module.params
     try:
-        realise(params["root"], recipe, params["artifacts"], params["index_urls"], params["keep_failed"])
-        result = {}
+        realise(
+            params["root"], recipe, params["artifacts"], params["index_urls"], params["keep_failed"],
+            lambda message: write_atomically(result_file(paths), {"msg": message}),
+        )
     except StoreError as error:
-        result = {"msg": str(error)}
-    except Exception:
-        result = {"msg": "%s: unexpected fault in the store; please report it:\n%s"
-                         % (recipe["name"], traceback.format_exc())}
-    write_atomically(result_file(paths), result)
+        # Without a lock there was nobody to tell: inputs that are missing.
+        write_atomically(result_file(paths), {"msg": str(error)})
 
 
 def detach(paths, module, recipe):
@@ -246,9 +248,10 @@ def main():
         os.unlink(result_file(paths))
         if "msg" in left:
             module.fail_json(msg=left["msg"], log=paths.log)
-    if not is_at_work(paths):
+    started = not is_at_work(paths)
+    if started:
         detach(paths, module, recipe)
-    result.update(running=True, progress=progress_of(paths))
+    result.update(running=True, started=started, progress=progress_of(paths))
     module.exit_json(changed=True, **result)
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import time
+import traceback
 
 from . import address, tree
 from .errors import StoreError
@@ -142,6 +143,8 @@ def run_builder(recipe, paths):
         status = subprocess.call(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             preexec_fn=lambda: os.umask(0o022),
+            # A builder that outlives its maker keeps the key: nobody builds beside it.
+            pass_fds=[paths.held.stream.fileno()],
         )
     if status:
         free = shutil.disk_usage(paths.builds).free
@@ -181,10 +184,36 @@ def commit(recipe, paths, seconds):
         os.close(directory)
 
 
-def realise(root, recipe, artifacts, index_urls, keep_failed=False):
+def make(recipe, paths, artifacts, index_urls):
+    """Fetch, build and commit; the caller holds the key's lock. Raises StoreError."""
+
+    def report(phase, text=""):
+        write_atomically(paths.state, {"phase": phase, "text": text, "time": time.time()})
+
+    started = time.time()
+    try:
+        clean(paths)
+        remove_tree(paths.build)
+        report("fetching")
+        fetch_sources(recipe["sources"], paths.sources, artifacts, index_urls, lambda text: report("fetching", text))
+        report("building")
+        run_builder(recipe, paths)
+        report("committing")
+        commit(recipe, paths, time.time() - started)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise StoreError(
+            "%s: the disk of %s is full: %.1f GB are free. Nothing was committed. Make room, then run again."
+            % (recipe["name"], paths.builds, shutil.disk_usage(paths.builds).free / 1e9)
+        )
+
+
+def realise(root, recipe, artifacts, index_urls, keep_failed=False, failed=lambda message: None):
     """Make sure that the output of `recipe` is in the store. Returns whether it had to be made.
 
     Only one process at a time makes a key; others wait for it. Raises StoreError; nothing half-made stays then.
+    `failed` hears the message of a failure while the key is still held: nobody can start between the two.
     """
     address.check_recipe(recipe)
     for alias, path in recipe["inputs"].items():
@@ -195,40 +224,26 @@ def realise(root, recipe, artifacts, index_urls, keep_failed=False):
             )
     paths = Paths(root, recipe)
     paths.make()
-    lock = Lock(paths.lock)
-    lock.acquire()
-    failed = True
+    paths.held = Lock(paths.lock)
+    paths.held.acquire()
+    keep = False
     try:
         if address.is_committed(paths.final):
-            failed = False
             return False
-        clean(paths)
-        remove_tree(paths.build)
-
-        def report(phase, text=""):
-            write_atomically(paths.state, {"phase": phase, "text": text, "time": time.time()})
-
-        started = time.time()
-        report("fetching")
-        fetch_sources(recipe["sources"], paths.sources, artifacts, index_urls, lambda text: report("fetching", text))
-        report("building")
-        run_builder(recipe, paths)
-        report("committing")
-        commit(recipe, paths, time.time() - started)
-        failed = False
+        make(recipe, paths, artifacts, index_urls)
         return True
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise StoreError(
-            "%s: the disk of %s is full: %.1f GB are free. Nothing was committed. Make room, then run again."
-            % (recipe["name"], root, shutil.disk_usage(paths.builds).free / 1e9)
-        )
+    except StoreError as error:
+        keep = keep_failed
+        failed(str(error))
+        raise
+    except Exception:
+        failed("%s: unexpected fault in the store; please report it:\n%s" % (recipe["name"], traceback.format_exc()))
+        raise
     finally:
-        if not (failed and keep_failed):
+        if not keep:
             remove_tree(paths.build)
             if os.path.isdir(paths.final) and not os.listdir(paths.final):
                 os.rmdir(paths.final)
         if os.path.exists(paths.state):
             os.unlink(paths.state)
-        lock.release()
+        paths.held.release()

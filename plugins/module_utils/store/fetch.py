@@ -101,9 +101,14 @@ def download(address, part, progress):
         resumed = have and getattr(answer, "status", None) == 206
         with open(part, "ab" if resumed else "wb") as stream:
             progress.add(have if resumed else 0)
+            missing = int(answer.headers.get("Content-Length") or 0)
             for block in iter(lambda: answer.read(BLOCK), b""):
                 stream.write(block)
                 progress.add(len(block))
+                missing -= len(block)
+            # http.client says nothing of a connection that ended early.
+            if missing > 0:
+                raise OSError("the connection ended %d bytes early" % missing)
 
 
 def download_patiently(address, part, progress):
@@ -169,7 +174,8 @@ def fetch_one(source, final, artifacts, index_urls, progress):
             accept(part, source, final, address)
             progress.add(0, 1)
             return
-        reasons.append(reason)
+        # An index's address may hold a password.
+        reasons.append(re.sub("://[^/@ ]*@", "://", reason))
     raise StoreError(
         "source %s: the file %s could not be had: %s. Put it into a directory of store_artifacts, or correct the "
         "network, proxy or index of this host."

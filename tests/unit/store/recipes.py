@@ -71,8 +71,11 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
         start = int(wanted[len("bytes="):-1]) if wanted else 0
         self.send_response(206 if wanted else 200)
         self.send_header("Content-Type", "application/json" if content.startswith(b"{") else "text/html")
+        self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        self.wfile.write(content[start:])
+        # The first answer for a file whose name says so breaks off in the middle.
+        whole = "breaks-off" not in self.path or wanted
+        self.wfile.write(content[start:] if whole else content[: len(content) // 2])
 
     def log_message(self, *arguments):
         """Say nothing."""

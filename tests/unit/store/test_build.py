@@ -168,6 +168,19 @@ def test_a_killed_worker_leaves_nothing_half_made(root, tmp_path, point):
     assert left_over(root) == ([], [os.path.basename(address.output_path(root, made))])
 
 
+def test_a_builder_that_outlives_its_maker_keeps_the_key(root, tmp_path):
+    """Two builders of one key never run side by side."""
+    log = tmp_path / "order"
+    made = recipe(builder='echo start >> "%s"; sleep 2; echo end >> "%s"; touch "$out/file"\n' % (log, log))
+    process = worker(root, tmp_path, made)
+    while not log.exists():
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert realise(root, made) is True
+    assert log.read_text().split() == ["start", "end", "start", "end"]
+
+
 def test_what_a_dead_build_left_is_cleaned_by_another(root, tmp_path):
     process = worker(root, tmp_path, recipe(name="dead"), "freeze")
     process.communicate()

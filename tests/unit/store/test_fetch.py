@@ -78,6 +78,25 @@ def test_a_download_goes_on_where_it_stopped(tmp_path, original, server):
     assert (sources_of(tmp_path) / wanted["sha256"]).read_bytes() == original.read_bytes()
 
 
+def test_a_connection_that_breaks_off_is_taken_up_again(tmp_path, original, server):
+    served = server(original.parent)
+    broken = original.parent / "breaks-off.tar"
+    broken.write_bytes(original.read_bytes())
+    wanted = source(broken, urls=[served.url + "/" + broken.name])
+    fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [], [])
+    half = len(original.read_bytes()) // 2
+    assert served.requests == [("/" + broken.name, None), ("/" + broken.name, "bytes=%d-" % half)]
+    assert names(sources_of(tmp_path)) == [wanted["sha256"]]
+
+
+def test_a_password_of_an_index_is_not_shown(tmp_path, original):
+    wanted = source(original, index={"project": "demo", "version": "1.0"})
+    del wanted["urls"]
+    with pytest.raises(StoreError) as caught:
+        fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [], ["http://user:geheim@127.0.0.1:1/simple"])
+    assert "geheim" not in str(caught.value)
+
+
 def test_the_next_address_is_asked_where_one_has_nothing(tmp_path, original, server):
     served = server(original.parent)
     wanted = source(original, urls=[served.url + "/gone", served.url + "/" + original.name])
