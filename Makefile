@@ -9,7 +9,7 @@ export KEPLER_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vllm-kepler
 # One environment for each lock: a changed lock makes a new one.
 VENV := $(KEPLER_CACHE)/venv/$(shell sha256sum requirements/controller.txt | cut -c1-12)
 READY := $(VENV)/.ready
-STANDIN := PYTHONPATH=molecule/shared $(VENV)/bin/python -m standin
+STANDIN := PYTHONPATH=$(CURDIR)/molecule/shared $(VENV)/bin/python -m standin
 export PATH := $(VENV)/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # An English UTF-8 locale: Ansible refuses others.

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-export PYTHONPATH=molecule/shared
+export PYTHONPATH="$PWD/molecule/shared"
 python -m standin artifacts
 ansible-playbook -i localhost, tests/port/environment.yml -e "ansible_python_interpreter=$(command -v python)" \
     -e "store_root=$KEPLER_CACHE/store" -e "{store_artifacts: [$KEPLER_CACHE/artifacts]}" \

@@ -12,9 +12,11 @@ from .settings import CACHE, DEMO, PROJECT, STATE, TEST
 FLEETS = {"demo": DEMO, "test": TEST}
 
 
-def down(fleet: str) -> None:
-    """Remove a fleet; with the last one everything but the downloads."""
+def down(fleet: str, keep_engine: bool = False) -> None:
+    """Remove a fleet; with the last one everything but the downloads, unless the engine is still needed."""
     hosts.down(FLEETS[fleet])
+    if keep_engine:
+        return
     if hosts.others_left():
         print("Removed. The engine and the image stay for the other stand-ins.")
         return
@@ -41,7 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="standin", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("up", "start a fleet"), ("down", "remove a fleet")):
-        commands.add_parser(name, help=text).add_argument("fleet", nargs="?", choices=FLEETS, default="demo")
+        command = commands.add_parser(name, help=text)
+        command.add_argument("fleet", nargs="?", choices=FLEETS, default="demo")
+        command.add_argument("--keep-engine", action="store_true", help="leave engine, image and repositories")
     commands.add_parser("demo", help="start the demo fleet, run site.yml on it, ask it")
     commands.add_parser("artifacts", help="make sure that the files to install from are in the cache")
     commands.add_parser("python310", help="print the path of a CPython 3.10")
@@ -50,7 +54,7 @@ def main() -> None:
     if arguments.command == "up":
         hosts.up(FLEETS[arguments.fleet])
     elif arguments.command == "down":
-        down(arguments.fleet)
+        down(arguments.fleet, arguments.keep_engine)
     elif arguments.command == "demo":
         demo.run()
     elif arguments.command == "artifacts":
