@@ -1,0 +1,49 @@
+// What the small kernels share: warp sums, aligned vectors, how a row is cut into blocks.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "kepler.h"
+
+namespace kepler {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// Named masks: a warp of a newer GPU does not move in step by itself.
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(kAllLanes, v, step);
+  return v;
+}
+
+// kVec elements that travel in one load: float4 or a lone float.
+template <int kVec>
+struct alignas(4 * kVec) Vec {
+  float at[kVec];
+};
+
+template <int kVec>
+__device__ __forceinline__ Vec<kVec> load(const float* p) {
+  return *reinterpret_cast<const Vec<kVec>*>(p);
+}
+
+template <int kVec>
+__device__ __forceinline__ void store(float* p, const Vec<kVec>& v) {
+  *reinterpret_cast<Vec<kVec>*>(p) = v;
+}
+
+inline bool aligned16(const void* p) { return reinterpret_cast<size_t>(p) % 16 == 0; }
+
+// Cuts a row of `items` into `chunks` blocks of `threads`, one item a thread; the grid is rows × chunks in x, the only
+// dimension without a limit of 65,535.
+struct RowCut {
+  int chunks, threads;
+  explicit RowCut(int items) {
+    chunks = (items + 511) / 512;
+    threads = ((items + chunks - 1) / chunks + 31) / 32 * 32;
+  }
+  bool fits(int rows) const { return static_cast<long long>(rows) * chunks <= 0x7fffffffLL; }
+};
+
+}  // namespace kepler
