@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch._dynamo.config
 
-from .record import Backfill, absent, constant, passthrough
+from .record import Backfill, absent, constant, passthrough, stub_class
 
 DECORATES = "vLLM and transformers decorate with it"
 IMPORTED = "vLLM imports it and calls it in compiled mode alone"
@@ -33,10 +33,6 @@ def identity_compile(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def compiles_with_dynamo_of_2_0(compile: Callable[..., Any]) -> bool:
     return torch.__version__.startswith("2.0.") and not hasattr(compile, "is_identity")
-
-
-def stub_class(name: str) -> Callable[[], type]:
-    return lambda: type(name, (), {})
 
 
 def config_entry(value: Any) -> Callable[[], Any]:

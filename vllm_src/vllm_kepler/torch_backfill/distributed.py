@@ -9,7 +9,7 @@ import torch.distributed
 import torch.distributed.distributed_c10d
 import torch.distributed.rendezvous
 
-from .record import Backfill, absent, constant
+from .record import Backfill, absent, constant, stub_class
 
 GROUPS = "vLLM makes and ends process groups of its own"
 
@@ -43,10 +43,6 @@ def waits_with_the_lock(store: Any) -> bool:
 
 def default_timeout() -> Callable[[Any], Any]:
     return lambda backend: torch.distributed.distributed_c10d.default_pg_timeout
-
-
-def stub_class(name: str) -> Callable[[], type]:
-    return lambda: type(name, (), {})
 
 
 RECORDS = [

@@ -110,6 +110,11 @@ def constant(value: Any) -> Callable[[], Callable[..., Any]]:
     return lambda: lambda *args, **kwargs: value
 
 
+def stub_class(name: str) -> Callable[[], type]:
+    """Maker of an empty class: for what is derived from or annotated with, and never made."""
+    return lambda: type(name, (), {})
+
+
 def passthrough(function: Any = None, *args: Any, **kwargs: Any) -> Any:
     """A decorator that changes nothing, used with or without arguments."""
     return (lambda inner: inner) if function is None else function
