@@ -15,7 +15,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # An English UTF-8 locale: Ansible refuses others.
 export LC_ALL := C.UTF-8
 
-.PHONY: help tools demo demo-down test lint unit port molecule vendor lock clean
+.PHONY: help tools demo demo-down test lint unit kernels port gpu molecule vendor lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,7 +38,7 @@ demo: $(READY)  ## The main job on a stand-in host: site.yml, then a served comp
 demo-down: $(READY)  ## Remove all that the demo made, but for the download cache
 	@$(STANDIN) down
 
-test: lint unit port molecule  ## All checks and tests
+test: lint unit kernels port molecule  ## All checks and tests
 
 lint: $(READY)  ## Linters and type checks
 	@tests/lint.sh
@@ -46,8 +46,14 @@ lint: $(READY)  ## Linters and type checks
 unit: $(READY)  ## Unit and static tests; host code under Python 3.6 too where it is installed
 	@tests/unit.sh
 
+kernels: $(READY)  ## The CUDA kernels: a real build for sm_37 and its report
+	@tests/kernels.sh
+
 port: $(READY)  ## The port against transformers, on PyTorch 2.0.1
 	@tests/port.sh
+
+gpu: $(READY)  ## On a machine with NVIDIA GPUs: operators, engine and benchmarks
+	@tests/gpu.sh
 
 molecule: $(READY)  ## Two stand-in hosts: converge, idempotence, verify
 	@$(STANDIN) molecule test

@@ -1,169 +1,182 @@
 #!/usr/bin/env python3
 """Builds libvllm_kepler.so for sm_37: machine code, and compute_37 PTX for newer GPUs.
 
-Finds nvcc (11.2 to 11.8) by --nvcc, else $CUDA_HOME/bin/nvcc. Writes into --out: the library, and resources.json and
-resources.txt with registers, shared memory, stack and spills of each kernel. Runs on Python 3.6 and later.
+Takes nvcc 11.2 to 11.8 by --nvcc, else $CUDA_HOME/bin/nvcc. Writes into --out: the library, and resources.json and
+resources.txt with registers, shared memory, stack and spills of each kernel. Equal sources and compilers give equal
+bytes, whatever the directory. Runs on Python 3.6 and later.
 """
 
 import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-VERSION = "0.1.0"
+PORT_VERSION = os.path.join(HERE, os.pardir, "vllm_kepler", "version.py")
 OLDEST, NEWEST = (11, 2), (11, 8)
 # Spills in these cost bandwidth on every step of the engine.
 NO_SPILLS = ("norm.cu", "attention_decode.cu", "attention_prefill.cu")
-# They compile for sm_37 and cannot be launched there: a barrier over the grid needs sm_60.
+# A barrier over the grid compiles for sm_37 and cannot be launched there: it needs sm_60.
 GRID_SYNC_SOURCE = re.compile(r"this_grid\s*\(|this_multi_grid\s*\(|cudaLaunchCooperativeKernel|grid_group")
 GRID_SYNC_PTX = re.compile(r"cudaCGGetIntrinsicHandle|cudaCGSynchronize|%envreg")
+FLAGS = [
+    "-std=c++14", "-O3", "-Wno-deprecated-gpu-targets", "-cudart", "static", "-Xptxas", "-v",
+    "-Xcompiler", "-fPIC,-Wall",
+    "-gencode", "arch=compute_37,code=sm_37", "-gencode", "arch=compute_37,code=compute_37",
+]
+ARCHITECTURES = "sm_37 compute_37"
 
 
 class Refused(Exception):
-    pass
+    """One message for the user; nothing was built."""
 
 
-def run(argv, environment):
-    done = subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, env=environment
+def run(argv, environment, **options):
+    """The output of a command that succeeded."""
+    process = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, env=environment, **options
     )
-    text = done.communicate()[0]
-    if done.returncode:
-        raise Refused("%s failed (%d):\n%s" % (os.path.basename(argv[0]), done.returncode, text))
+    text = process.communicate()[0]
+    if process.returncode:
+        raise Refused("%s failed (%d):\n%s" % (os.path.basename(argv[0]), process.returncode, text.rstrip()))
     return text
 
 
 def find_nvcc(given):
-    """The path of nvcc and an environment in which it calls the ptxas and fatbinary that lie beside it."""
-    path = given or (os.path.join(os.environ["CUDA_HOME"], "bin", "nvcc") if os.environ.get("CUDA_HOME") else None)
+    """(nvcc, its release, an environment in which it calls the tools that lie beside it)."""
+    home = os.environ.get("CUDA_HOME")
+    path = given or (os.path.join(home, "bin", "nvcc") if home else None)
     if not path or not os.path.isfile(path):
         raise Refused("nvcc: found %s, expected a file; give --nvcc or set CUDA_HOME to a CUDA 11.2 to 11.8" % path)
-    tools = os.path.dirname(os.path.abspath(path))
-    for tool in ("ptxas", "fatbinary", "cuobjdump"):
+    path = os.path.abspath(path)
+    tools = os.path.dirname(path)
+    for tool in ("ptxas", "fatbinary"):
         if not os.path.isfile(os.path.join(tools, tool)):
             raise Refused("%s: not beside nvcc in %s; use a complete CUDA tree" % (tool, tools))
-    # nvcc takes its tools from PATH: a newer CUDA there knows no sm_37.
+    # nvcc takes its tools from PATH: a newer CUDA there knows no sm_37. Flags of the user's would change the bytes.
     environment = dict(os.environ, PATH=tools + os.pathsep + os.environ.get("PATH", "/usr/bin:/bin"))
     for name in ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"):
         environment.pop(name, None)
-    path = os.path.join(tools, os.path.basename(path))
     found = re.search(r"release (\d+)\.(\d+)", run([path, "--version"], environment))
-    version = tuple(int(part) for part in found.groups()) if found else (0, 0)
-    if not OLDEST <= version <= NEWEST:
-        raise Refused("%s: release %d.%d, expected 11.2 to 11.8; later ones lack sm_37" % ((path,) + version))
-    if "sm_37" not in run([os.path.join(tools, "ptxas"), "--help"], environment):
-        raise Refused("%s/ptxas does not know sm_37; use the ptxas of CUDA 11.2 to 11.8" % tools)
-    return path, version, environment
+    release = tuple(int(part) for part in found.groups()) if found else (0, 0)
+    if not OLDEST <= release <= NEWEST:
+        raise Refused("%s: release %d.%d, expected 11.2 to 11.8, which know sm_37" % ((path,) + release))
+    return path, release, environment
+
+
+def port_version():
+    """The version that the port beside this directory has."""
+    if not os.path.isfile(PORT_VERSION):
+        raise Refused("--version: left out, and there is no ../vllm_kepler/version.py to read it from; give it")
+    with open(PORT_VERSION) as stream:
+        return re.search(r'__version__ = "([^"]+)"', stream.read()).group(1)
+
+
+def refuse_grid_sync(source, text, pattern):
+    """Name the first line of a source or of its PTX that holds a barrier over the grid."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if pattern.search(line):
+            raise Refused(
+                "%s:%d: a barrier over the grid, which sm_37 cannot launch: %s" % (source, number, line.strip())
+            )
 
 
 def parse_resources(text):
-    """[{kernel, registers, shared, stack, spill_stores, spill_loads}] from the output of ptxas -v."""
-    found = []
-    for block in re.split(r"Compiling entry function ", text)[1:]:
-        numbers = {
-            "registers": r"Used (\d+) registers",
-            "shared": r"(\d+) bytes smem",
-            "stack": r"(\d+) bytes stack frame",
-            "spill_stores": r"(\d+) bytes spill stores",
-            "spill_loads": r"(\d+) bytes spill loads",
-        }
+    """[{kernel, registers, shared, stack, spill_stores, spill_loads}] from what ptxas -v prints."""
+    patterns = {
+        "registers": r"Used (\d+) registers",
+        "shared": r"(\d+) bytes smem",
+        "stack": r"(\d+) bytes stack frame",
+        "spill_stores": r"(\d+) bytes spill stores",
+        "spill_loads": r"(\d+) bytes spill loads",
+    }
+    entries = []
+    for block in text.split("Compiling entry function ")[1:]:
         entry = {"kernel": re.match(r"'([^']+)'", block).group(1)}
-        for name, pattern in numbers.items():
+        for name, pattern in patterns.items():
             match = re.search(pattern, block)
             entry[name] = int(match.group(1)) if match else 0
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
-def demangle(names, tools, environment):
-    tool = os.path.join(tools, "cu++filt")
-    if not names or not os.path.isfile(tool):
-        return names
-    return run([tool] + names, environment).rstrip("\n").split("\n")
-
-
-def compile_file(source, args, nvcc, environment):
-    path, target = os.path.join(HERE, source), os.path.join(args.out, source[:-3] + ".o")
-    with open(path) as stream:
-        for number, line in enumerate(stream, 1):
-            if GRID_SYNC_SOURCE.search(line):
-                raise Refused(
-                    "%s:%d: a barrier over the grid, which sm_37 cannot launch: %s" % (source, number, line.strip())
-                )
-    flags = [
-        "-std=c++14",
-        "-O3",
-        "-Wno-deprecated-gpu-targets",
-        "-Xcompiler",
-        "-fPIC,-Wall",
-        "-Xptxas",
-        "-v",
-        '-DKEPLER_VERSION="%s"' % VERSION,
-        '-DKEPLER_ARCHITECTURES="sm_37 compute_37"',
-        "-gencode",
-        "arch=compute_37,code=sm_37",
-        "-gencode",
-        "arch=compute_37,code=compute_37",
-    ]
-    flags += ["-ccbin", args.ccbin] if args.ccbin else []
-    flags += ["-lineinfo"] if args.lineinfo else []
-    log = run([nvcc] + flags + ["-c", path, "-o", target], environment)
-    ptx = run([os.path.join(os.path.dirname(nvcc), "cuobjdump"), "-ptx", target], environment)
-    if GRID_SYNC_PTX.search(ptx):
-        raise Refused("%s: its PTX holds a barrier over the grid, which sm_37 cannot launch" % source)
+def compile_file(source, flags, nvcc, environment, work):
+    """(object file, resources of its kernels). In `work` every file has a name that depends on the source alone."""
+    started = time.time()
+    with open(os.path.join(HERE, source)) as stream:
+        refuse_grid_sync(source, stream.read(), GRID_SYNC_SOURCE)
+    # nvcc names its intermediate files by its process id otherwise, and those names end up in symbols.
+    keep = os.path.join(work, "keep-" + source)
+    os.mkdir(keep)
+    target = os.path.join(work, source[:-3] + ".o")
+    log = run([nvcc] + flags + ["-keep", "-keep-dir", keep, "-c", source, "-o", target], environment, cwd=HERE)
+    with open(os.path.join(keep, source[:-3] + ".ptx")) as stream:
+        refuse_grid_sync(source + " (its PTX)", stream.read(), GRID_SYNC_PTX)
+    print("%s: %.0f s" % (source, time.time() - started), flush=True)
     return target, [dict(entry, file=source) for entry in parse_resources(log)]
 
 
-def report(entries, out, nvcc, version, environment):
-    names = demangle([e["kernel"] for e in entries], os.path.dirname(nvcc), environment)
-    for entry, name in zip(entries, names):
-        entry["kernel"] = name
-    with open(os.path.join(out, "resources.json"), "w") as stream:
-        json.dump({"nvcc": "%d.%d" % version, "version": VERSION, "kernels": entries}, stream, indent=1)
+def report(entries, directory, release, version, environment):
+    """Write what each kernel takes; refuse spills where none may be."""
+    demangler = shutil.which("c++filt")
+    if demangler:
+        names = run([demangler] + [entry["kernel"] for entry in entries], environment).splitlines()
+        for entry, name in zip(entries, names):
+            entry["kernel"] = name
+    with open(os.path.join(directory, "resources.json"), "w") as stream:
+        json.dump({"nvcc": "%d.%d" % release, "version": version, "kernels": entries}, stream, indent=1, sort_keys=True)
     columns = ("registers", "shared", "stack", "spill_stores", "spill_loads", "file", "kernel")
-    with open(os.path.join(out, "resources.txt"), "w") as stream:
-        for row in [{c: c for c in columns}] + entries:
-            stream.write("%9s %7s %6s %12s %11s  %-20s  %s\n" % tuple(row[c] for c in columns))
+    with open(os.path.join(directory, "resources.txt"), "w") as stream:
+        for row in [dict(zip(columns, columns))] + entries:
+            stream.write("%9s %7s %6s %12s %11s  %-20s  %s\n" % tuple(row[column] for column in columns))
     spilled = [e for e in entries if e["file"] in NO_SPILLS and (e["spill_stores"] or e["spill_loads"])]
     if spilled:
-        raise Refused(
-            "spills where none may be:\n"
-            + "\n".join("  %(file)s: %(kernel)s: %(spill_stores)d bytes stored" % e for e in spilled)
-        )
+        lines = ["  %(file)s: %(kernel)s: %(spill_stores)d bytes stored, %(spill_loads)d loaded" % e for e in spilled]
+        raise Refused("spills where none may be:\n" + "\n".join(lines))
+
+
+def build(args):
+    nvcc, release, environment = find_nvcc(args.nvcc)
+    version = args.version or port_version()
+    flags = FLAGS + ['-DKEPLER_VERSION="%s"' % version, '-DKEPLER_ARCHITECTURES="%s"' % ARCHITECTURES]
+    flags += ["-ccbin", args.ccbin] if args.ccbin else []
+    flags += ["-lineinfo"] if args.lineinfo else []
+    sources = sorted(name for name in os.listdir(HERE) if name.endswith(".cu"))
+    os.makedirs(args.out, exist_ok=True)
+    out = os.path.abspath(args.out)
+    work = tempfile.mkdtemp(dir=out)
+    try:
+        with ThreadPoolExecutor(args.jobs) as pool:
+            done = list(pool.map(lambda source: compile_file(source, flags, nvcc, environment, work), sources))
+        report([entry for _, entries in done for entry in entries], work, release, version, environment)
+        objects = [os.path.basename(target) for target, _ in done]
+        run([nvcc] + flags + ["-shared", "-o", "libvllm_kepler.so"] + objects, environment, cwd=work)
+        for name in ("libvllm_kepler.so", "resources.json", "resources.txt"):
+            os.rename(os.path.join(work, name), os.path.join(out, name))
+    finally:
+        shutil.rmtree(work)
+    return os.path.join(out, "libvllm_kepler.so")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nvcc")
-    parser.add_argument("--ccbin", help="host compiler, g++-10 or another that this nvcc takes")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nvcc", help="its ptxas and fatbinary are those that lie beside it")
+    parser.add_argument("--ccbin", help="host compiler that this nvcc takes, such as g++-10")
+    parser.add_argument("--version", help="what the library says of itself; the port's where left out")
     parser.add_argument("--out", default=os.path.join(HERE, "build"))
-    parser.add_argument("--lineinfo", action="store_true")
+    parser.add_argument("--lineinfo", action="store_true", help="source lines for profilers and sanitizers")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    args = parser.parse_args()
     try:
-        nvcc, version, environment = find_nvcc(args.nvcc)
-        os.makedirs(args.out, exist_ok=True)
-        sources = sorted(name for name in os.listdir(HERE) if name.endswith(".cu"))
-        with ThreadPoolExecutor(args.jobs) as pool:
-            done = list(pool.map(lambda source: compile_file(source, args, nvcc, environment), sources))
-        library = os.path.join(args.out, "libvllm_kepler.so")
-        host = ["-ccbin", args.ccbin] if args.ccbin else []
-        run(
-            [nvcc]
-            + host
-            + ["-shared", "-cudart", "static", "-Wno-deprecated-gpu-targets", "-o", library]
-            + [t for t, _ in done],
-            environment,
-        )
-        report([entry for _, entries in done for entry in entries], args.out, nvcc, version, environment)
+        print(build(parser.parse_args()))
     except Refused as problem:
         sys.stderr.write("build.py: %s\n" % problem)
         return 1
-    print(library)
     return 0
 
 

@@ -36,6 +36,12 @@ def other(client):
 
 
 @pytest.fixture(scope="session")
+def compiler(client):
+    """The private nvcc that is mounted in the K80 host; None where it has none."""
+    return standins.nvcc(TEST)
+
+
+@pytest.fixture(scope="session")
 def key() -> str:
     return (TEST.directory / "api-key").read_text()
 

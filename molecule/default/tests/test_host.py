@@ -1,8 +1,10 @@
 """The layers below the server: repositories, driver, toolkit, compiler, store."""
 
 import json
+import re
 
 import pytest
+from conftest import PROJECT
 
 STORE = "/opt/kepler"
 
@@ -62,9 +64,10 @@ def test_the_toolkit_leaves_the_others_alone(k80):
     assert not k80.file("/usr/local/cuda").exists
 
 
-def test_the_active_generation_is_whole(k80, driver):
+def test_the_active_generation_is_whole(k80, driver, compiler):
     described = json.loads(k80.file(f"{STORE}/current/generation.json").content_string)
-    assert set(described["outputs"]) == {"python310", "pytorch", "vllm", "vllm_kepler", "serving"}
+    kernels = {"vllm_kernels"} if compiler else set()
+    assert set(described["outputs"]) == {"python310", "pytorch", "vllm", "vllm_kepler", "serving"} | kernels
     assert described["driver"] == driver
     for name, path in described["outputs"].items():
         assert k80.check_output(f"readlink -f {STORE}/current/{name}") == path
@@ -92,6 +95,26 @@ def test_vllm_is_unmodified(k80, lock):
     manifest = json.loads(k80.file(f"{path}/.kepler-manifest.json").content_string)
     source = lock["sources"]["sources"]["vllm"]
     assert [source["file"], source["sha256"]] in [entry[1:] for entry in manifest["sources"]]
+
+
+def test_the_kernels_load_in_the_serving_interpreter(k80, compiler):
+    """The library that nvcc made on this host; no GPU runs it here."""
+    if not compiler:
+        pytest.skip("the private nvcc is Debian's and does not run over Rocky's own image")
+    kernels, serving = (k80.check_output(f"readlink -f {STORE}/current/{name}") for name in ("vllm_kernels", "serving"))
+    assert k80.file(f"{serving}/lib/libvllm_kepler.so").linked_to == f"{kernels}/lib/libvllm_kepler.so"
+    program = (
+        "import ctypes, sys; library = ctypes.CDLL(sys.prefix + '/lib/libvllm_kepler.so'); "
+        "library.kepler_version.restype = library.kepler_architectures.restype = ctypes.c_char_p; "
+        "print(library.kepler_version().decode(), library.kepler_architectures().decode())"
+    )
+    version = re.search('"([0-9][^"]*)"', (PROJECT / "vllm_src" / "vllm_kepler" / "version.py").read_text())[1]
+    assert k80.check_output(f'{serving}/bin/python -c "{program}"') == f"{version} sm_37 compute_37"
+    resources = json.loads(k80.file(f"{kernels}/lib/resources.json").content_string)
+    assert (resources["nvcc"], resources["version"]) == ("11.2", version)
+    assert all(kernel["registers"] > 0 for kernel in resources["kernels"])
+    manifest = json.loads(k80.file(f"{kernels}/.kepler-manifest.json").content_string)
+    assert "release 11.2" in manifest["recipe"]["toolchain"][0]
 
 
 def test_the_other_host_is_untouched(other):

@@ -49,6 +49,7 @@ def main() -> None:
     commands.add_parser("demo", help="start the demo fleet, run site.yml on it, ask it")
     commands.add_parser("artifacts", help="make sure that the files to install from are in the cache")
     commands.add_parser("python310", help="print the path of a CPython 3.10")
+    commands.add_parser("nvcc", help="print the directory of a private nvcc 11.2 with its g++ 10")
     commands.add_parser("molecule", help="run molecule").add_argument("arguments", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     if arguments.command == "up":
@@ -61,6 +62,8 @@ def main() -> None:
         artifacts.ensure()
     elif arguments.command == "python310":
         print(artifacts.python310())
+    elif arguments.command == "nvcc":
+        print(artifacts.nvcc())
     elif arguments.command == "molecule":
         molecule(arguments.arguments)
 

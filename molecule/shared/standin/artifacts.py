@@ -75,6 +75,21 @@ def show(text: str) -> None:
         print(f"   {text}", flush=True)
 
 
+def nvcc() -> Path:
+    """A private nvcc 11.2 with its g++ 10, made of Debian's packages."""
+    tree = CACHE / "nvcc-11.2"
+    if not (tree / "packages.json").exists():
+        pins = PROJECT / "files" / "lock" / "nvcc-11.2-packages.json"
+        with Step("Making a private nvcc 11.2 of Debian's packages, about a gigabyte to download"):
+            done = subprocess.run(
+                [sys.executable, PROJECT / "vllm_src" / "csrc" / "nvcc_tree.py", tree, "--pins", pins],
+                capture_output=True, text=True,
+            )
+        if done.returncode:
+            fail(done.stderr.strip()[-2000:])
+    return tree
+
+
 def python310() -> Path:
     """A CPython 3.10 of this machine, resolved to its own prefix.
 

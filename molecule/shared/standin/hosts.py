@@ -24,6 +24,7 @@ BOOT_SECONDS = 60
 DIES = ("0000:05:00.0", "0000:06:00.0", "0000:85:00.0", "0000:86:00.0")
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE")
 CA_BUNDLE = "/etc/pki/standin-ca.pem"
+NVCC = "/opt/nvcc"  # in the container
 # In a container that was set up to its end.
 MARK = "/etc/kepler-standin.ready"
 REPOSITORIES = """\
@@ -79,6 +80,11 @@ def make_key(fleet: Fleet) -> None:
         path.write_text(text)
 
 
+def nvcc(fleet: Fleet) -> Path | None:
+    """The compiler for the fleet's kernels: Debian's, so that no host over Rocky's own image has one."""
+    return artifacts.nvcc() if fleet.compiles and image.is_debian(engine.ensure()) else None
+
+
 def mounts(fleet: Fleet, host: str) -> dict[str, dict[str, str]]:
     """Volumes of one container: everything is read-only."""
     prefix = artifacts.python310().parents[1]
@@ -91,6 +97,8 @@ def mounts(fleet: Fleet, host: str) -> dict[str, dict[str, str]]:
     model = model_directory()
     if host == "k80-standin":
         bound[fleet.key_file] = "/etc/kepler-standin/api-key.env"
+        if compiler := nvcc(fleet):
+            bound[compiler] = NVCC
         if model:
             bound[model] = f"/srv/models/{model.name}"
     if bundle := os.environ.get("SSL_CERT_FILE"):
@@ -223,4 +231,5 @@ def ansible_environment(fleet: Fleet) -> dict[str, str]:
         "STANDIN_PYTHON310": str(artifacts.python310()),
         "STANDIN_FINGERPRINT": (repos.ensure() / "fingerprint").read_text(),
         "STANDIN_MODEL": model_name(),
+        "STANDIN_NVCC": NVCC if nvcc(fleet) else "",
     }

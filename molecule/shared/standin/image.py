@@ -19,7 +19,9 @@ BASE = "vllm-kepler/el8-base"
 PACKAGES = (
     "systemd systemd-sysv dbus python3 python3-dnf dnf rpm dnf-plugins-core netbase sudo procps iproute2 "
     "kmod pciutils curl tar gzip bzip2 xz-utils ca-certificates libssl3 libffi8 libsqlite3-0 libreadline8 libncursesw6 "
-    "libuuid1 libgdbm6 libnsl2 libtirpc3 liblzma5 libbz2-1.0 zlib1g"
+    "libuuid1 libgdbm6 libnsl2 libtirpc3 liblzma5 libbz2-1.0 zlib1g "
+    # What the private nvcc and its g++ 10 need of a host.
+    "binutils libc6-dev libisl23 libmpc3 libmpfr6"
 )
 # dnf's plugins that Enterprise Linux ships as well.
 PLUGINS = {"versionlock.py", "config_manager.py", "needs_restarting.py", "download.py", "builddep.py"}
@@ -161,6 +163,11 @@ def ensure(client: docker.DockerClient) -> str:
         with Step("Building the image of the stand-ins"):
             client.images.build(path=str(SHARED), tag=tag, buildargs={"BASE": base(client)}, rm=True, forcerm=True)
     return tag
+
+
+def is_debian(client: docker.DockerClient) -> bool:
+    """Whether the stand-ins run over Debian's packages, and with them Debian's programs."""
+    return bool(client.images.get(ensure(client)).labels["vllm-kepler.base"] != ROCKY)
 
 
 def remove(client: docker.DockerClient) -> None:

@@ -25,11 +25,13 @@ class Fleet:
         name: "demo" or "test": so that a test run leaves a demo alone.
         port: port on this machine's loopback that reaches the server of the K80 host.
         hosts: inventory names.
+        compiles: whether its K80 host has a compiler for the kernels.
     """
 
     name: str
     port: int
     hosts: tuple[str, ...]
+    compiles: bool = False
 
     def container(self, host: str) -> str:
         return f"kepler-{self.name}-{host}"
@@ -59,20 +61,20 @@ def port(variable: str, default: int) -> int:
 
 
 DEMO = Fleet("demo", port("DEMO_PORT", 8000), ("k80-standin",))
-TEST = Fleet("test", port("TEST_PORT", 8100), ("k80-standin", "other-standin"))
+TEST = Fleet("test", port("TEST_PORT", 8100), ("k80-standin", "other-standin"), compiles=True)
 
 
 class Step:
-    """Says what begins, and how long it took when it ends."""
+    """Says on standard error what begins, and how long it took when it ends."""
 
     def __init__(self, what: str) -> None:
         self.what = what
 
     def __enter__(self) -> Step:
         self.started = time.monotonic()
-        print(f"== {self.what}", flush=True)
+        print(f"== {self.what}", file=sys.stderr, flush=True)
         return self
 
     def __exit__(self, *exception: object) -> None:
         if exception[0] is None:
-            print(f"   {time.monotonic() - self.started:.0f} s", flush=True)
+            print(f"   {time.monotonic() - self.started:.0f} s", file=sys.stderr, flush=True)

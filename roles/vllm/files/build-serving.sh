@@ -11,6 +11,8 @@ echo "##progress compiling bytecode"
 for output in "$pytorch" "$vllm" "$vllm_kepler"; do
     echo "import site; site.addsitedir('$output/site-packages')"
 done > "$site/kepler.pth"
+# The operators look for the kernels here.
+if [ -n "${vllm_kernels-}" ]; then ln -s "$vllm_kernels/lib/libvllm_kepler.so" "$out/lib/libvllm_kepler.so"; fi
 echo "##progress importing the serving environment"
 VLLM_KEPLER_DEVICE=cpu VLLM_USE_V1=0 "$out/bin/python" -c '
 import torch, vllm, vllm_kepler

@@ -1,0 +1,45 @@
+"""The compilers, and the library that tests/kernels.sh built with them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).resolve().parents[2] / "vllm_src" / "csrc"
+
+
+@pytest.fixture(scope="session")
+def cuda_home() -> Path:
+    return Path(os.environ["CUDA_HOME"])
+
+
+@pytest.fixture(scope="session")
+def built() -> Path:
+    return Path(os.environ["KEPLER_CACHE"]) / "kernels"
+
+
+@pytest.fixture
+def csrc(tmp_path) -> Path:
+    """A copy of the sources with one small kernel file in place of the families, for a test to spoil."""
+    copy = tmp_path / "csrc"
+    shutil.copytree(CSRC, copy, ignore=shutil.ignore_patterns("*.cu", "build", "__pycache__"))
+    shutil.copy(CSRC / "library.cu", copy)
+    return copy
+
+
+@pytest.fixture
+def build(cuda_home, tmp_path):
+    """Function that runs build.py of a directory: (exit status, output)."""
+
+    def run(csrc, *arguments, environment=None):
+        done = subprocess.run(
+            [sys.executable, csrc / "build.py", "--version", "0.1.0", "--out", tmp_path / "out",
+             "--ccbin", cuda_home / "gcc10/usr/bin/g++-10", *arguments],
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})},
+        )
+        return done.returncode, done.stdout
+
+    return run
