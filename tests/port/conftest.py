@@ -1,12 +1,10 @@
-"""Tiny models with random weights, and their greedy answers from transformers and from vLLM with the port."""
+"""The engine under test, and the tiny models that it serves."""
 
 from __future__ import annotations
 
 import gc
 import os
 import random
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 # Before vLLM is imported: the CPU stands in for the Kepler GPU. An empty value with VLLM_KEPLER_VERIFY=1 takes a GPU.
@@ -14,100 +12,7 @@ os.environ.setdefault("VLLM_KEPLER_DEVICE", "cpu")
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
 
 import pytest
-import torch
-import transformers
-
-VOCABULARY = 320
-CONTEXT = 512
-NEW_TOKENS = 24
-PROMPT_LENGTHS = (1, 7, 16, 33, 120)
-# One common shape; 32 is the smallest head that the CUDA kernels take.
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": CONTEXT,
-    "initializer_range": 0.2,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
-}
-WINDOW = 32
-# For a family that knows no groups of heads: vLLM would believe a number that is there.
-MULTI_HEAD = {"num_key_value_heads": 4}
-# name -> (model type of transformers, what differs from SHAPE)
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {}),
-    "qwen2": ("qwen2", {}),
-    "qwen3": ("qwen3", {"head_dim": 32}),
-    "gemma": ("gemma", {"head_dim": 32, "num_key_value_heads": 1}),
-    "gemma2": ("gemma2", {"hidden_act": "gelu_pytorch_tanh", "head_dim": 32, "sliding_window": WINDOW,
-                          "query_pre_attn_scalar": 32, "attn_logit_softcapping": 5.0,
-                          "final_logit_softcapping": 30.0}),
-    "phi3": ("phi3", {}),
-    "granite": ("granite", {"attention_multiplier": 0.2, "residual_multiplier": 0.5, "embedding_multiplier": 2.0,
-                            "logits_scaling": 0.5}),
-    "gpt2": ("gpt2", {**MULTI_HEAD, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_inner": 192,
-                      "n_positions": CONTEXT}),
-    "bloom": ("bloom", {**MULTI_HEAD, "n_head": 4, "n_layer": 2}),
-    "mistral": ("mistral", {"sliding_window": WINDOW}),
-    "starcoder2": ("starcoder2", {"sliding_window": WINDOW}),
-}
-
-
-@dataclass(frozen=True)
-class TinyModel:
-    """A model on disk, prompts for it, and what transformers answers greedily in float32.
-
-    Attributes:
-        directory: config and safetensors; no tokenizer.
-        prompts: token ids of prompts of mixed lengths.
-        answers: NEW_TOKENS token ids for each prompt.
-        margins: for each token of `answers`, the distance of the two largest logits, in float64.
-        bound: distance below which float32 may order two logits either way.
-    """
-
-    directory: Path
-    prompts: list[list[int]]
-    answers: list[list[int]]
-    margins: list[list[float]]
-    bound: float
-
-
-@torch.no_grad()
-def greedy(model: Any, prompt: list[int]) -> tuple[list[int], list[float], float]:
-    """Greedy ids, margins and the largest logit, each step from the whole sequence: no cache to trust."""
-    ids, margins, largest = list(prompt), [], 0.0
-    for _ in range(NEW_TOKENS):
-        logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
-        top = logits.topk(2).values
-        margins.append(float(top[0] - top[1]))
-        largest = max(largest, float(logits.abs().max()))
-        ids.append(int(logits.argmax()))
-    return ids[len(prompt):], margins, largest
-
-
-def make(family: str, directory: Path, seed: int) -> TinyModel:
-    kind, differs = FAMILIES[family]
-    torch.manual_seed(seed)
-    config = transformers.AutoConfig.for_model(kind, **{**SHAPE, **differs})
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    for name, parameter in model.named_parameters():
-        # Biases and norms start at 0 and 1: give them a say.
-        if parameter.dim() == 1:
-            torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name or "ln_" in name else 0.0, std=0.1)
-    model.save_pretrained(directory)
-    prompts = [torch.randint(3, VOCABULARY, (length,)).tolist() for length in PROMPT_LENGTHS]
-    double = model.double()
-    found = [greedy(double, prompt) for prompt in prompts]
-    # First-order error of float32: each of 2 L + 1 products of at most n terms adds n · 2⁻²⁴ of the value.
-    layers = SHAPE["num_hidden_layers"]
-    terms = SHAPE["hidden_size"] + SHAPE["intermediate_size"]
-    bound = 2 * (2 * layers + 1) * terms * 2.0**-24 * max(largest for _, _, largest in found)
-    return TinyModel(directory, prompts, [ids for ids, _, _ in found], [margins for _, margins, _ in found], bound)
+from tiny_models import CONTEXT, NEW_TOKENS, TinyModel, make
 
 
 @pytest.fixture(scope="session")
@@ -129,18 +34,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, seed: int):
         return made[family]
 
     return get
-
-
-def assert_same(model: TinyModel, got: list[list[int]]) -> None:
-    """Token for token equal to transformers; a tie that float32 cannot decide may end the comparison early."""
-    for prompt, expected, margins, found in zip(model.prompts, model.answers, model.margins, got, strict=True):
-        for position, (one, other) in enumerate(zip(expected, found, strict=True)):
-            if one != other:
-                assert margins[position] < model.bound, (
-                    f"prompt of {len(prompt)} tokens, token {position}: {found} instead of {expected}; margin "
-                    f"{margins[position]:.2e}, bound {model.bound:.2e}"
-                )
-                break
 
 
 @pytest.fixture

@@ -1,21 +1,76 @@
-"""One engine in a process of its own: reads a request as JSON from standard input, writes the ids as its last line.
-
-request: {"model": directory, "options": keyword arguments of LLM, "prompts": lists of ids, "tokens": number}.
+"""One engine in a process of its own: tensor parallelism, refusals at start, and GPUs, where upstream's memory
+profiling takes the end of an earlier engine for a fault.
 """
 
+from __future__ import annotations
+
 import json
+import os
+import subprocess
 import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tiny_models import TinyModel
+
+MARK = "serve_once: "
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a process did.
+
+    Attributes:
+        status: its exit status.
+        printed: all that it printed.
+        ids: the answer to each prompt; None where it gave none.
+        preemptions: how often a sequence was thrown out of the cache.
+        swapped: blocks that went to the host's memory.
+    """
+
+    status: int
+    printed: str
+    ids: list[list[int]] | None = None
+    preemptions: int = 0
+    swapped: int = 0
+
+
+def serve(model: TinyModel, environment: dict[str, str] | None = None, copies: int = 1, **options: Any) -> Served:
+    """Answer a model's prompts, each `copies` times over, in a new process; options are those of vllm.LLM."""
+    request = {
+        "model": str(model.directory),
+        "prompts": [prompt for _ in range(copies) for prompt in model.prompts],
+        "tokens": len(model.answers[0]),
+        "options": {"max_model_len": model.context, "max_num_seqs": 16, **options},
+    }
+    done = subprocess.run(
+        [sys.executable, __file__], input=json.dumps(request), text=True, env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )
+    lines = [line[len(MARK):] for line in done.stdout.splitlines() if line.startswith(MARK)]
+    return Served(done.returncode, done.stdout, **(json.loads(lines[-1]) if lines else {}))
 
 
 def main() -> None:
     from vllm import LLM, SamplingParams, TokensPrompt
+    from vllm.worker.cache_engine import CacheEngine
 
-    request = json.load(sys.stdin)
-    llm = LLM(request["model"], skip_tokenizer_init=True, **request["options"])
+    request, swapped = json.load(sys.stdin), []
+    swap_out = CacheEngine.swap_out
+
+    def count(engine: CacheEngine, blocks: Any) -> None:
+        swapped.append(len(blocks))
+        swap_out(engine, blocks)
+
+    CacheEngine.swap_out = count
+    llm = LLM(request["model"], skip_tokenizer_init=True, disable_log_stats=False, **request["options"])
     sampling = SamplingParams(temperature=0, max_tokens=request["tokens"], ignore_eos=True, detokenize=False)
     prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in request["prompts"]]
     done = llm.generate(prompts, sampling, use_tqdm=False)
-    print(json.dumps([list(output.outputs[0].token_ids) for output in done]), flush=True)
+    preemptions = sum(scheduler.num_cumulative_preemption for scheduler in llm.llm_engine.scheduler)
+    ids = [list(output.outputs[0].token_ids) for output in done]
+    print(MARK + json.dumps({"ids": ids, "preemptions": preemptions, "swapped": sum(swapped)}), flush=True)
 
 
 if __name__ == "__main__":

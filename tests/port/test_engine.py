@@ -1,7 +1,8 @@
 """Unmodified vLLM with the port answers what transformers answers, token for token."""
 
 import pytest
-from conftest import FAMILIES, NEW_TOKENS, assert_same, generate
+from conftest import generate
+from tiny_models import FAMILIES, NEW_TOKENS, assert_same
 from vllm.utils import Device
 
 

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 from vllm_kepler import ops
-from vllm_kepler.ops import attention, cache
+from vllm_kepler.ops import attention, cache, moe
 
 ops.install()
 UNIT = 2.0**-24
@@ -164,36 +164,49 @@ def test_decode(variant, kv_heads, head_size, block_size):
         assert_close(out[row], expected, attention_bound(head_size, values))
 
 
+def int32(numbers):
+    return torch.tensor(numbers, dtype=torch.int32)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("context_len", [0, 1, 45])
+@pytest.mark.parametrize("block_size", [8, 32])
 @pytest.mark.parametrize("most", [1 << 24, 700])
-def test_prefill(variant, context_len, most, monkeypatch):
-    """Whole, and in chunks of a few queries: the same answer."""
+def test_prefill(variant, block_size, most, monkeypatch):
+    """Whole prompts, later chunks and lone tokens in one batch; at once and in chunks of a few queries."""
     monkeypatch.setattr(attention, "MAX_SCORES", most)
     spec = attention.AttentionSpec(scale=0.2, **VARIANTS[variant])
-    new = 37
-    query, out = torch.randn(new, 8, 32), poisoned(new, 8, 32)
-    key, value = torch.randn(context_len + new, 2, 32), torch.randn(context_len + new, 2, 32)
-    attention.prefill(out, query, key, value, context_len, spec)
-    for row in range(new):
-        expected = reference(query[row], key, value, context_len + row, spec)
-        assert_close(out[row], expected, attention_bound(32, [value]))
+    query_lens, seq_lens = [37, 1, 20, 9], [37, 1, 65, 54]
+    kv, tables, keys, values = filled_cache(seq_lens, 2, block_size, 32)
+    query, out = torch.randn(sum(query_lens), 8, 32), poisoned(sum(query_lens), 8, 32)
+    starts = [0, 37, 38, 58, 67]
+    attention.prefill(out, query, kv, tables, int32(starts), int32(seq_lens), max(query_lens), spec)
+    for seq, (query_len, seq_len) in enumerate(zip(query_lens, seq_lens, strict=True)):
+        for row in range(query_len):
+            token, position = starts[seq] + row, seq_len - query_len + row
+            expected = reference(query[token], keys[seq], values[seq], position, spec)
+            assert_close(out[token], expected, attention_bound(32, values))
 
 
-def test_prefill_of_an_encoder_sees_everything():
+def test_an_encoder_sees_everything_and_needs_no_cache():
+    """Keys and values that lie in no cache are paged for the one step."""
     spec = attention.AttentionSpec(scale=0.2, causal=False)
-    query, key, value = (torch.randn(9, heads, 32) for heads in (8, 2, 2))
-    out = poisoned(9, 8, 32)
-    attention.prefill(out, query, key, value, 0, spec)
-    for row in range(9):
-        assert_close(out[row], reference(query[row], key, value, row, spec), attention_bound(32, [value]))
+    lengths, starts = [9, 40, 1], int32([0, 9, 49, 50])
+    query, key, value = (torch.randn(50, heads, 32) for heads in (8, 2, 2))
+    kv, tables = cache.temporary_cache(key, value, starts, max(lengths))
+    out = poisoned(50, 8, 32)
+    attention.prefill(out, query, kv, tables, starts, int32(lengths), max(lengths), spec)
+    for first, length in zip(starts.tolist(), lengths, strict=False):
+        own = slice(first, first + length)
+        for row in range(length):
+            expected = reference(query[first + row], key[own], value[own], row, spec)
+            assert_close(out[first + row], expected, attention_bound(32, [value]))
 
 
 def test_blocks_are_copied_and_swapped():
     shape = cache.kv_cache_shape(6, 16, 2, 32)
     layers = [torch.randn(shape) for _ in range(2)]
     before = [layer.clone() for layer in layers]
-    cache.copy_blocks(layers, torch.tensor([[0, 4], [1, 5]]))
+    cache.copy_blocks(torch.tensor([[0, 4], [1, 5]]), layers)
     for layer, old in zip(layers, before, strict=True):
         assert torch.equal(layer[:, [4, 5]], old[:, [0, 1]])
         assert torch.equal(layer[:, :4], old[:, :4])
@@ -208,3 +221,44 @@ def test_a_token_without_a_slot_is_not_stored():
     cache.write_kv(kv, torch.ones(3, 2, 32), torch.ones(3, 2, 32), torch.tensor([-1, 5, -1]))
     assert kv.sum() == 2 * 2 * 32
     assert (kv[:, 0, :, 5] == 1).all()
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_topk_softmax(renormalize):
+    logits = 3 * torch.randn(50, 12)
+    weights, experts = moe.topk_softmax(logits, 3, renormalize)
+    chosen = torch.softmax(logits.double(), -1).sort(-1, descending=True)
+    expected = chosen.values[:, :3] / (chosen.values[:, :3].sum(-1, keepdim=True) if renormalize else 1)
+    assert torch.equal(experts.long(), chosen.indices[:, :3])
+    assert_close(weights, expected, 32 * UNIT)
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+def test_grouped_topk(scoring):
+    """Token by token: the best groups first, then the best experts of those."""
+    logits, bias = torch.randn(20, 16), torch.randn(16) if scoring == "sigmoid" else None
+    weights, experts = moe.grouped_topk(logits, 3, True, 4, 2, scoring, bias)
+    for row in range(20):
+        scores = logits[row].double().softmax(-1) if scoring == "softmax" else logits[row].double().sigmoid()
+        choice = (scores if bias is None else scores + bias).tolist()
+        best = {g: sorted(choice[4 * g : 4 * g + 4], reverse=True) for g in range(4)}
+        groups = sorted(best, key=lambda g: sum(best[g][: 1 if bias is None else 2]), reverse=True)[:2]
+        allowed = sorted((e for g in groups for e in range(4 * g, 4 * g + 4)), key=lambda e: choice[e], reverse=True)
+        assert experts[row].tolist() == allowed[:3]
+        assert_close(weights[row], scores[allowed[:3]] / scores[allowed[:3]].sum(), 32 * UNIT)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_experts(activation):
+    """Each token by hand, with an expert that nobody chooses."""
+    x, gate_up, down = torch.randn(23, 16), torch.randn(5, 24, 16), torch.randn(5, 16, 12)
+    weights, experts = torch.rand(23, 2), torch.stack([torch.randperm(4)[:2] for _ in range(23)]).int()
+    expected = torch.zeros(23, 16, dtype=torch.float64)
+    for row in range(23):
+        for weight, expert in zip(weights[row].double(), experts[row].tolist(), strict=True):
+            gate, up = (gate_up[expert].double() @ x[row].double()).chunk(2)
+            inner = (gate / (1 + torch.exp(-gate)) if activation == "silu" else erf_gelu(gate)) * up
+            expected[row] += weight * (down[expert].double() @ inner)
+    out = moe.experts_forward(x, gate_up, down, weights, experts, activation)
+    # Two products of 16 and 12 terms, and their magnitudes.
+    assert_close(out, expected, 64 * (16 + 12) * UNIT * expected.abs().max())

@@ -1,41 +1,23 @@
 """What needs processes of its own: tensor parallelism, log lines, refusals at start."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-from conftest import CONTEXT, NEW_TOKENS, assert_same
-
-SCRIPT = Path(__file__).with_name("serve_once.py")
-
-
-def serve(model, environment=None, **options):
-    """Run one engine to its end: (exit status, what it printed, ids or None)."""
-    request = {"model": str(model.directory), "prompts": model.prompts, "tokens": NEW_TOKENS,
-               "options": {"max_model_len": CONTEXT, "max_num_seqs": 16, **options}}
-    done = subprocess.run(
-        [sys.executable, SCRIPT], input=json.dumps(request), text=True, env={**os.environ, **(environment or {})},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("[[")]
-    return done.returncode, done.stdout, json.loads(lines[-1]) if lines else None
+from serve_once import serve
+from tiny_models import assert_same
 
 
 @pytest.mark.parametrize(("family", "ranks"), [("llama", 2), ("llama", 4), ("gemma2", 2)])
 def test_tensor_parallel(tiny, family, ranks):
     """Ranks over gloo give the ids of one; on torch 2.0.1 this hangs without the backfill of TCPStore."""
     model = tiny(family)
-    status, printed, ids = serve(model, tensor_parallel_size=ranks)
-    assert status == 0, printed
-    assert_same(model, ids)
+    done = serve(model, tensor_parallel_size=ranks)
+    assert done.status == 0, done.printed
+    assert_same(model, done.ids)
 
 
 def test_what_the_log_says(tiny):
-    status, printed, _ = serve(tiny("llama"))
-    assert status == 0, printed
+    done = serve(tiny("llama"))
+    assert done.status == 0, done.printed
+    printed = done.printed
     assert "Platform plugin kepler is activated" in printed
     assert "the CPU stands in for the Kepler GPU" in printed
     assert "Initializing a V0 LLM engine" in printed
@@ -55,14 +37,14 @@ REFUSALS = [
 @pytest.mark.parametrize(("options", "message"), REFUSALS)
 def test_refused_at_start(tiny, options, message):
     """One clear line, before any weight is read."""
-    status, printed, ids = serve(tiny("llama"), **options)
-    assert status != 0
-    assert ids is None
-    assert message in printed
-    assert "Loading safetensors" not in printed
+    done = serve(tiny("llama"), **options)
+    assert done.status != 0
+    assert done.ids is None
+    assert message in done.printed
+    assert "Loading safetensors" not in done.printed
 
 
 def test_an_unknown_device_is_refused(tiny):
-    status, printed, _ = serve(tiny("llama"), {"VLLM_KEPLER_DEVICE": "gpu"})
-    assert status != 0
-    assert "VLLM_KEPLER_DEVICE" in printed
+    done = serve(tiny("llama"), {"VLLM_KEPLER_DEVICE": "gpu"})
+    assert done.status != 0
+    assert "VLLM_KEPLER_DEVICE" in done.printed

@@ -1,11 +1,12 @@
 """vLLM on NVIDIA Kepler.
 
-vLLM is not changed: it finds `register` through the entry point group `vllm.platform_plugins`.
+vLLM is not changed: it finds `register` through the entry point group `vllm.platform_plugins` and `register_layers`
+through `vllm.general_plugins`.
 """
 
 from .version import __version__
 
-__all__ = ["__version__", "register"]
+__all__ = ["__version__", "register", "register_layers"]
 
 
 def register() -> str | None:
@@ -20,3 +21,13 @@ def register() -> str | None:
         return platform_class()
     except ValueError as error:
         raise SystemExit(str(error)) from None
+
+
+def register_layers() -> None:
+    """Put the port's layers where vLLM would make its own; nothing where the port does not serve."""
+    from .device import platform_class
+
+    if platform_class():
+        from . import moe
+
+        moe.register()

@@ -4,11 +4,13 @@ A K80 needs no switch. For verification `VLLM_KEPLER_VERIFY=1` takes the same pa
 `VLLM_KEPLER_DEVICE=cpu` lets the CPU stand in. This module imports no torch, so that asking costs nothing.
 """
 
+import importlib.util
 import os
 
 DEVICE = "VLLM_KEPLER_DEVICE"
 VERIFY = "VLLM_KEPLER_VERIFY"
 
+K80 = (3, 7)
 CPU_PLATFORM = "vllm_kepler.platform.KeplerCpuPlatform"
 CUDA_PLATFORM = "vllm_kepler.platform_cuda.KeplerCudaPlatform"
 
@@ -49,12 +51,21 @@ def compute_capabilities() -> list[tuple[int, int]]:
 
 
 def platform_class() -> str | None:
-    """Dotted name of the platform class; None where neither a Kepler GPU nor a switch asks for the port."""
+    """Dotted name of the platform class; None leaves the machine to vLLM's own platforms.
+
+    Raises ValueError for GPUs that are not Kepler's, without the switch, where vLLM has no kernels of its own.
+    """
     if wants_cpu():
         return CPU_PLATFORM
     capabilities = compute_capabilities()
-    if capabilities and all(capability == (3, 7) for capability in capabilities):
+    if not capabilities:
+        return None
+    if os.environ.get(VERIFY) == "1" or all(capability == K80 for capability in capabilities):
         return CUDA_PLATFORM
-    if capabilities and os.environ.get(VERIFY) == "1":
-        return CUDA_PLATFORM
-    return None
+    if importlib.util.find_spec("vllm._C"):
+        return None
+    found = ", ".join(f"{major}.{minor}" for major, minor in capabilities)
+    raise ValueError(
+        f"GPU: found compute capability {found}; expected 3.7 (Tesla K80) on every GPU that CUDA_VISIBLE_DEVICES "
+        f"leaves. Choose the K80's dies there, or set {VERIFY}=1 to verify the port on another NVIDIA GPU."
+    )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
+import torch._dynamo
 from vllm.logger import init_logger
 
-from . import ops, settings
+from . import absent_modules, ops, settings
+from .ops import library
 
 # Upstream's CUDA platform imports vllm._C while it is imported: the operators must be there before.
 ops.install()
@@ -22,27 +21,6 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.kepler.platform")
 
 
-def apply_rotary_emb(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool = False, **kwargs: object
-) -> torch.Tensor:
-    """Rotate x [..., tokens, heads, head_size] by cos, sin [tokens, head_size / 2]; pairs as `interleaved` says."""
-    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    first, second = (x[..., ::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
-    turned = first * cos - second * sin, second * cos + first * sin
-    return torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
-
-
-def stand_in_for_flash_attention() -> None:
-    """Give upstream's rotary embedding the one function that it imports from a package that needs sm_80."""
-    rotary = types.ModuleType("vllm.vllm_flash_attn.layers.rotary")
-    rotary.apply_rotary_emb = apply_rotary_emb  # type: ignore[attr-defined]
-    for name in ("vllm.vllm_flash_attn", "vllm.vllm_flash_attn.layers"):
-        package = types.ModuleType(name)
-        package.__path__ = []
-        sys.modules[name] = package
-    sys.modules[rotary.__name__] = rotary
-
-
 class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
     """Upstream's CUDA platform with the port's engine settings, attention backend and operators."""
 
@@ -51,7 +29,9 @@ class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
 
     def __init__(self) -> None:
         settings.force_v0()
-        stand_in_for_flash_attention()
+        absent_modules.stand_in()
+        # What torch compiles for a GPU goes through Triton.
+        torch._dynamo.config.disable = True
 
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
@@ -60,8 +40,12 @@ class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
             logger.info("Kepler GPU detected (sm < 70): forcing eager mode and disabling CUDA graphs.")
         else:
             logger.info("VLLM_KEPLER_VERIFY=1: forcing eager mode and disabling CUDA graphs, as on a Kepler GPU.")
+        kernels = library.library()
+        kernels.check_runs_on(capability)
         logger.info(
-            "%s, compute capability %s, operators in plain torch.", cls.get_device_name(), capability.as_version_str()
+            "%s, compute capability %s; kernel library %s (%s) from %s; backend TORCH_SDPA.",
+            cls.get_device_name(), capability.as_version_str(), kernels.version, ", ".join(kernels.architectures),
+            kernels.path,
         )
         settings.settle(vllm_config)
         parallel = vllm_config.parallel_config

@@ -64,7 +64,7 @@ def settle(config: VllmConfig) -> None:
     Raises ValueError, before any weight is read, for a setting that a Kepler GPU cannot serve.
     """
     # vllm.config itself asks for the platform while it is imported.
-    from vllm.config import CompilationLevel
+    from vllm.config import CompilationLevel, DecodingConfig
 
     model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
     if model is not None:
@@ -82,6 +82,13 @@ def settle(config: VllmConfig) -> None:
         model.disable_cascade_attn = True
     if config.speculative_config is not None:
         raise ValueError("speculative_config: found one; the Kepler port has no speculative decoding. Leave it out.")
+    if parallel.enable_expert_parallel:
+        raise ValueError(
+            "enable_expert_parallel: found true; the Kepler port splits every expert over the ranks. Leave it out."
+        )
+    # Upstream's default hands what xgrammar cannot (numeric ranges, lengths) to outlines, which ignores some of it.
+    if config.decoding_config.backend == DecodingConfig.backend:
+        config.decoding_config.backend = "guidance"
     if cache is not None:
         if cache.block_size is None:
             cache.block_size = DEFAULT_BLOCK_SIZE

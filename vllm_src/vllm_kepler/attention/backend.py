@@ -1,4 +1,4 @@
-"""The backend: prefill through attention in bounded chunks, decode through paged attention."""
+"""The backend: prefill and decode over the paged cache."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class KeplerBackend(AttentionBackend):
 
     @staticmethod
     def copy_blocks(kv_caches: list[torch.Tensor], src_to_dists: torch.Tensor) -> None:
-        cache.copy_blocks(kv_caches, src_to_dists)
+        cache.copy_blocks(src_to_dists, kv_caches)
 
 
 class KeplerImpl(AttentionImpl[KeplerMetadata]):
@@ -97,7 +97,10 @@ class KeplerImpl(AttentionImpl[KeplerMetadata]):
             scale=float(scale),
             window=sliding_window,
             soft_cap=logits_soft_cap or None,
-            alibi_slopes=None if alibi_slopes is None else torch.tensor(alibi_slopes, dtype=torch.float32),
+            alibi_slopes=(
+                None if alibi_slopes is None
+                else torch.tensor(alibi_slopes, dtype=torch.float32, device=current_platform.device_type)
+            ),
             causal=attn_type == AttentionType.DECODER,
         )
 
@@ -125,16 +128,30 @@ class KeplerImpl(AttentionImpl[KeplerMetadata]):
         query = query.view(-1, self.num_heads, self.head_size)
         key = key.view(-1, self.num_kv_heads, self.head_size)
         value = value.view(-1, self.num_kv_heads, self.head_size)
+        block_tables = attn_metadata.prefill_block_tables
         if kv_cache.numel():
             cache.write_kv(kv_cache, key, value, attn_metadata.slot_mapping)
-        out = torch.empty_like(query)
+        else:
+            kv_cache, block_tables = cache.temporary_cache(
+                key, value, attn_metadata.query_start_loc, attn_metadata.max_query_len
+            )
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        prefills = attn_metadata.num_prefill_tokens
         if attn_metadata.num_prefills:
-            self.prefill(out, query, key, value, kv_cache, attn_metadata)
+            paged.prefill(
+                out[:prefills],
+                query[:prefills],
+                kv_cache,
+                block_tables,
+                attn_metadata.query_start_loc,
+                attn_metadata.prefill_seq_lens,
+                attn_metadata.max_query_len,
+                self.spec,
+            )
         if attn_metadata.num_decode_tokens:
-            decoded = slice(attn_metadata.num_prefill_tokens, None)
             paged.decode(
-                out[decoded],
-                query[decoded],
+                out[prefills:],
+                query[prefills:],
                 kv_cache,
                 attn_metadata.decode_block_tables,
                 attn_metadata.decode_seq_lens,
@@ -142,29 +159,3 @@ class KeplerImpl(AttentionImpl[KeplerMetadata]):
                 self.spec,
             )
         return out.view(-1, self.num_heads * self.head_size)
-
-    def prefill(
-        self,
-        out: torch.Tensor,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        kv_cache: torch.Tensor,
-        metadata: KeplerMetadata,
-    ) -> None:
-        """The prefills of a step, one sequence after the other; [tokens, heads, head_size] each."""
-        start = 0
-        for index, (query_len, seq_len) in enumerate(
-            zip(metadata.prefill_query_lens, metadata.prefill_seq_lens, strict=True)
-        ):
-            new = slice(start, start + query_len)
-            context_len = seq_len - query_len
-            keys, values = key[new], value[new]
-            if context_len:
-                # Cached tokens: from this prompt's earlier chunks, or from another prompt with the same prefix.
-                table = metadata.prefill_block_tables[index : index + 1]
-                keys, values = (
-                    states[0, :, :seq_len].transpose(0, 1) for states in paged.gather(kv_cache, table)
-                )
-            paged.prefill(out[new], query[new], keys, values, context_len, self.spec)
-            start += query_len

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from vllm.utils import make_tensor_with_pad
 
 if TYPE_CHECKING:
     from vllm.worker.cpu_model_runner import ModelInputForCPUBuilder
+    from vllm.worker.model_runner import ModelInputForGPUBuilder
 
 
 @dataclass
@@ -19,20 +21,22 @@ class KeplerMetadata(AttentionMetadata):
     """Prefills come first in a batch, one-token decodes after them.
 
     Attributes:
-        prefill_query_lens: new tokens of each prefill.
-        prefill_seq_lens: cached and new tokens of each prefill.
-        prefill_block_tables: int32 [num_prefills, max_blocks]; None where the step has no prefill.
+        query_start_loc: int32 [num_prefills + 1]: where the new tokens of each prefill begin.
+        max_query_len: new tokens of the longest prefill.
+        prefill_seq_lens: int32 [num_prefills]: cached and new tokens of each prefill.
+        prefill_block_tables: int32 [num_prefills, max_blocks].
         decode_seq_lens: int32 [num_decodes]: tokens of each sequence, the new one included.
         decode_block_tables: int32 [num_decodes, max_blocks].
         max_decode_seq_len: the largest of decode_seq_lens.
         use_cuda_graph: asked by upstream's GPU model runner; the port runs eagerly.
     """
 
-    prefill_query_lens: list[int]
-    prefill_seq_lens: list[int]
-    prefill_block_tables: torch.Tensor | None
-    decode_seq_lens: torch.Tensor | None
-    decode_block_tables: torch.Tensor | None
+    query_start_loc: torch.Tensor
+    max_query_len: int
+    prefill_seq_lens: torch.Tensor
+    prefill_block_tables: torch.Tensor
+    decode_seq_lens: torch.Tensor
+    decode_block_tables: torch.Tensor
     max_decode_seq_len: int
     use_cuda_graph: bool = False
 
@@ -76,22 +80,30 @@ class CpuMetadataBuilder(AttentionMetadataBuilder[KeplerMetadata]):
             slot_mapping=torch.tensor(batch.slot_mapping, dtype=torch.long, device=device),
             multi_modal_placeholder_index_maps=index_maps or None,
             enable_kv_scales_calculation=False,
-            prefill_query_lens=query_lens[:prefills],
-            prefill_seq_lens=seq_lens[:prefills],
-            prefill_block_tables=padded(batch.prefill_block_tables, device) if prefills else None,
-            decode_seq_lens=(
-                torch.tensor(seq_lens[prefills:], dtype=torch.int32, device=device)
-                if batch.num_decode_tokens else None
-            ),
-            decode_block_tables=(
-                padded(batch.decode_block_tables, device) if batch.num_decode_tokens else None
-            ),
+            query_start_loc=torch.tensor(list(accumulate(query_lens[:prefills], initial=0)), dtype=torch.int32,
+                                         device=device),
+            max_query_len=max(query_lens[:prefills], default=0),
+            prefill_seq_lens=torch.tensor(seq_lens[:prefills], dtype=torch.int32, device=device),
+            prefill_block_tables=padded(batch.prefill_block_tables, device),
+            decode_seq_lens=torch.tensor(seq_lens[prefills:], dtype=torch.int32, device=device),
+            decode_block_tables=padded(batch.decode_block_tables, device),
             max_decode_seq_len=batch.max_decode_seq_len,
         )
 
 
 class GpuMetadataBuilder(CommonMetadataBuilder[KeplerMetadata]):
     """Builds the metadata from what upstream's V0 GPU model runner collects."""
+
+    def __init__(self, input_builder: ModelInputForGPUBuilder) -> None:
+        super().__init__(input_builder)
+        # Prefill reads the keys of the prompt from the cache: also those before a window must be written there.
+        self.sliding_window = None
+
+    def _add_seq_group(
+        self, inter_data: ModelInputForGPUBuilder.InterDataForSeqGroup, chunked_prefill_enabled: bool
+    ) -> None:
+        # Upstream hands over the block tables of prefills where they may come in chunks; the port reads them always.
+        super()._add_seq_group(inter_data, chunked_prefill_enabled=True)
 
     def build(
         self, seq_lens: list[int], query_lens: list[int], cuda_graph_pad_size: int, batch_size: int
@@ -101,18 +113,19 @@ class GpuMetadataBuilder(CommonMetadataBuilder[KeplerMetadata]):
 
     def _metadata_cls(self, **common: Any) -> KeplerMetadata:  # type: ignore[override]
         """Upstream's builder calls this with the fields that its own backends share."""
-        prefills, decodes = common["num_prefills"], common["num_decode_tokens"]
+        prefills = common["num_prefills"]
         return KeplerMetadata(
             num_prefills=prefills,
             num_prefill_tokens=common["num_prefill_tokens"],
-            num_decode_tokens=decodes,
+            num_decode_tokens=common["num_decode_tokens"],
             slot_mapping=common["slot_mapping"],
             multi_modal_placeholder_index_maps=common["multi_modal_placeholder_index_maps"] or None,
             enable_kv_scales_calculation=False,
-            prefill_query_lens=self.query_lens[:prefills],
-            prefill_seq_lens=common["seq_lens"][:prefills],
-            prefill_block_tables=common["block_tables"][:prefills] if prefills else None,
-            decode_seq_lens=common["seq_lens_tensor"][prefills:] if decodes else None,
-            decode_block_tables=common["block_tables"][prefills:] if decodes else None,
+            query_start_loc=common["query_start_loc"][: prefills + 1],
+            max_query_len=max(self.query_lens[:prefills], default=0),
+            prefill_seq_lens=common["seq_lens_tensor"][:prefills],
+            prefill_block_tables=common["block_tables"][:prefills],
+            decode_seq_lens=common["seq_lens_tensor"][prefills:],
+            decode_block_tables=common["block_tables"][prefills:],
             max_decode_seq_len=common["max_decode_seq_len"],
         )

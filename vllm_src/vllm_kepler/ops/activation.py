@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from .library import ACTIVATIONS, library, matrix, stream_of
 from .registry import Operator
 
 
@@ -39,16 +40,36 @@ def plain(activation: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch
     return operator
 
 
-# name -> (form, activation). gelu_new and gelu_fast are two spellings of one formula.
-ACTIVATIONS = {
-    "silu_and_mul": (gated, F.silu),
-    "gelu_and_mul": (gated, F.gelu),
-    "gelu_tanh_and_mul": (gated, gelu_tanh),
-    "gelu_new": (plain, gelu_tanh),
-    "gelu_fast": (plain, gelu_tanh),
-    "gelu_quick": (plain, gelu_quick),
-}
+def gated_kernel(function: str) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """As gated, float32 on a GPU."""
+    number = ACTIVATIONS[function]
+
+    def operator(out: torch.Tensor, input: torch.Tensor) -> None:
+        to, x = matrix(out), matrix(input)
+        library().activation_and_mul(
+            number, to.data_ptr(), x.data_ptr(), *to.shape, to.stride(0), x.stride(0), stream_of(x)
+        )
+
+    return operator
+
+
+def plain_kernel(function: str) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """As plain, float32 on a GPU."""
+    number = ACTIVATIONS[function]
+
+    def operator(out: torch.Tensor, input: torch.Tensor) -> None:
+        to, x = matrix(out), matrix(input)
+        library().activation(number, to.data_ptr(), x.data_ptr(), *x.shape, to.stride(0), x.stride(0), stream_of(x))
+
+    return operator
+
+
+FUNCTIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": gelu_tanh, "gelu_quick": gelu_quick}
+# Operator -> function. gelu_new and gelu_fast are two spellings of one formula.
+GATED = {"silu_and_mul": "silu", "gelu_and_mul": "gelu", "gelu_tanh_and_mul": "gelu_tanh"}
+PLAIN = {"gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_quick": "gelu_quick"}
 OPERATORS = [
-    Operator("_C", f"{name}(Tensor! out, Tensor input) -> ()", form(activation))
-    for name, (form, activation) in ACTIVATIONS.items()
+    Operator("_C", f"{name}(Tensor! out, Tensor input) -> ()", form(FUNCTIONS[function]), kernel(function))
+    for names, form, kernel in ((GATED, gated, gated_kernel), (PLAIN, plain, plain_kernel))
+    for name, function in names.items()
 ]

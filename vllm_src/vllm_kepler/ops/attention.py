@@ -1,4 +1,4 @@
-"""Attention over the paged cache, in plain torch and bounded memory.
+"""Attention over the paged cache: a reference in plain torch and bounded memory, and the kernels.
 
 Formula, for a query at position p and the keys j that it may see:
     score_j = cap(scale · q·k_j) + slope · (j - p),   cap(s) = c · tanh(s / c) where there is a soft-cap c
@@ -8,9 +8,13 @@ A query sees j ≤ p (causal) and, with a window w, j > p - w.
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 
 import torch
+
+from .library import DTYPES, library, pointer, stream_of
+from .registry import by_device
 
 # Largest matrix of scores that is made at once, in elements (64 MiB of float32).
 MAX_SCORES = 1 << 24
@@ -24,7 +28,7 @@ class AttentionSpec:
         scale: factor of q·k.
         window: number of last positions that a query sees, itself included; None for all.
         soft_cap: bound of a score (Gemma 2); None for none.
-        alibi_slopes: float32 [num_heads] (Press et al., 2021); None for none.
+        alibi_slopes: float32 [num_heads] (Press et al., 2021), on the device of the queries; None for none.
         causal: False for encoders, where every query sees every key.
     """
 
@@ -80,39 +84,6 @@ def attend(
     return out.view(batch, num_heads, num_queries, head_size).to(query.dtype)
 
 
-def prefill(
-    out: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    context_len: int,
-    spec: AttentionSpec,
-) -> None:
-    """Attention of the new tokens of one sequence over its cached and new tokens, a bounded chunk at a time.
-
-    Args:
-        out, query: [num_queries, num_heads, head_size]; query i stands at position context_len + i.
-        key, value: [context_len + num_queries, num_kv_heads, head_size].
-    """
-    num_queries, num_heads, _ = query.shape
-    num_keys = key.shape[0]
-    key, value = key.transpose(0, 1)[None], value.transpose(0, 1)[None]
-    position = torch.arange(num_keys, device=query.device)[None]
-    chunk = max(1, MAX_SCORES // (num_heads * num_keys))
-    for start in range(0, num_queries, chunk):
-        stop = min(start + chunk, num_queries)
-        seen_from = 0 if spec.window is None else max(0, context_len + start - spec.window + 1)
-        seen_to = context_len + stop if spec.causal else num_keys
-        out[start:stop] = attend(
-            query[start:stop].transpose(0, 1)[None],
-            key[:, :, seen_from:seen_to],
-            value[:, :, seen_from:seen_to],
-            position[:, context_len + start : context_len + stop],
-            position[:, seen_from:seen_to],
-            spec,
-        )[0].transpose(0, 1)
-
-
 def gather(kv_cache: torch.Tensor, block_tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of block tables, in the order of their positions.
 
@@ -130,7 +101,71 @@ def gather(kv_cache: torch.Tensor, block_tables: torch.Tensor) -> tuple[torch.Te
     return key, value
 
 
-def decode(
+def prefill_reference(
+    out: torch.Tensor,
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    seq_lens: torch.Tensor,
+    max_query_len: int,
+    spec: AttentionSpec,
+) -> None:
+    """Attention of the new tokens of a batch of sequences over their cached and new tokens.
+
+    Args:
+        out, query: [num_tokens, num_heads, head_size]; query i of sequence s is token query_start_loc[s] + i and stands
+            at position seq_lens[s] - query_len[s] + i.
+        kv_cache: [2, num_blocks, num_kv_heads, block_size, head_size]; holds the new tokens as well.
+        block_tables: int32 [num_seqs, max_blocks].
+        query_start_loc: int32 [num_seqs + 1].
+        seq_lens: int32 [num_seqs]: cached and new tokens.
+        max_query_len: new tokens of the longest prefill, known without asking the device.
+    """
+    starts = query_start_loc.tolist()
+    num_heads, block_size = query.shape[1], kv_cache.shape[3]
+    for seq, seq_len in enumerate(seq_lens.tolist()):
+        begin, end = starts[seq], starts[seq + 1]
+        context_len = seq_len - (end - begin)
+        blocks = -(-seq_len // block_size)
+        key, value = gather(kv_cache, block_tables[seq : seq + 1, :blocks])
+        position = torch.arange(seq_len, device=query.device)[None]
+        chunk = max(1, MAX_SCORES // (num_heads * seq_len))
+        for start in range(begin, end, chunk):
+            stop = min(start + chunk, end)
+            first, last = context_len + start - begin, context_len + stop - begin
+            seen = slice(
+                0 if spec.window is None else max(0, first - spec.window + 1), last if spec.causal else seq_len
+            )
+            out[start:stop] = attend(
+                query[start:stop].transpose(0, 1)[None], key[:, :, seen], value[:, :, seen],
+                position[:, first:last], position[:, seen], spec,
+            )[0].transpose(0, 1)
+
+
+def prefill_kernel(
+    out: torch.Tensor,
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    seq_lens: torch.Tensor,
+    max_query_len: int,
+    spec: AttentionSpec,
+) -> None:
+    """As prefill_reference on a GPU, in no memory of its own."""
+    num_kv_heads, block_size, head_size = kv_cache.shape[2:]
+    library().attention_prefill(
+        *_tensors(out, query, kv_cache, block_tables), query_start_loc.data_ptr(), seq_lens.data_ptr(),
+        seq_lens.numel(), max_query_len, query.shape[1], num_kv_heads, head_size, block_size, spec.causal,
+        *_variants(spec), stream_of(query),
+    )
+
+
+prefill = by_device(prefill_reference, prefill_kernel)
+
+
+def decode_reference(
     out: torch.Tensor,
     query: torch.Tensor,
     kv_cache: torch.Tensor,
@@ -159,3 +194,44 @@ def decode(
         out[rows] = attend(
             query[rows, :, None], key, value, last, torch.where(position <= last, position, -1), spec
         )[:, :, 0]
+
+
+def decode_kernel(
+    out: torch.Tensor,
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_lens: torch.Tensor,
+    max_seq_len: int,
+    spec: AttentionSpec,
+) -> None:
+    """As decode_reference, on a GPU."""
+    num_seqs, num_heads, head_size = query.shape
+    num_kv_heads, block_size = kv_cache.shape[2:4]
+    size = ctypes.c_size_t()
+    library().attention_decode_workspace(
+        num_seqs, num_heads, num_kv_heads, head_size, max_seq_len, ctypes.addressof(size)
+    )
+    workspace = torch.empty(size.value, dtype=torch.uint8, device=query.device) if size.value else None
+    library().attention_decode(
+        *_tensors(out, query, kv_cache, block_tables), seq_lens.data_ptr(), num_seqs, num_heads, num_kv_heads,
+        head_size, block_size, max_seq_len, *_variants(spec), pointer(workspace), size.value, stream_of(query),
+    )
+
+
+decode = by_device(decode_reference, decode_kernel)
+
+
+def _tensors(
+    out: torch.Tensor, query: torch.Tensor, kv_cache: torch.Tensor, block_tables: torch.Tensor
+) -> tuple[int, ...]:
+    """The arguments that both launchers begin with."""
+    return (
+        out.data_ptr(), query.data_ptr(), out.stride(0), query.stride(0), DTYPES[query.dtype],
+        kv_cache.data_ptr(), kv_cache[1].data_ptr(), DTYPES[kv_cache.dtype], block_tables.data_ptr(),
+        block_tables.stride(0),
+    )
+
+
+def _variants(spec: AttentionSpec) -> tuple[float, float, int, int | None]:
+    return spec.scale, spec.soft_cap or 0.0, spec.window or 0, pointer(spec.alibi_slopes)

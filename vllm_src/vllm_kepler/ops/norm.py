@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .library import library, matrix, stream_of
 from .registry import Operator
 
 
@@ -19,14 +20,34 @@ def rms_norm(out: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, epsil
     out.copy_(scaled.to(input.dtype) * weight)
 
 
+def rms_norm_kernel(out: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> None:
+    """As rms_norm, float32 on a GPU."""
+    to, x = matrix(out), matrix(input)
+    library().rms_norm(
+        to.data_ptr(), x.data_ptr(), weight.data_ptr(), epsilon, *x.shape, to.stride(0), x.stride(0), stream_of(x)
+    )
+
+
 def fused_add_rms_norm(input: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float) -> None:
     """residual += input; input = rms_norm(residual). Shapes as rms_norm's."""
     residual.add_(input)
     rms_norm(input, residual, weight, epsilon)
 
 
+def fused_add_rms_norm_kernel(
+    input: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+) -> None:
+    """As fused_add_rms_norm, float32 on a GPU."""
+    x, added = matrix(input), matrix(residual)
+    library().fused_add_rms_norm(
+        x.data_ptr(), added.data_ptr(), weight.data_ptr(), epsilon, *x.shape, x.stride(0), added.stride(0),
+        stream_of(x),
+    )
+
+
 OPERATORS = [
-    Operator("_C", "rms_norm(Tensor! out, Tensor input, Tensor weight, float epsilon) -> ()", rms_norm),
+    Operator("_C", "rms_norm(Tensor! out, Tensor input, Tensor weight, float epsilon) -> ()",
+             rms_norm, rms_norm_kernel),
     Operator("_C", "fused_add_rms_norm(Tensor! input, Tensor! residual, Tensor weight, float epsilon) -> ()",
-             fused_add_rms_norm),
+             fused_add_rms_norm, fused_add_rms_norm_kernel),
 ]

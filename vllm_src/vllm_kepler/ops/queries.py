@@ -1,4 +1,4 @@
-"""Threads of the CPU."""
+"""What upstream asks of its extension modules without any tensor."""
 
 from __future__ import annotations
 
@@ -10,4 +10,14 @@ def init_cpu_threads_env(cpu_ids: str) -> str:
     return f"CPU threads are not bound to {cpu_ids}: the unit decides where a server runs."
 
 
-OPERATORS = [Operator("_C_utils", "init_cpu_threads_env(str cpu_ids) -> str", init_cpu_threads_env)]
+def not_on_kepler(cuda_device_capability: int) -> bool:
+    """Upstream asks while its quantization modules are imported; no CUTLASS kernel runs below sm_70."""
+    return False
+
+
+OPERATORS = [
+    Operator("_C_utils", "init_cpu_threads_env(str cpu_ids) -> str", init_cpu_threads_env),
+    Operator("_C", "cutlass_scaled_mm_supports_fp8(int cuda_device_capability) -> bool", not_on_kepler),
+    Operator("_C", "cutlass_scaled_mm_supports_block_fp8(int cuda_device_capability) -> bool", not_on_kepler),
+    Operator("_C", "cutlass_group_gemm_supported(int cuda_device_capability) -> bool", not_on_kepler),
+]

@@ -1,7 +1,8 @@
-"""Registration of operators with torch."""
+"""Registration of operators with torch, and the choice between reference and kernel."""
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
 from collections.abc import Callable
@@ -16,18 +17,34 @@ class Operator:
     """One operator of upstream's extension modules.
 
     Attributes:
-        namespace: "_C", "_C_cache_ops" or "_C_utils".
+        namespace: "_C" or "_C_utils".
         schema: as upstream declares it: callers pass arguments by position.
-        reference: plain torch, on any device; writes into the arguments that the schema marks.
+        reference: plain torch; writes into the arguments that the schema marks. What the CPU runs, and what the
+            kernel is checked against.
+        kernel: the same over the kernel library, for tensors of a GPU; None where no tensor is involved.
     """
 
     namespace: str
     schema: str
     reference: Callable[..., Any]
+    kernel: Callable[..., Any] | None = None
 
     @property
     def name(self) -> str:
         return self.schema.partition("(")[0]
+
+
+def by_device(reference: Callable[..., Any], kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator that runs `kernel` where its first argument lies on a GPU, else `reference`.
+
+    For operators that the port alone calls: a call through torch's dispatcher costs ten times as much.
+    """
+
+    @functools.wraps(reference)
+    def operator(first: torch.Tensor, *others: Any) -> Any:
+        return (kernel if first.is_cuda else reference)(first, *others)
+
+    return operator
 
 
 # Extension modules that upstream imports for the sake of their operators.
@@ -37,10 +54,10 @@ _libraries: dict[str, torch.library.Library] = {}
 
 
 def operators() -> list[Operator]:
-    """Every operator of the port."""
-    from . import activation, norm, rotary, threads
+    """Every operator of the port that upstream calls."""
+    from . import activation, norm, queries, rotary
 
-    return [operator for family in (norm, activation, rotary, threads) for operator in family.OPERATORS]
+    return [operator for family in (norm, activation, rotary, queries) for operator in family.OPERATORS]
 
 
 def install() -> None:
@@ -61,4 +78,8 @@ def install() -> None:
     for operator in operators():
         library = _libraries.setdefault(operator.namespace, torch.library.Library(operator.namespace, "FRAGMENT"))
         library.define(operator.schema)
-        library.impl(operator.name, operator.reference, "CompositeExplicitAutograd")
+        if operator.kernel is None:
+            library.impl(operator.name, operator.reference, "CompositeExplicitAutograd")
+        else:
+            library.impl(operator.name, operator.reference, "CPU")
+            library.impl(operator.name, operator.kernel, "CUDA")

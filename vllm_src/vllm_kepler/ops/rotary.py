@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .library import library, matrix, pointer, stream_of
 from .registry import Operator
 
 
@@ -40,11 +41,31 @@ def rotary_embedding(
         second.copy_(turned[1])
 
 
+def rotary_embedding_kernel(
+    positions: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor | None,
+    head_size: int,
+    cos_sin_cache: torch.Tensor,
+    is_neox: bool,
+) -> None:
+    """As rotary_embedding, float32 on a GPU; positions int64."""
+    tokens = positions.numel()
+    q = matrix(query.view(tokens, -1))
+    k = None if key is None else matrix(key.view(tokens, -1))
+    library().rotary_embedding(
+        positions.data_ptr(), q.data_ptr(), pointer(k), matrix(cos_sin_cache).data_ptr(), tokens,
+        q.shape[1] // head_size, 0 if k is None else k.shape[1] // head_size, head_size, cos_sin_cache.shape[1],
+        is_neox, q.stride(0), 0 if k is None else k.stride(0), stream_of(q),
+    )
+
+
 OPERATORS = [
     Operator(
         "_C",
         "rotary_embedding(Tensor positions, Tensor! query, Tensor!? key, int head_size, Tensor cos_sin_cache, "
         "bool is_neox) -> ()",
         rotary_embedding,
+        rotary_embedding_kernel,
     ),
 ]

@@ -1,0 +1,42 @@
+#!/bin/bash
+# Operators, engine and benchmarks on this machine's NVIDIA GPUs; the tables go to $OUT (default build/gpu).
+#
+# usage: gpu.sh [operators|engine|guided|sanitizer|benchmarks]...     all but the sanitizer where none is named
+#
+# KEPLER_PYTHON: a Python that has torch for the GPU, vLLM 0.9.2 built with VLLM_TARGET_DEVICE=empty, the port and
+# pytest. Left out, the environment of `make port` is built and taken: its PyTorch 2.0.1 knows GPUs from sm_37 to sm_86.
+# VLLM_KEPLER_LIBRARY: the kernel library; left out, it is built.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if ! nvidia-smi -L; then
+    echo "gpu.sh: nvidia-smi found no GPU; expected a machine with an NVIDIA GPU and its driver" >&2
+    exit 1
+fi
+if [ -z "${KEPLER_PYTHON:-}" ]; then
+    . tests/serving.sh
+    KEPLER_PYTHON="$serving/bin/python"
+    export PYTHONPATH="$runner"
+fi
+if [ -z "${VLLM_KEPLER_LIBRARY:-}" ]; then
+    tests/kernels.sh
+    export VLLM_KEPLER_LIBRARY="$KEPLER_CACHE/kernels/libvllm_kepler.so"
+fi
+out="$(realpath -m "${OUT:-build/gpu}")"
+export VLLM_KEPLER_VERIFY=1 VLLM_KEPLER_DEVICE= VLLM_NO_USAGE_STATS=1 PYTHONDONTWRITEBYTECODE=1
+test() { "$KEPLER_PYTHON" -m pytest -q -p no:cacheprovider "$@"; }
+
+for step in ${*:-operators engine guided benchmarks}; do
+    echo "== $step"
+    case "$step" in
+        operators) test tests/gpu/test_attention.py tests/gpu/test_operators.py ;;
+        engine) test tests/gpu/test_engine.py ;;
+        guided) test tests/port/test_guided.py ;;
+        sanitizer) "$KEPLER_PYTHON" tests/gpu/sanitize.py ;;
+        benchmarks)
+            "$KEPLER_PYTHON" tests/gpu/bench.py --out "$out"
+            "$KEPLER_PYTHON" tests/gpu/bench_engine.py --out "$out"
+            ;;
+        *) echo "gpu.sh: found $step; expected operators, engine, guided, sanitizer or benchmarks" >&2; exit 2 ;;
+    esac
+done

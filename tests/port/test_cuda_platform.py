@@ -1,0 +1,166 @@
+"""The CUDA platform as a machine with two K80 boards would start it: a driver's answers, no GPU.
+
+What needs a GPU is tested by tests/gpu.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from vllm_kepler.absent_modules import apply_token_bitmask
+from vllm_kepler.ops import library as kernels
+
+# Answers of the driver's management library, before vLLM asks for the platform.
+PREAMBLE = """
+import vllm.third_party.pynvml as nvml
+capability = {capability}
+nvml.nvmlInit = nvml.nvmlShutdown = lambda: None
+nvml.nvmlDeviceGetCount = lambda: 4
+nvml.nvmlDeviceGetHandleByIndex = lambda index: index
+nvml.nvmlDeviceGetCudaComputeCapability = lambda handle: capability
+nvml.nvmlDeviceGetName = lambda handle: "Tesla K80"
+nvml.nvmlDeviceGetMemoryInfo = lambda handle: type("Memory", (), {{"total": 11441 << 20}})
+"""
+
+
+def run(program, capability=(3, 7), **environment):
+    """(exit status, output) of a program in a process where vLLM sees four such GPUs."""
+    done = subprocess.run(
+        [sys.executable, "-c", PREAMBLE.format(capability=capability) + program], text=True,
+        env={**os.environ, "VLLM_KEPLER_DEVICE": "", **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )
+    return done.returncode, done.stdout
+
+
+WHICH = "from vllm.platforms import current_platform; print(type(current_platform).__name__)"
+
+
+@pytest.mark.parametrize(("capability", "environment"), [((3, 7), {}), ((7, 0), {"VLLM_KEPLER_VERIFY": "1"})])
+def test_gpus_that_the_port_serves_on(capability, environment):
+    status, printed = run(WHICH, capability, **environment)
+    assert status == 0, printed
+    assert printed.splitlines()[-1] == "KeplerCudaPlatform"
+
+
+@pytest.mark.parametrize("capability", [(3, 5), (7, 0)])
+def test_other_gpus_are_refused(capability):
+    """A K40 (sm_35) is not a K80, and this vLLM has no kernels for a newer GPU."""
+    status, printed = run(WHICH, capability)
+    assert status != 0
+    found = ", ".join([f"{capability[0]}.{capability[1]}"] * 4)
+    assert printed.splitlines()[-1].startswith(f"GPU: found compute capability {found}; expected 3.7 (Tesla K80)")
+    assert "Traceback" not in printed
+
+
+START = """
+from vllm.config import VllmConfig
+from vllm.platforms import current_platform
+import vllm.engine.arg_utils
+VllmConfig()
+print("started")
+"""
+
+
+def test_what_the_start_says():
+    status, printed = run(START)
+    assert status == 0, printed
+    assert "Kepler GPU detected (sm < 70): forcing eager mode and disabling CUDA graphs." in printed
+    assert "Tesla K80, compute capability 3.7; kernel library 0.1.0 (sm_37, compute_37) from" in printed
+    assert printed.splitlines()[-1] == "started"
+
+
+def test_models_import_without_triton():
+    """Mixtures of experts name Triton's kernels while they are imported."""
+    status, printed = run("""
+from vllm.platforms import current_platform
+from vllm.model_executor.models import mixtral, qwen3_moe, deepseek, granitemoe, gemma2, llama
+from vllm.model_executor.layers.fused_moe.layer import UnquantizedFusedMoEMethod
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+print(UnquantizedFusedMoEMethod.op_registry_oot["UnquantizedFusedMoEMethod"].__name__)
+""")
+    assert status == 0, printed
+    assert printed.splitlines()[-1] == "KeplerMoEMethod"
+
+
+def test_a_missing_library_is_refused(tmp_path):
+    status, printed = run(START, VLLM_KEPLER_LIBRARY=str(tmp_path / "none.so"))
+    assert status != 0
+    assert f"{tmp_path}/none.so: no kernel library there. Build it" in printed.splitlines()[-1]
+
+
+def test_another_file_is_refused(tmp_path):
+    (tmp_path / "other.so").write_text("not a library")
+    status, printed = run(START, VLLM_KEPLER_LIBRARY=str(tmp_path / "other.so"))
+    assert status != 0
+    assert "other.so: not a kernel library of this port" in printed.splitlines()[-1]
+
+
+def test_a_library_for_another_architecture_is_refused(tmp_path):
+    """The real library, which says that it was built for sm_70."""
+    built = kernels.library_path().read_bytes()
+    assert built.count(b"sm_37 compute_37\0") == 1
+    (tmp_path / "other.so").write_bytes(built.replace(b"sm_37 compute_37\0", b"sm_70 compute_70\0"))
+    status, printed = run(START, VLLM_KEPLER_LIBRARY=str(tmp_path / "other.so"))
+    assert status != 0
+    assert "found code for sm_70, compute_70; expected code for the GPU's compute capability 3.7" in printed
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        (("sm_37", "compute_37"), (3, 7), True),
+        (("sm_37", "compute_37"), (9, 0), True),
+        (("sm_37",), (9, 0), False),
+        (("compute_37",), (3, 7), False),
+        (("sm_35",), (3, 7), True),
+        (("sm_70", "compute_70"), (3, 7), False),
+    ],
+)
+def test_which_code_runs_where(architectures, capability, runs):
+    """A Kepler driver takes PTX up to 7.4 only: a K80 needs machine code."""
+    library = kernels.KernelLibrary(kernels.library_path())
+    library.architectures = architectures
+    if runs:
+        library.check_runs_on(capability)
+    else:
+        with pytest.raises(kernels.LibraryError, match="expected code for the GPU's"):
+            library.check_runs_on(capability)
+
+
+def test_another_version_is_refused(monkeypatch):
+    monkeypatch.setattr(kernels, "__version__", "9.9.9")
+    with pytest.raises(kernels.LibraryError, match=r"expected the port's 9\.9\.9"):
+        kernels.KernelLibrary(kernels.library_path())
+
+
+def test_a_launcher_refuses_what_it_does_not_take():
+    """Needs no GPU: sizes are looked at first."""
+    with pytest.raises(kernels.LibraryError, match=r"kepler_rms_norm: .*error 1"):
+        kernels.library().rms_norm(0, 0, 0, 1e-6, 1, 0, 0, 0, 0)
+
+
+def test_matrix_refuses_what_kernels_cannot_read():
+    assert kernels.matrix(torch.zeros(2, 3, 4)).shape == (6, 4)
+    with pytest.raises(kernels.LibraryError, match=r"torch\.float16"):
+        kernels.matrix(torch.zeros(2, 4, dtype=torch.float16))
+    with pytest.raises(kernels.LibraryError, match="dense rows"):
+        kernels.matrix(torch.zeros(4, 2).T)
+
+
+@pytest.mark.parametrize(("batch", "indices"), [(3, None), (3, [2, 0]), (None, None)])
+def test_token_bitmask(batch, indices):
+    """What xgrammar asks of its GPU kernel, a lone row of logits included; the vocabulary is no multiple of 32."""
+    rows = batch or 1
+    logits, allowed = torch.randn(rows, 70), torch.rand(rows, 96) < 0.5
+    powers = torch.tensor([1 << bit for bit in range(32)])
+    words = (allowed.view(rows, 3, 32) * powers).sum(-1)
+    bitmask = torch.where(words >= 1 << 31, words - (1 << 32), words).int()
+    expected = logits.clone()
+    for row in range(rows) if indices is None else indices:
+        expected[row][~allowed[row, :70]] = -torch.inf
+    apply_token_bitmask(logits if batch else logits[0], bitmask, None, indices)
+    assert torch.equal(logits, expected)

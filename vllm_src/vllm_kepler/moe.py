@@ -1,0 +1,87 @@
+"""The port's method for mixtures of experts, in the place of upstream's, which needs Triton or IPEX.
+
+vLLM lets a plug-in replace a layer by name (`register_oot`); `register` does so from the entry point group
+`vllm.general_plugins`, which every process of the engine loads.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# The import below says that Triton is missing: nothing on this path uses it, and no operator need read of it.
+logging.getLogger("vllm.triton_utils.importing").setLevel(logging.WARNING)
+
+from vllm.model_executor.layers.fused_moe.layer import UnquantizedFusedMoEMethod  # noqa: E402
+
+from .ops import moe  # noqa: E402
+
+
+def refuse_unless(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(f"The model asks for {what}: the Kepler port does not have it. Serve another model.")
+
+
+class KeplerMoEMethod(UnquantizedFusedMoEMethod):
+    """Float32 experts over vllm_kepler.ops.moe, tensor-parallel.
+
+    Raises ValueError, before any weight is read, for what a model asks and the port does not have.
+    """
+
+    def create_weights(
+        self,
+        layer: torch.nn.Module,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size_per_partition: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        refuse_unless(layer.activation in ("silu", "gelu"), f"experts with the activation {layer.activation}")
+        refuse_unless(not layer.apply_router_weight_on_input, "router weights on the experts' input")
+        refuse_unless(layer.expert_map is None, "experts spread over the ranks (enable_expert_parallel)")
+        for name, size in (("hidden", hidden_size), ("intermediate", intermediate_size_per_partition)):
+            refuse_unless(size % moe.ALIGNMENT == 0, f"experts of {name} size {size} (a multiple of 4 is expected)")
+        super().create_weights(
+            layer, num_experts, hidden_size, intermediate_size_per_partition, params_dtype, **extra_weight_attrs
+        )
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """The weights stay as they are loaded; upstream packs them for another library here."""
+
+    def forward(
+        self,
+        layer: torch.nn.Module,
+        x: torch.Tensor,
+        router_logits: torch.Tensor,
+        top_k: int,
+        renormalize: bool,
+        use_grouped_topk: bool = False,
+        topk_group: int | None = None,
+        num_expert_group: int | None = None,
+        custom_routing_function: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None,
+        scoring_func: str = "softmax",
+        e_score_correction_bias: torch.Tensor | None = None,
+        activation: str = "silu",
+        **rest: Any,
+    ) -> torch.Tensor:
+        """[num_tokens, hidden_size] for x of that shape and router_logits [num_tokens, num_experts]."""
+        if use_grouped_topk:
+            weights, experts = moe.grouped_topk(
+                router_logits, top_k, renormalize, num_expert_group, topk_group, scoring_func, e_score_correction_bias
+            )
+        elif custom_routing_function is not None:
+            weights, experts = custom_routing_function(
+                hidden_states=x, gating_output=router_logits, topk=top_k, renormalize=renormalize
+            )
+        else:
+            weights, experts = moe.topk_softmax(router_logits, top_k, renormalize)
+        return moe.experts_forward(x, layer.w13_weight, layer.w2_weight, weights.float(), experts.int(), activation)
+
+
+def register() -> None:
+    """Let vLLM make this method where it would make its own; a second call changes nothing."""
+    UnquantizedFusedMoEMethod.op_registry_oot[UnquantizedFusedMoEMethod.__name__] = KeplerMoEMethod
