@@ -34,7 +34,8 @@ for step in ${*:-operators engine guided benchmarks}; do
         guided) test tests/port/test_guided.py ;;
         sanitizer) "$KEPLER_PYTHON" tests/gpu/sanitize.py ;;
         benchmarks)
-            "$KEPLER_PYTHON" tests/gpu/bench.py --out "$out"
+            "$KEPLER_PYTHON" tests/gpu/bench_attention.py --out "$out"
+            "$KEPLER_PYTHON" tests/gpu/bench_operators.py --out "$out"
             "$KEPLER_PYTHON" tests/gpu/bench_engine.py --out "$out"
             ;;
         *) echo "gpu.sh: found $step; expected operators, engine, guided, sanitizer or benchmarks" >&2; exit 2 ;;

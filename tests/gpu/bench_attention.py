@@ -1,104 +1,79 @@
-"""Attention kernels beside copy bandwidth, fp32 matrix rate and torch's attention, all measured in this run.
+#!/usr/bin/env python3
+"""Attention kernels beside the copy, the matrix product and torch's attention of the same run.
 
-Usage: KEPLER_LIBRARY=... python3 bench_attention.py [DIRECTORY for attention.md and attention.json]
+usage: bench_attention.py --out DIR
 """
 
-import datetime
-import json
-import os
-import statistics
-import sys
-from functools import partial
+from __future__ import annotations
 
+import argparse
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import machine
 import torch
 import torch.nn.functional as F
-from attention_library import Problem, load
+from attention_problem import Problem
 
 KV_HEADS, GROUP, HEAD_SIZE = 8, 4, 128  # Llama 3.1 8B
-H200_FP32_TFLOPS = 67.0  # datasheet
+# float32 peak outside the tensor cores, TFLOP/s by datasheet; others: the matrix product alone is the measure.
+PEAKS = {"NVIDIA H200": 67.0}
+BAR_COPY, BAR_GATHER, BAR_MATH, BAR_PEAK, BAR_MIB = 0.75, 10.0, 1.5, 0.30, 64.0
 
 
-def seconds(run, repeats=20):
-    """Median by events, after warming up."""
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e-3)
-    return statistics.median(times)
-
-
-def copy_bandwidth():
-    """Bytes a second, read and written, of a 4 GiB copy."""
-    source = torch.randn(1 << 30, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * 4 * source.numel() / seconds(lambda: target.copy_(source))
-
-
-def matmul_rate():
-    a, b = torch.randn(2, 8192, 8192, device="cuda").unbind(0)
-    return 2 * 8192**3 / seconds(lambda: a @ b, 10)
-
-
-def math_attention(query, key, value, causal):
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+def math_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
+    """What sm_37 gets from torch: the other kernels of scaled_dot_product_attention need newer GPUs."""
+    with torch.backends.cuda.sdp_kernel(enable_flash=False, enable_mem_efficient=False, enable_math=True):
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
 
 
-def gather_then_sdpa(problem):
-    """What stands in for the kernel without it: gather every sequence's keys and values, repeat them for the group."""
-    batch, length = len(problem.lens), problem.lens[0]
+def gather_then_sdpa(problem: Problem) -> torch.Tensor:
+    """Decode without the kernel: gather every sequence's keys and values, and repeat them for the group."""
+    batch, length, kv_heads = len(problem.lens), problem.lens[0], problem.num_kv_heads
     rows = problem.cache[:, problem.block_tables[:, : length // problem.block_size].long()].transpose(2, 3)
-    rows = rows.reshape(2, batch, KV_HEADS, length, HEAD_SIZE).float()
-    key, value = rows.repeat_interleave(GROUP, dim=2).unbind(0)
-    return math_attention(problem.query.view(batch, KV_HEADS * GROUP, 1, HEAD_SIZE), key, value, False)
+    rows = rows.reshape(2, batch, kv_heads, length, problem.head_size).float()
+    key, value = rows.repeat_interleave(problem.num_heads // kv_heads, dim=2).unbind(0)
+    return math_attention(problem.query.view(batch, problem.num_heads, 1, problem.head_size), key, value, False)
 
 
-def decode_rows(lib, copy):
-    cases = [
-        (32, 8192, KV_HEADS, GROUP, 128, torch.float32),
-        (32, 8192, KV_HEADS, GROUP, 128, torch.float16),
-        (1, 16384, KV_HEADS, GROUP, 128, torch.float32),
-        (8, 2048, KV_HEADS, GROUP, 128, torch.float32),
-        (32, 8192, 8, 1, 128, torch.float32),
-        (32, 8192, 8, 8, 128, torch.float32),
-        (32, 8192, 4, 7, 128, torch.float32),
-        (32, 8192, 8, 4, 64, torch.float32),
-        (32, 8192, 8, 4, 80, torch.float32),
-        (32, 4096, 8, 4, 256, torch.float32),
-        (32, 4096, 4, 2, 512, torch.float32),
-        (32, 8192, 1, 32, 128, torch.float32),
-    ]
-    for batch, length, kv_heads, group, head_size, dtype in cases:
-        problem = Problem([1] * batch, [length] * batch, kv_heads, group, head_size, 16, dtype)
-        problem.prepare_decode(lib)
-        took = seconds(partial(problem.decode, lib))
-        rate = 2 * batch * length * kv_heads * head_size * problem.cache.element_size() / took
-        row = {
-            "kernel": "decode",
-            "sequences": batch,
-            "tokens": length,
-            "heads": f"{kv_heads * group}/{kv_heads}",
-            "head_size": head_size,
-            "cache": str(dtype)[6:],
-            "ms": took * 1e3,
-            "GB/s": rate / 1e9,
-            "of_copy": rate / copy,
-            "workspace_MiB": problem.workspace_bytes / 2**20,
-        }
-        if (batch, kv_heads, group, head_size) == (32, KV_HEADS, GROUP, HEAD_SIZE):
-            row["x_gather_sdpa"] = seconds(partial(gather_then_sdpa, problem), 5) / took
-            row["error"] = problem.error()
-        yield row
-        torch.cuda.empty_cache()
+def decode_row(copy: float, batch: int, length: int, kv_heads=KV_HEADS, group=GROUP, head_size=HEAD_SIZE,
+               dtype=torch.float32, compared=False) -> dict[str, object]:
+    problem = Problem([1] * batch, [length] * batch, kv_heads, group, head_size, 16, dtype)
+    took = machine.seconds(problem.decode)
+    rate = 2 * batch * length * kv_heads * head_size * problem.cache.element_size() / took
+    row = {
+        "sequences": batch, "tokens": length, "heads": f"{kv_heads * group}/{kv_heads}", "head size": head_size,
+        "cache": str(dtype)[6:], "ms": took * 1e3, "GB/s": rate / 1e9, "of the copy": rate / copy,
+    }
+    if compared:
+        row["x gather and SDPA"] = machine.seconds(partial(gather_then_sdpa, problem), 5) / took
+        row["error"] = problem.error()
+        row["bar"] = row["of the copy"] >= BAR_COPY and row["x gather and SDPA"] >= BAR_GATHER
+    del problem
+    torch.cuda.empty_cache()
+    return row
 
 
-def prefill_rows(lib, matmul):
+def decode_rows(copy: float) -> Iterator[dict[str, object]]:
+    yield decode_row(copy, 32, 8192, compared=True)
+    yield decode_row(copy, 32, 8192, dtype=torch.float16, compared=True)
+    for kv_heads, group, head_size in ((8, 1, 128), (8, 8, 128), (4, 7, 128), (8, 4, 64), (8, 4, 80), (1, 32, 128)):
+        yield decode_row(copy, 32, 8192, kv_heads, group, head_size)
+    yield decode_row(copy, 32, 4096, 8, 4, 256)
+    yield decode_row(copy, 32, 4096, 4, 2, 512)
+
+
+def sweep(copy: float) -> Iterator[dict[str, object]]:
+    """What the plot shows: from lone short sequences to full batches."""
+    for batch in (1, 4, 16, 64):
+        for length in (512, 2048, 8192, 32768):
+            if batch * length <= 1 << 20:
+                yield decode_row(copy, batch, length)
+
+
+def prefill_rows(matmul: float, peak: float | None) -> Iterator[dict[str, object]]:
     cases = [(n, KV_HEADS, GROUP, 128, d) for d in (torch.float32, torch.float16) for n in (2048, 16384)]
     cases += [(4096, 8, 4, size, torch.float32) for size in (32, 64, 96, 160, 192, 256)]
     cases.append((2048, 4, 2, 512, torch.float32))
@@ -107,68 +82,91 @@ def prefill_rows(lib, matmul):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        problem.prefill(lib)
+        problem.prefill()
         torch.cuda.synchronize()
         extra = torch.cuda.max_memory_allocated() - before
-        took = seconds(partial(problem.prefill, lib), 10)
+        took = machine.seconds(problem.prefill, 10)
         # The causal half alone is counted.
         rate = 4 * head_size * kv_heads * group * length * (length + 1) / 2 / took
         row = {
-            "kernel": "prefill",
-            "sequences": 1,
-            "tokens": length,
-            "heads": f"{kv_heads * group}/{kv_heads}",
-            "head_size": head_size,
-            "cache": str(dtype)[6:],
-            "ms": took * 1e3,
-            "TFLOP/s": rate / 1e12,
-            "of_matmul": rate / matmul,
-            "of_67": rate / 1e12 / H200_FP32_TFLOPS,
-            "extra_MiB": extra / 2**20,
+            "tokens": length, "heads": f"{kv_heads * group}/{kv_heads}", "head size": head_size,
+            "cache": str(dtype)[6:], "ms": took * 1e3, "TFLOP/s": rate / 1e12, "of the matrix product": rate / matmul,
+            "extra MiB": extra / 2**20,
         }
-        if head_size == 128:
+        if peak:
+            row["of the peak"] = rate / 1e12 / peak
+        if head_size == HEAD_SIZE:
             row["error"] = problem.error()
             key, value = problem.gathered(0).float().repeat_interleave(group, dim=1)[:, None].unbind(0)
             query = problem.query.transpose(0, 1)[None].contiguous()
             try:
-                row["x_math_sdpa"] = seconds(partial(math_attention, query, key, value, True), 5) / took
+                row["x math SDPA"] = machine.seconds(partial(math_attention, query, key, value, True), 5) / took
             except torch.cuda.OutOfMemoryError:
-                row["x_math_sdpa"] = "does not fit"
-            torch.cuda.empty_cache()
+                row["x math SDPA"] = "does not fit"
+            faster = isinstance(row["x math SDPA"], str) or row["x math SDPA"] >= BAR_MATH
+            row["bar"] = faster and row["extra MiB"] <= BAR_MIB and row.get("of the peak", BAR_PEAK) >= BAR_PEAK
         yield row
+        torch.cuda.empty_cache()
 
 
-def shown(value):
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def plot(rows: list[dict[str, object]], title: str, path: Path) -> None:
+    """Share of the copy's bandwidth over the context, a line for each batch."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for batch in sorted({row["sequences"] for row in rows}):
+        own = [row for row in rows if row["sequences"] == batch]
+        axes.plot([row["tokens"] for row in own], [row["of the copy"] for row in own], marker="o",
+                  label=f"{batch} sequence{'s' if batch > 1 else ''}")
+    axes.axhline(BAR_COPY, linestyle=":", color="grey")
+    axes.set(xscale="log", xlabel="tokens of each sequence", ylabel="bandwidth, of the copy's", ylim=(0, 1.05),
+             title="Paged decode, 32/8 heads of 128, float32")
+    axes.legend()
+    figure.text(0.01, 0.01, title, fontsize=5)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
 
 
-def main():
-    directory = sys.argv[1] if len(sys.argv) > 1 else "."
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.manual_seed(0)
-    lib = load()
-    copy, matmul = copy_bandwidth(), matmul_rate()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    described = machine.describe()
+    copy, matmul = machine.copy_bandwidth(), machine.matmul_rate()
     torch.cuda.empty_cache()
-    rows = list(decode_rows(lib, copy)) + list(prefill_rows(lib, matmul))
-    head = {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
-        "library": os.path.basename(os.environ["KEPLER_LIBRARY"]),
-        "copy_GB/s": copy / 1e9,
-        "fp32_matmul_TFLOP/s": matmul / 1e12,
-    }
-    with open(os.path.join(directory, "attention.json"), "w") as file:
-        json.dump({"run": head, "rows": rows}, file, indent=1)
-    lines = [", ".join(f"{k} {shown(v)}" for k, v in head.items()), ""]
-    for kernel in ("decode", "prefill"):
-        chosen = [row for row in rows if row["kernel"] == kernel]
-        columns = list(dict.fromkeys(name for row in chosen for name in row))
-        lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-        lines += ["| " + " | ".join(shown(row.get(name, "")) for name in columns) + " |" for row in chosen] + [""]
-    with open(os.path.join(directory, "attention.md"), "w") as file:
-        file.write("\n".join(lines))
-    print("\n".join(lines))
+    decode, prefill = list(decode_rows(copy)), list(prefill_rows(matmul, PEAKS.get(described["gpu"])))
+    swept = list(sweep(copy))
+    run = {**described, "copy_bytes_per_second": copy, "matmul_flops": matmul}
+    (out / "attention.json").write_text(
+        json.dumps({"run": run, "decode": decode, "prefill": prefill, "sweep": swept}, indent=1) + "\n"
+    )
+    text = f"""# Attention kernels
+
+{machine.heading(described)}
+Copy in the same run: {copy / 1e9:.0f} GB/s; float32 matrix product: {matmul / 1e12:.1f} TFLOP/s. Medians.
+
+## Decode
+
+Bound: keys and values read once, at the copy's bandwidth. Bar: {BAR_COPY:.0%} of it, and {BAR_GATHER:.0f} times the
+gathering of keys and values before torch's attention.
+
+{machine.table(decode)}
+![bandwidth over batch and context](attention.svg)
+
+## Prefill
+
+Causal, one prompt, cache filled; 4 · head size · heads · tokens² / 2 operations. Bound: the matrix product's rate.
+Bar: {BAR_MATH} times torch's math attention where that fits, {BAR_PEAK:.0%} of the peak where the datasheet names
+one, and at most {BAR_MIB:.0f} MiB beside inputs and output.
+
+{machine.table(prefill)}"""
+    (out / "attention.md").write_text(text)
+    plot(swept, machine.heading(described), out / "attention.svg")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-// What the two attention kernels share: the paged cache, loads of four elements, a score's variants.
+// What the two attention kernels share: the paged cache, loads and stores by dtype, a score's variants.
 //
 // Keys and values are two tensors [num_blocks, num_kv_heads, block_size, head_size], float32 or float16. The tokens of
 // one head lie together within a block, so that neighbouring lanes read neighbouring 16 bytes (8 of float16).
@@ -12,9 +12,6 @@ namespace kepler {
 constexpr int kMaxHeadSize = 512;
 // Grid dimensions y and z stop here, on every architecture.
 constexpr int kMaxGridYZ = 65535;
-
-// Numbers of the C interface.
-enum DType { kFloat32 = 0, kFloat16 = 1 };
 
 struct PagedCache {
   const void* key;
@@ -32,8 +29,6 @@ struct Variants {
   const float* alibi_slopes;  // [num_heads] or null
 };
 
-__device__ __forceinline__ float4 load4(const float* p) { return __ldg(reinterpret_cast<const float4*>(p)); }
-
 __device__ __forceinline__ float4 load4(const __half* p) {
   const uint2 bits = __ldg(reinterpret_cast<const uint2*>(p));
   const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&bits.x));
@@ -46,12 +41,8 @@ __device__ __forceinline__ float4 load4(const void* p, size_t offset, DType dtyp
 }
 
 __device__ __forceinline__ void store4(void* p, size_t offset, DType dtype, float4 v) {
-  if (dtype == kFloat16) {
-    __half2 pair[2] = {__floats2half2_rn(v.x, v.y), __floats2half2_rn(v.z, v.w)};
-    *reinterpret_cast<uint2*>(static_cast<__half*>(p) + offset) = *reinterpret_cast<const uint2*>(pair);
-  } else {
-    *reinterpret_cast<float4*>(static_cast<float*>(p) + offset) = v;
-  }
+  if (dtype == kFloat16) store4(static_cast<__half*>(p) + offset, v);
+  else store4(static_cast<float*>(p) + offset, v);
 }
 
 __device__ __forceinline__ float4 scaled(float4 v, float factor) {

@@ -132,7 +132,8 @@ __global__ void __launch_bounds__(kThreads, 4) decode_kernel(DecodeArgs a) {
         for (int v = 0; v < kVectors; ++v) sum = dot(q[h][v], loaded[t][v], sum);
         score[h * kTokens + t] = sum;
       }
-    // The values' loads go out before the scores are waited for.
+    // The values' loads go out before the scores are waited for. Not shared with the keys': a function of both costs
+    // nine registers a thread, and with them a block of each multiprocessor.
 #pragma unroll
     for (int t = 0; t < kTokens; ++t)
 #pragma unroll

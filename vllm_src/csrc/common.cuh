@@ -1,4 +1,4 @@
-// What the small kernels share: warp sums, aligned vectors, how a row is cut into blocks.
+// What the kernels share: warp sums, aligned vectors, how a row is cut into blocks.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -7,6 +7,9 @@
 #include "kepler.h"
 
 namespace kepler {
+
+// Numbers of the C interface.
+enum DType { kFloat32 = 0, kFloat16 = 1 };
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
@@ -31,6 +34,16 @@ __device__ __forceinline__ Vec<kVec> load(const float* p) {
 template <int kVec>
 __device__ __forceinline__ void store(float* p, const Vec<kVec>& v) {
   *reinterpret_cast<Vec<kVec>*>(p) = v;
+}
+
+// Four elements of a cache or activation that may lie in half precision; arithmetic is float32.
+__device__ __forceinline__ float4 load4(const float* p) { return __ldg(reinterpret_cast<const float4*>(p)); }
+
+__device__ __forceinline__ void store4(float* p, float4 v) { *reinterpret_cast<float4*>(p) = v; }
+
+__device__ __forceinline__ void store4(__half* p, float4 v) {
+  const __half2 pairs[2] = {__floats2half2_rn(v.x, v.y), __floats2half2_rn(v.z, v.w)};
+  *reinterpret_cast<uint2*>(p) = *reinterpret_cast<const uint2*>(pairs);
 }
 
 inline bool aligned16(const void* p) { return reinterpret_cast<size_t>(p) % 16 == 0; }

@@ -1,37 +1,14 @@
-"""The attention kernels of the library by ctypes, and their reference in float64.
+"""Batches for the attention kernels, and their answer in float64."""
 
-The library is named by KEPLER_LIBRARY; any Python with torch will do, no other part of the port is needed.
-"""
+from __future__ import annotations
 
-import ctypes
-import os
 import random
 
 import torch
+from vllm_kepler.ops import attention
 
-IO_DTYPES = {torch.float32: 0, torch.float16: 1}
 # Elements of the largest matrix of float64 scores made at once (1 GiB).
 MAX_SCORES = 1 << 27
-_P, _I, _L, _F, _Z = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong, ctypes.c_float, ctypes.c_size_t
-
-
-def load() -> ctypes.CDLL:
-    path = os.environ.get("KEPLER_LIBRARY", "")
-    if not os.path.isfile(path):
-        raise SystemExit(f"KEPLER_LIBRARY is {path!r}, a built kernel library is expected: build it, then name it.")
-    lib = ctypes.CDLL(path)
-    lib.kepler_attention_decode_workspace.argtypes = [_I] * 5 + [ctypes.POINTER(_Z)]
-    lib.kepler_attention_decode.argtypes = (
-        [_P, _P, _L, _L, _I, _P, _P, _I, _P, _I, _P] + [_I] * 6 + [_F, _F, _I, _P, _P, _Z, _P]
-    )
-    lib.kepler_attention_prefill.argtypes = (
-        [_P, _P, _L, _L, _I, _P, _P, _I, _P, _I, _P, _P] + [_I] * 7 + [_F, _F, _I, _P, _P]
-    )
-    return lib
-
-
-def pointer(tensor):
-    return None if tensor is None else tensor.data_ptr()
 
 
 class Problem:
@@ -61,8 +38,7 @@ class Problem:
         device = "cuda"
         self.query_lens, self.lens = query_lens, seq_lens
         self.num_kv_heads, self.num_heads, self.head_size = num_kv_heads, num_kv_heads * group, head_size
-        self.block_size, self.soft_cap, self.window, self.causal = block_size, soft_cap, window, causal
-        self.scale = sharpness * head_size**-0.5
+        self.block_size = block_size
         held = [-(-n // block_size) for n in seq_lens]
         num_blocks = sum(held) + 3
         blocks = torch.randperm(num_blocks - 1, device=device)[: sum(held)] + 1
@@ -85,82 +61,34 @@ class Problem:
         starts = [sum(query_lens[:i]) for i in range(len(query_lens) + 1)]
         self.starts = starts
         self.query_start_loc = torch.tensor(starts, dtype=torch.int32, device=device)
-        self.slopes = torch.rand(self.num_heads, device=device) * 0.5 if alibi else None
+        self.spec = attention.AttentionSpec(
+            scale=sharpness * head_size**-0.5,
+            window=window or None,
+            soft_cap=soft_cap or None,
+            alibi_slopes=torch.rand(self.num_heads, device=device) * 0.5 if alibi else None,
+            causal=causal,
+        )
         self.out = torch.full_like(self.query, float("nan"))
 
-    def _common(self):
-        stride = self.num_heads * self.head_size
-        return [
-            pointer(self.out),
-            pointer(self.query),
-            stride,
-            stride,
-            IO_DTYPES[self.query.dtype],
-            pointer(self.cache[0]),
-            pointer(self.cache[1]),
-            IO_DTYPES[self.cache.dtype],
-            pointer(self.block_tables),
-            self.max_blocks,
-        ]
-
-    def prepare_decode(self, lib):
-        """Workspace, poisoned."""
-        size = _Z()
-        code = lib.kepler_attention_decode_workspace(
-            len(self.lens), self.num_heads, self.num_kv_heads, self.head_size, max(self.lens), ctypes.byref(size)
+    def decode(self) -> None:
+        attention.decode_kernel(
+            self.out, self.query, self.cache, self.block_tables, self.seq_lens, max(self.lens), self.spec
         )
-        assert code == 0, code
-        self.workspace = torch.full((size.value // 4 + 4,), float("nan"), device="cuda")
-        self.workspace_bytes = size.value
 
-    def decode(self, lib):
-        code = lib.kepler_attention_decode(
-            *self._common(),
-            pointer(self.seq_lens),
-            len(self.lens),
-            self.num_heads,
-            self.num_kv_heads,
-            self.head_size,
-            self.block_size,
-            max(self.lens),
-            self.scale,
-            self.soft_cap,
-            self.window,
-            pointer(self.slopes),
-            pointer(self.workspace),
-            self.workspace_bytes,
-            torch.cuda.current_stream().cuda_stream,
+    def prefill(self) -> None:
+        attention.prefill_kernel(
+            self.out, self.query, self.cache, self.block_tables, self.query_start_loc, self.seq_lens,
+            max(self.query_lens), self.spec,
         )
-        assert code == 0, code
 
-    def prefill(self, lib):
-        code = lib.kepler_attention_prefill(
-            *self._common(),
-            pointer(self.query_start_loc),
-            pointer(self.seq_lens),
-            len(self.lens),
-            max(self.query_lens),
-            self.num_heads,
-            self.num_kv_heads,
-            self.head_size,
-            self.block_size,
-            int(self.causal),
-            self.scale,
-            self.soft_cap,
-            self.window,
-            pointer(self.slopes),
-            torch.cuda.current_stream().cuda_stream,
-        )
-        assert code == 0, code
-
-    def gathered(self, seq):
+    def gathered(self, seq: int) -> torch.Tensor:
         """Keys and values of one sequence: [2, num_kv_heads, seq_len, head_size]."""
         length = self.lens[seq]
         blocks = self.block_tables[seq, : -(-length // self.block_size)].long()
         rows = self.cache[:, blocks].transpose(1, 2).reshape(2, self.num_kv_heads, -1, self.head_size)
         return rows[:, :, :length]
 
-    def error(self):
+    def error(self) -> float:
         """Largest ‖out - ref‖ / ‖ref‖ over the sequences, ref in float64; inf where out holds a NaN."""
         worst = 0.0
         group = self.num_heads // self.num_kv_heads
@@ -173,18 +101,19 @@ class Problem:
             for begin in range(first, last, chunk):
                 end = min(last, begin + chunk)
                 query = self.query[begin:end].double().view(end - begin, self.num_kv_heads, group, self.head_size)
-                score = torch.einsum("qhgd,hkd->hgqk", query, key) * self.scale
-                if self.soft_cap:
-                    score = self.soft_cap * torch.tanh(score / self.soft_cap)
+                score = torch.einsum("qhgd,hkd->hgqk", query, key) * self.spec.scale
+                if self.spec.soft_cap:
+                    score = self.spec.soft_cap * torch.tanh(score / self.spec.soft_cap)
                 position = length - (last - begin) + torch.arange(end - begin, device="cuda")
                 distance = key_position[None] - position[:, None]
-                if self.slopes is not None:
-                    score = score + self.slopes.double().view(self.num_kv_heads, group, 1, 1) * distance
+                if self.spec.alibi_slopes is not None:
+                    slopes = self.spec.alibi_slopes.double().view(self.num_kv_heads, group, 1, 1)
+                    score = score + slopes * distance
                 hidden = torch.zeros_like(distance, dtype=torch.bool)
-                if self.causal:
+                if self.spec.causal:
                     hidden |= distance > 0
-                if self.window:
-                    hidden |= distance <= -self.window
+                if self.spec.window:
+                    hidden |= distance <= -self.spec.window
                 weight = torch.softmax(score.masked_fill_(hidden, -torch.inf), dim=-1)
                 reference[begin - first : end - first] = torch.einsum("hgqk,hkd->qhgd", weight, value).reshape(
                     end - begin, self.num_heads, self.head_size

@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Every kernel once under compute-sanitizer: memcheck, racecheck and initcheck.
+
+usage: sanitize.py          runs itself under each tool; exit status 1 where one of them finds something, or misses
+                            a planted fault
+
+Small sizes: the tools slow a kernel down a hundred times. torch's caching allocator is off, so that memcheck sees each
+tensor's own bounds. Memcheck and racecheck look at the port's kernels alone; initcheck must see what torch's kernels
+write, and what it says of reads in those is left out.
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+OURS = ["--kernel-regex", "kns=kepler"]
+TOOLS = {"memcheck": OURS, "racecheck": OURS, "initcheck": ["--print-limit", "100000"]}
+CHILD = "KEPLER_SANITIZED"
+
+
+def kernels() -> None:
+    """Launch every kernel, with shapes that leave tiles, splits and warps half full."""
+    import torch
+    from attention_problem import Problem
+    from vllm_kepler.ops import activation, cache, moe, norm, rotary
+
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.float16):
+        for head_size, group, block_size in ((32, 1, 8), (80, 3, 16), (128, 8, 32), (256, 4, 16), (512, 2, 16)):
+            variants = {"soft_cap": 5.0, "window": 40} if group == 3 else {"alibi": group == 8}
+            Problem([1] * 3, [1, 33, 700], 2, group, head_size, block_size, dtype, **variants).decode()
+            Problem([33, 5, 1], [33, 70, 9], 2, group, head_size, block_size, dtype, **variants).prefill()
+        key = torch.randn(37, 2, 80, device="cuda")
+        kv_cache = torch.randn(2, 6, 2, 16, 80, device="cuda").to(dtype)
+        cache.write_kv(kv_cache, key, key, torch.arange(-3, 34, device="cuda"))
+        cache.copy_blocks(torch.tensor([[0, 4], [1, 5]], device="cuda"), [kv_cache])
+        cache.swap_blocks(kv_cache, torch.empty(kv_cache.shape, dtype=dtype, pin_memory=True), torch.tensor([[2, 1]]))
+    for hidden in (100, 128, 130, 2048, 8192, 10000):
+        x, residual = torch.randn(3, hidden, device="cuda"), torch.randn(3, hidden, device="cuda")
+        norm.rms_norm_kernel(torch.empty_like(x), x, torch.ones(hidden, device="cuda"), 1e-6)
+        norm.fused_add_rms_norm_kernel(x, residual, torch.ones(hidden, device="cuda"), 1e-6)
+        for name in activation.FUNCTIONS:
+            activation.plain_kernel(name)(torch.empty_like(x), x)
+            activation.gated_kernel(name)(torch.empty(3, hidden // 2, device="cuda"), x)
+    for is_neox, size in ((True, 80), (False, 80), (True, 6), (False, 6)):
+        turns = torch.randn(50, size, device="cuda")
+        query, key = torch.randn(7, 5 * 80, device="cuda"), torch.randn(7, 80, device="cuda")
+        rotary.rotary_embedding_kernel(torch.arange(7, device="cuda"), query, key, 80, turns, is_neox)
+    for num_experts, tokens in ((5, 33), (60, 3), (300, 9), (2, 200)):
+        weights, experts = moe.topk_softmax(torch.randn(tokens, num_experts, device="cuda"), 2, True)
+        gate_up, down = (torch.randn(num_experts, *shape, device="cuda") for shape in ((40, 36), (36, 20)))
+        moe.experts_forward(torch.randn(tokens, 36, device="cuda"), gate_up, down, weights, experts, "silu")
+    torch.cuda.synchronize()
+
+
+def planted() -> None:
+    """Write past the end of a cache and read what nobody wrote: the tools must say so."""
+    import torch
+    from vllm_kepler.ops import activation, cache
+
+    key = torch.randn(1, 1, 64, device="cuda")
+    kv_cache = torch.empty(2, 1, 1, 16, 64, device="cuda")
+    cache.write_kv(kv_cache, key, key, torch.tensor([40], device="cuda"))
+    activation.plain_kernel("silu")(torch.empty(4, 64, device="cuda"), torch.empty(4, 64, device="cuda"))
+    torch.cuda.synchronize()
+
+
+def main() -> int:
+    found = []
+    for tool, options in TOOLS.items():
+        for launched in ("kernels", "planted"):
+            done = subprocess.run(
+                ["compute-sanitizer", "--tool", tool, *options, sys.executable, __file__],
+                env={**os.environ, CHILD: launched, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )
+            summary = " ".join(line.strip("= ") for line in done.stdout.splitlines() if "SUMMARY" in line)
+            ours = re.findall(r"^=+ .*\bat .*kepler.*$", done.stdout, re.M)
+            print(f"{tool}, {launched}: {len(ours)} findings in the kernels ({summary or 'no summary'})", flush=True)
+            # A race cannot be planted from outside a kernel.
+            wanted = launched == "planted" and tool != "racecheck"
+            if bool(ours) != wanted or not summary or (done.returncode and launched == "kernels"):
+                print("\n".join(sorted(set(ours))[:20]) or done.stdout[-3000:])
+                found.append(tool)
+    return bool(found)
+
+
+if __name__ == "__main__":
+    if CHILD in os.environ:
+        {"kernels": kernels, "planted": planted}[os.environ[CHILD]]()
+    else:
+        sys.exit(main())
