@@ -7,10 +7,12 @@ __metaclass__ = type
 
 DOCUMENTATION = r"""
 module: store_generation
-short_description: Make a set of outputs the active generation of a host
+short_description: Make a generation the active one of a host
 description:
-  - Writes a new numbered generation and activates it by one rename of C(current). Does nothing where the active
-    generation holds the same outputs, kernel, driver and lock already.
+  - With O(outputs), writes a new numbered generation and activates it by one rename of C(current). Does nothing where
+    the active generation holds the same outputs, kernel, driver and lock already.
+  - With O(activate), makes a generation that is there the active one. Refuses one that was proven with another kernel
+    or driver.
 options:
   root:
     description: Root of the store.
@@ -19,7 +21,13 @@ options:
   outputs:
     description: Store path of each output by its name.
     type: dict
-    required: true
+  activate:
+    description: A number, or V(previous) for the generation that was active before this one.
+    type: str
+  force:
+    description: Activate whatever the kernel and driver are.
+    type: bool
+    default: false
   kernel:
     description: Release of the running kernel.
     type: str
@@ -29,13 +37,12 @@ options:
     type: str
     required: true
   lock_hash:
-    description: SHA-256 of the lock.
+    description: SHA-256 of the lock. Required with O(outputs).
     type: str
-    required: true
 attributes:
   check_mode:
     support: full
-    description: Says whether a new generation would be made; makes none.
+    description: Says which generation would be active; changes nothing.
   diff_mode:
     support: full
     description: Shows the outputs of both generations.
@@ -48,6 +55,12 @@ EXAMPLES = r"""
     kernel: "{{ ansible_kernel }}"
     driver: "470.256.02"
     lock_hash: "{{ kepler_lock | to_json(sort_keys=true) | hash('sha256') }}"
+
+- name: Go back
+  store_generation:
+    activate: previous
+    kernel: "{{ ansible_kernel }}"
+    driver: "470.256.02"
 """
 
 RETURN = r"""
@@ -76,33 +89,56 @@ def listing(outputs):
     return "".join("%s: %s\n" % (name, path) for name, path in sorted(outputs.items()))
 
 
+def prepare(root, params):
+    """(number or None for a new generation, outputs, whether the active generation would be another one)."""
+    if params["outputs"] is None:
+        which = params["activate"]
+        number = generation.resolve(root, int(which) if which.isdigit() else which)
+        generation.check_fits(root, number, params["kernel"], params["driver"], params["force"])
+        outputs = generation.read(root, number)["outputs"]
+        return number, outputs, number != generation.number_of(os.path.join(root, "current"))
+    wanted = {field: params[field] for field in generation.SAME}
+    return None, wanted["outputs"], generation.differs(root, wanted)
+
+
 def main():
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "default": "/opt/kepler"},
-            "outputs": {"type": "dict", "required": True},
+            "outputs": {"type": "dict"},
+            "activate": {"type": "str"},
+            "force": {"type": "bool", "default": False},
             "kernel": {"type": "str", "required": True},
             "driver": {"type": "str", "required": True},
-            "lock_hash": {"type": "str", "required": True},
+            "lock_hash": {"type": "str"},
         },
+        required_one_of=[("outputs", "activate")],
+        mutually_exclusive=[("outputs", "activate")],
+        required_by={"outputs": ["lock_hash"]},
         supports_check_mode=True,
     )
-    root = module.params["root"]
-    wanted = {field: module.params[field] for field in generation.SAME}
+    params, root = module.params, module.params["root"]
     previous = generation.number_of(os.path.join(root, "current"))
     before = generation.read(root, previous)["outputs"] if previous else {}
-    number, changed = previous, generation.differs(root, wanted)
-    if changed and not module.check_mode:
-        try:
-            number, changed = generation.ensure(root, wanted)
-        except StoreError as error:
-            module.fail_json(msg=str(error))
+    try:
+        number, outputs, changed = prepare(root, params)
+        if changed and not module.check_mode:
+            if number is None:
+                number, changed = generation.ensure(root, {field: params[field] for field in generation.SAME})
+            else:
+                number, changed = generation.switch(
+                    root, number, params["kernel"], params["driver"], params["force"]
+                )
+    except StoreError as error:
+        module.fail_json(msg=str(error))
+    if number is None:
+        number = previous
     module.exit_json(
         changed=changed,
         generation=number,
         previous=previous,
         path=os.path.join(root, "generations", str(number)),
-        diff={"before": listing(before), "after": listing(wanted["outputs"])} if changed else {},
+        diff={"before": listing(before), "after": listing(outputs)} if changed else {},
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -65,3 +68,25 @@ def pytest_runtest_makereport(item, call):
         if host:
             log = host.run("journalctl --unit vllm@demo --lines 40 --no-pager --output cat").stdout
             report.sections.append(("journal of vllm@demo", log))
+
+
+@pytest.fixture
+def play(request, tmp_path):
+    """Function that runs a playbook against one host with further variables: (exit status, what it printed)."""
+
+    def run(host: str, *variables: str, playbook: str = "site.yml") -> tuple[int, str]:
+        inventory = tmp_path / "inventory"
+        shutil.copytree(PROJECT / "inventory" / "standin", inventory, dirs_exist_ok=True)
+        # The host in question is the K80 host of this run.
+        (inventory / "hosts.yml").write_text(f"k80-hosts:\n  hosts:\n    {host}:\n")
+        command = ["ansible-playbook", "-i", str(inventory), playbook, "-l", "k80-hosts"]
+        for variable in variables:
+            command += ["-e", variable]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE")}
+        done = subprocess.run(
+            command, cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**environment, **standins.ansible_environment(TEST), "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
+        )
+        return done.returncode, " ".join(done.stdout.split())
+
+    return run

@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 
 import pytest
 import yaml
-from conftest import PROJECT, TEST, standins
+from conftest import PROJECT, standins
 
 SNAPSHOT = (PROJECT / "molecule" / "default" / "snapshot.sh").read_text()
-
-
-@pytest.fixture
-def play(request, tmp_path):
-    """Function that runs site.yml against one host with further variables: (exit status, what it printed)."""
-
-    def run(host: str, *variables: str) -> tuple[int, str]:
-        inventory = tmp_path / "inventory"
-        shutil.copytree(PROJECT / "inventory" / "standin", inventory)
-        # The host in question is the K80 host of this run.
-        (inventory / "hosts.yml").write_text(f"k80-hosts:\n  hosts:\n    {host}:\n")
-        command = ["ansible-playbook", "-i", str(inventory), "site.yml", "-l", "k80-hosts"]
-        for variable in variables:
-            command += ["-e", variable]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE")}
-        done = subprocess.run(
-            command, cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**environment, **standins.ansible_environment(TEST), "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
-        )
-        return done.returncode, " ".join(done.stdout.split())
-
-    return run
 
 
 def instance(**differs: object) -> str:

@@ -57,8 +57,7 @@ def create(root, wanted):
             )
     directory = os.path.join(root, "generations")
     os.makedirs(directory, exist_ok=True)
-    numbers = [int(name) for name in os.listdir(directory) if name.isdigit()]
-    number = max(numbers or [0]) + 1
+    number = max(numbers(root) or [0]) + 1
     temporary = os.path.join(directory, ".new-%d" % number)
     remove_tree(temporary)
     os.makedirs(temporary)
@@ -78,6 +77,69 @@ def ensure(root, wanted):
         if not differs(root, wanted):
             return number_of(os.path.join(root, "current")), False
         number = create(root, wanted)
+        activate(root, number)
+        return number, True
+    finally:
+        lock.release()
+
+
+def numbers(root):
+    """Numbers of the generations that there are, in their order."""
+    try:
+        return sorted(int(name) for name in os.listdir(os.path.join(root, "generations")) if name.isdigit())
+    except OSError:
+        return []
+
+
+def resolve(root, which):
+    """Number of the generation that `which` names: a number, or "previous", the one before the active one.
+
+    Raises StoreError where there is none.
+    """
+    known = numbers(root)
+    current = number_of(os.path.join(root, "current"))
+    number = which
+    if which == "previous":
+        number = read(root, current)["previous"] if current in known else None
+    if number in known:
+        return number
+    raise StoreError(
+        "generation: found %s, and generations %s in %s (active: %s); expected one of them. `kepler-store list` shows "
+        "them."
+        % (which, ", ".join(str(one) for one in known) or "none", os.path.join(root, "generations"), current or "none")
+    )
+
+
+def check_fits(root, number, kernel, driver, force=False):
+    """Raise StoreError where a generation was proven with another kernel or driver than the host's, or is not whole."""
+    described = read(root, number)
+    for name, path in sorted(described["outputs"].items()):
+        if not address.is_committed(path):
+            raise StoreError(
+                "generation %d: its output %s, %s, is not in the store any more; expected a whole one. Activate "
+                "another generation, or run the play that builds it." % (number, name, path)
+            )
+    for what, found in (("kernel", kernel), ("driver", driver)):
+        if described[what] != found and not force:
+            raise StoreError(
+                "generation %d: found %s %s on the host; it was proven with %s. Bring that %s back, choose another "
+                "generation, or set store_generation_force to true if you know that it runs."
+                % (number, what, found, described[what], what)
+            )
+
+
+def switch(root, which, kernel, driver, force=False):
+    """Activate a generation that is there. Returns (number, whether anything was changed).
+
+    which: a number, or "previous". kernel, driver: of the host. force: whatever those are. Raises StoreError.
+    """
+    lock = Lock(os.path.join(root, "locks", "generations"))
+    lock.acquire()
+    try:
+        number = resolve(root, which)
+        check_fits(root, number, kernel, driver, force)
+        if number == number_of(os.path.join(root, "current")):
+            return number, False
         activate(root, number)
         return number, True
     finally:

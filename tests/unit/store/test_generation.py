@@ -52,3 +52,54 @@ def test_what_a_crash_left_is_no_obstacle(root, wanted):
     os.symlink("/nowhere", os.path.join(root, "current.new"))
     assert generation.ensure(root, wanted) == (1, True)
     assert sorted(os.listdir(os.path.join(root, "generations", "1"))) == ["generation.json", "hello"]
+
+
+@pytest.fixture
+def two(root, wanted):
+    """Generations 1 and 2; 2 is active."""
+    generation.ensure(root, wanted)
+    generation.ensure(root, dict(wanted, lock_hash="other"))
+    return root
+
+
+def active(root):
+    return generation.number_of(os.path.join(root, "current"))
+
+
+def test_going_back_and_forth(two):
+    assert generation.switch(two, "previous", "k", "d") == (1, True)
+    assert active(two) == 1
+    assert generation.switch(two, 1, "k", "d") == (1, False)
+    assert generation.switch(two, 2, "k", "d") == (2, True)
+    assert generation.switch(two, "previous", "k", "d") == (1, True)
+
+
+def test_there_is_nothing_before_the_first(two):
+    generation.switch(two, 1, "k", "d")
+    with pytest.raises(StoreError, match=r"generation: found previous, and generations 1, 2 in .* \(active: 1\)"):
+        generation.switch(two, "previous", "k", "d")
+    with pytest.raises(StoreError, match=r"generation: found 7, and generations 1, 2"):
+        generation.switch(two, 7, "k", "d")
+    assert active(two) == 1
+
+
+@pytest.mark.parametrize(("kernel", "driver", "what"), [("k2", "d", "kernel k2"), ("k", "d2", "driver d2")])
+def test_another_kernel_or_driver_is_refused(two, kernel, driver, what):
+    with pytest.raises(StoreError, match=r"generation 1: found %s on the host; .* store_generation_force" % what):
+        generation.switch(two, 1, kernel, driver)
+    assert active(two) == 2
+    assert generation.switch(two, 1, kernel, driver, force=True) == (1, True)
+
+
+def test_a_generation_that_lost_an_output_is_refused(two):
+    path = generation.read(two, 1)["outputs"]["hello"]
+    build.remove_tree(path)
+    with pytest.raises(StoreError, match=r"generation 1: its output hello, .*, is not in the store any more"):
+        generation.switch(two, 1, "k", "d")
+    assert active(two) == 2
+
+
+def test_an_empty_store_has_no_generation(root):
+    os.makedirs(os.path.join(root, "locks"))
+    with pytest.raises(StoreError, match=r"generation: found previous, and generations none"):
+        generation.switch(root, "previous", "k", "d")
