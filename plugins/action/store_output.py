@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -22,9 +21,8 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         variables = task_vars or {}
         arguments = dict(self._task.args)
-        arguments["index_urls"] = arguments.get("index_urls") or pip_indexes()
-        if isinstance(arguments.get("sources"), str):
-            arguments["sources"] = json.loads(arguments["sources"])
+        if not arguments.get("index_urls"):
+            arguments.pop("index_urls", None)
         host = variables.get("inventory_hostname", "")
         progress = Progress(f"{host}: {arguments.get('name')} {arguments.get('version')}")
         changed, starts = False, 0
@@ -32,6 +30,10 @@ class ActionModule(ActionBase):
             answer = self._execute_module("store_output", dict(arguments, detach=True), task_vars=variables)
             if answer.get("failed") or not answer.get("running"):
                 break
+            if answer.get("needs_indexes"):
+                # Two runs of pip: only now, where something is to be fetched.
+                arguments["index_urls"] = pip_indexes()
+                continue
             changed = True
             starts += answer["started"]
             if starts > STARTS:

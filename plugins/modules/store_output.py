@@ -58,10 +58,11 @@ options:
     elements: path
     default: []
   index_urls:
-    description: Python package indexes, in order. The action plugin fills in what pip on the controller uses.
+    description:
+      - Python package indexes, in order. The action plugin fills in what pip on the controller uses, once it hears that
+        there is work.
     type: list
     elements: str
-    default: []
   keep_failed:
     description: Keep the build directory of a builder that failed.
     type: bool
@@ -91,6 +92,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+needs_indexes:
+  description: With O(detach), that there is work and O(index_urls) is wanted for it.
+  type: bool
+  returned: where they are missing
 path:
   description: Store path of the output.
   type: str
@@ -212,7 +217,7 @@ def main():
             "environment": {"type": "dict", "default": {}},
             "toolchain": {"type": "list", "elements": "str", "default": []},
             "artifacts": {"type": "list", "elements": "path", "default": []},
-            "index_urls": {"type": "list", "elements": "str", "default": []},
+            "index_urls": {"type": "list", "elements": "str"},
             "keep_failed": {"type": "bool", "default": False},
             "detach": {"type": "bool", "default": False},
         },
@@ -235,7 +240,7 @@ def main():
     if not module.params["detach"]:
         try:
             realise(
-                module.params["root"], recipe, module.params["artifacts"], module.params["index_urls"],
+                module.params["root"], recipe, module.params["artifacts"], module.params["index_urls"] or [],
                 module.params["keep_failed"],
             )
         except StoreError as error:
@@ -249,6 +254,8 @@ def main():
         if "msg" in left:
             module.fail_json(msg=left["msg"], log=paths.log)
     started = not is_at_work(paths)
+    if started and module.params["index_urls"] is None:
+        module.exit_json(changed=False, needs_indexes=True, **dict(result, running=True, started=False))
     if started:
         detach(paths, module, recipe)
     result.update(running=True, started=started, progress=progress_of(paths))

@@ -163,8 +163,8 @@ def main():
     except Wrong as wrong:
         module.fail_json(
             msg="vllm@{name}: asked to go on from {prompt!r}, found {wrong}; expected {tokens} tokens that a working "
-            "model gives. Look at `journalctl -u vllm@{name}` on the host; `ansible-playbook playbooks/rollback.yml` goes "
-            "back to the generation before.".format(wrong=wrong, **params)
+            "model gives. Look at `journalctl -u vllm@{name}` on the host; `ansible-playbook playbooks/rollback.yml` "
+            "goes back to the generation before.".format(wrong=wrong, **params)
         )
     module.exit_json(changed=False, text=texts[0], seconds=round(time.time() - started, 3))
 
