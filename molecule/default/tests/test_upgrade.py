@@ -69,8 +69,38 @@ def test_the_servers_pass_the_smoke_test(k80, play):
     status, printed = play("k80-standin", playbook="playbooks/smoke.yml")
     assert status == 0, printed
     status, printed = play(
-        "k80-standin", 'vllm_service_smoke_expect={"demo": "never"}', "vllm_service_smoke_prompt=AS IS",
-        playbook="playbooks/smoke.yml",
+        "k80-standin", '{"vllm_service_smoke_expect": {"demo": "never"}}', playbook="playbooks/smoke.yml",
     )
     assert status != 0
     assert "which does not hold 'never'" in printed
+
+
+def test_collection_after_going_back_keeps_what_it_must(k80, play):
+    """The generation that failed goes on request; the active one, its outputs and what the server uses stay."""
+    before, failed = active(k80), active(k80) + 1
+    port = outputs(k80, failed)["vllm_kepler"]
+    status, printed = play("k80-standin", "store_keep=1", "store_gc_sources=true", playbook="playbooks/gc.yml")
+    assert status == 0, printed
+    # The last one is kept; a newer one moves it out of the way.
+    assert k80.file(port).exists
+    k80.check_output(f"rm -rf {STORE}/generations/{failed}")
+    assert f"{before}*" in k80.check_output("kepler-store list")
+    status, printed = play("k80-standin", playbook="playbooks/gc.yml")
+    assert status == 0, printed
+    assert not k80.file(port).exists
+    assert active(k80) == before
+    for path in outputs(k80, before).values():
+        assert k80.file(path).exists
+    assert k80.run("curl -fsS http://127.0.0.1:8000/health").rc == 0
+
+
+def test_the_store_is_whole(k80, play):
+    status, printed = play("k80-standin", playbook="playbooks/verify.yml")
+    assert status == 0, printed
+    status, printed = play(
+        "k80-standin", "store_verify_output=vllm_kepler", "store_verify_rebuild=true", playbook="playbooks/verify.yml"
+    )
+    assert status == 0, printed
+    bill = json.loads(k80.check_output("kepler-store sbom"))
+    names = {part["name"] for component in bill["components"] for part in component.get("components", [])}
+    assert {"torch", "vllm", "transformers"} <= names

@@ -9,7 +9,7 @@ import subprocess
 import time
 import traceback
 
-from . import address, tree
+from . import address, substitute, tree
 from .errors import StoreError
 from .fetch import fetch_sources
 
@@ -132,6 +132,8 @@ def run_builder(recipe, paths):
         "TMPDIR": work,
         "LC_ALL": "C.UTF-8",
         "SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH),
+        # Sets in compiled Python are written in the order of their hashes.
+        "PYTHONHASHSEED": "0",
         "out": paths.final,
         "src": sources,
     }
@@ -157,10 +159,9 @@ def run_builder(recipe, paths):
         )
 
 
-def commit(recipe, paths, seconds):
-    """Turn the build directory's output into the store path: freeze, manifest, one rename."""
-    out = os.path.join(paths.build, "out")
-    manifest = {
+def describe(recipe, paths, seconds):
+    """The manifest of what was built."""
+    return {
         "schema": 1,
         "key": paths.key,
         "name": recipe["name"],
@@ -169,8 +170,13 @@ def commit(recipe, paths, seconds):
         "sources": [[source["name"], source["file"], source["sha256"]] for source in recipe["sources"]],
         "references": sorted(recipe["inputs"].values()),
         "seconds": round(seconds, 1),
-        "files": tree.describe_all(out),
+        "files": tree.describe_all(os.path.join(paths.build, "out")),
     }
+
+
+def commit(manifest, paths):
+    """Turn the build directory's output into the store path: manifest, freeze, one rename."""
+    out = os.path.join(paths.build, "out")
     with open(os.path.join(out, address.MANIFEST), "w") as stream:
         json.dump(manifest, stream, sort_keys=True)
     tree.freeze(out, SOURCE_DATE_EPOCH)
@@ -184,8 +190,8 @@ def commit(recipe, paths, seconds):
         os.close(directory)
 
 
-def make(recipe, paths, artifacts, index_urls):
-    """Fetch, build and commit; the caller holds the key's lock. Raises StoreError."""
+def make(recipe, paths, artifacts, index_urls, substituters=(), trusted_keys=None, origin=lambda text: None):
+    """Substitute, or fetch and build; then commit. The caller holds the key's lock. Raises StoreError."""
 
     def report(phase, text=""):
         write_atomically(paths.state, {"phase": phase, "text": text, "time": time.time()})
@@ -194,12 +200,24 @@ def make(recipe, paths, artifacts, index_urls):
     try:
         clean(paths)
         remove_tree(paths.build)
-        report("fetching")
-        fetch_sources(recipe["sources"], paths.sources, artifacts, index_urls, lambda text: report("fetching", text))
-        report("building")
-        run_builder(recipe, paths)
-        report("committing")
-        commit(recipe, paths, time.time() - started)
+        manifest = None
+        if substituters:
+            report("substituting")
+            manifest = substitute.substitute(
+                recipe, paths, substituters, trusted_keys, lambda text: report("substituting", text)
+            )
+        origin("substituted" if manifest else "built")
+        if manifest is None:
+            remove_tree(paths.build)
+            report("fetching")
+            fetch_sources(
+                recipe["sources"], paths.sources, artifacts, index_urls, lambda text: report("fetching", text)
+            )
+            report("building")
+            run_builder(recipe, paths)
+            report("committing")
+            manifest = describe(recipe, paths, time.time() - started)
+        commit(manifest, paths)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -209,13 +227,19 @@ def make(recipe, paths, artifacts, index_urls):
         )
 
 
-def realise(root, recipe, artifacts, index_urls, keep_failed=False, failed=lambda message: None):
+def realise(
+    root, recipe, artifacts, index_urls, keep_failed=False, failed=lambda message: None,
+    substituters=(), trusted_keys=None, origin=lambda text: None,
+):
     """Make sure that the output of `recipe` is in the store. Returns whether it had to be made.
 
     Only one process at a time makes a key; others wait for it. Raises StoreError; nothing half-made stays then.
     `failed` hears the message of a failure while the key is still held: nobody can start between the two.
+    substituters: directories and addresses that may have the output, signed by a key of the file `trusted_keys`.
+    `origin` hears before the commit whether the output was "substituted" or "built".
     """
     address.check_recipe(recipe)
+    substitute.check_configuration(substituters, trusted_keys)
     for alias, path in recipe["inputs"].items():
         if not address.is_committed(path):
             raise StoreError(
@@ -230,7 +254,7 @@ def realise(root, recipe, artifacts, index_urls, keep_failed=False, failed=lambd
     try:
         if address.is_committed(paths.final):
             return False
-        make(recipe, paths, artifacts, index_urls)
+        make(recipe, paths, artifacts, index_urls, substituters, trusted_keys, origin)
         return True
     except StoreError as error:
         keep = keep_failed

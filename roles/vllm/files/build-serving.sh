@@ -6,7 +6,9 @@ site="$out/lib/python3.10/site-packages"
 echo "##progress installing the serving environment"
 "$python" -m pip --python "$out/bin/python" --quiet install --root-user-action ignore --no-index --no-deps --no-compile "$src"/*.whl
 echo "##progress compiling bytecode"
-"$python" -m compileall -q -j "$(nproc)" --invalidation-mode unchecked-hash "$site"
+# A process for each package: what shares a process decides some of the bytes.
+find "$site" -mindepth 1 -maxdepth 1 -print0 | sort -z | xargs -0 -n 1 -P "$(nproc)" \
+    "$python" -m compileall -q --invalidation-mode unchecked-hash
 # addsitedir, not a bare path: the .pth file of vllm_kepler must be read as well.
 for output in "$pytorch" "$vllm" "$vllm_kepler"; do
     echo "import site; site.addsitedir('$output/site-packages')"

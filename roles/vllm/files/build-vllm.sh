@@ -10,4 +10,6 @@ PYTHONPATH="$PWD/tools:$pytorch/site-packages" "$python" -m pip --quiet wheel --
 echo "##progress installing the vLLM wheel"
 "$python" -m pip --quiet install --root-user-action ignore --no-index --no-deps --no-compile \
     --target "$out/site-packages" "$out"/wheels/vllm-*.whl
-"$python" -m compileall -q -j "$(nproc)" --invalidation-mode unchecked-hash "$out/site-packages"
+# A process for each package: what shares a process decides some of the bytes.
+find "$out/site-packages" -mindepth 1 -maxdepth 1 -print0 | sort -z | xargs -0 -n 1 -P "$(nproc)" \
+    "$python" -m compileall -q --invalidation-mode unchecked-hash

@@ -114,7 +114,8 @@ COMMANDS = [
     "exit 1",
     "fi",
     "done",
-    'python -m compileall -q -j "$MAX_JOBS" --invalidation-mode unchecked-hash "$out/site-packages"',
+    'find "$out/site-packages" -mindepth 1 -maxdepth 1 -print0 | sort -z | xargs -0 -n 1 -P "$MAX_JOBS" '
+    "python -m compileall -q --invalidation-mode unchecked-hash",
 ]
 
 

@@ -1,0 +1,562 @@
+"""Taking an output that another host built: an archive, a manifest, and a signature over the manifest.
+
+Nothing is parsed that nobody has signed: the signed manifest decides what every block of the archive but the files'
+content must be, and the content is hashed while it is written.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import subprocess
+import tarfile
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+from . import address, fetch
+from .errors import StoreError
+
+BLOCK = 512  # of a tar
+CHUNK = 1 << 20
+# Two zero blocks end an archive.
+END = b"\0" * (2 * BLOCK)
+MODES = {"file": 0o444, "executable": 0o555, "directory": 0o555, "link": 0o777}
+TYPES = {"file": b"0", "link": b"2", "directory": b"5"}
+# Headers end with an empty line; a line that begins with = is the checksum.
+ARMOUR = re.compile(br"-----BEGIN PGP PUBLIC KEY BLOCK-----[^\n]*\n(?:[^\n]+\n)*?\r?\n([A-Za-z0-9+/=\s]*?)\n(?:=.{4}\s*)?-----END")
+
+
+# The archive
+
+
+def block(name, kind, mode, size, target=b""):
+    """One header of a tar (POSIX.1-1988, ustar). name, target: at most 100 bytes."""
+    fields = b"".join([
+        name.ljust(100, b"\0"), b"%07o\0" % mode, b"0000000\0", b"0000000\0", b"%011o\0" % size, b"%011o\0" % 0,
+        b" " * 8, kind, target.ljust(100, b"\0"), b"ustar\0" b"00", b"\0" * 64, b"0000000\0", b"0000000\0",
+    ]).ljust(BLOCK, b"\0")
+    return fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]
+
+
+def record(keyword, value):
+    """One record of an extended header (POSIX.1-2001): its length counts itself."""
+    rest = b" " + keyword + b"=" + value + b"\n"
+    length = len(rest) + 1
+    while len(b"%d" % length) + len(rest) != length:
+        length += 1
+    return b"%d" % length + rest
+
+
+def padding(size):
+    return b"\0" * (-size % BLOCK)
+
+
+def header(entry):
+    """Everything that stands before the content of one manifest entry in the archive."""
+    name, target = os.fsencode(entry["path"]), os.fsencode(entry.get("target", ""))
+    kind, size = entry["type"], entry.get("size", 0)
+    if kind == "directory":
+        name += b"/"
+    mode = MODES["executable" if entry.get("executable") else kind]
+    records = b""
+    if len(name) > 100:
+        records += record(b"path", name)
+    if len(target) > 100:
+        records += record(b"linkpath", target)
+    if size >= 8 ** 11:
+        records += record(b"size", b"%d" % size)
+        size = 0
+    extended = b""
+    if records:
+        extended = block(b"PaxHeader", b"x", 0o444, len(records)) + records + padding(len(records))
+    return extended + block(name[:100], TYPES[kind], mode, size, target[:100])
+
+
+def layout(entries):
+    """[(offset of the header, header, offset of the content, entry)] of an archive, and its size in bytes."""
+    members, offset = [], 0
+    for entry in entries:
+        before = header(entry)
+        content = offset + len(before)
+        members.append((offset, before, content, entry))
+        size = entry.get("size", 0)
+        offset = content + size + -size % BLOCK
+    return members, offset + len(END)
+
+
+def stem_of(manifest):
+    """Name of what is published of an output, without its endings."""
+    return "%s-%s-%s" % (manifest["key"], manifest["name"], manifest["version"])
+
+
+# Publishing
+
+
+def write_archive(path, entries, stream):
+    """Write the archive of the output `path`; its sha256. Raises StoreError where a file is not what `entries` say."""
+    whole = hashlib.sha256()
+
+    def put(data):
+        stream.write(data)
+        whole.update(data)
+
+    for _offset, before, _content, entry in layout(entries)[0]:
+        put(before)
+        if entry["type"] != "file":
+            continue
+        digest = hashlib.sha256()
+        full = os.path.join(path, entry["path"])
+        with open(full, "rb") as source:
+            for data in iter(lambda: source.read(CHUNK), b""):
+                digest.update(data)
+                put(data)
+        if digest.hexdigest() != entry["sha256"]:
+            raise StoreError(
+                "%s: found the sha256 %s; expected %s, as its manifest says. A damaged output is not published: "
+                "remove it and build it again." % (full, digest.hexdigest(), entry["sha256"])
+            )
+        put(padding(entry["size"]))
+    put(END)
+    return whole.hexdigest()
+
+
+def run_gpg(home, arguments):
+    """Run gpg in batch mode. Raises StoreError with what it said."""
+    done = subprocess.Popen(
+        ["gpg", "--homedir", home, "--batch", "--no-tty", "--pinentry-mode", "loopback", "--passphrase", ""] + arguments,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )
+    printed, said = done.communicate()
+    if done.returncode:
+        raise StoreError(
+            "gpg %s: ended with status %d: %s. Expected a secret key without a passphrase in %s."
+            % (arguments[0], done.returncode, said.decode("utf-8", "replace").strip(), home)
+        )
+    return printed
+
+
+def secret_key(home):
+    """Fingerprint of the first secret key in a GnuPG home; None where there is none."""
+    if not os.path.isdir(home):
+        return None
+    for line in run_gpg(home, ["--list-secret-keys", "--with-colons"]).decode("ascii", "replace").splitlines():
+        fields = line.split(":")
+        if fields[0] == "fpr":
+            return fields[9]
+    return None
+
+
+def make_key(home, name):
+    """Make sure that a GnuPG home, readable by root alone, has a secret key. Returns (fingerprint, whether made)."""
+    found = secret_key(home)
+    if found:
+        return found, False
+    os.makedirs(home, mode=0o700, exist_ok=True)
+    os.chmod(home, 0o700)
+    run_gpg(home, ["--quick-generate-key", name, "rsa3072", "sign", "never"])
+    return secret_key(home), True
+
+
+def public_key(home, fingerprint):
+    """The public key, armoured."""
+    return run_gpg(home, ["--armor", "--export", fingerprint]).decode("ascii")
+
+
+def read_output(path):
+    """The manifest of a committed output. Raises StoreError where there is none."""
+    try:
+        with open(os.path.join(path, address.MANIFEST)) as stream:
+            return json.load(stream)
+    except (OSError, ValueError) as error:
+        raise StoreError("%s: found no output to publish (%s); expected a committed one. Build it first." % (path, error))
+
+
+def is_published(path, directory, home, fingerprint):
+    """Whether an output lies in `directory` whole, signed by the key `fingerprint`."""
+    manifest = read_output(path)
+    base = os.path.join(directory, stem_of(manifest))
+    try:
+        with open(base + ".manifest.json") as stream:
+            said = json.load(stream)
+        if said["manifest"] != manifest or said["path"] != path:
+            return False
+        if os.path.getsize(base + ".tar") != said["archive"]["size"]:
+            return False
+        status = run_gpg(home, ["--status-fd", "1", "--verify", base + ".manifest.json.asc", base + ".manifest.json"])
+    except (OSError, ValueError, KeyError, StoreError):
+        return False
+    return ("VALIDSIG " + fingerprint) in status.decode("ascii", "replace")
+
+
+def publish(path, directory, home, fingerprint):
+    """Publish a committed output into `directory`, signed. Returns whether that had to be done.
+
+    home: GnuPG home with the secret key `fingerprint`. What is there whole stays as it is. Raises StoreError.
+    """
+    if is_published(path, directory, home, fingerprint):
+        return False
+    manifest = read_output(path)
+    members, size = layout(manifest["files"])
+    check_entries(manifest, stem_of(manifest))
+    os.makedirs(directory, exist_ok=True)
+    base = os.path.join(directory, stem_of(manifest))
+    with tempfile.TemporaryDirectory(prefix=".publishing-", dir=directory) as temporary:
+        new = os.path.join(temporary, "new")
+        with open(new + ".tar", "wb") as stream:
+            digest = write_archive(path, manifest["files"], stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        said = {
+            "schema": 1, "path": path, "manifest": manifest,
+            "archive": {"file": stem_of(manifest) + ".tar", "size": size, "sha256": digest},
+        }
+        with open(new + ".manifest.json", "w") as stream:
+            json.dump(said, stream, sort_keys=True)
+            stream.flush()
+            os.fsync(stream.fileno())
+        run_gpg(home, [
+            "--local-user", fingerprint, "--armor", "--output", new + ".manifest.json.asc",
+            "--detach-sign", new + ".manifest.json",
+        ])
+        # An old signature must not stand over new content; the new one says that all is there.
+        if os.path.exists(base + ".manifest.json.asc"):
+            os.unlink(base + ".manifest.json.asc")
+        for ending in (".tar", ".manifest.json", ".manifest.json.asc"):
+            os.chmod(new + ending, 0o644)
+            os.rename(new + ending, base + ending)
+    return True
+
+
+# Substituting
+
+
+class Progress:
+    """Hands the bytes done of the bytes that there are to `report`, from any thread, twice a second at most."""
+
+    def __init__(self, what, total, report):
+        self.what, self.total, self.report, self.done, self.reported = what, total, report, 0, 0.0
+
+    def add(self, size, files=0):
+        self.done += size
+        if time.time() - self.reported > 0.5:
+            self.reported = time.time()
+            self.report("%s%d of %d MB" % (self.what, self.done / 1e6, self.total / 1e6))
+
+
+def check_configuration(substituters, trusted_keys):
+    """Raise StoreError for substituters that nobody vouches for."""
+    if substituters and not trusted_keys:
+        raise StoreError(
+            "trusted_keys: found nothing beside substituters (%s); expected the path of a keyring on the host. An "
+            "output of others is taken only with a signature by a key of that keyring." % ", ".join(substituters)
+        )
+
+
+def base_of(substituter):
+    """Address that names of files are put behind."""
+    if "://" not in substituter:
+        substituter = "file://" + urllib.request.pathname2url(os.path.abspath(substituter))
+    return substituter.rstrip("/") + "/"
+
+
+def shown(where):
+    """An address without its password."""
+    return re.sub("://[^/@ ]*@", "://", where)
+
+
+def keyring(trusted_keys, directory):
+    """Path of a binary keyring with the trusted keys, armoured or not. Raises StoreError."""
+    try:
+        with open(trusted_keys, "rb") as stream:
+            content = stream.read()
+    except OSError as error:
+        raise StoreError(
+            "trusted_keys: %s: %s; expected a readable keyring of public keys. Put it there, or take the substituters "
+            "away." % (trusted_keys, error.strerror)
+        )
+    armoured = ARMOUR.findall(content)
+    if armoured:
+        content = b"".join(base64.b64decode(body) for body in armoured)
+    if not content:
+        raise StoreError("trusted_keys: %s is empty; expected public keys (`gpg --export`)." % trusted_keys)
+    path = os.path.join(directory, "keyring.gpg")
+    with open(path, "wb") as stream:
+        stream.write(content)
+    return path
+
+
+def check_signature(signed, signature, trusted, where, trusted_keys, home):
+    """Raise StoreError where no trusted key has signed the file `signed`."""
+    command = ["gpgv", "--homedir", home, "--keyring", trusted, "--status-fd", "1", signature, signed]
+    done = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    status, said = (stream.decode("utf-8", "replace") for stream in done.communicate())
+    if done.returncode == 0 and "[GNUPG:] VALIDSIG " in status:
+        return
+    unknown = re.search(r"\[GNUPG:\] NO_PUBKEY (\S+)", status)
+    found = "a signature by the key %s, which is not trusted" % unknown.group(1) if unknown else "no valid signature"
+    if "[GNUPG:] BADSIG" in status:
+        found = "content that the signature does not fit"
+    raise StoreError(
+        "%s: found %s; expected a signature by a key of %s. Nothing was unpacked. Publish it again with the right key, "
+        "or remove that substituter. gpgv said: %s"
+        % (shown(where), found, trusted_keys, " ".join(said.split()))
+    )
+
+
+def check_wanted(said, recipe, final, where):
+    """Raise StoreError where the signed manifest is of another output than the one wanted."""
+    manifest = said["manifest"]
+    expected = {
+        "key": address.key(recipe), "name": recipe["name"], "version": recipe["version"],
+        "references": sorted(recipe["inputs"].values()),
+    }
+    for field, wanted in sorted(expected.items()):
+        if manifest[field] != wanted:
+            raise StoreError(
+                "%s: found the %s %s; expected %s. Nothing was unpacked. Publish the output that belongs there, or "
+                "remove that substituter." % (where, field, manifest[field], wanted)
+            )
+    if said["path"] != final:
+        raise StoreError(
+            "%s: found an output of %s; expected one of %s: outputs hold their own path. Build with the same store_root "
+            "as the builder." % (where, said["path"], final)
+        )
+
+
+def leaves(path, target):
+    """Whether a relative link at `path` leads out of the output."""
+    return (os.path.normpath(os.path.join(os.path.dirname(path), target)) + "/").startswith("../")
+
+
+def check_entries(manifest, where, store=None, known=lambda: ()):
+    """Raise StoreError for an entry that could lead a writer out of the output.
+
+    store: directory that absolute links may lead into; None: any. known: further targets that the host itself names.
+    """
+
+    def refuse(path, found, expected):
+        raise StoreError(
+            "%s: %s: found %s; expected %s. Nothing was unpacked. Build that output on this host: remove that "
+            "substituter." % (where, path, found, expected)
+        )
+
+    directories, seen = {""}, set()
+    for entry in manifest["files"]:
+        path, kind = entry["path"], entry["type"]
+        if path.startswith("/") or path in ("", ".") or os.path.normpath(path) != path or ".." in path.split("/"):
+            refuse(path, "a name that leads out of the output", "a plain path below it")
+        if "\0" in path or path == address.MANIFEST or path in seen:
+            refuse(path, "a name that is taken", "each name once")
+        if os.path.dirname(path) not in directories:
+            refuse(path, "no directory above it", "its directory before it")
+        if kind not in TYPES:
+            refuse(path, "the type %s" % kind, "a file, a directory or a link")
+        seen.add(path)
+        if kind == "directory":
+            directories.add(path)
+        elif kind == "link":
+            target = entry["target"]
+            if not target.startswith("/"):
+                outside = leaves(path, target)
+            elif store is None:
+                outside = False
+            else:
+                outside = not os.path.normpath(target).startswith(store + "/") and target not in known()
+            if outside:
+                refuse(path, "a link to %s" % target, "a target in the output or in the store")
+
+
+def targets_known(recipe):
+    """Absolute paths outside the store that this host's own recipe and its inputs name: an interpreter, say."""
+    found = set(recipe["environment"].values())
+    for path in recipe["inputs"].values():
+        found.update(entry["target"] for entry in read_output(path)["files"] if entry["type"] == "link")
+    return found
+
+
+def said_of(stream, offset):
+    """What an archive has at an offset, in words. For a message alone."""
+    try:
+        stream.seek(offset)
+        member = tarfile.TarFile(fileobj=stream).next()
+    except (tarfile.TarError, ValueError, OSError):
+        member = None
+    if member is None:
+        return "no header"
+    kinds = {
+        b"0": "file", b"1": "hard link", b"2": "link", b"3": "device", b"4": "device", b"5": "directory", b"6": "fifo",
+    }
+    text = "%s %s, mode %04o, %d bytes" % (
+        kinds.get(member.type, "member of type %r" % member.type), member.name, member.mode, member.size
+    )
+    return text + (", to %s" % member.linkname if member.linkname else "")
+
+
+def said_of_entry(entry):
+    """What a manifest entry stands for, in the same words."""
+    mode = MODES["executable" if entry.get("executable") else entry["type"]]
+    text = "%s %s, mode %04o, %d bytes" % (entry["type"], entry["path"], mode, entry.get("size", 0))
+    return text + (", to %s" % entry["target"] if entry["type"] == "link" else "")
+
+
+def check_headers(archive, members, size, where):
+    """Raise StoreError where a header of the archive is not the one that the signed manifest stands for."""
+    with open(archive, "rb") as stream:
+        number = stream.fileno()
+        for offset, before, _content, entry in members:
+            if os.pread(number, len(before), offset) != before:
+                raise StoreError(
+                    "%s: found %s; expected %s, as the signed manifest says. Nothing was unpacked. Do not trust that "
+                    "origin; publish the output again." % (where, said_of(stream, offset), said_of_entry(entry))
+                )
+        if os.pread(number, len(END) + 1, size - len(END)) != END:
+            raise StoreError(
+                "%s: found %s after the last file; expected the end. Nothing was unpacked. Do not trust that origin; "
+                "publish the output again." % (where, said_of(stream, size - len(END)))
+            )
+
+
+def write_file(archive, out, entry, offset, where, progress):
+    """Write one file of the archive, hashed on its way. archive: number of the open file. Raises StoreError."""
+    digest = hashlib.sha256()
+    path = os.path.join(out, entry["path"])
+    mode = MODES["executable" if entry["executable"] else "file"]
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    try:
+        left = entry["size"]
+        while left:
+            data = os.pread(archive, min(left, CHUNK), offset)
+            if not data:
+                break
+            digest.update(data)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(target, view):]
+            offset, left = offset + len(data), left - len(data)
+            progress.add(len(data))
+    finally:
+        os.close(target)
+    if digest.hexdigest() != entry["sha256"]:
+        raise StoreError(
+            "%s: %s: found the sha256 %s; expected %s, as the signed manifest says. Nothing was committed. Do not trust "
+            "that origin; publish the output again." % (where, entry["path"], digest.hexdigest(), entry["sha256"])
+        )
+
+
+def unpack(archive, members, out, where, report):
+    """Write what the archive holds below `out`."""
+    files = [(entry, content) for _offset, _before, content, entry in members if entry["type"] == "file"]
+    progress = Progress("", sum(entry["size"] for entry, _content in files), report)
+    os.makedirs(out)
+    for _offset, _before, _content, entry in members:
+        if entry["type"] == "directory":
+            os.mkdir(os.path.join(out, entry["path"]), 0o755)
+    threads = os.cpu_count() or 1
+    with open(archive, "rb") as stream:
+        number = stream.fileno()
+
+        def write(part):
+            for entry, content in files[part::threads]:
+                write_file(number, out, entry, content, where, progress)
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(write, range(threads)))
+    # Last, so that no file is ever written through one.
+    for _offset, _before, _content, entry in members:
+        if entry["type"] == "link":
+            os.symlink(entry["target"], os.path.join(out, entry["path"]))
+
+
+def check_archive(archive, members, size, expected, where):
+    """Raise StoreError where an archive is not the one that was signed: size, headers, sha256."""
+    found = os.path.getsize(archive)
+    if found != size or expected["size"] != size:
+        raise StoreError(
+            "%s: found %d bytes; expected %d. Nothing was unpacked. Publish the output again." % (where, found, size)
+        )
+    with ThreadPoolExecutor(1) as pool:
+        hashed = pool.submit(fetch.sha256_of, archive)
+        check_headers(archive, members, size, where)
+        digest = hashed.result()
+    if digest != expected["sha256"]:
+        raise StoreError(
+            "%s: found the sha256 %s; expected %s, as the signed manifest says. Nothing was unpacked. Do not trust that "
+            "origin; publish the output again." % (where, digest, expected["sha256"])
+        )
+
+
+def local(where):
+    """Path of a file:// address; None for others."""
+    parts = urllib.parse.urlparse(where)
+    return urllib.request.url2pathname(parts.path) if parts.scheme == "file" else None
+
+
+def take(base, recipe, paths, trusted, trusted_keys, report):
+    """Unpack the output from one substituter into `out` of the build directory.
+
+    Returns (manifest, None), or (None, reason) where that substituter does not have it. Raises StoreError for one that
+    has something else.
+    """
+    stem = os.path.basename(paths.final)
+    held = os.path.join(paths.build, "substitute")
+    quiet = Progress("", 0, lambda text: None)
+    for ending in (".manifest.json.asc", ".manifest.json"):
+        reason = fetch.download_patiently(base + urllib.parse.quote(stem + ending), held + ending, quiet)
+        if reason:
+            return None, reason
+    where = shown(base + stem + ".manifest.json")
+    check_signature(held + ".manifest.json", held + ".manifest.json.asc", trusted, where, trusted_keys, paths.build)
+    try:
+        with open(held + ".manifest.json") as stream:
+            said = json.load(stream)
+        manifest, expected = said["manifest"], said["archive"]
+        check_wanted(said, recipe, paths.final, where)
+        check_entries(manifest, where, paths.store, lambda: targets_known(recipe))
+        members, size = layout(manifest["files"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            "%s: found a manifest that cannot be read (%r); expected one of schema 1. Publish the output again with "
+            "this version of the project." % (where, error)
+        )
+    origin = base + urllib.parse.quote(stem + ".tar")
+    where = shown(base + stem + ".tar")
+    archive, part = local(origin), None
+    if archive is None:
+        # Beside the sources, where it outlives a run that dies: the next one goes on from there.
+        archive = part = os.path.join(paths.sources, ".%s.part" % expected["sha256"])
+        if not os.path.exists(part) or os.path.getsize(part) != size:
+            reason = fetch.download_patiently(origin, part, Progress("fetching ", size, report))
+            if reason:
+                return None, reason
+    elif not os.path.exists(archive):
+        return None, "%s: no such file" % where
+    try:
+        check_archive(archive, members, size, expected, where)
+        unpack(archive, members, os.path.join(paths.build, "out"), where, report)
+    except StoreError:
+        if part:
+            os.unlink(part)
+        raise
+    if part:
+        os.unlink(part)
+    return manifest, None
+
+
+def substitute(recipe, paths, substituters, trusted_keys, report=lambda text: None):
+    """Unpack the output of `recipe` into `out` of its build directory, from the first substituter that has it.
+
+    The caller holds the key's lock and commits. Returns the manifest, or None where nobody has the output. Raises
+    StoreError for one that is not what it must be.
+    """
+    os.makedirs(paths.build, exist_ok=True)
+    trusted = keyring(trusted_keys, paths.build)
+    for substituter in substituters:
+        manifest, reason = take(base_of(substituter), recipe, paths, trusted, trusted_keys, report)
+        if manifest:
+            return manifest
+        report("not at %s" % shown(reason))
+    return None

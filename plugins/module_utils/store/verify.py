@@ -1,0 +1,110 @@
+"""Whether outputs still are what was committed, and whether building one again gives the same."""
+
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+
+from . import address, build, tree
+from .collect import manifest, outputs
+from .errors import StoreError
+from .fetch import sha256_of
+
+
+def compare(wanted, found):
+    """Differences of two lists of manifest entries: [{path, problem}], sorted by path."""
+    wanted, found = ({entry["path"]: entry for entry in entries} for entries in (wanted, found))
+    problems = []
+    for path in sorted(set(wanted) | set(found)):
+        if path not in found:
+            problems.append({"path": path, "problem": "missing"})
+        elif path not in wanted:
+            problems.append({"path": path, "problem": "not in the manifest"})
+        elif wanted[path] != found[path]:
+            fields = sorted(set(wanted[path]) | set(found[path]))
+            changed = [name for name in fields if wanted[path].get(name) != found[path].get(name)]
+            problems.append({"path": path, "problem": "changed: " + ", ".join(changed)})
+    return problems
+
+
+def rights(top, path):
+    """(path, what is wrong with its mode or owner); None where nothing is. A frozen tree is root's and read-only."""
+    status = os.lstat(os.path.join(top, path))
+    if status.st_uid != 0 or status.st_gid != 0:
+        return path, "owner %d:%d instead of 0:0" % (status.st_uid, status.st_gid)
+    if not stat.S_ISLNK(status.st_mode) and status.st_mode & 0o7222:
+        return path, "mode %04o, which can be written or has a special bit" % stat.S_IMODE(status.st_mode)
+    return path, None
+
+
+def verify(path):
+    """Problems of a committed output: [{path, problem}]; empty where it is what its manifest says."""
+    try:
+        described = manifest(path)
+    except (OSError, ValueError) as error:
+        return [{"path": address.MANIFEST, "problem": "cannot be read: %s" % error}]
+    found = [entry for entry in tree.describe_all(path) if entry["path"] != address.MANIFEST]
+    problems = compare(described["files"], found)
+    if described["key"] != address.key_of_path(path):
+        problems.append({"path": address.MANIFEST, "problem": "is of the key %s" % described["key"]})
+    paths = [entry["path"] for entry in found] + ["."]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for name, problem in pool.map(lambda name: rights(path, name), paths):
+            if problem:
+                problems.append({"path": name, "problem": problem})
+    return problems
+
+
+def recipe_of(root, path):
+    """The recipe that an output was built from. Raises StoreError where one of its sources is gone or changed."""
+    described = manifest(path)
+    recipe = dict(described["recipe"], sources=[])
+    for name, file, sha256 in described["sources"]:
+        held = os.path.join(root, "sources", sha256)
+        if not os.path.exists(held) or sha256_of(held) != sha256:
+            raise StoreError(
+                "%s: its source %s (%s) is not in %s/sources; expected it for building again. Run the play that builds "
+                "it, with this output removed, or take another output." % (os.path.basename(path), name, file, root)
+            )
+        recipe["sources"].append({"name": name, "file": file, "sha256": sha256})
+    return recipe
+
+
+def rebuild(root, path):
+    """Build the recipe of a committed output once more, beside it, and compare: [{path, problem}].
+
+    The second build sees the path of the first as its own, as every build does. Raises StoreError where it fails.
+    """
+    recipe = recipe_of(root, path)
+    paths = build.Paths(root, recipe)
+    if paths.final != path:
+        raise StoreError(
+            "%s: its manifest describes %s; expected its own recipe. Verify the output first."
+            % (os.path.basename(path), os.path.basename(paths.final))
+        )
+    paths.held = build.Lock(paths.lock)
+    paths.held.acquire()
+    try:
+        build.remove_tree(paths.build)
+        os.makedirs(paths.build)
+        build.run_builder(recipe, paths)
+        out = os.path.join(paths.build, "out")
+        tree.freeze(out, build.SOURCE_DATE_EPOCH)
+        return compare(manifest(path)["files"], tree.describe_all(out))
+    finally:
+        build.remove_tree(paths.build)
+        paths.held.release()
+
+
+def find(root, name):
+    """Committed outputs that `name` means: a path, a store name, a key, or the name of outputs. Raises StoreError."""
+    known = outputs(root)
+    found = [
+        path for path in known
+        if name in (path, os.path.basename(path), address.key_of_path(path), manifest(path)["name"])
+    ]
+    if not found:
+        names = sorted({manifest(path)["name"] for path in known})
+        raise StoreError(
+            "found no output %s in %s; expected a path, a key or one of: %s." % (name, root, ", ".join(names) or "none")
+        )
+    return found

@@ -1,0 +1,455 @@
+"""Substitutes: the very output of another host, or a refusal before anything is unpacked."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from itertools import count
+from pathlib import Path
+
+import pytest
+from faults import walk
+from recipes import PLUGINS, committed, needs_namespaces, recipe
+from store import address, build, fetch, substitute
+from store.errors import StoreError
+
+pytestmark = [
+    needs_namespaces,
+    pytest.mark.skipif(not shutil.which("gpg") or not shutil.which("gpgv"), reason="needs gpg and gpgv"),
+]
+
+# What archives find hard: a name and a target of more than 100 bytes, a name that is not ASCII, an empty file.
+BUILDER = """\
+mkdir -p "$out/bin" "$out/%(long)s" "$out/empty"
+echo run > "$out/bin/run"; chmod +x "$out/bin/run"
+head -c 3000000 /dev/urandom > "$out/%(long)s/data"
+printf '' > "$out/nothing"
+echo x > "$out/Grüße"
+ln -s bin/run "$out/short"
+ln -s "%(long)s/data" "$out/far"
+ln -s "$out/bin/run" "$out/absolute"
+""" % {"long": "/".join(["deeply-nested-directory"] * 6)}
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    """Two keys: (GnuPG home, fingerprint, file with the public key) of each."""
+    made = []
+    for name in ("ours", "theirs"):
+        # The agent's socket lies there, whose path may not be long.
+        top = Path("/tmp") / ("kepler-gpg-%s-%d" % (name, os.getpid()))
+        fingerprint, new = substitute.make_key(str(top), "kepler %s" % name)
+        assert new
+        public = tmp_path_factory.mktemp("keys") / (name + ".asc")
+        public.write_text(substitute.public_key(str(top), fingerprint))
+        made.append((str(top), fingerprint, str(public)))
+    yield made
+    for home, _fingerprint, _public in made:
+        subprocess.call(["gpgconf", "--homedir", home, "--kill", "all"])
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def made():
+    return recipe(builder=BUILDER)
+
+
+@pytest.fixture
+def published(root, made, keys, tmp_path):
+    """A directory with the output of `made`, which the store has no more; the files of the original lie in `kept`."""
+    directory = tmp_path / "published"
+    build.realise(root, made, [], [])
+    path = address.output_path(root, made)
+    assert substitute.publish(path, str(directory), keys[0][0], keys[0][1]) is True
+    os.rename(path, str(tmp_path / "kept"))
+    yield directory
+    build.remove_tree(str(tmp_path / "kept"))
+
+
+def files_of(directory, made, root):
+    """Archive, manifest and signature of a published output."""
+    stem = os.path.basename(address.output_path(root, made))
+    return [directory / (stem + ending) for ending in (".tar", ".manifest.json", ".manifest.json.asc")]
+
+
+def take(root, made, substituters, keys, **options):
+    """Realise by substitution; where the output came from."""
+    origins = []
+    build.realise(
+        root, made, [], [], substituters=[str(one) for one in substituters], trusted_keys=keys[0][2],
+        origin=origins.append, **options
+    )
+    return (origins or ["present"])[0]
+
+
+def picture(top):
+    """Every path with all that one can see of it."""
+    seen = {}
+    for path in [".", *(os.path.relpath(str(one), str(top)) for one in Path(str(top)).rglob("*"))]:
+        full = os.path.join(str(top), path)
+        status = os.lstat(full)
+        content = os.readlink(full) if os.path.islink(full) else None
+        if os.path.isfile(full) and not os.path.islink(full):
+            content = Path(full).read_bytes()
+        seen[path] = (status.st_mode, status.st_uid, status.st_gid, int(status.st_mtime), content)
+    return seen
+
+
+def sign(directory, made, root, key, change):
+    """Let `change` work on the signed statement, and sign it again."""
+    _archive, manifest, signature = files_of(directory, made, root)
+    said = json.loads(manifest.read_text())
+    change(said)
+    manifest.write_text(json.dumps(said, sort_keys=True))
+    signature.unlink()
+    substitute.run_gpg(key[0], ["--armor", "--output", str(signature), "--detach-sign", str(manifest)])
+
+
+def assert_refused(root, made, directory, keys, *parts):
+    """The substitute is refused with a message that has each of `parts`; nothing is left and nothing was built."""
+    unpacked = []
+    original = substitute.unpack
+    substitute.unpack = lambda *arguments: unpacked.append(arguments)
+    try:
+        with pytest.raises(StoreError) as caught:
+            take(root, made, [directory], keys)
+    finally:
+        substitute.unpack = original
+    for part in parts:
+        assert part in str(caught.value), str(caught.value)
+    assert unpacked == []
+    assert os.listdir(os.path.join(root, "build")) == []
+    assert os.listdir(os.path.join(root, "store")) == []
+    assert [name for name in os.listdir(os.path.join(root, "sources"))] == []
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["directory", "file", "http"])
+def test_a_substitute_is_the_very_output(root, made, published, keys, server, tmp_path, scheme):
+    base = {"directory": str(published), "file": "file://%s" % published}.get(scheme) or server(published).url
+    assert take(root, made, [base], keys) == "substituted"
+    assert picture(address.output_path(root, made)) == picture(tmp_path / "kept")
+    assert os.listdir(os.path.join(root, "build")) == []
+    assert os.listdir(os.path.join(root, "sources")) == []
+    assert take(root, made, [base], keys) == "present"
+
+
+def test_other_programs_can_read_the_archive(root, made, published, tmp_path):
+    archive = files_of(published, made, root)[0]
+    (tmp_path / "tar").mkdir()
+    assert subprocess.call(["tar", "-xpf", str(archive), "-C", str(tmp_path / "tar")]) == 0
+    kept = picture(tmp_path / "kept")
+    del kept[address.MANIFEST]
+    try:
+        assert {path: (seen[0], seen[4]) for path, seen in picture(tmp_path / "tar").items() if path != "."} == {
+            path: (seen[0], seen[4]) for path, seen in kept.items() if path != "."
+        }
+    finally:
+        build.remove_tree(str(tmp_path / "tar"))
+
+
+def test_publishing_again_does_nothing_and_gives_the_same_bytes(root, made, published, keys, tmp_path):
+    path = address.output_path(root, made)
+    os.rename(str(tmp_path / "kept"), path)
+    try:
+        before = {one: (one.read_bytes(), one.stat().st_mtime) for one in files_of(published, made, root)}
+        assert substitute.publish(path, str(published), *keys[0][:2]) is False
+        assert {one: (one.read_bytes(), one.stat().st_mtime) for one in files_of(published, made, root)} == before
+        archive, manifest, _signature = files_of(published, made, root)
+        archive.write_bytes(b"half")
+        assert substitute.publish(path, str(published), *keys[0][:2]) is True
+        assert (archive.read_bytes(), manifest.read_bytes()) == (before[archive][0], before[manifest][0])
+        # By another key, it is not published.
+        assert substitute.publish(path, str(published), *keys[1][:2]) is True
+        assert len(list(published.iterdir())) == 3
+    finally:
+        os.rename(path, str(tmp_path / "kept"))
+
+
+def test_a_damaged_output_is_not_published(root, keys, tmp_path):
+    made = recipe()
+    build.realise(root, made, [], [])
+    path = Path(address.output_path(root, made))
+    (path / "bin" / "where").chmod(0o644)
+    (path / "bin" / "where").write_text("other")
+    with pytest.raises(StoreError, match="bin/where: found the sha256 .* A damaged output is not published"):
+        substitute.publish(str(path), str(tmp_path / "published"), *keys[0][:2])
+    assert list((tmp_path / "published").iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", [".tar", ".manifest.json", ".manifest.json.asc"])
+def test_what_is_not_whole_there_is_built(root, made, published, keys, missing, tmp_path):
+    next(one for one in files_of(published, made, root) if one.name.endswith(missing)).unlink()
+    assert take(root, made, [published], keys) == "built"
+
+
+def test_the_next_substituter_is_asked(root, made, published, keys, tmp_path):
+    assert take(root, made, [tmp_path / "nowhere", published], keys) == "substituted"
+
+
+def test_substituters_without_a_key_are_refused(root, made, published):
+    with pytest.raises(StoreError, match="trusted_keys: found nothing beside substituters"):
+        build.realise(root, made, [], [], substituters=[str(published)])
+    with pytest.raises(StoreError, match="trusted_keys: /nowhere.*expected a readable keyring"):
+        build.realise(root, made, [], [], substituters=[str(published)], trusted_keys="/nowhere")
+    assert not committed(root, made)
+
+
+def test_a_signature_by_another_key(root, made, published, keys):
+    sign(published, made, root, keys[1], lambda said: None)
+    assert_refused(root, made, published, keys, ".manifest.json", "which is not trusted", keys[0][2], "gpgv said")
+
+
+def test_a_manifest_that_was_changed(root, made, published, keys):
+    manifest = files_of(published, made, root)[1]
+    manifest.write_text(manifest.read_text().replace("bin/run", "bin/rux"))
+    assert_refused(root, made, published, keys, "found content that the signature does not fit", "expected")
+
+
+def test_a_signature_that_is_none(root, made, published, keys):
+    files_of(published, made, root)[2].write_text("signed\n")
+    assert_refused(root, made, published, keys, "found no valid signature")
+
+
+@pytest.mark.parametrize("field", ["key", "name", "version", "references"])
+def test_a_manifest_of_another_output(root, made, published, keys, field):
+    sign(published, made, root, keys[0], lambda said: said["manifest"].update({field: ["other"]}))
+    assert_refused(root, made, published, keys, "found the %s ['other']; expected" % field, "Nothing was unpacked")
+
+
+def test_an_output_of_another_root(root, made, published, keys):
+    sign(published, made, root, keys[0], lambda said: said.update(path="/elsewhere"))
+    assert_refused(root, made, published, keys, "an output of /elsewhere", "store_root")
+
+
+def test_a_manifest_that_is_none(root, made, published, keys):
+    sign(published, made, root, keys[0], lambda said: said.pop("archive"))
+    assert_refused(root, made, published, keys, "a manifest that cannot be read", "schema 1")
+
+
+ESCAPES = {
+    "above": ({"path": "../x", "type": "directory"}, "../x: found a name that leads out"),
+    "absolute": ({"path": "/etc/x", "type": "directory"}, "/etc/x: found a name that leads out"),
+    "within": ({"path": "bin/../../x", "type": "directory"}, "found a name that leads out"),
+    "twice": ({"path": "bin", "type": "directory"}, "bin: found a name that is taken"),
+    "manifest": ({"path": address.MANIFEST, "type": "directory"}, "found a name that is taken"),
+    "through a link": ({"path": "short/x", "type": "directory"}, "found no directory above it"),
+    "absolute link": ({"path": "x", "type": "link", "target": "/etc/shadow"}, "found a link to /etc/shadow"),
+    "link beside the store": (
+        {"path": "x", "type": "link", "target": "/opt/kepler/store/../x"}, "found a link to"),
+    "link above": ({"path": "bin/x", "type": "link", "target": "../../x"}, "found a link to ../../x"),
+    "device": ({"path": "x", "type": "device"}, "found the type device"),
+}
+
+
+@pytest.mark.parametrize("case", ESCAPES)
+def test_a_signed_manifest_that_escapes(root, made, published, keys, case):
+    """Even a trusted key cannot write beside the output."""
+    entry, message = ESCAPES[case]
+    sign(published, made, root, keys[0], lambda said: said["manifest"]["files"].append(entry))
+    assert_refused(root, made, published, keys, message, "Nothing was unpacked")
+
+
+def test_a_link_that_the_recipe_itself_names(root, keys, tmp_path):
+    """An interpreter of the host, which the key knows of."""
+    made = recipe(environment={"INTERPRETER": "/usr/bin/env"}, builder='ln -s /usr/bin/env "$out/python"\n')
+    above = recipe(name="above", builder='ln -s /usr/bin/env "$out/python"\n')
+    for one in (made, recipe(name="above", inputs={"below": address.output_path(root, made)}, builder=above["builder"])):
+        build.realise(root, one, [], [])
+        substitute.publish(address.output_path(root, one), str(tmp_path / "published"), *keys[0][:2])
+        build.remove_tree(address.output_path(root, one))
+        assert take(root, one, [tmp_path / "published"], keys) == "substituted"
+
+
+def member(name, kind, **fields):
+    made = tarfile.TarInfo(name)
+    made.type, made.mode = kind, 0o444
+    for field, value in fields.items():
+        setattr(made, field, value)
+    return made
+
+
+# Each replaces the first member, the directory `bin`, or stands after the last.
+MEMBERS = {
+    "above": (member("../x", tarfile.REGTYPE), "found file ../x"),
+    "absolute": (member("/etc/x", tarfile.REGTYPE), "found file /etc/x"),
+    "absolute link": (member("bin", tarfile.SYMTYPE, linkname="/etc"), "found link bin, mode 0444, 0 bytes, to /etc"),
+    "hard link": (member("bin", tarfile.LNKTYPE, linkname="/etc/shadow"), "found hard link bin"),
+    "character device": (member("bin", tarfile.CHRTYPE, devmajor=1, devminor=3), "found device bin"),
+    "block device": (member("bin", tarfile.BLKTYPE, devmajor=8), "found device bin"),
+    "fifo": (member("bin", tarfile.FIFOTYPE), "found fifo bin"),
+    "setuid": (member("bin", tarfile.DIRTYPE, mode=0o4555), "found directory bin, mode 4555"),
+    "owner": (member("bin", tarfile.DIRTYPE, mode=0o555, uid=1000), "found directory bin, mode 0555"),
+    "no header": (None, "found no header"),
+}
+
+
+@pytest.mark.parametrize("case", MEMBERS)
+def test_a_member_that_the_manifest_does_not_list(root, made, published, keys, case):
+    """The size is right and so is the signed sha256: a publisher that was fooled."""
+    wrong, message = MEMBERS[case]
+    archive = files_of(published, made, root)[0]
+    content = bytearray(archive.read_bytes())
+    content[:512] = wrong.tobuf(tarfile.USTAR_FORMAT) if wrong else b"\1" * 512
+    archive.write_bytes(bytes(content))
+    digest = fetch.sha256_of(str(archive))
+    sign(published, made, root, keys[0], lambda said: said["archive"].update(sha256=digest))
+    assert_refused(root, made, published, keys, ".tar: ", message, "expected ", "as the signed manifest says")
+
+
+def test_a_file_too_many(root, made, published, keys):
+    archive = files_of(published, made, root)[0]
+    with tarfile.open(str(archive), "a") as stream:
+        stream.addfile(member("extra", tarfile.REGTYPE, size=3), io.BytesIO(b"abc"))
+    size, digest = archive.stat().st_size, fetch.sha256_of(str(archive))
+    expected = substitute.layout(json.loads(files_of(published, made, root)[1].read_text())["manifest"]["files"])[1]
+    sign(published, made, root, keys[0], lambda said: said["archive"].update(sha256=digest, size=size))
+    assert_refused(root, made, published, keys, ".tar: found %d bytes; expected %d" % (size, expected))
+
+
+@pytest.mark.parametrize("which", ["missing", "extra"])
+def test_a_manifest_and_an_archive_that_differ(root, made, published, keys, which):
+    def change(said):
+        files = said["manifest"]["files"]
+        if which == "missing":
+            files.append({"path": "zz", "type": "file", "size": 0, "executable": False, "sha256": "0" * 64})
+        else:
+            files.pop()
+        said["archive"]["size"] = substitute.layout(files)[1]
+
+    sign(published, made, root, keys[0], change)
+    assert_refused(root, made, published, keys, ".tar: found ", "bytes; expected ", "Nothing was unpacked")
+
+
+def test_an_archive_whose_content_was_changed(root, made, published, keys):
+    archive = files_of(published, made, root)[0]
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(bytes(content))
+    wanted = json.loads(files_of(published, made, root)[1].read_text())["archive"]["sha256"]
+    assert_refused(
+        root, made, published, keys, ".tar: found the sha256 " + fetch.sha256_of(str(archive)), "expected " + wanted
+    )
+
+
+def test_a_file_that_changes_after_the_archive_was_looked_at(root, made, published, keys, monkeypatch):
+    """The directory is another's: what is written is hashed once more."""
+    archive = files_of(published, made, root)[0]
+    check = substitute.check_archive
+
+    def looks_then_changes(*arguments):
+        check(*arguments)
+        content = bytearray(archive.read_bytes())
+        content[len(content) // 2] ^= 1
+        archive.write_bytes(bytes(content))
+
+    monkeypatch.setattr(substitute, "check_archive", looks_then_changes)
+    with pytest.raises(StoreError, match="data: found the sha256 .* Nothing was committed"):
+        take(root, made, [published], keys)
+    assert os.listdir(os.path.join(root, "build")) == os.listdir(os.path.join(root, "store")) == []
+
+
+@pytest.mark.parametrize("scheme", ["directory", "http"])
+def test_a_truncated_archive(root, made, published, keys, server, scheme):
+    archive = files_of(published, made, root)[0]
+    archive.write_bytes(archive.read_bytes()[:-700])
+    base = str(published) if scheme == "directory" else server(published).url
+    size = archive.stat().st_size
+    assert_refused(root, made, base, keys, ".tar: found %d bytes; expected %d" % (size, size + 700))
+
+
+def test_a_download_goes_on_where_a_dead_run_stopped(root, made, published, keys, server):
+    archive, manifest, _signature = files_of(published, made, root)
+    wanted = json.loads(manifest.read_text())["archive"]["sha256"]
+    Path(root, "sources", ".%s.part" % wanted).write_bytes(archive.read_bytes()[:1000])
+    served = server(published)
+    assert take(root, made, [served.url], keys) == "substituted"
+    assert ("/" + archive.name, "bytes=1000-") in served.requests
+
+
+def test_a_server_that_is_not_there_is_passed_over(root, made, published, keys, monkeypatch):
+    monkeypatch.setattr(fetch, "TRIES", 1)
+    assert take(root, made, ["http://127.0.0.1:1", published], keys) == "substituted"
+
+
+def test_a_password_is_not_shown(root, made, published, keys, server):
+    sign(published, made, root, keys[1], lambda said: None)
+    base = substitute.base_of("http://user:geheim@host/")
+    assert "geheim" not in substitute.shown(base)
+
+
+def test_a_full_disk_is_said_and_given_back(root, made, published, keys):
+    shutil.rmtree(root)
+    os.makedirs(root)
+    assert subprocess.call(["mount", "-t", "tmpfs", "-o", "size=2m", "none", root]) == 0
+    try:
+        with pytest.raises(StoreError, match="disk of .* is full"):
+            take(root, made, [published], keys)
+        assert os.listdir(os.path.join(root, "build")) == os.listdir(os.path.join(root, "store")) == []
+    finally:
+        subprocess.call(["umount", root])
+
+
+WORKER = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from store import build
+build.LOGS = sys.argv[2]
+build.realise(
+    sys.argv[3], json.loads(sys.argv[4]), [], [], substituters=[sys.argv[5]], trusted_keys=sys.argv[6], origin=print
+)
+"""
+
+
+def test_concurrent_requests_make_one_substitution(root, made, published, keys, tmp_path):
+    command = [sys.executable, "-c", WORKER, str(PLUGINS / "module_utils"), str(tmp_path / "log"), root]
+    command += [json.dumps(made), str(published), keys[0][2]]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(8)]
+    printed = [process.communicate() for process in workers]
+    assert [process.returncode for process in workers] == [0] * 8, printed
+    assert sorted(out.decode().strip() for out, _said in printed) == [""] * 7 + ["substituted"]
+
+
+def test_a_kill_at_every_step(root, keys, tmp_path, monkeypatch):
+    """Whatever a substitution was at when it died: nothing half-committed, and the next run succeeds."""
+    made = recipe(builder='mkdir "$out/d"; echo a > "$out/d/a"; ln -s d/a "$out/l"\n')
+    build.realise(root, made, [], [])
+    path = address.output_path(root, made)
+    directory = str(tmp_path / "published")
+    substitute.publish(path, directory, *keys[0][:2])
+    expected = picture(path)
+    numbers = count()
+
+    def prepare():
+        build.remove_tree(root)
+        return next(numbers)
+
+    def check(_state):
+        assert not os.path.exists(path) or not os.listdir(path) or picture(path) == expected
+        assert take(root, made, [directory], keys) in ("substituted", "present")
+        assert picture(path) == expected
+        assert os.listdir(os.path.join(root, "build")) == []
+
+    assert walk(prepare, lambda _state: take(root, made, [directory], keys), check) > 20
+
+
+def test_a_kill_in_the_middle_of_unpacking(root, made, published, keys, tmp_path):
+    """By time instead of by step: wherever it happens to be."""
+    command = [sys.executable, "-c", WORKER, str(PLUGINS / "module_utils"), str(tmp_path / "log"), root]
+    command += [json.dumps(made), str(published), keys[0][2]]
+    for part in range(6):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        timer = threading.Timer(0.05 * (part + 1), process.send_signal, [signal.SIGKILL])
+        timer.start()
+        process.communicate()
+        timer.cancel()
+    time.sleep(0)
+    assert take(root, made, [published], keys) in ("substituted", "present")
+    assert picture(address.output_path(root, made)) == picture(tmp_path / "kept")
+    assert os.listdir(os.path.join(root, "build")) == []

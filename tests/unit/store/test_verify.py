@@ -1,0 +1,105 @@
+"""Verification finds every kind of change; building again tells what is not built the same twice."""
+
+import os
+from pathlib import Path
+
+import pytest
+from recipes import needs_namespaces, recipe, source
+from store import address, build, verify
+from store.errors import StoreError
+
+pytestmark = needs_namespaces
+
+
+@pytest.fixture
+def output(root):
+    build.realise(root, recipe(), [], [])
+    return Path(address.output_path(root, recipe()))
+
+
+def writable(path):
+    os.chmod(str(path), 0o755 if path.is_dir() else 0o644)
+
+
+def problems(output):
+    return {problem["path"]: problem["problem"] for problem in verify.verify(str(output))}
+
+
+def test_an_output_that_nobody_touched_is_whole(output):
+    assert problems(output) == {}
+
+
+def test_a_changed_file(output):
+    where = output / "bin" / "where"
+    text = where.read_text()
+    where.chmod(0o755)
+    where.write_text(text.upper())
+    where.chmod(0o555)
+    assert problems(output) == {"bin/where": "changed: sha256"}
+
+
+def test_a_missing_and_an_extra_file(output):
+    writable(output / "bin")
+    (output / "bin" / "where").rename(output / "bin" / "there")
+    (output / "bin").chmod(0o555)
+    assert problems(output) == {"bin/where": "missing", "bin/there": "not in the manifest"}
+
+
+def test_a_link_to_elsewhere(output):
+    writable(output)
+    (output / "link").unlink()
+    (output / "link").symlink_to("/etc/passwd")
+    output.chmod(0o555)
+    assert problems(output) == {"link": "changed: target"}
+
+
+def test_rights(output):
+    (output / "bin" / "where").chmod(0o4555)
+    os.chown(str(output / "bin"), 1, 1)
+    assert problems(output) == {
+        "bin/where": "mode 4555, which can be written or has a special bit", "bin": "owner 1:1 instead of 0:0",
+    }
+    (output / "bin" / "where").chmod(0o444)
+    assert problems(output)["bin/where"] == "changed: executable"
+
+
+def test_a_manifest_of_another_output(root, output):
+    other = recipe(version="2")
+    build.realise(root, other, [], [])
+    writable(output)
+    mine, another = output / address.MANIFEST, Path(address.output_path(root, other)) / address.MANIFEST
+    mine.unlink()
+    mine.write_text(another.read_text())
+    assert "is of the key" in problems(output)[address.MANIFEST]
+
+
+def test_building_again_gives_the_same(root, output, tmp_path):
+    assert verify.rebuild(root, str(output)) == []
+    assert os.listdir(os.path.join(root, "build")) == []
+    assert problems(output) == {}
+
+
+def test_building_again_finds_what_differs(root):
+    made = recipe(builder='echo same > "$out/same"; cat /proc/sys/kernel/random/uuid > "$out/random"')
+    build.realise(root, made, [], [])
+    path = address.output_path(root, made)
+    assert verify.rebuild(root, path) == [{"path": "random", "problem": "changed: sha256"}]
+    assert verify.verify(path) == []
+
+
+def test_building_again_needs_the_sources(root, tmp_path):
+    (tmp_path / "a").write_text("a")
+    made = recipe(sources=[source(tmp_path / "a")], builder='cp "$src/a" "$out/"')
+    build.realise(root, made, [], [])
+    path = address.output_path(root, made)
+    assert verify.rebuild(root, path) == []
+    os.unlink(os.path.join(root, "sources", made["sources"][0]["sha256"]))
+    with pytest.raises(StoreError, match=r"its source a \(a\) is not in"):
+        verify.rebuild(root, path)
+
+
+def test_names(root, output):
+    for name in (str(output), output.name, output.name.split("-")[0], "hello"):
+        assert verify.find(root, name) == [str(output)]
+    with pytest.raises(StoreError, match="found no output nothing in .*; expected a path, a key or one of: hello"):
+        verify.find(root, "nothing")
