@@ -84,7 +84,7 @@ def test_the_environment_is_clean(root, monkeypatch):
     made = recipe(builder='env | cut -d= -f1 | sort > "$out/names"; umask > "$out/umask"\n', environment={"MORE": "1"})
     realise(root, made)
     path = Path(address.output_path(root, made))
-    known = {"PATH", "HOME", "TMPDIR", "LC_ALL", "SOURCE_DATE_EPOCH", "out", "src", "MORE"}
+    known = {"PATH", "HOME", "TMPDIR", "LC_ALL", "SOURCE_DATE_EPOCH", "PYTHONHASHSEED", "out", "src", "MORE"}
     known |= {"PWD", "OLDPWD", "SHLVL", "_"}
     assert set((path / "names").read_text().split()) <= known
     assert (path / "umask").read_text().strip() == "0022"
