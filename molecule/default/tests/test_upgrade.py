@@ -72,7 +72,7 @@ def test_the_servers_pass_the_smoke_test(k80, play):
         "k80-standin", '{"vllm_service_smoke_expect": {"demo": "never"}}', playbook="playbooks/smoke.yml",
     )
     assert status != 0
-    assert "which does not hold 'never'" in printed
+    assert "which does not hold" in printed
 
 
 def test_collection_after_going_back_keeps_what_it_must(k80, play):
