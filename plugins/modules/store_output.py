@@ -63,6 +63,16 @@ options:
         there is work.
     type: list
     elements: str
+  substituters:
+    description:
+      - Directories on the host, and file:// or http(s):// addresses, that may have the output as another host built
+        it. They are asked in order, before anything is built.
+    type: list
+    elements: str
+    default: []
+  trusted_keys:
+    description: File on the host with the public keys whose signatures count, armoured or not.
+    type: path
   keep_failed:
     description: Keep the build directory of a builder that failed.
     type: bool
@@ -104,6 +114,10 @@ key:
   description: Key of the output.
   type: str
   returned: always
+origin:
+  description: V(built), V(substituted), or V(present) where there was nothing to do.
+  type: str
+  returned: where the output is in the store
 log:
   description: Log of the builder on the host.
   type: str
@@ -128,7 +142,7 @@ import platform
 import re
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.store import address
+from ansible.module_utils.store import address, substitute
 from ansible.module_utils.store.build import Lock, Paths, log_tail, realise, write_atomically
 from ansible.module_utils.store.errors import StoreError
 
@@ -166,6 +180,17 @@ def result_file(paths):
     return paths.build + ".result.json"
 
 
+def origin_of(paths):
+    """Where a committed output came from, as far as work that was just done says so."""
+    try:
+        with open(result_file(paths)) as stream:
+            left = json.load(stream)
+        os.unlink(result_file(paths))
+    except OSError:
+        return "present"
+    return left.get("origin", "present")
+
+
 def work(paths, module, recipe):
     """What the detached process does: make the output; a failure leaves its message behind."""
     params = module.params
@@ -173,6 +198,8 @@ def work(paths, module, recipe):
         realise(
             params["root"], recipe, params["artifacts"], params["index_urls"], params["keep_failed"],
             lambda message: write_atomically(result_file(paths), {"msg": message}),
+            params["substituters"], params["trusted_keys"],
+            lambda origin: write_atomically(result_file(paths), {"origin": origin}),
         )
     except StoreError as error:
         # Without a lock there was nobody to tell: inputs that are missing.
@@ -218,6 +245,8 @@ def main():
             "toolchain": {"type": "list", "elements": "str", "default": []},
             "artifacts": {"type": "list", "elements": "path", "default": []},
             "index_urls": {"type": "list", "elements": "str"},
+            "substituters": {"type": "list", "elements": "str", "default": []},
+            "trusted_keys": {"type": "path", "no_log": False},
             "keep_failed": {"type": "bool", "default": False},
             "detach": {"type": "bool", "default": False},
         },
@@ -226,26 +255,27 @@ def main():
     recipe = recipe_of(module.params)
     try:
         address.check_recipe(recipe)
+        substitute.check_configuration(module.params["substituters"], module.params["trusted_keys"])
     except StoreError as error:
         module.fail_json(msg=str(error))
     paths = Paths(module.params["root"], recipe)
     result = {"path": paths.final, "key": paths.key, "log": paths.log, "running": False, "progress": ""}
     if address.is_committed(paths.final):
-        if os.path.exists(result_file(paths)):
-            os.unlink(result_file(paths))
-        module.exit_json(changed=False, **result)
+        module.exit_json(changed=False, origin=origin_of(paths), **result)
     result["diff"] = {"before": "", "after": paths.final + "\n"}
     if module.check_mode:
         module.exit_json(changed=True, **result)
     if not module.params["detach"]:
+        origins = ["present"]
         try:
             realise(
                 module.params["root"], recipe, module.params["artifacts"], module.params["index_urls"] or [],
-                module.params["keep_failed"],
+                module.params["keep_failed"], lambda message: None,
+                module.params["substituters"], module.params["trusted_keys"], origins.append,
             )
         except StoreError as error:
             module.fail_json(msg=str(error), log=paths.log)
-        module.exit_json(changed=True, **result)
+        module.exit_json(changed=True, origin=origins[-1], **result)
     paths.make()
     if os.path.exists(result_file(paths)):
         with open(result_file(paths)) as stream:

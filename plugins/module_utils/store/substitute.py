@@ -27,7 +27,10 @@ END = b"\0" * (2 * BLOCK)
 MODES = {"file": 0o444, "executable": 0o555, "directory": 0o555, "link": 0o777}
 TYPES = {"file": b"0", "link": b"2", "directory": b"5"}
 # Headers end with an empty line; a line that begins with = is the checksum.
-ARMOUR = re.compile(br"-----BEGIN PGP PUBLIC KEY BLOCK-----[^\n]*\n(?:[^\n]+\n)*?\r?\n([A-Za-z0-9+/=\s]*?)\n(?:=.{4}\s*)?-----END")
+ARMOUR = re.compile(
+    br"-----BEGIN PGP PUBLIC KEY BLOCK-----[^\n]*\n(?:[^\n]+\n)*?\r?\n"
+    br"([A-Za-z0-9+/=\s]*?)\n(?:=.{4}\s*)?-----END"
+)
 
 
 # The archive
@@ -126,8 +129,9 @@ def write_archive(path, entries, stream):
 
 def run_gpg(home, arguments):
     """Run gpg in batch mode. Raises StoreError with what it said."""
+    command = ["gpg", "--homedir", home, "--batch", "--no-tty", "--pinentry-mode", "loopback", "--passphrase", ""]
     done = subprocess.Popen(
-        ["gpg", "--homedir", home, "--batch", "--no-tty", "--pinentry-mode", "loopback", "--passphrase", ""] + arguments,
+        command + arguments,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )
     printed, said = done.communicate()
@@ -172,14 +176,14 @@ def read_output(path):
         with open(os.path.join(path, address.MANIFEST)) as stream:
             return json.load(stream)
     except (OSError, ValueError) as error:
-        raise StoreError("%s: found no output to publish (%s); expected a committed one. Build it first." % (path, error))
+        raise StoreError("%s: found no output (%s); expected a committed one. Build it first." % (path, error))
 
 
 def is_published(path, directory, home, fingerprint):
     """Whether an output lies in `directory` whole, signed by the key `fingerprint`."""
-    manifest = read_output(path)
-    base = os.path.join(directory, stem_of(manifest))
     try:
+        manifest = read_output(path)
+        base = os.path.join(directory, stem_of(manifest))
         with open(base + ".manifest.json") as stream:
             said = json.load(stream)
         if said["manifest"] != manifest or said["path"] != path:
@@ -200,7 +204,7 @@ def publish(path, directory, home, fingerprint):
     if is_published(path, directory, home, fingerprint):
         return False
     manifest = read_output(path)
-    members, size = layout(manifest["files"])
+    size = layout(manifest["files"])[1]
     check_entries(manifest, stem_of(manifest))
     os.makedirs(directory, exist_ok=True)
     base = os.path.join(directory, stem_of(manifest))
@@ -241,7 +245,7 @@ class Progress:
         self.what, self.total, self.report, self.done, self.reported = what, total, report, 0, 0.0
 
     def add(self, size, files=0):
-        self.done += size
+        self.done += size  # threads may lose a count: it is for the eye
         if time.time() - self.reported > 0.5:
             self.reported = time.time()
             self.report("%s%d of %d MB" % (self.what, self.done / 1e6, self.total / 1e6))
@@ -322,8 +326,8 @@ def check_wanted(said, recipe, final, where):
             )
     if said["path"] != final:
         raise StoreError(
-            "%s: found an output of %s; expected one of %s: outputs hold their own path. Build with the same store_root "
-            "as the builder." % (where, said["path"], final)
+            "%s: found an output of %s; expected one of %s: outputs hold their own path. Build with the same "
+            "store_root as the builder." % (where, said["path"], final)
         )
 
 
@@ -442,8 +446,8 @@ def write_file(archive, out, entry, offset, where, progress):
         os.close(target)
     if digest.hexdigest() != entry["sha256"]:
         raise StoreError(
-            "%s: %s: found the sha256 %s; expected %s, as the signed manifest says. Nothing was committed. Do not trust "
-            "that origin; publish the output again." % (where, entry["path"], digest.hexdigest(), entry["sha256"])
+            "%s: %s: found the sha256 %s; expected %s, as the signed manifest says. Nothing was committed. Do not "
+            "trust that origin; publish the output again." % (where, entry["path"], digest.hexdigest(), entry["sha256"])
         )
 
 
@@ -484,8 +488,8 @@ def check_archive(archive, members, size, expected, where):
         digest = hashed.result()
     if digest != expected["sha256"]:
         raise StoreError(
-            "%s: found the sha256 %s; expected %s, as the signed manifest says. Nothing was unpacked. Do not trust that "
-            "origin; publish the output again." % (where, digest, expected["sha256"])
+            "%s: found the sha256 %s; expected %s, as the signed manifest says. Nothing was unpacked. Do not trust "
+            "that origin; publish the output again." % (where, digest, expected["sha256"])
         )
 
 

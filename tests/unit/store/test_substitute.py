@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 from itertools import count
 from pathlib import Path
 
@@ -126,7 +125,7 @@ def assert_refused(root, made, directory, keys, *parts):
     assert unpacked == []
     assert os.listdir(os.path.join(root, "build")) == []
     assert os.listdir(os.path.join(root, "store")) == []
-    assert [name for name in os.listdir(os.path.join(root, "sources"))] == []
+    assert os.listdir(os.path.join(root, "sources")) == []
     return str(caught.value)
 
 
@@ -259,8 +258,8 @@ def test_a_signed_manifest_that_escapes(root, made, published, keys, case):
 def test_a_link_that_the_recipe_itself_names(root, keys, tmp_path):
     """An interpreter of the host, which the key knows of."""
     made = recipe(environment={"INTERPRETER": "/usr/bin/env"}, builder='ln -s /usr/bin/env "$out/python"\n')
-    above = recipe(name="above", builder='ln -s /usr/bin/env "$out/python"\n')
-    for one in (made, recipe(name="above", inputs={"below": address.output_path(root, made)}, builder=above["builder"])):
+    above = recipe(name="above", inputs={"below": address.output_path(root, made)}, builder=made["builder"])
+    for one in (made, above):
         build.realise(root, one, [], [])
         substitute.publish(address.output_path(root, one), str(tmp_path / "published"), *keys[0][:2])
         build.remove_tree(address.output_path(root, one))
@@ -378,10 +377,8 @@ def test_a_server_that_is_not_there_is_passed_over(root, made, published, keys, 
     assert take(root, made, ["http://127.0.0.1:1", published], keys) == "substituted"
 
 
-def test_a_password_is_not_shown(root, made, published, keys, server):
-    sign(published, made, root, keys[1], lambda said: None)
-    base = substitute.base_of("http://user:geheim@host/")
-    assert "geheim" not in substitute.shown(base)
+def test_a_password_is_not_shown():
+    assert substitute.shown(substitute.base_of("http://user:geheim@host/") + "x.tar") == "http://host/x.tar"
 
 
 def test_a_full_disk_is_said_and_given_back(root, made, published, keys):
@@ -449,7 +446,6 @@ def test_a_kill_in_the_middle_of_unpacking(root, made, published, keys, tmp_path
         timer.start()
         process.communicate()
         timer.cancel()
-    time.sleep(0)
     assert take(root, made, [published], keys) in ("substituted", "present")
     assert picture(address.output_path(root, made)) == picture(tmp_path / "kept")
     assert os.listdir(os.path.join(root, "build")) == []
