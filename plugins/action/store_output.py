@@ -25,9 +25,12 @@ class ActionModule(ActionBase):
             arguments.pop("index_urls", None)
         host = variables.get("inventory_hostname", "")
         progress = Progress(f"{host}: {arguments.get('name')} {arguments.get('version')}")
-        changed, starts = False, 0
+        changed, starts, fresh = False, 0, True
         while True:
-            answer = self._execute_module("store_output", dict(arguments, detach=True), task_vars=variables)
+            answer = self._execute_module(
+                "store_output", dict(arguments, detach=True, fresh=fresh), task_vars=variables
+            )
+            fresh = False
             if answer.get("failed") or not answer.get("running"):
                 break
             if answer.get("needs_indexes"):

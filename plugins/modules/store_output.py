@@ -77,6 +77,10 @@ options:
     description: Keep the build directory of a builder that failed.
     type: bool
     default: false
+  fresh:
+    description: With O(detach), forget how work ended that nobody waited for. The action plugin sets it once a run.
+    type: bool
+    default: false
   detach:
     description: Start the work, or look how far it is, and return at once. The action plugin uses it.
     type: bool
@@ -248,6 +252,7 @@ def main():
             "substituters": {"type": "list", "elements": "str", "default": []},
             "trusted_keys": {"type": "path", "no_log": False},
             "keep_failed": {"type": "bool", "default": False},
+            "fresh": {"type": "bool", "default": False},
             "detach": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
@@ -281,7 +286,7 @@ def main():
         with open(result_file(paths)) as stream:
             left = json.load(stream)
         os.unlink(result_file(paths))
-        if "msg" in left:
+        if "msg" in left and not module.params["fresh"]:
             module.fail_json(msg=left["msg"], log=paths.log)
     started = not is_at_work(paths)
     if started and module.params["index_urls"] is None:
