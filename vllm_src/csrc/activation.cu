@@ -5,6 +5,7 @@
 namespace kepler {
 namespace {
 
+// Exact to some units in the last place while the result is above 3e-37: beyond, expf overflows and the result is 0.
 __device__ __forceinline__ float x_sigmoid(float x, float of) { return x / (1.f + expf(-of)); }
 
 // exp(-x²/2). The rounding of x² alone would cost x²/2 units in the last place: its remainder is put back.
