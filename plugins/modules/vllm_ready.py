@@ -58,14 +58,12 @@ progress:
   returned: success
 """
 
-import urllib.request
-
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.host.server import base_url, open_url
 
 # Starts within the unit's limit of restarts; more than these are a loop.
 RESTARTS = 3
 LOG_LINES = 15
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def show_unit(module, unit):
@@ -84,11 +82,8 @@ def journal(module, unit, lines):
 
 def is_healthy(host, port):
     """Whether /health answers 200; it needs no key."""
-    host = WILDCARDS.get(host, host)
-    address = "http://%s:%d/health" % ("[%s]" % host if ":" in host else host, port)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        return opener.open(address, timeout=5).getcode() == 200
+        return open_url(base_url(host, port) + "/health", 5).getcode() == 200
     except (OSError, ValueError):
         return False
 

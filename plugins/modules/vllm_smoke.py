@@ -78,8 +78,7 @@ import urllib.error
 import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
-
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+from ansible.module_utils.host.server import base_url, open_url
 
 
 class Wrong(Exception):
@@ -107,9 +106,8 @@ def ask(base, path, key, timeout, body=None):
     if key:
         headers["Authorization"] = "Bearer " + key
     request = urllib.request.Request(base + path, headers=headers, data=body and json.dumps(body).encode("utf-8"))
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        return json.loads(opener.open(request, timeout=timeout).read().decode("utf-8"))
+        return json.loads(open_url(request, timeout).read().decode("utf-8"))
     except urllib.error.HTTPError as error:
         raise Wrong("%s answered %d: %s" % (path, error.code, error.read().decode("utf-8", "replace")[:500]))
     except (OSError, ValueError) as error:
@@ -141,8 +139,7 @@ def main():
         supports_check_mode=True,
     )
     params = module.params
-    host = WILDCARDS.get(params["host"], params["host"])
-    base = "http://%s:%d" % ("[%s]" % host if ":" in host else host, params["port"])
+    base = base_url(params["host"], params["port"])
     try:
         key = read_key(params["api_key_file"])
         model = ask(base, "/v1/models", key, params["timeout"])["data"][0]["id"]

@@ -5,27 +5,20 @@ import random
 import sys
 from pathlib import Path
 
-PORT = Path(__file__).resolve().parent.parent / "port"
-sys.path.insert(0, str(PORT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "port"))
 os.environ["VLLM_KEPLER_DEVICE"] = ""
-os.environ["VLLM_KEPLER_VERIFY"] = "1"
+os.environ["VLLM_KEPLER_VERIFY"] = os.environ["VLLM_NO_USAGE_STATS"] = "1"
 
-import importlib.util  # noqa: E402
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-
-spec = importlib.util.spec_from_file_location("port_conftest", PORT / "conftest.py")
-port_conftest = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(port_conftest)
-seed, tiny = port_conftest.seed, port_conftest.tiny
+import pytest
+import torch
+from tiny_models import seed, tiny  # noqa: F401
 
 # Memory that torch leaves uninitialised holds NaN from here on: an output or workspace that a kernel leaves out shows.
 torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 @pytest.fixture
-def rng(seed, request) -> random.Random:
+def rng(seed, request) -> random.Random:  # noqa: F811
     """Fresh for each run and test; the seed that repeats it is printed."""
     return random.Random(f"{seed} {request.node.name}")
 

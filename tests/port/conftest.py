@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import random
 from typing import Any
 
 # Before vLLM is imported: the CPU stands in for the Kepler GPU. An empty value with VLLM_KEPLER_VERIFY=1 takes a GPU.
@@ -12,28 +11,7 @@ os.environ.setdefault("VLLM_KEPLER_DEVICE", "cpu")
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
 
 import pytest
-from tiny_models import CONTEXT, NEW_TOKENS, TinyModel, make
-
-
-@pytest.fixture(scope="session")
-def seed() -> int:
-    """Fresh for each run; KEPLER_TEST_SEED repeats one."""
-    chosen = int(os.environ.get("KEPLER_TEST_SEED") or random.SystemRandom().randrange(1 << 31))
-    print(f"\nKEPLER_TEST_SEED={chosen}")
-    return chosen
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory, seed: int):
-    """Function from the name of a family to its TinyModel, made once."""
-    made: dict[str, TinyModel] = {}
-
-    def get(family: str) -> TinyModel:
-        if family not in made:
-            made[family] = make(family, tmp_path_factory.mktemp(family), seed)
-        return made[family]
-
-    return get
+from tiny_models import CONTEXT, NEW_TOKENS, TinyModel, seed, tiny  # noqa: F401
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
-"""Tiny models with random weights, and their greedy answers from transformers in float64."""
+"""Tiny models with random weights, their greedy answers from transformers in float64, and the fixtures for both."""
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -137,3 +140,24 @@ def assert_same(model: TinyModel, got: list[list[int]]) -> None:
                     f"{margins[position]:.2e}, bound {model.bound:.2e}"
                 )
                 break
+
+
+@pytest.fixture(scope="session")
+def seed() -> int:
+    """Fresh for each run; KEPLER_TEST_SEED repeats one."""
+    chosen = int(os.environ.get("KEPLER_TEST_SEED") or random.SystemRandom().randrange(1 << 31))
+    print(f"\nKEPLER_TEST_SEED={chosen}")
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, seed: int):
+    """Function from the name of a family to its TinyModel, made once."""
+    made: dict[str, TinyModel] = {}
+
+    def get(family: str) -> TinyModel:
+        if family not in made:
+            made[family] = make(family, tmp_path_factory.mktemp(family), seed)
+        return made[family]
+
+    return get

@@ -25,9 +25,11 @@ def register() -> str | None:
 
 def register_layers() -> None:
     """Put the port's layers where vLLM would make its own; nothing where the port does not serve."""
-    from .device import platform_class
+    from vllm.platforms import current_platform
 
-    if platform_class():
+    from .settings import KeplerSettings
+
+    if isinstance(current_platform, KeplerSettings):
         from . import moe
 
         moe.register()

@@ -18,11 +18,7 @@ logging.getLogger("vllm.triton_utils.importing").setLevel(logging.WARNING)
 from vllm.model_executor.layers.fused_moe.layer import UnquantizedFusedMoEMethod  # noqa: E402
 
 from .ops import moe  # noqa: E402
-
-
-def refuse_unless(holds: bool, what: str) -> None:
-    if not holds:
-        raise ValueError(f"The model asks for {what}: the Kepler port does not have it. Serve another model.")
+from .settings import refuse_where  # noqa: E402
 
 
 class KeplerMoEMethod(UnquantizedFusedMoEMethod):
@@ -40,11 +36,11 @@ class KeplerMoEMethod(UnquantizedFusedMoEMethod):
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
-        refuse_unless(layer.activation in ("silu", "gelu"), f"experts with the activation {layer.activation}")
-        refuse_unless(not layer.apply_router_weight_on_input, "router weights on the experts' input")
-        refuse_unless(layer.expert_map is None, "experts spread over the ranks (enable_expert_parallel)")
+        refuse_where(layer.activation not in ("silu", "gelu"), f"experts with the activation {layer.activation}")
+        refuse_where(layer.apply_router_weight_on_input, "router weights on the experts' input")
+        refuse_where(layer.expert_map is not None, "experts spread over the ranks (enable_expert_parallel)")
         for name, size in (("hidden", hidden_size), ("intermediate", intermediate_size_per_partition)):
-            refuse_unless(size % moe.ALIGNMENT == 0, f"experts of {name} size {size} (a multiple of 4 is expected)")
+            refuse_where(size % moe.ALIGNMENT != 0, f"experts of {name} size {size} (a multiple of 4 is expected)")
         super().create_weights(
             layer, num_experts, hidden_size, intermediate_size_per_partition, params_dtype, **extra_weight_attrs
         )

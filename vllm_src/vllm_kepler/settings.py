@@ -25,6 +25,12 @@ def force_v0() -> None:
     os.environ["VLLM_USE_V1"] = "0"
 
 
+def refuse_where(is_asked: bool, what: str) -> None:
+    """Raise ValueError where a model asks for `what`, which the port does not have."""
+    if is_asked:
+        raise ValueError(f"The model asks for {what}: the Kepler port does not have it. Serve another model.")
+
+
 class KeplerSettings:
     """What every platform of the port answers; stands before upstream's platform among the bases."""
 
@@ -51,9 +57,8 @@ class KeplerSettings:
 
         Raises ValueError where the model's attention is of a kind that the port does not have.
         """
-        if use_v1 or use_mla:
-            what = "multi-head latent attention" if use_mla else "the V1 engine"
-            raise ValueError(f"The model asks for {what}: the Kepler port does not have it. Serve another model.")
+        refuse_where(use_mla, "multi-head latent attention")
+        refuse_where(use_v1, "the V1 engine")
         logger.info("Using Torch SDPA attention backend for Kepler GPU (sm < 60).")
         return BACKEND
 

@@ -69,6 +69,12 @@ def output_path(root, recipe):
     return os.path.join(root, "store", "%s-%s-%s" % (key(recipe), recipe["name"], recipe["version"]))
 
 
+def manifest(path):
+    """The manifest of a committed output. Raises OSError or ValueError where there is none to read."""
+    with open(os.path.join(path, MANIFEST)) as stream:
+        return json.load(stream)
+
+
 def is_committed(path):
     """Whether the store path holds a whole output. Before its commit it is absent, or an empty directory."""
     return os.path.exists(os.path.join(path, MANIFEST))

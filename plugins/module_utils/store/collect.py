@@ -1,6 +1,5 @@
 """Garbage collection: what nothing refers to any more goes, whole or not at all."""
 
-import json
 import os
 
 from . import address, generation
@@ -21,12 +20,6 @@ def outputs(root):
     return [path for path in (os.path.join(store, name) for name in names) if address.is_committed(path)]
 
 
-def manifest(path):
-    """The manifest of an output."""
-    with open(os.path.join(path, address.MANIFEST)) as stream:
-        return json.load(stream)
-
-
 def closure(paths):
     """`paths` and all that their manifests refer to, directly or not; what is missing is left out."""
     found, waiting = set(), list(paths)
@@ -34,7 +27,7 @@ def closure(paths):
         path = waiting.pop()
         if path not in found and address.is_committed(path):
             found.add(path)
-            waiting += manifest(path)["references"]
+            waiting += address.manifest(path)["references"]
     return found
 
 
@@ -114,7 +107,7 @@ def plan(root, keep=KEEP, sources=False):
         if path not in alive and not is_being_built(root, path):
             found.append(("output", path))
     directory = os.path.join(root, "sources")
-    wanted = {source[2] for path in alive for source in manifest(path)["sources"]} if sources else None
+    wanted = {source[2] for path in alive for source in address.manifest(path)["sources"]} if sources else None
     for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
         if ".rejected-" in name or (sources and name not in wanted and address.SHA256.match(name)):
             found.append(("source", os.path.join(directory, name)))

@@ -39,13 +39,16 @@ class Progress:
         self.files, self.done, self.bytes, self.report = files, 0, 0, report
         self.lock, self.reported = threading.Lock(), 0.0
 
+    def text(self):
+        return "%d of %d files, %.0f MB" % (self.done, self.files, self.bytes / 1e6)
+
     def add(self, size, files=0):
         with self.lock:
             self.bytes += size
             self.done += files
             if time.time() - self.reported > 0.5:
                 self.reported = time.time()
-                self.report("%d of %d files, %.0f MB" % (self.done, self.files, self.bytes / 1e6))
+                self.report(self.text())
 
 
 def index_entries(address):

@@ -9,7 +9,6 @@ import time
 import uuid
 
 from . import address, generation
-from .collect import manifest
 
 NEVRA = re.compile(r"^(?P<name>.+)-(?:(?P<epoch>\d+):)?(?P<version>[^-]+)-(?P<release>[^-]+)\.(?P<arch>[^.]+)$")
 
@@ -53,7 +52,7 @@ def toolchain(nevras):
 
 def component_of(path):
     """The component of one output; what it holds lies within it, what it was built from beside that as evidence."""
-    described = manifest(path)
+    described = address.manifest(path)
     key = described["key"]
     parts = python_packages(path) + toolchain(described["recipe"]["toolchain"])
     for name, file, sha256 in described["sources"]:
@@ -93,7 +92,7 @@ def sbom(root, number):
         "components": [component_of(path) for path in paths],
         "dependencies": [{"ref": "generation", "dependsOn": [address.key_of_path(path) for path in paths]}] + [
             {"ref": address.key_of_path(path),
-             "dependsOn": sorted(address.key_of_path(other) for other in manifest(path)["references"])}
+             "dependsOn": sorted(address.key_of_path(other) for other in address.manifest(path)["references"])}
             for path in paths
         ],
     }

@@ -12,7 +12,6 @@ import re
 import subprocess
 import tarfile
 import tempfile
-import time
 import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -173,8 +172,7 @@ def public_key(home, fingerprint):
 def read_output(path):
     """The manifest of a committed output. Raises StoreError where there is none."""
     try:
-        with open(os.path.join(path, address.MANIFEST)) as stream:
-            return json.load(stream)
+        return address.manifest(path)
     except (OSError, ValueError) as error:
         raise StoreError("%s: found no output (%s); expected a committed one. Build it first." % (path, error))
 
@@ -238,17 +236,15 @@ def publish(path, directory, home, fingerprint):
 # Substituting
 
 
-class Progress:
-    """Hands the bytes done of the bytes that there are to `report`, from any thread, twice a second at most."""
+class Progress(fetch.Progress):
+    """Counts the bytes done of the bytes that there are."""
 
     def __init__(self, what, total, report):
-        self.what, self.total, self.report, self.done, self.reported = what, total, report, 0, 0.0
+        super().__init__(0, report)
+        self.what, self.total = what, total
 
-    def add(self, size, files=0):
-        self.done += size  # threads may lose a count: it is for the eye
-        if time.time() - self.reported > 0.5:
-            self.reported = time.time()
-            self.report("%s%d of %d MB" % (self.what, self.done / 1e6, self.total / 1e6))
+    def text(self):
+        return "%s%d of %d MB" % (self.what, self.bytes / 1e6, self.total / 1e6)
 
 
 def check_configuration(substituters, trusted_keys):

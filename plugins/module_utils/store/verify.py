@@ -5,7 +5,7 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 
 from . import address, build, tree
-from .collect import manifest, outputs
+from .collect import outputs
 from .errors import StoreError
 from .fetch import sha256_of
 
@@ -39,7 +39,7 @@ def rights(top, path):
 def verify(path):
     """Problems of a committed output: [{path, problem}]; empty where it is what its manifest says."""
     try:
-        described = manifest(path)
+        described = address.manifest(path)
     except (OSError, ValueError) as error:
         return [{"path": address.MANIFEST, "problem": "cannot be read: %s" % error}]
     found = [entry for entry in tree.describe_all(path) if entry["path"] != address.MANIFEST]
@@ -56,7 +56,7 @@ def verify(path):
 
 def recipe_of(root, path):
     """The recipe that an output was built from. Raises StoreError where one of its sources is gone or changed."""
-    described = manifest(path)
+    described = address.manifest(path)
     recipe = dict(described["recipe"], sources=[])
     for name, file, sha256 in described["sources"]:
         held = os.path.join(root, "sources", sha256)
@@ -89,7 +89,7 @@ def rebuild(root, path):
         build.run_builder(recipe, paths)
         out = os.path.join(paths.build, "out")
         tree.freeze(out, build.SOURCE_DATE_EPOCH)
-        return compare(manifest(path)["files"], tree.describe_all(out))
+        return compare(address.manifest(path)["files"], tree.describe_all(out))
     finally:
         build.remove_tree(paths.build)
         paths.held.release()
@@ -97,14 +97,13 @@ def rebuild(root, path):
 
 def find(root, name):
     """Committed outputs that `name` means: a path, a store name, a key, or the name of outputs. Raises StoreError."""
-    known = outputs(root)
+    names = {path: address.manifest(path)["name"] for path in outputs(root)}
     found = [
-        path for path in known
-        if name in (path, os.path.basename(path), address.key_of_path(path), manifest(path)["name"])
+        path for path in names if name in (path, os.path.basename(path), address.key_of_path(path), names[path])
     ]
     if not found:
-        names = sorted({manifest(path)["name"] for path in known})
         raise StoreError(
-            "found no output %s in %s; expected a path, a key or one of: %s." % (name, root, ", ".join(names) or "none")
+            "found no output %s in %s; expected a path, a key or one of: %s."
+            % (name, root, ", ".join(sorted(set(names.values()))) or "none")
         )
     return found

@@ -9,7 +9,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
-from store import collect, generation, sbom, verify
+from store import address, collect, generation, sbom, verify
 from store.errors import StoreError
 
 
@@ -24,7 +24,7 @@ def size(count):
 
 def label(path):
     """Name, version and the first digits of the key of an output."""
-    described = collect.manifest(path)
+    described = address.manifest(path)
     return "%s %s (%s)" % (described["name"], described["version"], described["key"][:8])
 
 
@@ -50,7 +50,7 @@ def why(arguments):
             if path in generation.read(arguments.root, number)["outputs"].values():
                 print("  generation %d" % number)
         for other in known:
-            if path in collect.manifest(other)["references"]:
+            if path in address.manifest(other)["references"]:
                 print("  output %s" % label(other))
         if path in collect.in_use(arguments.root):
             print("  a running process")

@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
+# What the store's tests share.
+sys.path.insert(0, str(ROOT / "tests" / "unit" / "store"))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ Nobody has built the real tree in full with this recipe yet.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,14 +13,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from recipes import needs_namespaces
+from store import address, build
+from store.errors import StoreError
+from store.fetch import sha256_of
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLE = ROOT / "roles" / "pytorch"
-sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
-
-from store import address, build  # noqa: E402
-from store.errors import StoreError  # noqa: E402
-from store.fetch import sha256_of  # noqa: E402
 
 VERSION = yaml.safe_load((ROOT / "files/lock/sources.yml").read_text())["sources"]["pytorch"]["version"]
 RPMS = yaml.safe_load((ROOT / "files/lock/rpms.yml").read_text())["rpms"]
@@ -45,10 +43,6 @@ ENVIRONMENT = {
     "BUILD_TEST": "0",
     "KEPLER_JOBS": "3",
 }
-needs_namespaces = pytest.mark.skipif(
-    os.geteuid() != 0 or os.system("unshare --net --mount --propagation private true 2>/dev/null") != 0,
-    reason="needs root and unshare",
-)
 
 
 @pytest.fixture

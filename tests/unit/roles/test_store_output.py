@@ -1,15 +1,11 @@
 """The action plugin store_output on this machine: progress, failures, and work that nobody waited for."""
 
 import json
-import os
 import subprocess
 
 import pytest
+from recipes import needs_namespaces
 
-needs_namespaces = pytest.mark.skipif(
-    os.geteuid() != 0 or os.system("unshare --net --mount --propagation private true 2>/dev/null") != 0,
-    reason="needs root and unshare",
-)
 pytestmark = needs_namespaces
 
 

@@ -17,6 +17,7 @@ from vllm.platforms import current_platform
 
 from ..ops import attention as paged
 from ..ops import cache
+from ..settings import refuse_where
 from .metadata import CpuMetadataBuilder, GpuMetadataBuilder, KeplerMetadata
 
 HEAD_SIZES = range(8, 513, 8)
@@ -88,8 +89,7 @@ class KeplerImpl(AttentionImpl[KeplerMetadata]):
             f"attention of type {attn_type}": attn_type not in (AttentionType.DECODER, AttentionType.ENCODER_ONLY),
         }
         for what, is_asked in refused.items():
-            if is_asked:
-                raise ValueError(f"The model asks for {what}: the Kepler port does not have it. Serve another model.")
+            refuse_where(is_asked, what)
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads or num_heads
         self.head_size = head_size

@@ -118,20 +118,21 @@ def experts_kernel(
     """As experts_reference, float32 on a GPU; both sizes multiples of 4."""
     top_k = experts.shape[1]
     row_bytes = x.element_size() * top_k * (gate_up.shape[1] + 3 * down.shape[2])
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
     at_once = max(1, MAX_BYTES // row_bytes)
-    for start in range(0, len(x), at_once):
-        rows = slice(start, start + at_once)
-        out[rows] = _experts_of_some(x[rows], gate_up, down, weights[rows], experts[rows], activation)
-    return out
+    parts = [
+        _experts_of_some(*(rows[start : start + at_once] for rows in (x, weights, experts)), gate_up, down, activation)
+        for start in range(0, len(x), at_once)
+    ]
+    # The usual one part needs no copy; no part at all is an empty answer.
+    return parts[0] if len(parts) == 1 else torch.cat([x[:0], *parts])
 
 
 def _experts_of_some(
     x: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
     weights: torch.Tensor,
     experts: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
     activation: str,
 ) -> torch.Tensor:
     lib, stream = library(), stream_of(x)

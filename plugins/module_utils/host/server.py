@@ -1,0 +1,17 @@
+"""Asking a server of this host over HTTP."""
+
+import urllib.request
+
+# Where a server that listens everywhere is reached.
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def base_url(host, port):
+    """http:// address of a server that listens on `host` and `port`, without a last slash."""
+    host = WILDCARDS.get(host, host)
+    return "http://%s:%d" % ("[%s]" % host if ":" in host else host, port)
+
+
+def open_url(request, timeout):
+    """The answer to an address or request, whatever proxy the environment names. timeout: seconds. Raises OSError."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout)
