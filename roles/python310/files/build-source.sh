@@ -1,7 +1,10 @@
-# CPython from its release archive. No PGO and no LTO: both make the bytes depend on the machine.
+# CPython from its release archive. $OPTIMISE: yes for PGO and LTO, whose bytes depend on the machine.
 tar -xf "$src"/Python-*.tar.xz --strip-components=1
 echo "##progress configuring CPython"
-./configure --prefix="$out" --enable-shared --with-ensurepip=install \
+options=""
+if [ "$OPTIMISE" = yes ]; then options="--enable-optimizations --with-lto"; fi
+# shellcheck disable=SC2086 # several words, or none
+./configure --prefix="$out" --enable-shared --with-ensurepip=install $options \
     LDFLAGS="-Wl,-rpath,$out/lib" > configure.log || { tail -n 30 configure.log; exit 1; }
 echo "##progress compiling CPython"
 make -j"$(nproc)"
