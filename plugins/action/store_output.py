@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
 from kepler_controller.pip_index import pip_indexes
 from kepler_controller.progress import POLL, Progress
 
+PASSWORD = re.compile("://[^/@ ]*@")
 STARTS = 2  # a worker that dies this often will die again
 
 
@@ -48,6 +50,10 @@ class ActionModule(ActionBase):
                 break
             progress.show(answer["progress"])
             time.sleep(POLL)
+        # What Ansible prints of a call at -vvv: an address may hold a password.
+        called = answer.get("invocation", {}).get("module_args", {})
+        if called.get("substituters"):
+            called["substituters"] = [PASSWORD.sub("://", address) for address in called["substituters"]]
         result.update(answer)
         result["changed"] = not answer.get("failed") and bool(answer.get("changed") or changed)
         if not answer.get("failed"):

@@ -10,9 +10,9 @@ def nevra(entry: dict) -> str:
     return f"{entry['name']}-{entry['epoch']}:{entry['version']}-{entry['release']}.{entry['arch']}"
 
 
-def locked_rpms(lock: dict, role: str) -> list[str]:
-    """NEVRAs of what `role` installs, in the order of the lock."""
-    found = [nevra(entry) for entry in lock["rpms"] if entry["role"] == role]
+def locked_rpms(lock: dict, role: str | None = None) -> list[str]:
+    """NEVRAs of what `role` installs, or every role, in the order of the lock."""
+    found = [nevra(entry) for entry in lock["rpms"] if role in (None, entry["role"])]
     if not found:
         roles = ", ".join(sorted({entry["role"] for entry in lock["rpms"]}))
         raise AnsibleFilterError(
@@ -55,6 +55,19 @@ def versionlock_patterns(lock: dict, role: str) -> list[str]:
     ]
 
 
+def locked_streams(lock: dict) -> list[str]:
+    """Module streams that the lock's packages come from, as dnf takes them."""
+    return [f"{module['name']}:{module['stream']}" for module in lock["modules"]]
+
+
+def bundle_keys(fingerprints: list[str], directory: str) -> list[dict[str, str]]:
+    """The keys of the unpacked bundle `directory` in the form that rpm_signing_keys takes."""
+    return [
+        {"key": f"{directory}/keys/{fingerprint}.asc", "fingerprint": fingerprint, "variable": "offline_bundle"}
+        for fingerprint in fingerprints
+    ]
+
+
 def package_name(text: str) -> str:
     """Package name of a NEVRA."""
     return text.rsplit("-", 2)[0]
@@ -73,7 +86,9 @@ def rpms_to_install(wanted: list[str], installed: list[str], exact: bool) -> lis
 class FilterModule:
     def filters(self) -> dict:
         return {
+            "bundle_keys": bundle_keys,
             "locked_rpms": locked_rpms,
+            "locked_streams": locked_streams,
             "locked_version": locked_version,
             "locked_driver": locked_driver,
             "versionlock_patterns": versionlock_patterns,

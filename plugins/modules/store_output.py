@@ -66,13 +66,17 @@ options:
   substituters:
     description:
       - Directories on the host, and file:// or http(s):// addresses, that may have the output as another host built
-        it. They are asked in order, before anything is built.
+        it. They are asked in order, before anything is built. An address may hold a name and a password.
     type: list
     elements: str
     default: []
   trusted_keys:
     description: File on the host with the public keys whose signatures count, armoured or not.
     type: path
+  build:
+    description: Build the output where no substituter has it. False fails there instead.
+    type: bool
+    default: true
   keep_failed:
     description: Keep the build directory of a builder that failed.
     type: bool
@@ -203,7 +207,7 @@ def work(paths, module, recipe):
             params["root"], recipe, params["artifacts"], params["index_urls"], params["keep_failed"],
             lambda message: write_atomically(result_file(paths), {"msg": message}),
             params["substituters"], params["trusted_keys"],
-            lambda origin: write_atomically(result_file(paths), {"origin": origin}),
+            lambda origin: write_atomically(result_file(paths), {"origin": origin}), params["build"],
         )
     except StoreError as error:
         # Without a lock there was nobody to tell: inputs that are missing.
@@ -251,6 +255,7 @@ def main():
             "index_urls": {"type": "list", "elements": "str"},
             "substituters": {"type": "list", "elements": "str", "default": []},
             "trusted_keys": {"type": "path", "no_log": False},
+            "build": {"type": "bool", "default": True},
             "keep_failed": {"type": "bool", "default": False},
             "fresh": {"type": "bool", "default": False},
             "detach": {"type": "bool", "default": False},
@@ -276,7 +281,7 @@ def main():
             realise(
                 module.params["root"], recipe, module.params["artifacts"], module.params["index_urls"] or [],
                 module.params["keep_failed"], lambda message: None,
-                module.params["substituters"], module.params["trusted_keys"], origins.append,
+                module.params["substituters"], module.params["trusted_keys"], origins.append, module.params["build"],
             )
         except StoreError as error:
             module.fail_json(msg=str(error), log=paths.log)

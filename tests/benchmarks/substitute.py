@@ -50,7 +50,7 @@ def main(output, scratch):
 
     def substitution():
         paths.build = os.path.join(paths.builds, paths.key)
-        found = substitute.substitute(recipe, paths, [published], public)
+        found, _reasons = substitute.substitute(recipe, paths, [published], public)
         store, final = paths.store, paths.final
         paths.store, paths.final = scratch, os.path.join(scratch, "final")
         build.commit(found, paths)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -79,14 +77,7 @@ def play(request, tmp_path):
         shutil.copytree(PROJECT / "inventory" / "standin", inventory, dirs_exist_ok=True)
         # The host in question is the K80 host of this run.
         (inventory / "hosts.yml").write_text(f"k80-hosts:\n  hosts:\n    {host}:\n")
-        command = ["ansible-playbook", "-i", str(inventory), playbook, "-l", "k80-hosts"]
-        for variable in variables:
-            command += ["-e", variable]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE")}
-        done = subprocess.run(
-            command, cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**environment, **standins.ansible_environment(TEST), "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
-        )
-        return done.returncode, " ".join(done.stdout.split())
+        arguments = [part for variable in variables for part in ("-e", variable)]
+        return standins.play(TEST, "-i", str(inventory), playbook, "-l", "k80-hosts", *arguments)
 
     return run

@@ -7,9 +7,11 @@ import shutil
 import subprocess
 
 from . import artifacts, demo, engine, hosts, image
-from .settings import CACHE, DEMO, PROJECT, STATE, TEST
+from .settings import CACHE, FLEETS, PROJECT, STATE
 
-FLEETS = {"demo": DEMO, "test": TEST}
+SHARED = str(PROJECT / "molecule" / "shared" / "molecule.yml")
+# Scenarios of molecule and the fleets that they run on.
+SCENARIOS = {"default": "test", "builder": "builder", "offline": "offline"}
 
 
 def down(fleet: str, keep_engine: bool = False) -> None:
@@ -29,12 +31,27 @@ def down(fleet: str, keep_engine: bool = False) -> None:
 
 
 def molecule(arguments: list[str]) -> None:
-    """Run molecule with the environment that its scenarios read; the stand-ins are gone afterwards."""
+    """Run molecule with the environment that its scenarios read; the stand-ins are gone afterwards.
+
+    `test` without a scenario runs all of them.
+    """
+    named = argparse.ArgumentParser(add_help=False)
+    named.add_argument("-s", "--scenario-name")
+    name, rest = named.parse_known_args(arguments)
+    everything = rest[:1] == ["test"] and not name.scenario_name
     engine.ensure()
+    status = 0
     try:
-        status = subprocess.run(["molecule", *arguments], cwd=PROJECT, env=hosts.ansible_environment(TEST)).returncode
+        for scenario in SCENARIOS if everything else (name.scenario_name or "default",):
+            environment = hosts.ansible_environment(FLEETS[SCENARIOS[scenario]])
+            command = ["molecule", "--base-config", SHARED, *rest[:1], "--scenario-name", scenario, *rest[1:]]
+            status = subprocess.run(command, cwd=PROJECT, env=environment).returncode
+            if status:
+                break
     finally:
         if "test" in arguments:
+            for fleet in SCENARIOS.values():
+                down(fleet, keep_engine=True)
             down("test")
     raise SystemExit(status)
 

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import docker
 
 from . import artifacts, engine, image, repos
-from .settings import DEFAULT_MODEL, STATE, Fleet, Step, fail
+from .settings import DEFAULT_MODEL, PROJECT, STATE, Fleet, Host, Step, fail
 
 SERVER_PORT = 8000  # in the container
 # What systemd needs where --privileged is refused.
@@ -85,32 +86,30 @@ def nvcc(fleet: Fleet) -> Path | None:
     return artifacts.nvcc() if fleet.compiles and image.is_debian(engine.ensure()) else None
 
 
-def mounts(fleet: Fleet, host: str) -> dict[str, dict[str, str]]:
+def mounts(fleet: Fleet, host: Host) -> dict[str, dict[str, str]]:
     """Volumes of one container: everything is read-only."""
     prefix = artifacts.python310().parents[1]
-    bound = {
-        artifacts.ensure(): "/opt/artifacts",
-        repos.ensure(): "/opt/stub-repos",
-        prefix: str(prefix),
-        pci_tree(DIES if host == "k80-standin" else ()): "/sys/bus/pci/devices",
-    }
-    model = model_directory()
-    if host == "k80-standin":
+    bound = {prefix: str(prefix), pci_tree(DIES if host.dies else ()): "/sys/bus/pci/devices"}
+    if host.artifacts:
+        bound[artifacts.ensure()] = "/opt/artifacts"
+    if host.repositories:
+        bound[repos.ensure()] = "/opt/stub-repos"
+    if host.compiler and (compiler := nvcc(fleet)):
+        bound[compiler] = NVCC
+    if host.dies:
         bound[fleet.key_file] = "/etc/kepler-standin/api-key.env"
-        if compiler := nvcc(fleet):
-            bound[compiler] = NVCC
-        if model:
+        if model := model_directory():
             bound[model] = f"/srv/models/{model.name}"
     if bundle := os.environ.get("SSL_CERT_FILE"):
         bound[Path(bundle).resolve()] = CA_BUNDLE
     return {str(source): {"bind": target, "mode": "ro"} for source, target in bound.items()}
 
 
-def options(fleet: Fleet, host: str) -> dict[str, Any]:
+def options(fleet: Fleet, host: Host) -> dict[str, Any]:
     """Arguments of docker's `run` for one container."""
     chosen: dict[str, Any] = {
-        "name": fleet.container(host),
-        "hostname": host,
+        "name": fleet.container(host.name),
+        "hostname": host.name,
         "detach": True,
         "cap_add": CAPABILITIES,
         "security_opt": ["seccomp=unconfined"],
@@ -124,7 +123,9 @@ def options(fleet: Fleet, host: str) -> dict[str, Any]:
             dict.fromkeys(CA_VARIABLES, CA_BUNDLE) if os.environ.get("SSL_CERT_FILE") else {}
         ),
     }
-    if host == "k80-standin":
+    if not host.network:
+        chosen["network_mode"] = "none"
+    elif fleet.port and host == fleet.hosts[0]:
         chosen["ports"] = {f"{SERVER_PORT}/tcp": ("127.0.0.1", fleet.port)}
     return chosen
 
@@ -147,8 +148,11 @@ def wait_for_systemd(container: Any) -> None:
          f"{container.logs(tail=20).decode(errors='replace')}")
 
 
-def give_repositories(container: Any) -> None:
-    """Replace the distribution's repositories by the stubs of the same names, with signatures checked."""
+def give_repositories(container: Any, host: Host) -> None:
+    """Replace the distribution's repositories by the stubs of the same names, with signatures checked; or by none."""
+    if not host.repositories:
+        execute(container, "rm -f /etc/yum.repos.d/*.repo")
+        return
     text = "\n".join(REPOSITORIES.format(name=name) for name in ("baseos", "appstream"))
     script = (
         "rm -f /etc/yum.repos.d/*.repo && printf '%s' " + f"'{text}'" + " > /etc/yum.repos.d/distribution.repo && "
@@ -171,7 +175,7 @@ def up(fleet: Fleet) -> None:
     tag = image.ensure(client)
     make_key(fleet)
     for host in fleet.hosts:
-        name = fleet.container(host)
+        name = fleet.container(host.name)
         chosen = options(fleet, host)
         # What a container was started with cannot be changed: another model or port takes another container.
         digest = hashlib.sha256(json.dumps([tag, chosen], sort_keys=True, default=str).encode()).hexdigest()
@@ -183,11 +187,11 @@ def up(fleet: Fleet) -> None:
             same = container.labels.get("vllm-kepler.options") == digest
             if same and execute(container, f"test -e {MARK}")[0] == 0:
                 continue
-            print(f"== {host} is not whole, or was started with other options: starting it anew", flush=True)
+            print(f"== {host.name} is not whole, or was started with other options: starting it anew", flush=True)
             container.remove(force=True, v=True)
         except docker.errors.NotFound:
             pass
-        with Step(f"Starting the stand-in {host}"):
+        with Step(f"Starting the stand-in {host.name}"):
             try:
                 container = client.containers.run(tag, **chosen)
             except docker.errors.APIError as error:
@@ -203,7 +207,7 @@ def up(fleet: Fleet) -> None:
                     )
                 fail(f"{name}: the container did not start: {reason}")
             wait_for_systemd(container)
-            give_repositories(container)
+            give_repositories(container, host)
             open_way_to_python(container)
             execute(container, f"touch {MARK}")
 
@@ -231,5 +235,19 @@ def ansible_environment(fleet: Fleet) -> dict[str, str]:
         "STANDIN_PYTHON310": str(artifacts.python310()),
         "STANDIN_FINGERPRINT": (repos.ensure() / "fingerprint").read_text(),
         "STANDIN_MODEL": model_name(),
+        "STANDIN_BUNDLE": str(fleet.directory / "kepler-bundle.tar"),
         "STANDIN_NVCC": NVCC if nvcc(fleet) else "",
     }
+
+
+def play(fleet: Fleet, *arguments: str, project: Path = PROJECT) -> tuple[int, str]:
+    """Run ansible-playbook as a user does: (exit status, what it printed, on one line).
+
+    project: the checkout to run. Nothing of the environment that molecule gives its own runs reaches it.
+    """
+    inherited = {name: value for name, value in ansible_environment(fleet).items() if not name.startswith("ANSIBLE")}
+    done = subprocess.run(
+        ["ansible-playbook", *arguments], cwd=project, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**inherited, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CONFIG": str(project / "ansible.cfg")},
+    )
+    return done.returncode, " ".join(done.stdout.split())

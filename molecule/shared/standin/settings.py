@@ -18,23 +18,46 @@ DEFAULT_MODEL = PROJECT / "tests" / "models" / "licence-llama"
 
 
 @dataclass(frozen=True)
+class Host:
+    """One stand-in.
+
+    Attributes:
+        name: inventory name.
+        dies: whether it has two boards, and a server's key and model.
+        artifacts: whether it has the files to install from.
+        repositories: whether it reaches the stub repositories.
+        compiler: whether it has a compiler for the kernels.
+        network: whether it has any network but its loopback.
+    """
+
+    name: str
+    dies: bool = True
+    artifacts: bool = True
+    repositories: bool = True
+    compiler: bool = False
+    network: bool = True
+
+
+@dataclass(frozen=True)
 class Fleet:
     """A set of stand-ins that live and end together.
 
     Attributes:
-        name: "demo" or "test": so that a test run leaves a demo alone.
-        port: port on this machine's loopback that reaches the server of the K80 host.
-        hosts: inventory names.
-        compiles: whether its K80 host has a compiler for the kernels.
+        name: so that a test run leaves a demo alone.
+        hosts: the stand-ins.
+        port: port on this machine's loopback that reaches the server of the first one; None where nothing serves.
     """
 
     name: str
-    port: int
-    hosts: tuple[str, ...]
-    compiles: bool = False
+    hosts: tuple[Host, ...]
+    port: int | None = None
 
     def container(self, host: str) -> str:
         return f"kepler-{self.name}-{host}"
+
+    @property
+    def compiles(self) -> bool:
+        return any(host.compiler for host in self.hosts)
 
     @property
     def directory(self) -> Path:
@@ -60,8 +83,23 @@ def port(variable: str, default: int) -> int:
     return int(value)
 
 
-DEMO = Fleet("demo", port("DEMO_PORT", 8000), ("k80-standin",))
-TEST = Fleet("test", port("TEST_PORT", 8100), ("k80-standin", "other-standin"), compiles=True)
+DEMO = Fleet("demo", (Host("k80-standin"),), port("DEMO_PORT", 8000))
+TEST = Fleet(
+    "test", (Host("k80-standin", compiler=True), Host("other-standin", dies=False)), port("TEST_PORT", 8100)
+)
+BUILDER = Fleet(
+    "builder",
+    (
+        Host("k80-builder", dies=False, compiler=True),
+        Host("k80-first", artifacts=False),
+        Host("k80-second", compiler=True),
+    ),
+)
+OFFLINE = Fleet(
+    "offline",
+    (Host("connected", dies=False), Host("k80-standin", artifacts=False, repositories=False, network=False)),
+)
+FLEETS = {fleet.name: fleet for fleet in (DEMO, TEST, BUILDER, OFFLINE)}
 
 
 class Step:

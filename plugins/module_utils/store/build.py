@@ -190,7 +190,9 @@ def commit(manifest, paths):
         os.close(directory)
 
 
-def make(recipe, paths, artifacts, index_urls, substituters=(), trusted_keys=None, origin=lambda text: None):
+def make(
+    recipe, paths, artifacts, index_urls, substituters=(), trusted_keys=None, origin=lambda text: None, build=True
+):
     """Substitute, or fetch and build; then commit. The caller holds the key's lock. Raises StoreError."""
 
     def report(phase, text=""):
@@ -200,11 +202,18 @@ def make(recipe, paths, artifacts, index_urls, substituters=(), trusted_keys=Non
     try:
         clean(paths)
         remove_tree(paths.build)
-        manifest = None
+        manifest, reasons = None, []
         if substituters:
             report("substituting")
-            manifest = substitute.substitute(
+            manifest, reasons = substitute.substitute(
                 recipe, paths, substituters, trusted_keys, lambda text: report("substituting", text)
+            )
+        if manifest is None and not build:
+            raise StoreError(
+                "%s %s: no substituter has the output %s (%s); expected it there, since this host does not build. Give "
+                "this host the variables and the checkout of the one that builds, or let it build "
+                "(store_builds: true)."
+                % (recipe["name"], recipe["version"], os.path.basename(paths.final), "; ".join(reasons) or "none named")
             )
         origin("substituted" if manifest else "built")
         if manifest is None:
@@ -229,14 +238,15 @@ def make(recipe, paths, artifacts, index_urls, substituters=(), trusted_keys=Non
 
 def realise(
     root, recipe, artifacts, index_urls, keep_failed=False, failed=lambda message: None,
-    substituters=(), trusted_keys=None, origin=lambda text: None,
+    substituters=(), trusted_keys=None, origin=lambda text: None, build=True,
 ):
     """Make sure that the output of `recipe` is in the store. Returns whether it had to be made.
 
     Only one process at a time makes a key; others wait for it. Raises StoreError; nothing half-made stays then.
     `failed` hears the message of a failure while the key is still held: nobody can start between the two.
     substituters: directories and addresses that may have the output, signed by a key of the file `trusted_keys`.
-    `origin` hears before the commit whether the output was "substituted" or "built".
+    `origin` hears before the commit whether the output was "substituted" or "built". build: whether it may be built
+    where nobody has it.
     """
     address.check_recipe(recipe)
     substitute.check_configuration(substituters, trusted_keys)
@@ -254,7 +264,7 @@ def realise(
     try:
         if address.is_committed(paths.final):
             return False
-        make(recipe, paths, artifacts, index_urls, substituters, trusted_keys, origin)
+        make(recipe, paths, artifacts, index_urls, substituters, trusted_keys, origin, build)
         return True
     except StoreError as error:
         keep = keep_failed

@@ -1,5 +1,6 @@
 """Fetching sources: the only stage with a network. Nothing is taken whose sha256 does not match."""
 
+import base64
 import hashlib
 import html
 import json
@@ -61,8 +62,7 @@ def index_entries(address):
         with open(page, "rb") as stream:
             kind, body = "text/html", stream.read()
     else:
-        request = urllib.request.Request(address, headers={"Accept": INDEX_TYPES})
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        with urllib.request.urlopen(request(address, {"Accept": INDEX_TYPES}), timeout=TIMEOUT) as answer:
             kind, body, address = answer.headers.get("Content-Type", ""), answer.read(), answer.geturl()
     if "json" in kind:
         found = {entry["filename"]: entry["url"] for entry in json.loads(body.decode("utf-8"))["files"]}
@@ -95,11 +95,27 @@ def addresses(source, index_urls):
             yield None, "%s: no file %s there" % (page, source["file"])
 
 
+def request(address, headers):
+    """The request for an address; a name and password in it go into a header (RFC 7617)."""
+    parts = urllib.parse.urlsplit(address)
+    credentials, at, place = parts.netloc.rpartition("@")
+    if at:
+        address = urllib.parse.urlunsplit(parts._replace(netloc=place))
+        plain = urllib.parse.unquote(credentials).encode("utf-8")
+        headers = dict(headers, Authorization="Basic " + base64.b64encode(plain).decode("ascii"))
+    return urllib.request.Request(address, headers=headers)
+
+
+def shown(address):
+    """An address without its password."""
+    return re.sub("://[^/@ ]*@", "://", address)
+
+
 def download(address, part, progress):
     """Download to the file `part`, going on from what is there already."""
     have = os.path.getsize(part) if os.path.exists(part) else 0
-    request = urllib.request.Request(address, headers={"Range": "bytes=%d-" % have} if have else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+    asked = request(address, {"Range": "bytes=%d-" % have} if have else {})
+    with urllib.request.urlopen(asked, timeout=TIMEOUT) as answer:
         # A server that does not know ranges sends the whole file.
         resumed = have and getattr(answer, "status", None) == 206
         with open(part, "ab" if resumed else "wb") as stream:
@@ -178,7 +194,7 @@ def fetch_one(source, final, artifacts, index_urls, progress):
             progress.add(0, 1)
             return
         # An index's address may hold a password.
-        reasons.append(re.sub("://[^/@ ]*@", "://", reason))
+        reasons.append(shown(reason))
     raise StoreError(
         "source %s: the file %s could not be had: %s. Put it into a directory of store_artifacts, or correct the "
         "network, proxy or index of this host."

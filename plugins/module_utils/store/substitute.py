@@ -263,11 +263,6 @@ def base_of(substituter):
     return substituter.rstrip("/") + "/"
 
 
-def shown(where):
-    """An address without its password."""
-    return re.sub("://[^/@ ]*@", "://", where)
-
-
 def keyring(trusted_keys, directory):
     """Path of a binary keyring with the trusted keys, armoured or not. Raises StoreError."""
     try:
@@ -303,7 +298,7 @@ def check_signature(signed, signature, trusted, where, trusted_keys, home):
     raise StoreError(
         "%s: found %s; expected a signature by a key of %s. Nothing was unpacked. Publish it again with the right key, "
         "or remove that substituter. gpgv said: %s"
-        % (shown(where), found, trusted_keys, " ".join(said.split()))
+        % (fetch.shown(where), found, trusted_keys, " ".join(said.split()))
     )
 
 
@@ -508,7 +503,7 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
         reason = fetch.download_patiently(base + urllib.parse.quote(stem + ending), held + ending, quiet)
         if reason:
             return None, reason
-    where = shown(base + stem + ".manifest.json")
+    where = fetch.shown(base + stem + ".manifest.json")
     check_signature(held + ".manifest.json", held + ".manifest.json.asc", trusted, where, trusted_keys, paths.build)
     try:
         with open(held + ".manifest.json") as stream:
@@ -523,7 +518,7 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
             "this version of the project." % (where, error)
         )
     origin = base + urllib.parse.quote(stem + ".tar")
-    where = shown(base + stem + ".tar")
+    where = fetch.shown(base + stem + ".tar")
     archive, part = local(origin), None
     if archive is None:
         # Beside the sources, where it outlives a run that dies: the next one goes on from there.
@@ -549,14 +544,16 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
 def substitute(recipe, paths, substituters, trusted_keys, report=lambda text: None):
     """Unpack the output of `recipe` into `out` of its build directory, from the first substituter that has it.
 
-    The caller holds the key's lock and commits. Returns the manifest, or None where nobody has the output. Raises
-    StoreError for one that is not what it must be.
+    The caller holds the key's lock and commits. Returns (manifest, reasons): the manifest is None where nobody has the
+    output, and the reasons say of each who has not why. Raises StoreError for one that is not what it must be.
     """
     os.makedirs(paths.build, exist_ok=True)
     trusted = keyring(trusted_keys, paths.build)
+    reasons = []
     for substituter in substituters:
         manifest, reason = take(base_of(substituter), recipe, paths, trusted, trusted_keys, report)
         if manifest:
-            return manifest
-        report("not at %s" % shown(reason))
-    return None
+            return manifest, reasons
+        reasons.append(fetch.shown(reason))
+        report("not at %s" % reasons[-1])
+    return None, reasons

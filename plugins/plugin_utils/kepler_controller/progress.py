@@ -13,7 +13,7 @@ SILENCE = 10.0  # longest time in seconds without a line
 
 
 class Progress:
-    """Prints a line when something moved, and at least every ten seconds."""
+    """Prints a line when something moved, at most every two seconds and at least every ten."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -26,7 +26,7 @@ class Progress:
 
     def show(self, text: str) -> None:
         now = time.time()
-        if text == self.shown[0] and now - self.shown[1] < SILENCE:
+        if now - self.shown[1] < (SILENCE if text == self.shown[0] else POLL):
             return
         self.shown = (text, now)
         minutes, seconds = divmod(int(self.seconds()), 60)

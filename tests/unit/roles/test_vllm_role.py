@@ -17,7 +17,7 @@ LOCKED = yaml.safe_load((ROLE / "vars/main.yml").read_text())
 RPMS = yaml.safe_load((ROOT / "files/lock/rpms.yml").read_text())["rpms"]
 LOOK = [
     {"name": "Look", "ansible.builtin.import_tasks": str(ROLE / "tasks/compilers.yml")},
-    {"name": "Say", "ansible.builtin.debug": {"msg": "toolchain: {{ __vllm_toolchain | to_json }}"}},
+    {"name": "Say", "ansible.builtin.debug": {"msg": "toolchain: {{ vllm_kernels_toolchain | to_json }}"}},
 ]
 GCC = "g++ (GCC) 10.3.1 20210422 (Red Hat 10.3.1-1)"
 

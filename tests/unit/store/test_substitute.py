@@ -1,5 +1,7 @@
 """Substitutes: the very output of another host, or a refusal before anything is unpacked."""
 
+import base64
+import http.server
 import io
 import json
 import os
@@ -377,8 +379,50 @@ def test_a_server_that_is_not_there_is_passed_over(root, made, published, keys, 
     assert take(root, made, ["http://127.0.0.1:1", published], keys) == "substituted"
 
 
+def test_a_host_that_does_not_build_says_what_it_misses(root, made, published, keys, tmp_path):
+    other = dict(made, version="2.0")
+    with pytest.raises(StoreError) as caught:
+        take(root, other, [published], keys, build=False)
+    said = str(caught.value)
+    stem = os.path.basename(address.output_path(root, other))
+    assert "hello 2.0: no substituter has the output %s (" % stem in said
+    assert "%s.manifest.json" % stem in said
+    assert "store_builds: true" in said
+    assert not committed(root, other)
+    assert take(root, made, [published], keys, build=False) == "substituted"
+
+
+def test_an_address_with_a_password(root, made, published, keys):
+    """It goes into a header and nowhere else."""
+    seen = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            seen.append((self.path, self.headers.get("Host"), self.headers.get("Authorization")))
+            content = (published / self.path.strip("/")).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments):
+            """Say nothing."""
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        place = "127.0.0.1:%d" % server.server_port
+        assert take(root, made, ["http://us%%40er:ge:heim@%s/" % place], keys) == "substituted"
+    finally:
+        server.shutdown()
+        server.server_close()
+    credentials = base64.b64encode(b"us@er:ge:heim").decode("ascii")
+    assert {(host, header) for _path, host, header in seen} == {(place, "Basic " + credentials)}
+    assert len(seen) == 3
+
+
 def test_a_password_is_not_shown():
-    assert substitute.shown(substitute.base_of("http://user:geheim@host/") + "x.tar") == "http://host/x.tar"
+    assert fetch.shown(substitute.base_of("http://user:geheim@host/") + "x.tar") == "http://host/x.tar"
 
 
 def test_a_full_disk_is_said_and_given_back(root, made, published, keys):

@@ -1,0 +1,36 @@
+"""Refuses an offline bundle that is not what it must be; see modules/bundle_check.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+from kepler_controller import bundle
+from kepler_controller.progress import Progress
+
+
+class ActionModule(ActionBase):
+    _supports_check_mode = True
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        _, given = self.validate_argument_spec(argument_spec={
+            "path": {"type": "path", "required": True},
+            "lock_hash": {"type": "str", "required": True},
+            "providers": {"type": "dict", "required": True},
+            "content": {"type": "bool", "default": False},
+        })
+        path = Path(given["path"])
+        try:
+            said = bundle.statement(path)
+            bundle.check_wanted(said, path, given)
+            if given["content"]:
+                bundle.check_content(path, Progress(path.name).show)
+        except bundle.BundleError as error:
+            return {**result, "failed": True, "msg": str(error)}
+        keys = sorted(Path(name).stem for name in said["files"] if name.startswith("keys/"))
+        return {**result, "changed": False, "id": said["id"], "keys": keys}

@@ -1,0 +1,52 @@
+"""Makes the offline bundle on the controller and shows how far it is; see modules/bundle_make.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
+from kepler_controller import bundle
+from kepler_controller.pip_index import pip_indexes
+from kepler_controller.progress import Progress
+from store.errors import StoreError
+from store.fetch import fetch_sources
+
+
+class ActionModule(ActionBase):
+    _supports_check_mode = True
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        _, given = self.validate_argument_spec(argument_spec={
+            "dest": {"type": "path", "required": True},
+            "rpms": {"type": "path", "required": True},
+            "sources": {"type": "list", "elements": "dict", "required": True},
+            "requirements": {"type": "path", "required": True},
+            "artifacts": {"type": "list", "elements": "path", "default": []},
+            "cache": {"type": "path", "required": True},
+            "lock_hash": {"type": "str", "required": True},
+            "providers": {"type": "dict", "required": True},
+        })
+        dest, rpms, requirements = (Path(given[name]) for name in ("dest", "rpms", "requirements"))
+        wanted = {"lock_hash": given["lock_hash"], "providers": given["providers"]}
+        identity = bundle.identity_of(rpms, wanted, requirements)
+        if bundle.is_made(dest, identity):
+            return {**result, "changed": False}
+        if self._task.check_mode:
+            return {**result, "changed": True}
+        progress = Progress(dest.name)
+        try:
+            fetch_sources(given["sources"], given["cache"], given["artifacts"], pip_indexes(), progress.show, "file")
+            files = [Path(given["cache"], source["file"]) for source in given["sources"]]
+            bundle.make(dest, identity, rpms, files, requirements, progress.show)
+        except (StoreError, bundle.BundleError) as error:
+            return {**result, "failed": True, "msg": str(error)}
+        except OSError as error:
+            message = f"bundle_dest: {dest}: {error}. Nothing was made. Make room there, or name another file."
+            return {**result, "failed": True, "msg": message}
+        return {**result, "changed": True, "bytes": dest.stat().st_size}

@@ -1,0 +1,51 @@
+#!/usr/bin/python
+"""Look at an offline bundle; the action plugin of this name does it on the controller."""
+
+DOCUMENTATION = r"""
+module: bundle_check
+short_description: Refuse an offline bundle that is not what it must be
+description:
+  - Reads the bundle on the controller and compares it with the checkout and the inventory. Unpacks nothing.
+options:
+  path:
+    description: The bundle.
+    type: path
+    required: true
+  lock_hash:
+    description: Hash of the lock that it must be made from.
+    type: str
+    required: true
+  providers:
+    description: The providers that it must be for, by variable.
+    type: dict
+    required: true
+  content:
+    description: Read every file as well and compare it with what was put in.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Look at the bundle
+  bundle_check:
+    path: /media/usb/kepler-bundle.tar
+    lock_hash: "{{ kepler_lock | to_json(sort_keys=true) | hash('sha256') }}"
+    providers: {pytorch_provider: wheel, python310_provider: source}
+"""
+
+RETURN = r"""
+id:
+  description: What tells this bundle from others.
+  type: str
+  returned: success
+keys:
+  description: Fingerprints of the keys that signed its packages.
+  type: list
+  elements: str
+  returned: success
+"""

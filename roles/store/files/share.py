@@ -1,0 +1,97 @@
+#!/usr/libexec/platform-python
+"""Hands the files of one directory to those who know the password, until it is stopped.
+
+Usage: share.py DIRECTORY ADDRESS PORT. KEPLER_SHARE_PASSWORD holds the password (HTTP basic authentication, any name).
+"""
+
+import base64
+import hmac
+import os
+import re
+import socket
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from socketserver import ThreadingMixIn
+
+# What a range may be: from one byte on, as a download that goes on asks.
+RANGE = re.compile("bytes=([0-9]+)-$")
+IDLE_SECONDS = 60
+
+
+class Server(ThreadingMixIn, HTTPServer):
+    daemon_threads = True
+
+    def __init__(self, directory, password, address, port):
+        self.directory, self.password = directory, password
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        super().__init__((address, port), Handler)
+
+
+class Handler(BaseHTTPRequestHandler):
+    timeout = IDLE_SECONDS
+
+    def knows_the_password(self):
+        kind, _, given = self.headers.get("Authorization", "").partition(" ")
+        try:
+            password = base64.b64decode(given).partition(b":")[2]
+        except ValueError:
+            return False
+        return kind == "Basic" and hmac.compare_digest(password, self.server.password)
+
+    def do_GET(self):
+        if not self.knows_the_password():
+            self.send_error(401)
+            return
+        name = self.path.lstrip("/")
+        try:
+            # Names of published files are plain; nothing above or below the directory is meant.
+            if "/" in name or "%" in name or name.startswith("."):
+                raise OSError(name)
+            stream = open(os.path.join(self.server.directory, name), "rb")
+        except OSError:
+            self.send_error(404)
+            return
+        with stream:
+            size = os.fstat(stream.fileno()).st_size
+            asked = RANGE.match(self.headers.get("Range", ""))
+            start = int(asked.group(1)) if asked else 0
+            if asked and start >= size:
+                self.send_error(416)
+                return
+            self.send_response(206 if asked else 200)
+            if asked:
+                self.send_header("Content-Range", "bytes %d-%d/%d" % (start, size - 1, size))
+            self.send_header("Content-Type", "application/octet-stream")
+            self.send_header("Content-Length", str(size - start))
+            self.end_headers()
+            try:
+                self.connection.sendfile(stream, start)
+            except OSError as error:
+                self.log_error("%s: %s", name, error)
+
+
+def tell_systemd():
+    """Say that the port is open: the unit has Type=notify."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.connect(address.replace("@", "\0", 1))
+            notify.send(b"READY=1")
+
+
+def main():
+    directory, address, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    password = os.environb.pop(b"KEPLER_SHARE_PASSWORD", b"")
+    if not password:
+        sys.exit("KEPLER_SHARE_PASSWORD: found nothing; expected a password.")
+    try:
+        server = Server(directory, password, address, port)
+    except OSError as error:
+        sys.exit("store_share_address, store_share_port: found %s and %d, where no server can listen (%s); expected an "
+                 "address of this host and a free port." % (address, port, error.strerror or error))
+    tell_systemd()
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""How long a run of site.yml takes that has nothing to do: on one stand-in, and on many of the same machine.
+
+    python tests/benchmarks/second_run.py --hosts 10
+
+Provisions one stand-in, starts the others as copies of it, and runs site.yml on one and on all. Every stand-in serves
+with one rank, so that ten fit into memory. Host and controller share this machine's cores: real hosts bring their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT / "molecule" / "shared"))
+
+from standin import engine, hosts  # noqa: E402
+from standin.settings import Fleet, Host  # noqa: E402
+
+IMAGE = "vllm-kepler/second-run"
+INSTANCES = [{"name": "demo", "model": "{{ lookup('env', 'STANDIN_MODEL') }}", "dies": [0], "tensor_parallel_size": 1}]
+
+
+def site(fleet: Fleet, inventory: Path, limit: str) -> tuple[float, str]:
+    """Seconds of one run and what it printed."""
+    started = time.monotonic()
+    done = subprocess.run(
+        ["ansible-playbook", "-i", str(inventory), "site.yml", "-l", limit, "-e",
+         json.dumps({"vllm_service_instances": INSTANCES})],
+        cwd=PROJECT, capture_output=True, text=True,
+        env={**hosts.ansible_environment(fleet), "ANSIBLE_CALLBACKS_ENABLED": "ansible.posix.profile_tasks",
+             "ANSIBLE_NOCOLOR": "1"},
+    )
+    if done.returncode:
+        sys.exit(done.stdout[-3000:] + done.stderr[-1000:])
+    return time.monotonic() - started, done.stdout
+
+
+def cpu_seconds(container: str) -> float:
+    """Processor time that a container has used, its servers included."""
+    text = subprocess.run(
+        ["docker", "exec", container, "cat", "/sys/fs/cgroup/cpu.stat"], capture_output=True, text=True, check=True
+    ).stdout
+    return int(text.split()[1]) / 1e6
+
+
+def wait_until_idle(names: list[str]) -> None:
+    """Wait until the servers have started: until the containers use less than a tenth of a core together."""
+    while True:
+        before = sum(map(cpu_seconds, names))
+        time.sleep(5)
+        if sum(map(cpu_seconds, names)) - before < 0.5:
+            return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hosts", type=int, default=10)
+    arguments = parser.parse_args()
+    fleet = Fleet("bench", tuple(Host(f"k80-{number}") for number in range(arguments.hosts)))
+    first = Fleet("bench", fleet.hosts[:1])
+    inventory = hosts.STATE / "bench" / "inventory"
+    client = engine.ensure()
+    hosts.down(fleet)
+    try:
+        hosts.up(first)
+        inventory.mkdir(parents=True)
+        (inventory / "group_vars").symlink_to(PROJECT / "inventory" / "standin" / "group_vars")
+        (inventory / "hosts.yml").write_text(
+            json.dumps({"k80-hosts": {"hosts": {host.name: {} for host in fleet.hosts}}})
+        )
+        seconds, _ = site(fleet, inventory, "k80-0")
+        print(f"first run: {seconds:.0f} s", flush=True)
+        container = client.containers.get(fleet.container("k80-0"))
+        container.commit(IMAGE, "latest")
+        for host in fleet.hosts[1:]:
+            copy = client.containers.run(f"{IMAGE}:latest", **hosts.options(fleet, host))
+            hosts.wait_for_systemd(copy)
+        names = [fleet.container(host.name) for host in fleet.hosts]
+        for limit, count in (("k80-0", 1), ("all", arguments.hosts)):
+            wait_until_idle(names)
+            site(fleet, inventory, limit)
+            wait_until_idle(names)
+            idle = cpu_seconds(names[0])
+            started = time.monotonic()
+            seconds, printed = site(fleet, inventory, limit)
+            used = cpu_seconds(names[0]) - idle
+            changed = sum(map(int, re.findall(r"changed=(\d+)", printed)))
+            print(f"{count} host(s): {seconds:.1f} s, changed={changed}, {used:.1f} s of the first host's processor in "
+                  f"{time.monotonic() - started:.0f} s")
+            print(printed[printed.index("PLAY RECAP"):])
+    finally:
+        hosts.down(fleet)
+        for image in client.images.list(IMAGE):
+            client.images.remove(image.id, force=True)
+    os.sync()
+
+
+if __name__ == "__main__":
+    main()
