@@ -111,8 +111,11 @@ def shown(address):
     return re.sub("://[^/@ ]*@", "://", address)
 
 
-def download(address, part, progress):
-    """Download to the file `part`, going on from what is there already."""
+def download(address, part, progress, limit=None):
+    """Download to the file `part`, going on from what is there already.
+
+    limit: bytes after which StoreError is raised, for what nobody has vouched for yet.
+    """
     have = os.path.getsize(part) if os.path.exists(part) else 0
     asked = request(address, {"Range": "bytes=%d-" % have} if have else {})
     with urllib.request.urlopen(asked, timeout=TIMEOUT) as answer:
@@ -125,19 +128,24 @@ def download(address, part, progress):
                 stream.write(block)
                 progress.add(len(block))
                 missing -= len(block)
+                if limit is not None and stream.tell() > limit:
+                    raise StoreError(
+                        "%s: found more than %d MB; expected less. Do not trust that origin."
+                        % (shown(address), limit / 1e6)
+                    )
             # http.client says nothing of a connection that ended early.
             if missing > 0:
                 raise OSError("the connection ended %d bytes early" % missing)
 
 
-def download_patiently(address, part, progress):
+def download_patiently(address, part, progress, limit=None):
     """Download with retries. Returns None, or the reason why it could not be done."""
     reason = None
     for attempt in range(TRIES):
         if attempt:
             time.sleep(2 ** (attempt - 1))
         try:
-            download(address, part, progress)
+            download(address, part, progress, limit)
             return None
         except urllib.error.HTTPError as error:
             reason = "%s: %s" % (address, error)

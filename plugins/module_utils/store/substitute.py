@@ -5,6 +5,7 @@ content must be, and the content is hashed while it is written.
 """
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,8 @@ from .errors import StoreError
 
 BLOCK = 512  # of a tar
 CHUNK = 1 << 20
+# Bytes of a manifest or a signature; 40,000 files make ten million.
+LIMIT = 1 << 28
 # Two zero blocks end an archive.
 END = b"\0" * (2 * BLOCK)
 MODES = {"file": 0o444, "executable": 0o555, "directory": 0o555, "link": 0o777}
@@ -500,7 +503,7 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
     held = os.path.join(paths.build, "substitute")
     quiet = Progress("", 0, lambda text: None)
     for ending in (".manifest.json.asc", ".manifest.json"):
-        reason = fetch.download_patiently(base + urllib.parse.quote(stem + ending), held + ending, quiet)
+        reason = fetch.download_patiently(base + urllib.parse.quote(stem + ending), held + ending, quiet, LIMIT)
         if reason:
             return None, reason
     where = fetch.shown(base + stem + ".manifest.json")
@@ -536,6 +539,14 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
         if part:
             os.unlink(part)
         raise
+    except OSError as error:
+        # What a full disk has cost, the next run goes on from.
+        if error.errno == errno.ENOSPC:
+            raise
+        raise StoreError(
+            "%s: could not be read or unpacked: %s. Nothing was committed. Look at the disks (`journalctl -k`), then "
+            "run again." % (where, error)
+        )
     if part:
         os.unlink(part)
     return manifest, None

@@ -356,6 +356,23 @@ def test_a_file_that_changes_after_the_archive_was_looked_at(root, made, publish
     assert os.listdir(os.path.join(root, "build")) == os.listdir(os.path.join(root, "store")) == []
 
 
+def test_a_disk_that_cannot_be_read(root, made, published, keys, monkeypatch):
+    def broken(path):
+        raise OSError(5, "Input/output error", path)
+
+    monkeypatch.setattr(fetch, "sha256_of", broken)
+    with pytest.raises(StoreError, match=r"hello-1.0.tar: could not be read or unpacked: .Errno 5. Input/output error"):
+        take(root, made, [published], keys)
+    assert not committed(root, made)
+
+
+def test_a_manifest_without_end(root, made, published, keys, monkeypatch):
+    monkeypatch.setattr(substitute, "LIMIT", 1000)
+    with pytest.raises(StoreError, match=r"manifest.json: found more than 0 MB; expected less"):
+        take(root, made, [published], keys)
+    assert not committed(root, made)
+
+
 @pytest.mark.parametrize("scheme", ["directory", "http"])
 def test_a_truncated_archive(root, made, published, keys, server, scheme):
     archive = files_of(published, made, root)[0]
