@@ -7,9 +7,10 @@ __metaclass__ = type
 
 import os
 import platform
+import stat
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.host import facts
+from ansible.module_utils.host import facts, facts_health, facts_pci
 
 DOCUMENTATION = r"""
 module: kepler_host_facts
@@ -38,6 +39,16 @@ options:
     type: list
     elements: path
     default: []
+  health:
+    description: Whether to read the kernel's journal for Xid events and, where the driver is loaded, ECC counts.
+    type: bool
+    default: false
+  signing_key:
+    description: Private key that DKMS signs modules with, of which to say who may read it.
+    type: path
+  signing_certificate:
+    description: Certificate of that key, of which to say whether the firmware has it enrolled.
+    type: path
 attributes:
   check_mode:
     support: full
@@ -58,16 +69,19 @@ host:
   description:
     - >-
       C(os) (id, version_id, pretty_name), C(architecture), C(kernel), C(init) (name of process 1),
-      C(secure_boot), C(pci) (list of address, vendor, device, driver), C(modules) (names of loaded ones),
+      C(cpu_flags), C(memory) (bytes), C(secure_boot), C(pci) (list of address, vendor, device, driver, bar1, width,
+      max_width, bridges, slot, iommu), C(iommu) (groups, passthrough), C(modules) (names of loaded ones),
       C(nvidia_version) (of the loaded module, or none), C(streams) (enabled dnf module streams by module),
       C(packages) (names of the installed RPMs), C(runfile) (whether NVIDIA's own installer was used),
-      C(paths) (path to directory, file or none), C(ports) (list of port, address, pid, command, unit) and
-      C(free) (path to bytes).
+      C(paths) (path to directory, file or none), C(ports) (list of port, address, pid, command, unit),
+      C(free) (path to mount and bytes), C(xids) (list of address, xid, count, last, text), C(ecc) (list of address,
+      mode, volatile, aggregate), C(signing_key) (mode and owner, or none) and C(enrolment) (of the certificate).
   type: dict
   returned: success
 """
 
 EFI_SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+NVIDIA_VERSION = "/sys/module/nvidia/version"
 
 
 def secure_boot():
@@ -99,6 +113,45 @@ def ports(wanted):
     return [dict(held.get(entry["inode"], nobody), port=entry["port"], address=entry["address"]) for entry in sockets]
 
 
+def xids(module):
+    """Xid events in the kernel's journal of all boots that it holds."""
+    if not module.get_bin_path("journalctl"):
+        return []
+    _, lines, _ = module.run_command([
+        "journalctl", "--quiet", "--no-pager", "--output=short-iso", "--grep=NVRM: Xid", "_TRANSPORT=kernel",
+    ])
+    return facts_health.xids(lines)
+
+
+def ecc(module):
+    """ECC counts of the dies. Only a loaded driver is asked: nvidia-smi would load it."""
+    if facts.read(NVIDIA_VERSION) is None or not module.get_bin_path("nvidia-smi"):
+        return []
+    # A die that has fallen off the bus makes nvidia-smi wait for ever.
+    query = "--query-gpu=" + ",".join(facts_health.ECC_FIELDS)
+    _, table, _ = module.run_command(["timeout", "60", "nvidia-smi", query, "--format=csv,noheader,nounits"])
+    return facts_health.ecc(table)
+
+
+def key_mode(path):
+    """{mode, owner} of a private key, or None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return {"mode": "%04o" % stat.S_IMODE(status.st_mode), "owner": status.st_uid}
+
+
+def enrolment(module, certificate):
+    """Whether the firmware has `certificate`: see facts_health.enrolment; `missing` where there is no such file."""
+    if not certificate or not os.path.exists(certificate):
+        return "missing"
+    if not module.get_bin_path("mokutil"):
+        return None
+    _, out, err = module.run_command(["mokutil", "--test-key", certificate])
+    return facts_health.enrolment(out + err)
+
+
 def main():
     module = AnsibleModule(
         argument_spec={
@@ -106,6 +159,9 @@ def main():
             "paths": {"type": "list", "elements": "str", "default": []},
             "ports": {"type": "list", "elements": "int", "default": []},
             "disks": {"type": "list", "elements": "path", "default": []},
+            "health": {"type": "bool", "default": False},
+            "signing_key": {"type": "path", "no_log": False},  # a path, not the key
+            "signing_certificate": {"type": "path"},
         },
         supports_check_mode=True,
     )
@@ -118,16 +174,23 @@ def main():
         "architecture": platform.machine(),
         "kernel": platform.release(),
         "init": facts.read("/proc/1/comm"),
+        "cpu_flags": facts.cpu_flags(facts.read("/proc/cpuinfo")),
+        "memory": facts.memory_bytes(facts.read("/proc/meminfo")),
         "secure_boot": secure_boot(),
-        "pci": facts.nvidia_devices(module.params["pci_root"]),
+        "pci": facts_pci.nvidia_devices(module.params["pci_root"]),
+        "iommu": facts_pci.iommu("/sys/kernel/iommu_groups", facts.read("/proc/cmdline")),
         "modules": facts.modules(facts.read("/proc/modules")),
-        "nvidia_version": facts.read("/sys/module/nvidia/version"),
+        "nvidia_version": facts.read(NVIDIA_VERSION),
         "streams": facts.dnf_module_streams("/etc/dnf/modules.d"),
         "packages": sorted(set(packages.split())),
         "runfile": os.path.exists("/usr/bin/nvidia-uninstall"),
         "paths": {path: kind(path) for path in module.params["paths"]},
         "ports": ports(set(module.params["ports"])),
-        "free": {path: facts.free_bytes(path) for path in module.params["disks"]},
+        "free": {path: facts.free_space(path) for path in module.params["disks"]},
+        "xids": xids(module) if module.params["health"] else [],
+        "ecc": ecc(module) if module.params["health"] else [],
+        "signing_key": key_mode(module.params["signing_key"]) if module.params["signing_key"] else None,
+        "enrolment": enrolment(module, module.params["signing_certificate"]),
     })
 
 

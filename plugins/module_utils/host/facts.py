@@ -9,7 +9,6 @@ import re
 import socket
 import struct
 
-NVIDIA = "0x10de"
 UNIT = re.compile(r"^[^/]+\.(service|scope|socket|slice)$")
 LISTEN = "0A"  # state of a listening socket in /proc/net/tcp
 
@@ -30,30 +29,6 @@ def os_release(text):
         key, equals, value = line.strip().partition("=")
         if equals and not key.startswith("#"):
             found[key] = value.strip("\"'")
-    return found
-
-
-def nvidia_devices(root):
-    """NVIDIA functions below the sysfs directory `root`, by address.
-
-    Returns [{address, vendor, device, driver}]; `driver` is None where none is bound.
-    """
-    try:
-        addresses = sorted(os.listdir(root))
-    except OSError:
-        return []
-    found = []
-    for address in addresses:
-        directory = os.path.join(root, address)
-        if read(os.path.join(directory, "vendor")) != NVIDIA:
-            continue
-        driver = os.path.join(directory, "driver")
-        found.append({
-            "address": address,
-            "vendor": NVIDIA,
-            "device": read(os.path.join(directory, "device")),
-            "driver": os.path.basename(os.readlink(driver)) if os.path.islink(driver) else None,
-        })
     return found
 
 
@@ -109,12 +84,37 @@ def holders(inodes, proc="/proc"):
     return found
 
 
-def free_bytes(path):
-    """Bytes that root can still write at `path`, or at the nearest directory above it that exists."""
+def mount_point(path):
+    """Where the file system is mounted that `path`, or the nearest directory above it that exists, lies on."""
+    path = os.path.abspath(path)
     while not os.path.isdir(path):
-        path = os.path.dirname(path) or "/"
-    status = os.statvfs(path)
-    return status.f_bfree * status.f_frsize
+        path = os.path.dirname(path)
+    path = os.path.realpath(path)
+    while not os.path.ismount(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def free_space(path):
+    """{mount, bytes} of the file system that `path` lies on, or will: bytes that root can still write there."""
+    mount = mount_point(path)
+    status = os.statvfs(mount)
+    return {"mount": mount, "bytes": status.f_bfree * status.f_frsize}
+
+
+def cpu_flags(text):
+    """Flags of the first processor in the text of /proc/cpuinfo, sorted."""
+    for line in (text or "").splitlines():
+        key, colon, value = line.partition(":")
+        if colon and key.strip() == "flags":
+            return sorted(set(value.split()))
+    return []
+
+
+def memory_bytes(text):
+    """Bytes of memory in the text of /proc/meminfo; 0 where it does not say."""
+    match = re.search(r"^MemTotal:\s+(\d+) kB$", text or "", re.MULTILINE)
+    return int(match.group(1)) * 1024 if match else 0
 
 
 def modules(text):

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from host import facts
+from host import facts, facts_pci
 
 K80, K40 = "0x102d", "0x1023"
 
@@ -36,19 +36,19 @@ BOARD_2 = {"0000:84:00.0": ("0x10de", K80, "nouveau"), "0000:85:00.0": ("0x10de"
     ids=["four dies", "two dies", "none", "a K40 beside a K80"],
 )
 def test_nvidia_functions_on_the_pci_bus(tmp_path, functions, devices, drivers):
-    found = facts.nvidia_devices(pci(tmp_path / "devices", functions))
+    found = facts_pci.nvidia_devices(pci(tmp_path / "devices", functions))
     assert [device["device"] for device in found] == devices
     assert [device["driver"] for device in found] == drivers
     assert [device["address"] for device in found] == sorted(device["address"] for device in found)
 
 
 def test_no_pci_bus(tmp_path):
-    assert facts.nvidia_devices(str(tmp_path / "nothing")) == []
+    assert facts_pci.nvidia_devices(str(tmp_path / "nothing")) == []
 
 
 def test_a_pci_function_without_vendor_is_passed_over(tmp_path):
     (tmp_path / "0000:00:00.0").mkdir()
-    assert facts.nvidia_devices(str(tmp_path)) == []
+    assert facts_pci.nvidia_devices(str(tmp_path)) == []
 
 
 def test_os_release():
@@ -113,8 +113,29 @@ def test_who_holds_a_socket(tmp_path):
 
 def test_free_space_of_a_path_that_does_not_exist_yet(tmp_path):
     status = os.statvfs(str(tmp_path))
-    free = facts.free_bytes(str(tmp_path / "opt" / "kepler"))
-    assert 0 < free <= status.f_blocks * status.f_frsize
+    free = facts.free_space(str(tmp_path / "opt" / "kepler"))
+    assert 0 < free["bytes"] <= status.f_blocks * status.f_frsize
+    assert os.path.ismount(free["mount"])
+    assert str(tmp_path).startswith(free["mount"])
+
+
+def test_two_file_systems_have_two_mount_points(tmp_path):
+    (tmp_path / "link").symlink_to("/proc")
+    assert facts.mount_point(str(tmp_path / "link" / "nothing")) == "/proc"
+    assert facts.mount_point("/") == "/"
+
+
+CPUINFO = "processor\t: 0\nflags\t\t: fpu sse4_2 avx avx2 avx\n\nprocessor\t: 1\nflags\t\t: fpu\n"
+
+
+def test_flags_of_the_processor():
+    assert facts.cpu_flags(CPUINFO) == ["avx", "avx2", "fpu", "sse4_2"]
+    assert facts.cpu_flags("processor : 0\n") == facts.cpu_flags(None) == []
+
+
+def test_memory():
+    assert facts.memory_bytes("MemTotal:       65841668 kB\nMemFree: 1 kB\n") == 65841668 * 1024
+    assert facts.memory_bytes("nonsense") == facts.memory_bytes(None) == 0
 
 
 def test_loaded_modules():

@@ -1,7 +1,9 @@
 """What is concluded from the facts of a host."""
 
 import pytest
-from kepler_preflight import driver_findings, host_findings, k80_dies
+from kepler_boards import k80_dies
+from kepler_driver import driver_findings, signing_pair_findings
+from kepler_host import host_findings
 
 LOCKED = {"driver": "1.2.3", "stream": "1-dkms", "kernel": "4.0-1.x86_64"}
 ROOT = "/opt/kepler"
@@ -9,8 +11,29 @@ MODEL = {"name": "demo", "model": "/srv/demo"}
 K80, K40, NEWER = "0x102d", "0x1023", "0x20b0"
 
 
-def function(device, number):
-    return {"address": f"0000:{number:02x}:00.0", "vendor": "0x10de", "device": device, "driver": None}
+NEEDS = [{"path": ROOT, "gib": 30, "variable": "preflight_store_gib"}]
+
+
+def function(device, number, **changes):
+    """A function that sits on the bus without a bridge above it."""
+    return {
+        "address": f"0000:{number:02x}:00.0", "vendor": "0x10de", "device": device, "driver": None,
+        "bar1": {"start": 2**40, "size": 2**34}, "width": 16, "max_width": 16, "bridges": [], "slot": None,
+        "iommu": None, **changes,
+    }
+
+
+def board(first, dies=2, slot=None, acs=(False, False), width=16):
+    """The dies of a K80 board whose switch has the bus `first`."""
+    up = {"address": f"0000:{first:02x}:00.0", "width": width, "max_width": 16, "acs": None}
+    root = {"address": "0000:00:02.0", "width": None, "max_width": None, "acs": None}
+    down = {"width": 16, "max_width": 16}
+    return [
+        function(K80, first + 2 + die, slot=slot, bridges=[
+            root, up, {**down, "address": f"0000:{first + 1:02x}:{8 * (die + 1):02x}.0", "acs": acs[die]}
+        ])
+        for die in range(dies)
+    ]
 
 
 def host(**changes):
@@ -20,7 +43,14 @@ def host(**changes):
         "architecture": "x86_64",
         "kernel": LOCKED["kernel"],
         "init": "systemd",
+        "cpu_flags": ["avx", "avx2", "sse4_2"],
+        "memory": 128 * 2**30,
         "secure_boot": False,
+        "signing_key": None,
+        "enrolment": "missing",
+        "iommu": {"groups": 0, "passthrough": False},
+        "xids": [],
+        "ecc": [],
         "pci": [function(K80, number) for number in range(4)],
         "modules": [],
         "nvidia_version": None,
@@ -29,14 +59,18 @@ def host(**changes):
         "runfile": False,
         "paths": {"/srv/demo": "directory"},
         "ports": [],
-        "free": {ROOT: 100 * 2**30},
+        "free": {ROOT: {"mount": "/", "bytes": 100 * 2**30}},
         **changes,
     }
 
 
-def judge(facts, *instances, container=False):
+TWO_DIES = {**MODEL, "dies": [0, 1], "tensor_parallel_size": 2}
+
+
+def judge(facts, *instances, container=False, needs=None, memory_gib=8, jobs=0, **driver):
     return host_findings(
-        facts, instances=list(instances) or [MODEL], locked=LOCKED, root=ROOT, gib=30, container=container
+        facts, instances=list(instances) or [MODEL], locked=LOCKED, root=ROOT, needs=needs or NEEDS,
+        memory_gib=memory_gib, jobs=jobs, container=container, **driver,
     )
 
 
@@ -87,6 +121,15 @@ def test_a_k40_alone_is_named_and_not_enough():
     found = judge(host(pci=[function(K40, 1)]))
     assert [item["severity"] for item in found] == ["error", "warning"]
     assert "Tesla K40m" in found[1]["found"]
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "capability"), [("0x1024", "Tesla K40c", "sm_35"), ("0x118f", "Tesla K10", "sm_30")]
+)
+def test_other_kepler_boards_are_named_with_their_capability(device, name, capability):
+    found = only(judge(host(pci=[*(function(K80, number) for number in range(4)), function(device, 9)])), "warning")
+    assert name in found["found"]
+    assert capability in found["expected"]
 
 
 def test_a_k40_beside_k80s_is_left_alone():
@@ -165,15 +208,146 @@ def test_a_port_that_is_our_own_or_at_another_address(socket):
     assert judge(host(ports=[socket])) == []
 
 
+def space(**gib):
+    """Free space: path -> (mount point, GiB)."""
+    return {path: {"mount": mount, "bytes": count * 2**30} for path, (mount, count) in gib.items()}
+
+
 def test_too_little_disk():
-    found = only(judge(host(free={ROOT: 29 * 2**30})))
+    found = only(judge(host(free=space(**{ROOT: ("/", 29)}))))
     assert found["variable"] == "preflight_store_gib"
     assert "29.0 GiB" in found["found"]
 
 
+THREE = [
+    *NEEDS,
+    {"path": "/usr", "gib": 5, "variable": "preflight_disk_gib"},
+    {"path": "/boot", "gib": 0.5, "variable": "preflight_disk_gib"},
+]
+
+
+def test_needs_of_one_file_system_are_added_up():
+    free = space(**{ROOT: ("/", 34), "/usr": ("/", 34), "/boot": ("/boot", 1)})
+    found = only(judge(host(free=free), needs=THREE))
+    assert found["variable"] == "preflight_disk_gib and preflight_store_gib"
+    assert found["expected"] == f"35 GiB or more (GiB: {ROOT} 30, /usr 5)"
+    assert judge(host(free=space(**{ROOT: ("/", 35), "/usr": ("/", 35), "/boot": ("/boot", 1)})), needs=THREE) == []
+
+
+def test_each_file_system_is_judged_by_itself():
+    free = space(**{ROOT: ("/opt", 31), "/usr": ("/", 2), "/boot": ("/boot", 0.25)})
+    found = judge(host(free=free), needs=THREE)
+    assert [item["found"] for item in found] == [
+        "2.0 GiB free on the file system at /", "0.2 GiB free on the file system at /boot"
+    ]
+
+
 def test_disk_is_not_judged_once_a_generation_is_active():
     there = {"/srv/demo": "directory", f"{ROOT}/current": "directory"}
-    assert judge(host(free={ROOT: 0}, paths=there)) == []
+    assert judge(host(free=space(**{ROOT: ("/", 0)}), paths=there)) == []
+
+
+def test_a_processor_without_sse42_or_avx2():
+    assert "SSE4.2" in only(judge(host(cpu_flags=["avx2"])))["found"]
+    assert "AVX2" in only(judge(host(cpu_flags=["sse4_2", "avx"])), "warning")["found"]
+
+
+def test_memory_for_every_rank_of_every_server():
+    found = only(judge(host(memory=23 * 2**30)))
+    assert found["variable"] == "preflight_memory_gib"
+    assert found["found"] == "23.0 GiB of memory"
+    assert "24 GiB or more" in found["expected"]
+    assert "swap-space" in found["next_step"]
+    small = {**MODEL, "extra_args": {"swap-space": 0}}
+    assert judge(host(memory=8 * 2**30), small) == []
+    assert only(judge(host(memory=7 * 2**30), small))
+    assert only(judge(host(memory=31 * 2**30), small, memory_gib=32))
+    assert judge(host(memory=2**30), container=True) == []
+
+
+def test_memory_for_the_compile_jobs():
+    found = only(judge(host(memory=64 * 2**30), jobs=56), "warning")
+    assert found["variable"] == "pytorch_jobs"
+    assert "pytorch_jobs: 32" in found["next_step"]
+    assert judge(host(memory=64 * 2**30), jobs=32) == []
+    there = {"/srv/demo": "directory", f"{ROOT}/current": "directory"}
+    assert judge(host(memory=64 * 2**30, paths=there), jobs=56) == []
+
+
+def test_two_boards_behind_their_switches():
+    assert judge(host(pci=board(3) + board(0x83))) == []
+
+
+def test_a_board_with_one_die_is_named_by_its_slot():
+    found = judge(host(pci=board(3) + board(0x83, dies=1, slot="6")), TWO_DIES)
+    assert "0000:85:00.0 (slot 6)" in only(found, "warning")["found"]
+    assert "0000:83:00.0" in only(found, "warning")["expected"]
+
+
+def test_two_boards_with_one_die_each_are_two_halves():
+    found = judge(host(pci=board(3, dies=1) + board(0x83, dies=1)), TWO_DIES)
+    assert [item["severity"] for item in found] == ["warning", "warning"]
+
+
+@pytest.mark.parametrize("bar", [{"start": 0, "size": 2**34}, {"start": 0, "size": 0}, {"start": 2**32, "size": 2**28}])
+def test_a_die_whose_memory_is_not_mapped(bar):
+    found = only(judge(host(pci=[*board(3), *board(0x83)[:1], {**board(0x83)[1], "bar1": bar}])))
+    assert "0000:86:00.0" in found["found"]
+    assert "above 4G decoding" in found["next_step"]
+
+
+def test_a_bar_that_nobody_can_read_is_not_judged():
+    assert judge(host(pci=[{**die, "bar1": None} for die in board(3) + board(0x83)])) == []
+
+
+def test_a_board_on_fewer_lanes():
+    found = only(judge(host(pci=board(3) + board(0x83, slot="6", width=8))), "warning")
+    assert found["found"] == "the board behind 0000:83:00.0 in slot 6: a link of 8 lanes"
+    found = only(judge(host(pci=[{**board(3)[0], "width": 4}, *board(3)[1:], *board(0x83)])), "warning")
+    assert "the die 0000:05:00.0: a link of 4 lanes" in found["found"]
+
+
+def test_acs_above_a_die():
+    found = only(judge(host(pci=board(3) + board(0x83, acs=(True, True)))), "warning")
+    assert "0000:84:08.0, 0000:84:10.0" in found["found"]
+    assert "NCCL_P2P_DISABLE=1" in found["next_step"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "iommu", "translated"),
+    [
+        ("DMA", {"groups": 40, "passthrough": False}, True),
+        ("DMA-FQ", {"groups": 40, "passthrough": False}, True),
+        ("identity", {"groups": 40, "passthrough": False}, False),
+        (None, {"groups": 40, "passthrough": False}, True),
+        (None, {"groups": 40, "passthrough": True}, False),
+        (None, {"groups": 0, "passthrough": False}, False),
+    ],
+)
+def test_an_iommu_that_translates(kind, iommu, translated):
+    facts = host(pci=[{**die, "iommu": kind} for die in board(3) + board(0x83)], iommu=iommu)
+    found = judge(facts)
+    assert [item["severity"] for item in found] == ["warning"] * translated
+    assert all("iommu=pt" in item["next_step"] for item in found)
+    assert judge(facts, container=True) == []
+
+
+def test_xids_of_earlier_boots():
+    event = {"address": "0000:06:00", "xid": 79, "count": 3, "last": "2024-03-05T11:30:00+0000", "text": "fallen"}
+    found = only(judge(host(xids=[event])), "warning")
+    assert "Xid 79 (a die that fell off the bus: mostly power or heat) of 0000:06:00, 3 times" in found["found"]
+    assert "Xid 999 of" in only(judge(host(xids=[{**event, "xid": 999}])), "warning")["found"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [({"mode": "Disabled"}, "ECC is off"), ({"volatile": 1}, "1 since"), ({"aggregate": 9}, "9 in all")],
+)
+def test_ecc(changes, found):
+    die = {"address": "00000000:06:00.0", "mode": "Enabled", "volatile": 0, "aggregate": 0}
+    assert judge(host(ecc=[die])) == []
+    assert found in only(judge(host(ecc=[{**die, **changes}])), "warning")["found"]
+    assert judge(host(ecc=[{**die, "volatile": None, "aggregate": None}])) == []
 
 
 def test_another_module_stream():
@@ -201,9 +375,75 @@ def test_another_kernel():
     assert "reboot" in found["next_step"]
 
 
-def test_secure_boot_stops_an_unsigned_module():
-    assert "Secure Boot" in only(judge(host(secure_boot=True)))["found"]
-    assert judge(host(secure_boot=True, nvidia_version=LOCKED["driver"])) == []
+def test_a_runfile_provider_expects_its_own_driver_and_no_other():
+    assert judge(host(runfile=True, packages=["bash"]), provider="runfile") == []
+    found = judge(host(), provider="runfile")
+    assert [item["found"].split()[2] for item in found] == ["kmod-nvidia-latest-dkms", "nvidia-driver"]
+
+
+def test_secure_boot_without_a_certificate_prints_every_step():
+    found = only(judge(host(secure_boot=True)))
+    assert "/var/lib/dkms/mok.pub does not exist yet" in found["found"]
+    steps = found["next_step"].splitlines()
+    assert len(steps) == 6
+    for number, part in enumerate(["openssl req -new -x509", "mokutil --import /var/lib/dkms/mok.pub", "Enroll MOK",
+                                   "mokutil --test-key", "run the playbook again"], 1):
+        assert steps[number].strip().startswith(f"{number}. ")
+        assert part in steps[number]
+
+
+def test_secure_boot_with_a_certificate_that_is_not_enrolled():
+    found = only(judge(host(secure_boot=True, enrolment="absent")))
+    assert "openssl" not in found["next_step"]
+    assert "1. mokutil --import /var/lib/dkms/mok.pub" in found["next_step"]
+
+
+@pytest.mark.parametrize(("enrolment", "part"), [("pending", "Enroll MOK"), (None, "dnf install mokutil")])
+def test_secure_boot_where_enrolment_is_not_complete_or_not_known(enrolment, part):
+    assert part in only(judge(host(secure_boot=True, enrolment=enrolment)))["next_step"]
+
+
+@pytest.mark.parametrize("changes", [{"enrolment": "enrolled"}, {"nvidia_version": LOCKED["driver"]}])
+def test_secure_boot_that_trusts_the_module(changes):
+    assert judge(host(secure_boot=True, **changes)) == []
+
+
+def test_secure_boot_with_another_driver_loaded_still_needs_the_certificate():
+    errors = [item for item in judge(host(secure_boot=True, nvidia_version="1.2.2")) if item["severity"] == "error"]
+    assert "Secure Boot" in only(errors)["found"]
+
+
+GIVEN = {"signing_key": "/etc/pki/mok.key", "signing_certificate": "/etc/pki/mok.der"}
+SAFE = {"mode": "0400", "owner": 0}
+
+
+def test_a_signing_key_of_the_operator():
+    assert judge(host(secure_boot=True, enrolment="enrolled", signing_key=SAFE), **GIVEN) == []
+    found = only(judge(host(secure_boot=True, enrolment="absent", signing_key=SAFE), **GIVEN))
+    assert "mokutil --import /etc/pki/mok.der" in found["next_step"]
+    assert judge(host(enrolment="absent", signing_key=SAFE), **GIVEN) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "variable"),
+    [
+        ({"signing_key": None}, "nvidia_driver_signing_key"),
+        ({"signing_key": {"mode": "0644", "owner": 0}}, "nvidia_driver_signing_key"),
+        ({"signing_key": {"mode": "0600", "owner": 1000}}, "nvidia_driver_signing_key"),
+        ({"signing_key": SAFE, "enrolment": "missing"}, "nvidia_driver_signing_certificate"),
+    ],
+)
+def test_a_signing_key_that_is_no_good(changes, variable):
+    assert only(judge(host(**{"enrolment": "enrolled", **changes}), **GIVEN))["variable"] == variable
+
+
+@pytest.mark.parametrize(
+    ("pair", "variable"),
+    [(("/k", ""), "nvidia_driver_signing_certificate"), (("", "/c"), "nvidia_driver_signing_key")],
+)
+def test_half_a_signing_pair(pair, variable):
+    assert only(signing_pair_findings(*pair))["variable"] == variable
+    assert signing_pair_findings("", "") == signing_pair_findings("/k", "/c") == []
 
 
 @pytest.mark.parametrize("changes", [{"modules": ["nouveau"]}, {"nvidia_version": "1.2.2"}])
@@ -214,9 +454,10 @@ def test_what_a_reboot_cures_is_a_warning(changes):
 def test_a_container_has_the_kernel_of_its_machine():
     facts = host(kernel="6.1", secure_boot=True, modules=["nouveau"], nvidia_version="2")
     assert driver_findings(facts, LOCKED, container=True) == []
-    assert len(driver_findings(facts, LOCKED, container=False)) == 3
+    assert len(driver_findings(facts, LOCKED, container=False)) == 4
 
 
 def test_all_findings_come_at_once():
-    found = judge(host(architecture="aarch64", init="bash", pci=[], runfile=True, free={ROOT: 0}, paths={}))
+    nothing = {"pci": [], "paths": {}, "free": space(**{ROOT: ("/", 0)})}
+    found = judge(host(architecture="aarch64", init="bash", runfile=True, **nothing))
     assert len(found) == 6

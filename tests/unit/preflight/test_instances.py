@@ -1,12 +1,12 @@
-"""What the inventory says about servers and providers."""
+"""What the inventory says about servers."""
 
 from pathlib import Path
 
 import pytest
 import yaml
-from kepler_preflight import KEYS, findings_errors, findings_report, instances_with_defaults, inventory_findings
+from kepler_instances import KEYS, instances_with_defaults, inventory_findings
+from kepler_preflight import findings_errors, findings_report, worst_first
 
-PROVIDERS = {"pytorch_provider": "source", "python310_provider": "prebuilt"}
 WHERE = "vllm_service_instances[0]"
 
 
@@ -19,8 +19,8 @@ def demo(**keys):
     return {key: None if value is NULL else value for key, value in instance.items() if value is not None}
 
 
-def judge(*instances, **providers):
-    return inventory_findings(list(instances), PROVIDERS | providers)
+def judge(*instances):
+    return inventory_findings(list(instances))
 
 
 def variables(findings):
@@ -164,7 +164,7 @@ def test_an_instance_that_is_no_mapping(instance):
 
 @pytest.mark.parametrize("instances", [None, "demo", {"name": "demo"}, 1])
 def test_instances_that_are_no_list(instances):
-    (found,) = inventory_findings(instances, PROVIDERS)
+    (found,) = inventory_findings(instances)
     assert found["variable"] == "vllm_service_instances"
 
 
@@ -186,20 +186,9 @@ def test_what_two_instances_claim(key, value):
     assert "vllm_service_instances[0]" in found["expected"]
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [("pytorch_provider", "conda"), ("pytorch_provider", None), ("python310_provider", "wheel"),
-     ("python310_provider", ["source"])],
-)
-def test_an_unknown_provider(variable, value):
-    (found,) = judge(demo(), **{variable: value})
-    assert found["variable"] == variable
-    assert "source" in found["expected"]
-
-
 def test_all_findings_come_at_once():
-    found = judge(demo(port="8000", bogus=1, tensor_parallel_size=9), "nonsense", pytorch_provider="conda")
-    assert len(found) == 5
+    found = judge(demo(port="8000", bogus=1, tensor_parallel_size=9), "nonsense")
+    assert len(found) == 4
 
 
 def test_the_report_has_the_worst_first():
@@ -209,5 +198,6 @@ def test_the_report_has_the_worst_first():
         "error: e: found b; expected c. d.",
         "warning: a: found b; expected c. d.",
     ]
+    assert worst_first([warning, error]) == [error, warning]
     assert findings_errors([warning, error]) == 1
     assert findings_report([]) == []

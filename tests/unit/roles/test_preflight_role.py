@@ -1,9 +1,17 @@
 """The role preflight: one message with all findings, and no host touched too early."""
 
+import json
 import os
+import shutil
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
 
 INVENTORY = [{"name": "Judge", "ansible.builtin.import_role": {"name": "preflight", "tasks_from": "inventory"}}]
 HOST = [{"name": "Judge", "ansible.builtin.import_role": {"name": "preflight", "tasks_from": "host"}}]
@@ -23,6 +31,33 @@ def test_inventory_faults_come_in_one_message_and_no_host_is_touched(play):
     assert "changed=0    unreachable=0" in output
 
 
+def test_a_misspelt_variable_and_one_of_a_wrong_type_stop_the_play(play):
+    faults = {"vllm_service_instnces": [], "nvidia_driver_reboot": "yes", "nvidia_driver_signing_key": "/k"}
+    variables = {**NOWHERE, **faults}
+    status, output = play(INVENTORY, variables=variables, gather_facts=False)
+    assert status != 0
+    assert "3 error(s) on box" in output
+    message = " ".join(output.split())
+    assert "Did you mean vllm_service_instances?" in message
+    assert 'nvidia_driver_reboot: found "yes"; expected true or false, without quotes' in message
+    assert "error: nvidia_driver_signing_certificate: found" in message
+
+
+def test_the_command_line_may_give_text(play):
+    status, output = play(INVENTORY, "-e", "nvidia_driver_reboot=true", variables=NOWHERE, gather_facts=False)
+    assert status == 0, output
+    status, output = play(INVENTORY, "-e", "nvidia_driver_reboots=true", variables=NOWHERE, gather_facts=False)
+    assert status != 0
+    assert "Did you mean nvidia_driver_reboot?" in " ".join(output.split())
+
+
+def test_facts_that_roles_exported_are_no_unknown_variables(play):
+    exported = {"name": "Export", "ansible.builtin.set_fact": {"repos_missing": [], "store_share": {}}}
+    status, output = play([exported, *INVENTORY], variables=NOWHERE, gather_facts=False)
+    assert status == 0, output
+    assert "a variable that no role has" not in output
+
+
 def test_a_sound_inventory_passes_without_a_host(play):
     variables = {**NOWHERE, "vllm_service_instances": [{"name": "demo", "model": "org/name"}]}
     status, output = play(INVENTORY, variables=variables, gather_facts=False)
@@ -38,7 +73,8 @@ def test_host_faults_come_in_one_message(play, tmp_path, options):
             "vllm_service_instances": [{"name": "demo", "model": str(tmp_path / "none"), "port": port}],
             "preflight_pci_root": str(tmp_path / "pci"),
             "preflight_store_root": str(tmp_path / "kepler"),
-            "preflight_store_gib": 10**6,
+            "preflight_disk_gib": {str(tmp_path): 10**6},
+            "preflight_json": str(tmp_path / "reports"),
         })
     assert status != 0
     assert output.count("FAILED!") == 1
@@ -47,8 +83,101 @@ def test_host_faults_come_in_one_message(play, tmp_path, options):
         f"vllm_service_instances[0].model: found {tmp_path / 'none'}: nothing is there",
         f"vllm_service_instances[0].port: found {port}, where",
         f"(process {os.getpid()}, ",
-        "preflight_store_gib: found",
+        "preflight_disk_gib and preflight_store_gib: found",
+        f"{tmp_path} 1e+06",
     ):
-        assert part in output
+        assert part in " ".join(output.split())
     assert "changed=0" in output
+    report = json.loads((tmp_path / "reports" / "box.json").read_text())
+    assert report["host"] == "box"
+    severities = [item["severity"] for item in report["findings"]]
+    assert severities == sorted(severities)  # the worst come first
+    assert report["errors"] == severities.count("error") > 3
+    assert {"severity", "variable", "found", "expected", "next_step"} == set(report["findings"][0])
     assert not (tmp_path / "kepler").exists()
+
+
+def boards(root, *addresses, bar1="0x0000033800000000 0x0000033bffffffff 0x14220c"):
+    """A sysfs directory with K80 dies."""
+    for address in addresses:
+        (root / address).mkdir(parents=True)
+        resource = f"0xc6000000 0xc6ffffff 0x40200\n{bar1}\n"
+        for name, text in (("vendor", "0x10de"), ("device", "0x102d"), ("resource", resource)):
+            (root / address / name).write_text(text + "\n")
+    return str(root)
+
+
+def findings(play, tmp_path, **variables):
+    """Findings of the host part as its JSON has them."""
+    shutil.rmtree(tmp_path / "reports", ignore_errors=True)
+    _, output = play(HOST, variables={
+        "preflight_store_root": str(tmp_path / "kepler"), "preflight_json": str(tmp_path / "reports"), **variables,
+    })
+    assert "changed=0" in output
+    return json.loads((tmp_path / "reports" / "box.json").read_text())["findings"]
+
+
+def test_dies_of_the_bus_are_judged(play, tmp_path):
+    dies = [f"0000:0{number}:00.0" for number in range(4)]
+    sound = findings(play, tmp_path, preflight_pci_root=boards(tmp_path / "pci", *dies))
+    assert [item for item in sound if "K80" in item["found"] or "die" in item["found"]] == []
+    unmapped = boards(tmp_path / "low", *dies, bar1="0x0000000000000000 0x00000003ffffffff 0x14220c")
+    found = findings(play, tmp_path, preflight_pci_root=unmapped)
+    assert sum("above 4G decoding" in item["next_step"] for item in found) == 4
+
+
+def test_the_journals_xids_come_into_the_report(play, tmp_path):
+    line = "2024-03-01T10:00:00+0000 k80 kernel: NVRM: Xid (PCI:0000:06:00): 79, pid=1, GPU has fallen off the bus."
+    wanted = "--quiet --no-pager --output=short-iso --grep=NVRM: Xid _TRANSPORT=kernel"
+    _, output = play(
+        HOST, variables={"preflight_store_root": str(tmp_path / "kepler"), "preflight_json": str(tmp_path / "reports")},
+        programs={"journalctl": f'[ "$*" = "{wanted}" ] && echo "{line}"'},
+    )
+    report = json.loads((tmp_path / "reports" / "box.json").read_text())
+    assert any("Xid 79" in item["found"] for item in report["findings"]), output
+
+
+def test_the_inventorys_faults_are_written_too(play, tmp_path):
+    variables = {**NOWHERE, "pytorch_provider": "conda", "preflight_json": str(tmp_path / "reports")}
+    status, _ = play(INVENTORY, variables=variables, gather_facts=False)
+    assert status != 0
+    (found,) = json.loads((tmp_path / "reports" / "box.json").read_text())["findings"]
+    assert found["variable"] == "pytorch_provider"
+
+
+def test_the_playbook_alone_writes_a_report_for_each_host(tmp_path):
+    inventory = tmp_path / "hosts.yml"
+    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ansible_become": False,
+             "preflight_pci_root": str(tmp_path / "none"), "preflight_store_root": str(tmp_path / "kepler")}
+    inventory.write_text(json.dumps({"k80-hosts": {"hosts": {"one": local, "two": local}}}))
+    done = subprocess.run(
+        [sys.executable, "-m", "ansible", "playbook", "-i", inventory, ROOT / "playbooks" / "preflight.yml",
+         "-e", "preflight_json=reports"],
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "PWD": str(tmp_path)},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )
+    assert done.returncode != 0
+    assert "changed=1" not in done.stdout
+    for name in ("one", "two"):
+        report = json.loads((tmp_path / "reports" / f"{name}.json").read_text())
+        assert report["host"] == name
+        assert any("no Tesla K80" in item["found"] for item in report["findings"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "jobs"),
+    [
+        ({"preflight_pytorch_jobs": 6}, "6"),
+        ({"preflight_pytorch_jobs": 6, "preflight_pytorch_provider": "wheel"}, "0"),
+        ({"preflight_pytorch_jobs": 6, "store_builds": False}, "0"),
+        ({"preflight_pytorch_jobs": 0, "ansible_facts": {"processor_vcpus": 56}}, "56"),
+    ],
+)
+def test_compile_jobs_that_are_to_come(play, changes, jobs):
+    variables = yaml.safe_load((ROOT / "roles/preflight/vars/main.yml").read_text())
+    values = {key: variables[key] for key in ("__preflight_jobs", "__preflight_builder")}
+    facts = {"name": "Know", "ansible.builtin.set_fact": {"preflight_pytorch_provider": "source", **changes}}
+    show = {"name": "Show", "ansible.builtin.debug": {"msg": "jobs {{ __preflight_jobs | trim }}"}}
+    status, output = play([facts, show], variables=values, gather_facts=False)
+    assert status == 0, output
+    assert f"msg: jobs {jobs}\n" in output

@@ -1,0 +1,227 @@
+"""Filters that judge what of drivers, kernels and signatures the locked driver would meet on a host."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+from kepler_controller.findings import finding, shown
+
+# Packages of the same driver from elsewhere, by the start of their names.
+FOREIGN_DRIVERS = {
+    "akmod-nvidia": "RPM Fusion",
+    "xorg-x11-drv-nvidia": "RPM Fusion",
+    "nvidia-x11-drv": "ELRepo",
+    "kmod-nvidia-open-dkms": "NVIDIA's open kernel modules, which need a newer board",
+    "dkms-nvidia": "negativo17",
+}
+# Packages of the module stream, where the driver is to come from NVIDIA's own installer.
+STREAM_DRIVERS = ("nvidia-driver", "kmod-nvidia", "nvidia-kmod")
+# Where DKMS keeps the pair that it signs with when nobody gives it another.
+DKMS_KEY, DKMS_CERTIFICATE = "/var/lib/dkms/mok.key", "/var/lib/dkms/mok.pub"
+KEY_VARIABLE, CERTIFICATE_VARIABLE = "nvidia_driver_signing_key", "nvidia_driver_signing_certificate"
+
+
+def installation_findings(host: dict, locked: dict[str, str], provider: str) -> list[dict[str, str]]:
+    """Findings about drivers that came from elsewhere than from `provider`."""
+    found = []
+    stream = host["streams"].get("nvidia-driver")
+    if stream and stream != locked["stream"]:
+        found.append(finding(
+            "error", "host", f"the module stream nvidia-driver:{stream}", f"nvidia-driver:{locked['stream']}, or none",
+            "Remove that driver (dnf module remove nvidia-driver; dnf module reset nvidia-driver), then run again.",
+        ))
+    for name in host["packages"]:
+        origin = next((value for prefix, value in FOREIGN_DRIVERS.items() if name.startswith(prefix)), None)
+        if origin is None and provider == "runfile" and name.startswith(STREAM_DRIVERS):
+            origin = "NVIDIA's module stream"
+        if origin:
+            found.append(finding(
+                "error", "host", f"the package {name} ({origin})", "no other NVIDIA driver",
+                f"Remove it (dnf remove {name}), reboot, then run again.",
+            ))
+    if host["runfile"] and provider != "runfile":
+        found.append(finding(
+            "error", "host", "/usr/bin/nvidia-uninstall, which NVIDIA's own installer leaves", "no other NVIDIA driver",
+            "Run nvidia-uninstall, reboot, then run again.",
+        ))
+    return found
+
+
+def enrolment_steps(key: str, certificate: str, make: bool) -> str:
+    """What a person does at the host so that its firmware trusts what DKMS signs, command by command."""
+    steps = [
+        f"mokutil --import {certificate}   # asks for a password that is needed once, at the next boot",
+        "reboot; at the console, in the blue screen «Perform MOK management»: Enroll MOK, Continue, Yes, the password, "
+        "Reboot",
+        f"mokutil --test-key {certificate}   # says «is already enrolled»",
+        "run the playbook again",
+    ]
+    if make:
+        steps.insert(0, (
+            f"umask 077; mkdir -p {Path(key).parent}; openssl req -new -x509 -newkey rsa:2048 -nodes -days 36500 "
+            f"-subj '/CN=DKMS module signing key' -outform DER -keyout {key} -out {certificate}"
+        ))
+    lines = "\n".join(f"    {number}. {step}" for number, step in enumerate(steps, 1))
+    return f"Turn Secure Boot off in the firmware, or enrol the certificate:\n{lines}"
+
+
+def signing_pair_findings(signing_key: Any, signing_certificate: Any) -> list[dict[str, str]]:
+    """Findings about a key without its certificate, or the other way round; no host is needed for that."""
+    if bool(signing_key) == bool(signing_certificate):
+        return []
+    given, other = (KEY_VARIABLE, CERTIFICATE_VARIABLE) if signing_key else (CERTIFICATE_VARIABLE, KEY_VARIABLE)
+    return [finding(
+        "error", other, shown(signing_certificate if signing_key else signing_key), f"a path, since {given} has one",
+        f"Set both, or leave {given} out.",
+    )]
+
+
+def signing_findings(
+    host: dict, locked: dict[str, str], signing_key: str, signing_certificate: str
+) -> list[dict[str, str]]:
+    """Findings about Secure Boot, and about the key that modules are signed with where the operator gives one.
+
+    A locked driver that is loaded already has proven its signature.
+    """
+    found = []
+    if signing_key:
+        mode = host["signing_key"]
+        if mode is None:
+            found.append(finding(
+                "error", KEY_VARIABLE, f"{signing_key}: nothing is there", "a private key on the host",
+                "Correct the path, or copy the key to the host first.",
+            ))
+        elif mode["owner"] != 0 or mode["mode"] not in ("0400", "0600"):
+            found.append(finding(
+                "error", KEY_VARIABLE, f"{signing_key} of mode {mode['mode']} and user {mode['owner']}",
+                "mode 0400 or 0600 and user 0: who reads the key can sign any module",
+                f"chown root {signing_key}; chmod 0400 {signing_key}",
+            ))
+        if host["enrolment"] == "missing":
+            found.append(finding(
+                "error", CERTIFICATE_VARIABLE, f"{signing_certificate}: nothing is there",
+                "the key's certificate on the host, in DER", "Correct the path, or copy the certificate first.",
+            ))
+    trusted = host["enrolment"] == "enrolled" or host["nvidia_version"] == locked["driver"]
+    if not host["secure_boot"] or found or trusted:
+        return found
+    key, certificate = signing_key or DKMS_KEY, signing_certificate or DKMS_CERTIFICATE
+    expected = "Secure Boot off, or a certificate that the firmware has enrolled: DKMS's modules are not the vendor's"
+    if host["enrolment"] is None:
+        return [finding(
+            "error", "host", f"Secure Boot is on, and mokutil does not say whether {certificate} is enrolled", expected,
+            "Install mokutil (dnf install mokutil), then run again.",
+        )]
+    if host["enrolment"] == "pending":
+        return [finding(
+            "error", "host", f"Secure Boot is on, and {certificate} waits to be enrolled", expected,
+            "Reboot; at the console, in the blue screen «Perform MOK management»: Enroll MOK, Continue, Yes, the "
+            "password, Reboot. Then run again.",
+        )]
+    missing = host["enrolment"] == "missing"
+    return [finding(
+        "error", "host",
+        f"Secure Boot is on, and {certificate} " + ("does not exist yet" if missing else "is not enrolled"), expected,
+        enrolment_steps(key, certificate, make=missing),
+    )]
+
+
+def driver_findings(
+    host: dict,
+    locked: dict[str, str],
+    container: bool,
+    provider: str = "module_stream",
+    signing_key: str = "",
+    signing_certificate: str = "",
+) -> list[dict[str, str]]:
+    """Findings about drivers and kernels that the pinned driver cannot live with.
+
+    locked: the lock's `driver` version, `stream` and `kernel` (as uname -r prints it). A container has its machine's
+    kernel and drivers, so these are not judged there.
+    """
+    found = installation_findings(host, locked, provider)
+    if container:
+        return found
+    if host["kernel"] != locked["kernel"]:
+        found.append(finding(
+            "error", "host", f"the running kernel {host['kernel']}",
+            f"{locked['kernel']}, which driver {locked['driver']} is locked with",
+            f"Install kernel-{locked['kernel']}, make it the default (grubby --set-default), reboot, then run again.",
+        ))
+    found += signing_findings(host, locked, signing_key, signing_certificate)
+    if "nouveau" in host["modules"]:
+        found.append(finding(
+            "warning", "host", "nouveau is loaded", "nouveau off",
+            "Nothing now: nvidia_driver turns it off, and a reboot will be due.",
+        ))
+    if host["nvidia_version"] not in (None, locked["driver"]):
+        found.append(finding(
+            "warning", "host", f"the NVIDIA module {host['nvidia_version']} is loaded", locked["driver"],
+            "Nothing now: nvidia_driver installs the locked one, and a reboot will be due.",
+        ))
+    return found
+
+
+def dkms_states(status: str) -> dict[str, str]:
+    """{kernel: state} of the lines that `dkms status -m nvidia -v VERSION` prints; the kernel is "" where it has none.
+
+    A line is `nvidia/VERSION, KERNEL, ARCH: STATE`, with `nvidia, VERSION` in dkms before 3; remarks may follow.
+    """
+    found = {}
+    for line in status.splitlines():
+        name, colon, state = line.partition(": ")
+        fields = name.replace("/", ", ", 1).split(", ")
+        if colon and fields[0] == "nvidia":
+            found[fields[2] if len(fields) > 2 else ""] = state.split()[0]
+    return found
+
+
+def dkms_fault(status: str, driver: str, kernel: str) -> str:
+    """What is wrong with what DKMS says of the driver's module for `kernel`; empty where it is installed."""
+    states = dkms_states(status)
+    if states.get(kernel) == "installed":
+        return ""
+    if not states:
+        return f"DKMS does not know nvidia/{driver}"
+    if kernel in states:
+        return f"the module is {states[kernel]} for this kernel, and not installed"
+    others = sorted(name for name in states if name)
+    return "no module for this kernel" + (f"; there is one for {', '.join(others)}" if others else "")
+
+
+def module_fault(
+    status: str, locked: dict[str, str], version: str, signer: str, secure_boot: bool, headers: bool, log: dict
+) -> str:
+    """Message about the kernel's module that DKMS should have built and installed; empty where all is well.
+
+    status: of dkms. version, signer: what modinfo says. headers: whether the kernel's headers are there. log: `path`
+    and `tail` of the build's make.log.
+    """
+    driver, kernel = locked["driver"], locked["kernel"]
+    fault = dkms_fault(status, driver, kernel)
+    if not fault and version != driver:
+        fault = f"DKMS calls it installed, and modinfo says version {version or 'nothing'}"
+    elif not fault and secure_boot and not signer:
+        fault = "it carries no signature, and Secure Boot is on"
+    if not fault:
+        return ""
+    message = f"The nvidia module for kernel {kernel}: found: {fault}; expected version {driver}, installed by DKMS. "
+    if not headers:
+        return message + f"The headers of the kernel are missing: install kernel-devel-{kernel}, then run again."
+    if not log["tail"]:
+        return message + f"Look at dkms install -m nvidia -v {driver} -k {kernel} on the host, then run again."
+    return message + f"Correct what the end of {log['path']} says, then run again:\n{log['tail']}"
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable]:
+        return {
+            "driver_findings": driver_findings,
+            "signing_pair_findings": signing_pair_findings,
+            "dkms_fault": dkms_fault,
+            "module_fault": module_fault,
+        }

@@ -1,0 +1,188 @@
+"""Filters that judge a host by what the module kepler_host_facts returned."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from kepler_boards import (
+    bar_findings,
+    board_findings,
+    history_findings,
+    isolation_findings,
+    k80_numbers,
+    link_findings,
+)
+from kepler_controller.findings import finding, shown
+from kepler_driver import driver_findings
+from kepler_instances import INSTANCES, setting
+
+EL8 = ("rocky", "rhel", "almalinux", "centos", "ol")
+# GiB of host memory for one rank: its process, with libraries and CUDA's context.
+RANK_GIB = 2
+# GiB that vLLM pins for each rank where `swap-space` says nothing; it refuses to start beyond 70 % of the memory.
+SWAP_GIB = 4
+# GiB that one compile job of PyTorch takes.
+JOB_GIB = 2
+
+
+def platform_findings(host: dict) -> list[dict[str, str]]:
+    """Findings about release, architecture, processor and process 1."""
+    found = []
+    release = host["os"]
+    if release["id"] not in EL8 or release["version_id"].split(".")[0] != "8":
+        found.append(finding(
+            "error", "host", release["pretty_name"] or "no /etc/os-release", "Enterprise Linux 8 (Rocky, RHEL, ...)",
+            "Take the host out of k80-hosts, or install Rocky Linux 8 on it.",
+        ))
+    if host["architecture"] != "x86_64":
+        found.append(finding("error", "host", host["architecture"], "x86_64", "Take the host out of k80-hosts."))
+    elif "sse4_2" not in host["cpu_flags"]:
+        found.append(finding(
+            "error", "host", "a processor without SSE4.2", "SSE4.2, which PyTorch's libraries are compiled for",
+            "Take the host out of k80-hosts; a virtual machine may need the host's own processor model.",
+        ))
+    elif "avx2" not in host["cpu_flags"]:
+        found.append(finding(
+            "warning", "host", "a processor without AVX2", "AVX2, which PyTorch's fast paths on the CPU need",
+            "Nothing: models on the dies are not slower; quantised operators on the CPU do not run.",
+        ))
+    if host["init"] != "systemd":
+        found.append(finding(
+            "error", "host", f"{host['init']} as process 1", "systemd as process 1",
+            "Boot the host with systemd; the servers are its units.",
+        ))
+    return found
+
+
+def overlap(first: str, second: str) -> bool:
+    """Whether listening on address `first` takes a port of address `second` too."""
+    wildcards = ("0.0.0.0", "::")
+    second = "127.0.0.1" if second == "localhost" else second
+    return first == second or first in wildcards or second in wildcards
+
+
+def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
+    """Findings about what the well-formed `instances` ask of the host: dies, files and ports."""
+    found = []
+    dies = k80_numbers(host)
+    for index, instance in enumerate(instances):
+        where = f"{INSTANCES}[{index}]"
+        absent = [die for die in setting(instance, "dies") if die not in dies]
+        if dies and absent:
+            found.append(finding(
+                "error", f"{where}.dies", shown(absent), f"some of {dies}, the K80 dies of the host",
+                "List fewer dies and lower tensor_parallel_size, or look for the missing board.",
+            ))
+        for key, kind in (("model", "directory"), ("api_key_file", "file")):
+            path = setting(instance, key)
+            if path and path.startswith("/") and host["paths"].get(path) != kind:
+                there = host["paths"].get(path)
+                found.append(finding(
+                    "error", f"{where}.{key}", f"{path}: " + (f"a {there}" if there else "nothing is there"),
+                    f"a {kind} on the host", "Correct the path, or copy it to the host first.",
+                ))
+        unit = f"vllm@{instance['name']}.service"
+        for socket in host["ports"]:
+            if socket["port"] != setting(instance, "port") or socket["unit"] == unit:
+                continue
+            if overlap(socket["address"], setting(instance, "host")):
+                holder = f"{socket['command']} (process {socket['pid']}, {socket['unit'] or 'no unit'})"
+                found.append(finding(
+                    "error", f"{where}.port",
+                    f"{socket['port']}, where {holder if socket['pid'] else 'a process of another namespace'} listens",
+                    f"a port that is free or held by {unit}", "Choose another port, or stop what listens there.",
+                ))
+    return found
+
+
+def swap_gib(instance: dict) -> float:
+    """GiB that vLLM pins for each rank of an instance."""
+    try:
+        return float(setting(instance, "extra_args").get("swap-space", SWAP_GIB))
+    except (TypeError, ValueError):
+        return SWAP_GIB
+
+
+def memory_findings(host: dict, instances: list[dict], floor_gib: float, jobs: int) -> list[dict[str, str]]:
+    """Findings about the host's memory. jobs: compile jobs of PyTorch that are to come; 0 where none is."""
+    found = []
+    there = host["memory"] / 2**30
+    ranks = [(setting(instance, "tensor_parallel_size"), swap_gib(instance)) for instance in instances]
+    serving = sum(count * (RANK_GIB + swap) for count, swap in ranks)
+    needed = max(floor_gib, serving)
+    if there < needed:
+        counted = " + ".join(f"{count} ranks of {RANK_GIB} and {swap:g} of swap-space" for count, swap in ranks)
+        found.append(finding(
+            "error", "preflight_memory_gib", f"{there:.1f} GiB of memory",
+            f"{needed:g} GiB or more: at least {floor_gib:g}, and for the servers "
+            f"{counted or 'nothing'} = {serving:g}; weights pass through it while they load",
+            "Add memory, or lower swap-space in the instance's extra_args (vLLM pins 4 GiB a rank without it).",
+        ))
+    if there < jobs * JOB_GIB:
+        found.append(finding(
+            "warning", "pytorch_jobs", f"{jobs} compile jobs and {there:.1f} GiB of memory",
+            f"{JOB_GIB} GiB for each job of the source build: the kernel may end it after an hour",
+            f"Set pytorch_jobs: {max(1, int(there // JOB_GIB))}, or pytorch_provider: wheel.",
+        ))
+    return found
+
+
+def disk_findings(host: dict, needs: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Findings about free space. needs: [{path, gib, variable}]; those of one file system are added up."""
+    mounts: dict[str, list[dict[str, Any]]] = {}
+    for need in needs:
+        mounts.setdefault(host["free"][need["path"]]["mount"], []).append(need)
+    found = []
+    for mount, here in mounts.items():
+        free = host["free"][here[0]["path"]]["bytes"] / 2**30
+        total = sum(float(need["gib"]) for need in here)
+        if free < total:
+            parts = ", ".join(f"{need['path']} {float(need['gib']):g}" for need in here)
+            found.append(finding(
+                "error", " and ".join(sorted({need["variable"] for need in here})),
+                f"{free:.1f} GiB free on the file system at {mount}", f"{total:g} GiB or more (GiB: {parts})",
+                f"Free space, or mount a larger file system at {here[0]['path']}.",
+            ))
+    return found
+
+
+def host_findings(
+    host: dict,
+    *,
+    instances: list[dict],
+    locked: dict[str, str],
+    root: str,
+    needs: list[dict[str, Any]],
+    memory_gib: float,
+    jobs: int,
+    container: bool,
+    **driver: str,
+) -> list[dict[str, str]]:
+    """All findings about a host; `host` is what the module kepler_host_facts returned.
+
+    root: the store's. needs: see disk_findings. memory_gib, jobs: see memory_findings. driver: see driver_findings.
+    What a first run needs is not judged once a generation is active. A container has its machine's memory.
+    """
+    active = host["paths"].get(f"{root}/current")
+    return (
+        platform_findings(host)
+        + board_findings(host)
+        + bar_findings(host)
+        + link_findings(host)
+        + isolation_findings(host, container)
+        + history_findings(host)
+        + driver_findings(host, locked, container, **driver)
+        + service_findings(host, instances)
+        + ([] if container else memory_findings(host, instances, memory_gib, 0 if active else jobs))
+        + ([] if active else disk_findings(host, needs))
+    )
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable]:
+        return {"host_findings": host_findings}

@@ -1,0 +1,174 @@
+"""Filters that judge what the inventory says about servers, without a host."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+from kepler_controller.findings import finding, is_integer, shown
+
+INSTANCES = "vllm_service_instances"
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def is_dies(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(is_integer(die) and die >= 0 for die in value)
+        and len(set(value)) == len(value)
+    )
+
+
+def is_arguments(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and re.fullmatch("[a-z][a-z0-9-]*", key) for key in value
+    )
+
+
+REQUIRED = object()
+# What one instance may say: key -> (default, test, what is expected). None as a default: it may be left out. The
+# defaults are those of the role vllm_service; a test compares them.
+KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+    "name": (
+        REQUIRED,
+        lambda value: isinstance(value, str) and bool(re.fullmatch("[a-z0-9][a-z0-9-]*", value)),
+        "lower-case letters, digits and hyphens",
+    ),
+    "model": (
+        REQUIRED,
+        lambda value: is_text(value) and not value.startswith("."),
+        "the name of a Hugging Face model or the absolute path of its directory on the host",
+    ),
+    "host": ("127.0.0.1", is_text, "an address to listen on"),
+    "port": (8000, lambda value: is_integer(value) and 1024 <= value <= 65535, "an integer of 1024 to 65535"),
+    "dies": ([0, 1, 2, 3], is_dies, "a list of different integers from 0"),
+    "tensor_parallel_size": (4, lambda value: is_integer(value) and value >= 1, "an integer from 1"),
+    "dtype": ("float32", lambda value: value == "float32", "float32, the one type that sm_37 computes in here"),
+    "max_model_len": (None, lambda value: is_integer(value) and value >= 1, "an integer from 1"),
+    "served_model_name": (None, is_text, "a text that is not empty"),
+    "api_key_file": (
+        None,
+        lambda value: is_text(value) and value.startswith("/"),
+        "the absolute path of a file on the host",
+    ),
+    "extra_args": ({}, is_arguments, "a mapping of vLLM options, such as swap-space: lower-case words and hyphens"),
+}
+# Options of vLLM that an instance has a key of its own for.
+OWN_OPTIONS = {key.replace("_", "-") for key in KEYS if key not in ("name", "dies", "extra_args")} | {"api-key"}
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def instances_with_defaults(instances: Any, defaults: dict) -> Any:
+    """The instances as the servers get them; what is no mapping is left for the judgement."""
+    if not isinstance(instances, list):
+        return instances
+    return [{**defaults, **item} if isinstance(item, dict) else item for item in instances]
+
+
+def setting(instance: dict, key: str) -> Any:
+    """What an instance says about `key`, or the default."""
+    return instance.get(key, KEYS[key][0])
+
+
+def instance_findings(instance: Any, where: str) -> list[dict[str, str]]:
+    """Findings about one instance by itself; `where` is how messages name it."""
+    if not isinstance(instance, dict):
+        return [finding("error", where, shown(instance), "a mapping with name and model", "Write it as a mapping.")]
+    found = []
+    for key in instance:
+        if key not in KEYS:
+            found.append(finding(
+                "error", f"{where}.{key}", f"the unknown key {key!r}", f"one of {', '.join(KEYS)}",
+                "Correct the key, or move an option of vLLM itself into extra_args.",
+            ))
+    valid = {}
+    for key, (default, accepts, expected) in KEYS.items():
+        value = setting(instance, key)
+        if value is REQUIRED:
+            found.append(finding("error", f"{where}.{key}", "nothing", expected, f"Add {key} to the instance."))
+        elif (key in instance or value is not None) and not accepts(value):
+            found.append(finding(
+                "error", f"{where}.{key}", shown(value), expected,
+                "Take the quotes away." if isinstance(value, str) and is_integer(default) else "Correct the value.",
+            ))
+        else:
+            valid[key] = value
+    if {"dies", "tensor_parallel_size"} <= set(valid) and valid["tensor_parallel_size"] > len(valid["dies"]):
+        found.append(finding(
+            "error", f"{where}.tensor_parallel_size", shown(valid["tensor_parallel_size"]),
+            f"at most {len(valid['dies'])}, the number of dies that the instance lists ({valid['dies']})",
+            "List more dies, or lower tensor_parallel_size (it is 4 where nothing is said).",
+        ))
+    if "host" in valid and not is_loopback(valid["host"]) and valid.get("api_key_file", "") is None:
+        found.append(finding(
+            "error", f"{where}.host", shown(valid["host"]),
+            "a loopback address, since the instance has no api_key_file",
+            "Add api_key_file, or listen on 127.0.0.1 behind a proxy.",
+        ))
+    for option in sorted(OWN_OPTIONS & set(valid.get("extra_args") or {})):
+        found.append(finding(
+            "error", f"{where}.extra_args.{option}", "an option that the instance sets itself",
+            "options that have no key of their own", f"Use the instance's key {option.replace('-', '_')} instead.",
+        ))
+    return found
+
+
+def clashes(instances: list[dict]) -> list[dict[str, str]]:
+    """Findings about names, ports and dies that two of the well-formed `instances` claim."""
+    found = []
+    for key, next_step in (
+        ("name", "Give each instance its own name."),
+        ("port", "Give each instance its own port (it is 8000 where nothing is said)."),
+    ):
+        owner: dict[Any, int] = {}
+        for index, instance in enumerate(instances):
+            value = setting(instance, key)
+            if value in owner:
+                found.append(finding(
+                    "error", f"{INSTANCES}[{index}].{key}", shown(value),
+                    f"another {key} than {INSTANCES}[{owner[value]}]", next_step,
+                ))
+            owner.setdefault(value, index)
+    taken: dict[int, int] = {}
+    for index, instance in enumerate(instances):
+        shared = [die for die in setting(instance, "dies") if die in taken]
+        if shared:
+            owners = sorted({taken[die] for die in shared})
+            found.append(finding(
+                "error", f"{INSTANCES}[{index}].dies", shown(shared),
+                "dies that " + " and ".join(f"{INSTANCES}[{owner}]" for owner in owners) + " does not list",
+                "Give each die to one instance (an instance that lists none takes 0 to 3).",
+            ))
+        for die in setting(instance, "dies"):
+            taken.setdefault(die, index)
+    return found
+
+
+def inventory_findings(instances: Any) -> list[dict[str, str]]:
+    """Findings about what the inventory says in vllm_service_instances, without a host."""
+    if not isinstance(instances, list):
+        return [finding("error", INSTANCES, shown(instances), "a list of instances", "Write it as a list.")]
+    faults = [instance_findings(item, f"{INSTANCES}[{index}]") for index, item in enumerate(instances)]
+    found = [item for fault in faults for item in fault]
+    # Clashes are judged where the instances can be read at all.
+    return found or clashes(instances)
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable]:
+        return {"instances_with_defaults": instances_with_defaults, "inventory_findings": inventory_findings}

@@ -1,0 +1,50 @@
+"""What programs of a host said about its boards and its keys, put into plain data."""
+
+from __future__ import absolute_import, division, print_function
+
+__metaclass__ = type
+
+import re
+
+XID = re.compile(r"^(\S+) .*NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),?\s*(.*)$")
+ECC_FIELDS = ("pci.bus_id", "ecc.mode.current", "ecc.errors.uncorrected.volatile.total",
+              "ecc.errors.uncorrected.aggregate.total")
+
+
+def xids(journal):
+    """Xid events in kernel lines with an ISO time in front: [{address, xid, count, last, text}], by address and xid."""
+    found = {}
+    for line in (journal or "").splitlines():
+        match = XID.match(line)
+        if match:
+            time, address, xid, text = match.groups()
+            event = found.setdefault((address, int(xid)), {"address": address, "xid": int(xid), "count": 0})
+            event.update(count=event["count"] + 1, last=time, text=text)
+    return [found[key] for key in sorted(found)]
+
+
+def ecc(table):
+    """Dies of nvidia-smi's CSV with the columns ECC_FIELDS: [{address, mode, volatile, aggregate}].
+
+    The counts are None where the driver gives none.
+    """
+    found = []
+    for line in (table or "").splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) == len(ECC_FIELDS):
+            counts = [int(field) if field.isdigit() else None for field in fields[2:]]
+            found.append({"address": fields[0], "mode": fields[1], "volatile": counts[0], "aggregate": counts[1]})
+    return found
+
+
+def enrolment(answer):
+    """`enrolled`, `pending` (until a reboot) or `absent`: what `mokutil --test-key` answered; None without an answer.
+
+    Its exit status differs between versions; its words do not.
+    """
+    text = (answer or "").lower()
+    if "already enrolled" in text:
+        return "enrolled"
+    if "already in the enrollment request" in text:
+        return "pending"
+    return "absent" if "is not enrolled" in text else None

@@ -1,0 +1,81 @@
+"""What the module kepler_host_facts asks programs of the host, and when."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+PLUGINS = Path(__file__).resolve().parents[3] / "plugins"
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """The module as a Python module, its helpers where Ansible would put them."""
+    monkeypatch.syspath_prepend(str(PLUGINS / "module_utils"))
+    import host
+    from host import facts, facts_health, facts_pci
+
+    monkeypatch.setitem(sys.modules, "ansible.module_utils.host", host)
+    for name, part in (("facts", facts), ("facts_health", facts_health), ("facts_pci", facts_pci)):
+        monkeypatch.setitem(sys.modules, f"ansible.module_utils.host.{name}", part)
+    spec = importlib.util.spec_from_file_location("kepler_host_facts", PLUGINS / "modules" / "kepler_host_facts.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+class Host:
+    """Answers programs from a mapping, and remembers what was asked."""
+
+    def __init__(self, **answers):
+        self.answers, self.asked = answers, []
+
+    def get_bin_path(self, name):
+        return f"/usr/bin/{name}" if name.replace("-", "_") in self.answers else None
+
+    def run_command(self, command, **_):
+        self.asked.append(command)
+        name = command[2] if command[0] == "timeout" else command[0]
+        return 0, self.answers[name.replace("-", "_")], ""
+
+
+def test_a_driver_that_is_not_loaded_is_not_asked(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "NVIDIA_VERSION", str(tmp_path / "version"))
+    box = Host(nvidia_smi="would load the driver")
+    assert module.ecc(box) == []
+    assert box.asked == []
+
+
+def test_a_loaded_driver_is_asked_with_a_timeout(module, tmp_path, monkeypatch):
+    (tmp_path / "version").write_text("470\n")
+    monkeypatch.setattr(module, "NVIDIA_VERSION", str(tmp_path / "version"))
+    box = Host(nvidia_smi="00000000:05:00.0, Enabled, 0, 3\n")
+    assert [die["aggregate"] for die in module.ecc(box)] == [3]
+    (command,) = box.asked
+    assert command[:3] == ["timeout", "60", "nvidia-smi"]
+    assert command[3].startswith("--query-gpu=pci.bus_id,")
+
+
+def test_a_certificate_that_is_not_there_is_not_asked_about(module, tmp_path):
+    box = Host(mokutil="is not enrolled")
+    assert module.enrolment(box, str(tmp_path / "mok.pub")) == "missing"
+    assert box.asked == []
+    (tmp_path / "mok.pub").write_text("")
+    assert module.enrolment(box, str(tmp_path / "mok.pub")) == "absent"
+    assert module.enrolment(Host(), str(tmp_path / "mok.pub")) is None
+
+
+def test_the_mode_of_a_key(module, tmp_path):
+    assert module.key_mode(str(tmp_path / "key")) is None
+    (tmp_path / "key").write_text("")
+    (tmp_path / "key").chmod(0o640)
+    assert module.key_mode(str(tmp_path / "key"))["mode"] == "0640"
+
+
+@pytest.mark.parametrize(("content", "on"), [(b"\x06\0\0\0\x01", True), (b"\x06\0\0\0\0", False), (None, False)])
+def test_secure_boot(module, tmp_path, monkeypatch, content, on):
+    if content is not None:
+        (tmp_path / "SecureBoot").write_bytes(content)
+    monkeypatch.setattr(module, "EFI_SECURE_BOOT", str(tmp_path / "SecureBoot"))
+    assert module.secure_boot() is on
