@@ -32,7 +32,7 @@ PERSISTENCED = """\
 Description=Stands for NVIDIA's persistence daemon
 
 [Service]
-ExecStart=/bin/sleep infinity
+ExecStart=/usr/bin/nvidia-persistenced
 
 [Install]
 WantedBy=multi-user.target
@@ -52,7 +52,10 @@ def contents(rpms: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
             "/usr/bin/nvidia-smi": (SHARED / "stubs" / "nvidia-smi").read_text(),
             "/usr/share/kepler-standin/nvidia-smi.csv": (SHARED / "captures" / "k80x4.csv").read_text(),
         },
-        "nvidia-persistenced": {"/usr/lib/systemd/system/nvidia-persistenced.service": PERSISTENCED},
+        "nvidia-persistenced": {
+            "/usr/lib/systemd/system/nvidia-persistenced.service": PERSISTENCED,
+            "/usr/bin/nvidia-persistenced": "#!/bin/sh\nexec /bin/sleep infinity\n",
+        },
         "cuda-nvcc-11-4": {
             "/usr/local/cuda-11.4/bin/nvcc": f"#!/bin/sh\necho 'Cuda compilation tools, release 11.4, V{nvcc}'\n"
         },
@@ -144,9 +147,9 @@ def build(target: Path) -> None:
     run("rpmsign", "--addsign", "--define", f"_gpg_name {SIGNER}", "--define", f"_gpg_path {home}",
         "--define", "__gpg /usr/bin/gpg", *target.glob("*/Packages/*.rpm"), GNUPGHOME=str(home))
     for repository in REPOSITORIES:
-        run("createrepo_c", "--quiet", target / repository)
+        run("createrepo_c", "--quiet", "--no-database", "--general-compress-type=gz", target / repository)
     (work / "modules.yaml").write_text(modules([*rpms, *DECOYS]))
-    run("modifyrepo_c", "--mdtype=modules", work / "modules.yaml", target / "cuda-rhel8" / "repodata")
+    run("modifyrepo_c", "--mdtype=modules", "--compress-type=gz", work / "modules.yaml", target / "cuda-rhel8" / "repodata")
     run("gpgconf", "--homedir", home, "--kill", "all")
     # The private key has done its work.
     shutil.rmtree(work)
@@ -161,14 +164,14 @@ def ensure() -> Path:
     target = STATE / "repos" / hashlib.sha256(inputs).hexdigest()[:12]
     if (target / "fingerprint").exists() and not (target / "work").exists():
         return target
-    programs = {"rpmbuild": "rpm", "createrepo_c": "createrepo-c", "gpg": "gnupg"}
+    programs = {"rpmbuild": "rpm", "gpg": "gnupg"}
     missing = [package for program, package in programs.items() if not shutil.which(program)]
     with Step("Making the stub repositories"):
         if missing and os.geteuid() == 0 and shutil.which("apt-get"):
             run("apt-get", "--quiet", "install", "--yes", "--no-install-recommends", *missing,
                 DEBIAN_FRONTEND="noninteractive")
         elif missing:
-            fail(f"Stub repositories: found no {', '.join(missing)}; expected rpm, createrepo_c and gpg. Install them.")
+            fail(f"Stub repositories: found no {', '.join(missing)}; expected rpm and gpg. Install them.")
         shutil.rmtree(target, ignore_errors=True)
         build(target)
     return target

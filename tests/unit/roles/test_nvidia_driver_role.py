@@ -1,73 +1,400 @@
-"""What of nvidia_driver a container leaves out, run with stand-ins that check their arguments.
+"""What of nvidia_driver a container leaves out, run with recorded stand-ins that check their arguments.
 
-No kernel module is built or loaded here: that needs a host with a K80.
+DKMS itself is in tests/unit/dkms. No module is loaded here: that needs a host with a K80.
 """
 
+import hashlib
+import json
+import os
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
-LOAD = [{"name": "Load", "ansible.builtin.import_role": {"name": "nvidia_driver", "tasks_from": "load"}}]
+ROLE = ROOT / "roles/nvidia_driver"
 RPMS = {entry["name"]: entry for entry in yaml.safe_load((ROOT / "files/lock/rpms.yml").read_text())["rpms"]}
 DRIVER = RPMS["nvidia-driver"]["version"]
 KERNEL = "{version}-{release}.{arch}".format(**RPMS["kernel"])
-# What the role knows when it comes to loading: another version is loaded already, so none is loaded here.
-LOADED = {"__nvidia_driver_host": {"host": {"nvidia_version": "1", "modules": []}}}
+NOUVEAU = (ROLE / "files/kepler-nouveau.conf").read_text()
 
 
-def modinfo(answer):
-    return {"modinfo": f'[ "$*" = "-F version -k {KERNEL} nvidia" ] || exit 9\n{answer}'}
+def part(name):
+    return [{"name": name.title(), "ansible.builtin.import_role": {"name": "nvidia_driver", "tasks_from": name}}]
 
 
-@pytest.mark.parametrize(
-    ("answer", "found"),
-    [("echo 1.2.3", "1.2.3"), ("echo 'Module nvidia not found' >&2; exit 1", "Module nvidia not found")],
-)
-def test_a_module_that_dkms_did_not_build_is_named(play, answer, found):
-    status, output = play(LOAD, variables=LOADED, programs=modinfo(answer))
+def host(**changes):
+    """What the role knows of the host; another version is loaded already, so none is loaded here."""
+    facts = {"nvidia_version": "1", "modules": [], "secure_boot": False, "runfile": False, "streams": {}, **changes}
+    return {"__nvidia_driver_host": {"host": facts}}
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Reads what the recorded programs were asked for: a list of lines `program arguments`."""
+    path = tmp_path / "calls.log"
+    return lambda: path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A program that writes its name and arguments down, then does `script`."""
+    return lambda name, script="": f'echo "{name} $*" >> {tmp_path}/calls.log\n{script}'
+
+
+def one_line(output):
+    return " ".join(output.split())
+
+
+# The locked kernel's module, as dkms and modinfo have it.
+BUILT = {
+    "dkms": f'[ "$*" = "status -m nvidia -v {DRIVER}" ] && echo "nvidia/{DRIVER}, {KERNEL}, x86_64: installed"',
+    "modinfo": f'[ "$*" = "-F version -k {KERNEL} nvidia" ] && echo {DRIVER}',
+}
+
+
+def test_a_reboot_that_is_due_is_said_and_not_done(play, recorded, log):
+    after = [{"name": "Depends on the driver", "ansible.builtin.command": "depends-on-the-driver"}]
+    programs = {**BUILT, **{name: recorded(name) for name in ("depends-on-the-driver", "shutdown", "reboot")}}
+    status, output = play(part("load") + after, variables=host(), programs=programs)
     assert status != 0
-    message = " ".join(output.split())
-    assert f"found ''{found}''; expected {DRIVER}" in message
-    assert f"/var/lib/dkms/nvidia/{DRIVER}/build/make.log" in message
-    assert "changed=0" in output
-
-
-def test_a_reboot_that_is_due_is_said_and_not_done(play):
-    status, output = play(LOAD, variables=LOADED, programs=modinfo(f"echo {DRIVER}"))
-    assert status != 0
-    message = " ".join(output.split())
+    message = one_line(output)
     assert "A reboot is due" in message
     assert "nvidia_driver_reboot: true" in message
     assert "changed=0" in output
+    assert log() == []
 
 
-@pytest.mark.parametrize(("container", "called"), [(False, True), (True, False)])
-def test_the_initramfs_is_rebuilt_for_the_locked_kernel_unless_in_a_container(play, tmp_path, container, called):
-    log = tmp_path / "dracut.log"
-    handlers = yaml.safe_load((ROOT / "roles/nvidia_driver/handlers/main.yml").read_text())
-    lock = "{{ kepler_lock | locked_driver }}"
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("false", "A reboot is due"), ("no", "A reboot is due"), ("true", "would reboot the control node")],
+)
+def test_only_true_reboots(play, given, said):
+    """Ansible refuses to reboot the machine that it runs on, so its refusal shows that it would."""
+    status, output = play(part("load"), variables={**host(), "nvidia_driver_reboot": given}, programs=BUILT)
+    assert status != 0
+    assert said in one_line(output)
+
+
+def test_a_reboot_hangs_on_the_knob_and_on_what_is_loaded():
+    (task,) = [
+        task for task in yaml.safe_load((ROLE / "tasks/load.yml").read_text()) if "ansible.builtin.reboot" in task
+    ]
+    assert task["when"] == [
+        "nvidia_driver_reboot | bool", "__nvidia_driver_loaded.host.nvidia_version != __nvidia_driver_locked.driver"
+    ]
+    assert task["ansible.builtin.reboot"] == {"reboot_timeout": "{{ nvidia_driver_reboot_timeout }}"}
+
+
+@pytest.mark.parametrize(
+    ("status_line", "version", "found"),
+    [
+        ("", "", f"DKMS does not know nvidia/{DRIVER}"),
+        (f"nvidia/{DRIVER}: added", "", "no module for this kernel"),
+        (f"nvidia/{DRIVER}, {KERNEL}, x86_64: built", "", "the module is built for this kernel, and not installed"),
+        (f"nvidia, {DRIVER}, {KERNEL}, x86_64: installed", "1.2.3", "installed, and modinfo says version 1.2.3"),
+        (f"nvidia/{DRIVER}, 4.18.0-1.x86_64, x86_64: installed", "", "there is one for 4.18.0-1.x86_64"),
+    ],
+)
+def test_a_module_that_dkms_did_not_install_is_named(play, recorded, log, status_line, version, found):
+    programs = {"dkms": recorded("dkms", f'[ "$1" != status ] || echo "{status_line}"'), "modinfo": f"echo {version}"}
+    status, output = play(part("load"), variables=host(), programs=programs, gather_facts=False)
+    assert status != 0
+    assert found in one_line(output)
+    assert f"expected version {DRIVER}, installed by DKMS" in one_line(output)
+    module = f"-m nvidia -v {DRIVER} -k {KERNEL}"
+    installed = f"{KERNEL}, x86_64: installed" in status_line
+    tried = [] if installed else [f"dkms build {module}", f"dkms install {module}"]
+    assert [line for line in log() if " status " not in line] == tried
+
+
+def boot(play, tmp_path, recorded, initramfs, default=KERNEL, container=False, options=()):
+    """Run boot.yml on a host whose initramfs holds `initramfs`; dracut puts the real file in."""
+    image = tmp_path / "image"
+    image.write_text(initramfs)
+    tasks = yaml.safe_load((ROLE / "tasks/boot.yml").read_text())
+    # The file of the host itself would need root's directories.
+    tasks[0]["ansible.builtin.copy"].update(
+        src=str(ROLE / "files/kepler-nouveau.conf"), dest=str(tmp_path / "nouveau.conf")
+    )
+    for key in ("owner", "group"):
+        del tasks[0]["ansible.builtin.copy"][key]
+    programs = {
+        "lsinitrd": recorded("lsinitrd", f"cat {image}"),
+        "dracut": recorded("dracut", f"cp {ROLE}/files/kepler-nouveau.conf {image}"),
+        "grubby": recorded("grubby", f"[ $1 != --default-kernel ] || echo /boot/vmlinuz-{default}"),
+    }
+    variables = {
+        "__nvidia_driver_container": container, "__nvidia_driver_locked": "{{ kepler_lock | locked_driver }}",
+        "__nvidia_driver_boot": "/boot",
+    }
+    text = json.dumps(tasks).replace("'kepler-nouveau.conf'", f"'{ROLE}/files/kepler-nouveau.conf'")
+    return play(json.loads(text), *options, variables=variables, programs=programs, gather_facts=False)
+
+
+LSINITRD = f"lsinitrd --file etc/modprobe.d/kepler-nouveau.conf --kver {KERNEL}"
+
+
+def test_an_initramfs_without_nouveau_off_is_rebuilt_and_proven(play, tmp_path, recorded, log):
+    status, output = boot(play, tmp_path, recorded, "")
+    assert status == 0, output
+    assert log() == [LSINITRD, f"dracut --force --kver {KERNEL}", LSINITRD, "grubby --default-kernel"]
+
+
+def test_an_initramfs_that_has_it_stays(play, tmp_path, recorded, log):
+    (tmp_path / "nouveau.conf").write_text(NOUVEAU)
+    (tmp_path / "nouveau.conf").chmod(0o644)
+    status, output = boot(play, tmp_path, recorded, NOUVEAU)
+    assert status == 0, output
+    assert "changed=0" in output
+    assert log() == [LSINITRD, LSINITRD, "grubby --default-kernel"]
+
+
+def test_an_initramfs_that_keeps_nouveau_is_an_error(play, tmp_path, recorded):
+    keeps = lambda name, script="": recorded(name, "" if name == "dracut" else script)  # noqa: E731
+    status, output = boot(play, tmp_path, keeps, "")
+    assert status != 0
+    assert "found no such file; expected etc/modprobe.d/kepler-nouveau.conf as the host has it" in one_line(output)
+
+
+def test_a_newer_kernel_that_would_boot_gives_way(play, tmp_path, recorded, log):
+    status, output = boot(play, tmp_path, recorded, NOUVEAU, default="4.18.0-999.x86_64")
+    assert status == 0, output
+    assert log()[-1] == f"grubby --set-default /boot/vmlinuz-{KERNEL}"
+
+
+def test_a_container_has_no_initramfs(play, tmp_path, recorded, log):
+    status, output = boot(play, tmp_path, recorded, "", container=True)
+    assert status == 0, output
+    assert log() == []
+
+
+def test_check_mode_asks_and_rebuilds_nothing(play, tmp_path, recorded, log):
+    status, output = boot(play, tmp_path, recorded, "", default="4.18.0-999.x86_64", options=("--check",))
+    assert status == 0, output
+    assert log() == [LSINITRD, LSINITRD, "grubby --default-kernel"]
+
+
+def judged(play, facts, programs=None, **variables):
+    """Run preflight.yml with facts of the host as a module of the test gives them; what follows must not run."""
+    tasks = yaml.safe_load((ROLE / "tasks/preflight.yml").read_text())
+    asked = tasks[0].pop("kepler_host_facts")
+    tasks[0]["ansible.builtin.set_fact"] = {"__nvidia_driver_host": {"host": facts}}
+    del tasks[0]["register"]
+    follow = [{"name": "Change", "ansible.builtin.command": "changes-the-host"}]
+    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
+    values = {
+        **defaults, "__nvidia_driver_container": False, "__nvidia_driver_dkms": "/var/lib/dkms",
+        "__nvidia_driver_locked": "{{ kepler_lock | locked_driver }}", **variables,
+    }
+    return asked, *play(tasks + follow, variables=values, programs=programs, gather_facts=False)
+
+
+READY = {
+    "streams": {}, "packages": [], "runfile": False, "kernel": KERNEL, "secure_boot": False, "signing_key": None,
+    "enrolment": "missing", "modules": [], "nvidia_version": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "variables", "parts"),
+    [
+        ({"kernel": "4.18.0-999.x86_64"}, {}, ["the running kernel 4.18.0-999.x86_64", f"expected {KERNEL}"]),
+        ({"secure_boot": True}, {}, ["openssl req", "mokutil --import /var/lib/dkms/mok.pub", "Enroll MOK"]),
+        ({}, {"nvidia_driver_signing_key": "/k"}, ["nvidia_driver_signing_certificate"]),
+        (
+            {"signing_key": {"mode": "0644", "owner": 0}, "enrolment": "enrolled"},
+            {"nvidia_driver_signing_key": "/k", "nvidia_driver_signing_certificate": "/c"},
+            ["/k of mode 0644", "chmod 0400 /k"],
+        ),
+        ({"runfile": True}, {}, ["nvidia-uninstall"]),
+        (
+            {}, {"nvidia_driver_provider": "runfile"},
+            ["files/lock/sources.yml: nvidia-runfile: found nothing", f"NVIDIA-Linux-x86_64-{DRIVER}.run"],
+        ),
+    ],
+    ids=["another kernel", "Secure Boot", "half a pair", "an open key", "a runfile", "no hash"],
+)
+def test_what_stops_the_role_before_anything_changes(play, recorded, log, changes, variables, parts):
+    programs = {"changes-the-host": recorded("changes-the-host")}
+    _, status, output = judged(play, {**READY, **changes}, programs, **variables)
+    assert status != 0
+    for text in [*parts, "othing was changed"]:
+        assert text in one_line(output)
+    assert "changed=0" in output
+    assert log() == []
+
+
+def test_a_ready_host_goes_on(play, recorded, log):
+    asked, status, output = judged(play, READY, {"changes-the-host": recorded("changes-the-host")})
+    assert status == 0, output
+    assert log() == ["changes-the-host "]
+    assert set(asked) == {"signing_key", "signing_certificate"}
+
+
+@pytest.mark.parametrize(("answer", "state"), [("is already enrolled", "enrolled"), ("is not enrolled", "absent")])
+def test_mokutil_is_asked_about_the_certificate(play, tmp_path, recorded, log, answer, state):
+    certificate, key = tmp_path / "mok.der", tmp_path / "mok.key"
+    certificate.write_text("")
+    key.write_text("")
+    key.chmod(0o400)
+    pair = {"signing_key": str(key), "signing_certificate": str(certificate)}
+    shown = "{{ read.host.enrolment }} {{ read.host.signing_key.mode }}"
+    tasks = [
+        {"name": "Read", "kepler_host_facts": pair, "register": "read"},
+        {"name": "Show", "ansible.builtin.debug": {"msg": shown}},
+    ]
+    programs = {"mokutil": recorded("mokutil", f"echo $2 {answer}; exit 1")}
+    status, output = play(tasks, programs=programs, gather_facts=False)
+    assert status == 0, output
+    assert f"msg: {state} 0400" in output
+    assert log() == [f"mokutil --test-key {certificate}"]
+
+
+def lock_with_runfile(tmp_path, recorded, status=0):
+    """A lock whose sources hold an installer that writes its arguments down."""
+    script = f"#!/bin/sh\n{recorded('installer', f'exit {status}')}\n"
+    path = tmp_path / f"NVIDIA-Linux-x86_64-{DRIVER}.run"
+    path.write_text(script)
+    lock = tmp_path / "lock"
+    lock.mkdir()
+    for name in ("rpms.yml", "python"):
+        (lock / name).symlink_to(ROOT / "files/lock" / name)
+    sources = yaml.safe_load((ROOT / "files/lock/sources.yml").read_text())
+    sources["sources"]["nvidia-runfile"] = {
+        "version": DRIVER, "file": path.name, "sha256": hashlib.sha256(script.encode()).hexdigest(),
+        "urls": [path.as_uri()], "provenance": "this test", "verified": True,
+    }
+    (lock / "sources.yml").write_text(yaml.safe_dump(sources))
+    return path, lock
+
+
+def runfile(play, tmp_path, lock, recorded, *options, **facts):
+    """The part of runfile.yml that fetches and runs the installer."""
+    tasks = yaml.safe_load((ROLE / "tasks/runfile.yml").read_text())
+    names = ["Reboot out of nouveau where that is allowed", "Stop while nouveau is loaded",
+             "Look for what the installer leaves", "Say that the installer would run", "Install the driver"]
+    chosen = [task for task in tasks if task["name"] in names]
+    assert [task["name"] for task in chosen] == names
+    text = json.dumps(chosen).replace('"owner": "root", "group": "root", ', "")
+    variables = {
+        **host(**facts), "kepler_lock_dir": str(lock), "nvidia_driver_reboot": False,
+        "nvidia_driver_reboot_timeout": 1, "__nvidia_driver_locked": "{{ kepler_lock | locked_driver }}",
+        "__nvidia_driver_cache": str(tmp_path / "cache"),
+        "__nvidia_driver_installer_log": str(tmp_path / "installer.log"),
+    }
+    return play(json.loads(text), *options, variables=variables, gather_facts=False)
+
+
+def test_the_installer_runs_by_its_hash_and_asks_nobody(play, tmp_path, recorded, log):
+    _, lock = lock_with_runfile(tmp_path, recorded)
+    status, output = runfile(play, tmp_path, lock, recorded)
+    assert status == 0, output
+    assert log() == [f"installer --silent --dkms --kernel-name={KERNEL} --no-x-check --no-opengl-files"]
+
+
+def test_an_installer_of_another_hash_does_not_run(play, tmp_path, recorded, log):
+    path, lock = lock_with_runfile(tmp_path, recorded)
+    path.write_text(path.read_text() + "# changed\n")
+    status, output = runfile(play, tmp_path, lock, recorded)
+    assert status != 0
+    assert "checksum" in output
+    assert log() == []
+
+
+def test_an_installer_that_fails_shows_the_end_of_its_log(play, tmp_path, recorded):
+    _, lock = lock_with_runfile(tmp_path, recorded, status=1)
+    (tmp_path / "installer.log").write_text("ERROR: Unable to build the NVIDIA kernel module.\n")
+    status, output = runfile(play, tmp_path, lock, recorded)
+    assert status != 0
+    assert "found exit status 1; expected 0" in one_line(output)
+    assert "Unable to build the NVIDIA kernel module" in output
+
+
+def test_the_installer_waits_until_nouveau_is_gone(play, tmp_path, recorded, log):
+    _, lock = lock_with_runfile(tmp_path, recorded)
+    status, output = runfile(play, tmp_path, lock, recorded, modules=["nouveau"])
+    assert status != 0
+    assert "reboot is due before NVIDIA's installer runs" in one_line(output).replace("''", "'")
+    assert log() == []
+
+
+def test_check_mode_says_what_the_installer_would_do(play, tmp_path, recorded, log):
+    _, lock = lock_with_runfile(tmp_path, recorded)
+    status, output = runfile(play, tmp_path, lock, recorded, "--check")
+    assert status == 0, output
+    assert f"would install: NVIDIA-Linux-x86_64-{DRIVER}.run" in output
+    assert log() == []
+
+
+def test_the_runfile_leaves_the_streams_packages_out(play):
+    patterns = "__nvidia_driver_lock | versionlock_patterns('nvidia_driver')"
+    show = f"{{{{ {patterns} | map('regex_replace', '-0:.*', '') | join(' ') }}}}"
+    variables = yaml.safe_load((ROLE / "vars/main.yml").read_text())
+    tasks = [{"name": "Show", "ansible.builtin.debug": {"msg": show}}]
     status, output = play(
-        [{"name": "Change", "ansible.builtin.command": "true", "notify": "Rebuild the initramfs"}],
-        variables={"__nvidia_driver_container": container, "__nvidia_driver_locked": lock},
-        programs={"dracut": f'echo "$@" > {log}'},
-        handlers=handlers,
+        tasks, variables={**variables, "nvidia_driver_provider": "runfile"}, gather_facts=False
     )
     assert status == 0, output
-    assert log.exists() == called
-    if called:
-        assert log.read_text() == f"--force --kver {KERNEL}\n"
+    assert "msg: kernel kernel-core kernel-modules kernel-devel kernel-headers dkms\n" in output
+
+
+def sign(play, tmp_path, key, certificate, *options):
+    directory = tmp_path / "framework.conf.d"
+    values = {"nvidia_driver_signing_key": key, "nvidia_driver_signing_certificate": certificate,
+              "__nvidia_driver_framework": str(directory)}
+    status, output = play(part("sign"), "-e", json.dumps(values), *options, gather_facts=False)
+    assert status == 0, output
+    return directory / "kepler-signing.conf", output
+
+
+def test_the_signing_pair_is_what_dkms_reads(play, tmp_path):
+    path, _ = sign(play, tmp_path, "/etc/pki/mok.key", "/etc/pki/mok.der")
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    assert lines == ['mok_signing_key="/etc/pki/mok.key"', 'mok_certificate="/etc/pki/mok.der"']
+    assert "changed=0" in sign(play, tmp_path, "/etc/pki/mok.key", "/etc/pki/mok.der")[1]
+    assert not sign(play, tmp_path, "", "")[0].exists()
+    assert "changed=0" in sign(play, tmp_path, "", "")[1]
+
+
+def test_a_dry_run_names_no_pair_where_nothing_is_there_yet(play, tmp_path):
+    path, _ = sign(play, tmp_path, "/etc/pki/mok.key", "/etc/pki/mok.der", "--check", "--diff")
+    assert not path.parent.exists()
 
 
 def test_the_unit_of_the_uvm_device_runs_before_the_servers():
-    unit = (ROOT / "roles/nvidia_driver/files/kepler-nvidia-uvm.service").read_text().splitlines()
+    unit = (ROLE / "files/kepler-nvidia-uvm.service").read_text().splitlines()
     assert "ExecStart=/usr/bin/nvidia-modprobe -u -c=0" in unit
     assert "Before=vllm.target" in unit
 
 
+def test_the_persistence_daemon_runs_before_uvm_and_servers_with_its_mode_on():
+    unit = (ROLE / "files/kepler-persistenced.conf").read_text().splitlines()
+    assert "Before=kepler-nvidia-uvm.service vllm.target" in unit
+    start = [line for line in unit if line.startswith("ExecStart=")]
+    daemon = "/usr/bin/nvidia-persistenced --user nvidia-persistenced --persistence-mode"
+    assert start == ["ExecStart=", f"ExecStart={daemon}"]
+    (task,) = [
+        task for task in yaml.safe_load((ROLE / "tasks/configure.yml").read_text())
+        if task.get("ansible.builtin.copy", {}).get("src") == "kepler-persistenced.conf"
+    ]
+    assert task["ansible.builtin.copy"]["dest"] == "/etc/systemd/system/nvidia-persistenced.service.d/kepler.conf"
+
+
+# Options of nvidia-smi that set clocks, power, compute mode or reset a die.
+SETTING = {
+    "-pl", "--power-limit", "-ac", "--applications-clocks", "-rac", "--reset-applications-clocks", "-lgc",
+    "--lock-gpu-clocks", "-rgc", "-lmc", "--lock-memory-clocks", "-pm", "--persistence-mode=1", "-r", "--gpu-reset",
+}
+
+
 def test_clocks_and_power_limits_are_never_touched():
-    for path in (ROOT / "roles/nvidia_driver").rglob("*"):
-        if path.is_file() and path.suffix != ".md":
-            words = path.read_text().replace('"', " ").replace(",", " ").split()
-            assert not {"-pl", "--power-limit", "-ac", "--applications-clocks", "-lgc", "-pm"} & set(words), path
+    asked = 0
+    for path in [*ROOT.glob("roles/**/*"), *ROOT.glob("playbooks/*.yml"), *ROOT.glob("plugins/**/*.py")]:
+        if not path.is_file() or path.suffix == ".md" or "nvidia-smi" not in path.read_text():
+            continue
+        asked += 1
+        for call in re.findall(r"nvidia-smi[^\n]*", path.read_text()):
+            assert not SETTING & set(re.split(r"[\s\"',\[\]=]+", call)), (os.fspath(path), call)
+    assert asked > 1
