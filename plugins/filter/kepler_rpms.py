@@ -55,6 +55,11 @@ def versionlock_patterns(lock: dict, role: str) -> list[str]:
     ]
 
 
+def locked_names(lock: dict) -> list[str]:
+    """Names of every package of the lock."""
+    return sorted({entry["name"] for entry in lock["rpms"]})
+
+
 def locked_streams(lock: dict) -> list[str]:
     """Module streams that the lock's packages come from, as dnf takes them."""
     return [f"{module['name']}:{module['stream']}" for module in lock["modules"]]
@@ -87,6 +92,7 @@ class FilterModule:
     def filters(self) -> dict:
         return {
             "bundle_keys": bundle_keys,
+            "locked_names": locked_names,
             "locked_rpms": locked_rpms,
             "locked_streams": locked_streams,
             "locked_version": locked_version,

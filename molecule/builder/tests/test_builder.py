@@ -55,7 +55,7 @@ def test_another_recipe_is_refused_and_not_built(fleet, build):
     before = fleet["k80-first"].check_output(PICTURE)
     status, printed = build("-e", '{"vllm_kernels": "{{ inventory_hostname == store_builder }}"}')
     assert status != 0
-    assert "serving 0.9.2: no substituter has the output" in printed, printed[-3000:]
+    assert ": no substituter has the output" in printed, printed[-3000:]
     assert "store_builds: true" in printed
     assert fleet["k80-first"].check_output(PICTURE) == before
 
