@@ -137,20 +137,33 @@ def driver_findings(
     provider: str = "module_stream",
     signing_key: str = "",
     signing_certificate: str = "",
+    move: bool = False,
 ) -> list[dict[str, str]]:
     """Findings about drivers and kernels that the pinned driver cannot live with.
 
-    locked: the lock's `driver` version, `stream` and `kernel` (as uname -r prints it). A container has its machine's
-    kernel and drivers, so these are not judged there.
+    locked: the lock's `driver` version, `stream` and `kernel` (as uname -r prints it). move: whether the run may move
+    kernel and driver to these. A container has its machine's kernel and drivers, so these are not judged there.
     """
     found = installation_findings(host, locked, provider)
+    if host["driver_package"] not in (None, locked["driver"]) and not move:
+        found.append(finding(
+            "error", "nvidia_driver_move", f"driver {host['driver_package']} installed, and {locked['driver']} locked",
+            "the locked one: no other playbook replaces a driver that servers may be using",
+            "Run playbooks/upgrade.yml: it moves kernel and driver as one.",
+        ))
     if container:
         return found
-    if host["kernel"] != locked["kernel"]:
+    if host["kernel"] != locked["kernel"] and move:
+        found.append(finding(
+            "warning", "host", f"the running kernel {host['kernel']}", locked["kernel"],
+            "Nothing now: nvidia_driver installs the locked one and makes it boot, and a reboot will be due.",
+        ))
+    elif host["kernel"] != locked["kernel"]:
         found.append(finding(
             "error", "host", f"the running kernel {host['kernel']}",
             f"{locked['kernel']}, which driver {locked['driver']} is locked with",
-            f"Install kernel-{locked['kernel']}, make it the default (grubby --set-default), reboot, then run again.",
+            "Run playbooks/upgrade.yml, which installs that kernel with its driver and makes it the one that boots, and "
+            f"reboot; or boot kernel-{locked['kernel']} yourself (grubby --set-default). Then run again.",
         ))
     found += signing_findings(host, locked, signing_key, signing_certificate)
     if "nouveau" in host["modules"]:

@@ -72,7 +72,7 @@ host:
       C(cpu_flags), C(memory) (bytes), C(secure_boot), C(pci) (list of address, vendor, device, driver, bar1, width,
       max_width, bridges, slot, iommu), C(iommu) (groups, passthrough), C(modules) (names of loaded ones),
       C(nvidia_version) (of the loaded module, or none), C(streams) (enabled dnf module streams by module),
-      C(packages) (names of the installed RPMs), C(runfile) (whether NVIDIA's own installer was used),
+      C(packages) (names of the installed RPMs), C(driver_package) (version of nvidia-driver, or none), C(runfile) (whether NVIDIA's own installer was used),
       C(paths) (path to directory, file or none), C(ports) (list of port, address, pid, command, unit),
       C(free) (path to mount and bytes), C(xids) (list of address, xid, count, last, text), C(ecc) (list of address,
       mode, volatile, aggregate), C(signing_key) (mode and owner, or none) and C(enrolment) (of the certificate).
@@ -168,7 +168,8 @@ def main():
     release = facts.os_release(facts.read("/etc/os-release"))
     packages = ""
     if module.get_bin_path("rpm"):  # a host that is not EL8 is judged, not a reason to break off
-        _, packages, _ = module.run_command(["rpm", "-qa", "--qf", "%{NAME}\n"], check_rc=True)
+        _, packages, _ = module.run_command(["rpm", "-qa", "--qf", "%{NAME} %{VERSION}\n"], check_rc=True)
+    versions = dict(line.split(" ", 1) for line in packages.splitlines())
     module.exit_json(changed=False, host={
         "os": {key: release.get(key.upper(), "") for key in ("id", "version_id", "pretty_name")},
         "architecture": platform.machine(),
@@ -182,7 +183,8 @@ def main():
         "modules": facts.modules(facts.read("/proc/modules")),
         "nvidia_version": facts.read(NVIDIA_VERSION),
         "streams": facts.dnf_module_streams("/etc/dnf/modules.d"),
-        "packages": sorted(set(packages.split())),
+        "packages": sorted(versions),
+        "driver_package": versions.get("nvidia-driver"),
         "runfile": os.path.exists("/usr/bin/nvidia-uninstall"),
         "paths": {path: kind(path) for path in module.params["paths"]},
         "ports": ports(set(module.params["ports"])),

@@ -11,7 +11,7 @@ from .settings import CACHE, FLEETS, PROJECT, STATE
 
 SHARED = str(PROJECT / "molecule" / "shared" / "molecule.yml")
 # Scenarios of molecule and the fleets that they run on.
-SCENARIOS = {"default": "test", "builder": "builder", "offline": "offline"}
+SCENARIOS = {"default": "test", "kernel_update": "update", "builder": "builder", "offline": "offline"}
 
 
 def down(fleet: str, keep_engine: bool = False) -> None:

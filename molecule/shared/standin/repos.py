@@ -27,6 +27,9 @@ DECOYS = [
     {"name": "cuda-nvcc-12-4", "epoch": 0, "version": "12.4.131", "release": "1", "arch": "x86_64",
      "repo": "cuda-rhel8"},
 ]
+# What the distributors publish after the lock was made: the same packages, newer. Hosts do not see it unless told.
+LATER = "later"
+LATER_DRIVER = "470.999.01"
 PERSISTENCED = """\
 [Unit]
 Description=Stands for NVIDIA's persistence daemon
@@ -61,6 +64,23 @@ def contents(rpms: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
         },
         "gcc-toolset-10-gcc": {f"{tools}/gcc": f"#!/bin/sh\necho 'gcc (GCC) {gcc} 20210422 (Red Hat {gcc}-1)'\n"},
         "gcc-toolset-10-gcc-c++": {f"{tools}/g++": f"#!/bin/sh\necho 'g++ (GCC) {gcc} 20210422 (Red Hat {gcc}-1)'\n"},
+    }
+
+
+def later(rpms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lock's packages as a later lock names them."""
+    return [
+        {**rpm, "version": LATER_DRIVER} if "stream" in rpm else {**rpm, "release": f"{rpm['release']}.99"}
+        for rpm in rpms
+    ]
+
+
+def later_contents(rpms: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Like `contents`; nvidia-smi answers with the later driver."""
+    driver = version_of(rpms, "nvidia-driver")
+    return {
+        name: {path: text.replace(driver, LATER_DRIVER) for path, text in files.items()}
+        for name, files in contents(rpms).items()
     }
 
 
@@ -124,18 +144,21 @@ def run(*command: str | Path, **environment: str) -> str:
 def build(target: Path) -> None:
     """Make the repositories below `target`, with the key that signed them."""
     rpms = yaml.safe_load(LOCK.read_text())["rpms"]
-    files = contents(rpms)
+    files, files_later = contents(rpms), later_contents(rpms)
+    packages = [(rpm["repo"], rpm, files.get(rpm["name"], {})) for rpm in rpms]
+    packages += [(rpm["repo"], rpm, {}) for rpm in DECOYS]
+    packages += [(LATER, rpm, files_later.get(rpm["name"], {})) for rpm in later(rpms)]
     work = target / "work"
     home = work / "gnupg"
     home.mkdir(parents=True, mode=0o700)
     (work / "specs").mkdir()
-    for rpm in [*rpms, *DECOYS]:
+    for repository, rpm, content in packages:
         path = work / "specs" / f"{rpm['name']}-{rpm['version']}-{rpm['release']}.spec"
-        path.write_text(spec(rpm, {} if rpm in DECOYS else files.get(rpm["name"], {})))
-        packages = target / rpm["repo"] / "Packages"
-        packages.mkdir(parents=True, exist_ok=True)
+        path.write_text(spec(rpm, content))
+        built = target / repository / "Packages"
+        built.mkdir(parents=True, exist_ok=True)
         run("rpmbuild", "-bb", "--quiet", "--nodeps", "--target", rpm["arch"],
-            "--define", f"_topdir {work}", "--define", f"_rpmdir {packages}", "--define", f"_dbpath {work}/db",
+            "--define", f"_topdir {work}", "--define", f"_rpmdir {built}", "--define", f"_dbpath {work}/db",
             "--define", "_rpmfilename %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm",
             "--define", "_build_id_links none", "--define", "__os_install_post %{nil}", path)
     gpg = ["gpg", "--batch", "--quiet"]
@@ -146,10 +169,12 @@ def build(target: Path) -> None:
     (target / "fingerprint").write_text(fingerprint)
     run("rpmsign", "--addsign", "--define", f"_gpg_name {SIGNER}", "--define", f"_gpg_path {home}",
         "--define", "__gpg /usr/bin/gpg", *target.glob("*/Packages/*.rpm"), GNUPGHOME=str(home))
-    for repository in REPOSITORIES:
+    for repository in (*REPOSITORIES, LATER):
         run("createrepo_c", "--quiet", "--no-database", "--general-compress-type=gz", target / repository)
-    (work / "modules.yaml").write_text(modules([*rpms, *DECOYS]))
-    run("modifyrepo_c", "--mdtype=modules", "--compress-type=gz", work / "modules.yaml", target / "cuda-rhel8" / "repodata")
+    for repository, members in (("cuda-rhel8", [*rpms, *DECOYS]), (LATER, later(rpms))):
+        (work / "modules.yaml").write_text(modules(members))
+        run("modifyrepo_c", "--mdtype=modules", "--compress-type=gz", work / "modules.yaml",
+            target / repository / "repodata")
     run("gpgconf", "--homedir", home, "--kill", "all")
     # The private key has done its work.
     shutil.rmtree(work)

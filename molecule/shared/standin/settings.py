@@ -99,7 +99,8 @@ OFFLINE = Fleet(
     "offline",
     (Host("connected", dies=False), Host("k80-standin", artifacts=False, repositories=False, network=False)),
 )
-FLEETS = {fleet.name: fleet for fleet in (DEMO, TEST, BUILDER, OFFLINE)}
+UPDATE = Fleet("update", (Host("k80-standin", artifacts=False),))
+FLEETS = {fleet.name: fleet for fleet in (DEMO, TEST, BUILDER, OFFLINE, UPDATE)}
 
 
 class Step:

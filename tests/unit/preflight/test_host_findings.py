@@ -55,7 +55,7 @@ def host(**changes):
         "modules": [],
         "nvidia_version": None,
         "streams": {},
-        "packages": ["bash", "kmod-nvidia-latest-dkms", "nvidia-driver"],
+        "packages": ["bash", "kmod-nvidia-latest-dkms", "nvidia-driver"], "driver_package": LOCKED["driver"],
         "runfile": False,
         "paths": {"/srv/demo": "directory"},
         "ports": [],
@@ -449,6 +449,22 @@ def test_half_a_signing_pair(pair, variable):
 @pytest.mark.parametrize("changes", [{"modules": ["nouveau"]}, {"nvidia_version": "1.2.2"}])
 def test_what_a_reboot_cures_is_a_warning(changes):
     assert "reboot" in only(judge(host(**changes)), "warning")["next_step"]
+
+
+@pytest.mark.parametrize("container", [True, False])
+def test_only_an_upgrade_moves_a_driver(container):
+    facts = host(driver_package="1.2.2")
+    found = only(driver_findings(facts, LOCKED, container))
+    assert found["variable"] == "nvidia_driver_move"
+    assert "1.2.2 installed, and 1.2.3 locked" in found["found"]
+    assert "playbooks/upgrade.yml" in found["next_step"]
+    assert driver_findings(facts, LOCKED, container, move=True) == []
+
+
+def test_only_an_upgrade_moves_the_running_kernel():
+    facts = host(kernel="4.0-0.x86_64")
+    assert "playbooks/upgrade.yml" in only(driver_findings(facts, LOCKED, container=False))["next_step"]
+    assert "reboot" in only(driver_findings(facts, LOCKED, container=False, move=True), "warning")["next_step"]
 
 
 def test_a_container_has_the_kernel_of_its_machine():

@@ -192,7 +192,7 @@ def judged(play, facts, programs=None, **variables):
 
 
 READY = {
-    "streams": {}, "packages": [], "runfile": False, "kernel": KERNEL, "secure_boot": False, "signing_key": None,
+    "streams": {}, "packages": [], "driver_package": None, "runfile": False, "kernel": KERNEL, "secure_boot": False, "signing_key": None,
     "enrolment": "missing", "modules": [], "nvidia_version": None,
 }
 
