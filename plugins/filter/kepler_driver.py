@@ -162,8 +162,8 @@ def driver_findings(
         found.append(finding(
             "error", "host", f"the running kernel {host['kernel']}",
             f"{locked['kernel']}, which driver {locked['driver']} is locked with",
-            "Run playbooks/upgrade.yml, which installs that kernel with its driver and makes it the one that boots, and "
-            f"reboot; or boot kernel-{locked['kernel']} yourself (grubby --set-default). Then run again.",
+            "Run playbooks/upgrade.yml, which installs that kernel with its driver and makes it boot, and reboot; or "
+            f"boot kernel-{locked['kernel']} yourself (grubby --set-default). Then run again.",
         ))
     found += signing_findings(host, locked, signing_key, signing_certificate)
     if "nouveau" in host["modules"]:

@@ -72,7 +72,8 @@ host:
       C(cpu_flags), C(memory) (bytes), C(secure_boot), C(pci) (list of address, vendor, device, driver, bar1, width,
       max_width, bridges, slot, iommu), C(iommu) (groups, passthrough), C(modules) (names of loaded ones),
       C(nvidia_version) (of the loaded module, or none), C(streams) (enabled dnf module streams by module),
-      C(packages) (names of the installed RPMs), C(driver_package) (version of nvidia-driver, or none), C(runfile) (whether NVIDIA's own installer was used),
+      C(packages) (names of the installed RPMs), C(driver_package) (version of nvidia-driver, or none),
+      C(runfile) (whether NVIDIA's own installer was used),
       C(paths) (path to directory, file or none), C(ports) (list of port, address, pid, command, unit),
       C(free) (path to mount and bytes), C(xids) (list of address, xid, count, last, text), C(ecc) (list of address,
       mode, volatile, aggregate), C(signing_key) (mode and owner, or none) and C(enrolment) (of the certificate).

@@ -35,8 +35,8 @@ def later_lock(lock, tmp_path):
 def test_newer_packages_are_on_offer(k80, lock):
     """The repository is seen, so that what follows means something: without the locks dnf would take them."""
     offered = set(k80.check_output(
-        "dnf -q repoquery --disable-modular-filtering --repo later --qf '%{name}-%{epoch}:%{version}-%{release}.%{arch}' "
-        "2>/dev/null"
+        "dnf -q repoquery --disable-modular-filtering --repo later "
+        "--qf '%{name}-%{epoch}:%{version}-%{release}.%{arch}' 2>/dev/null"
     ).splitlines())
     assert nevras(repos.later(lock["rpms"])) <= offered
     moved = k80.run("dnf --assumeno --disableplugin=versionlock upgrade kernel nvidia-driver cuda-nvcc-11-4").stdout
