@@ -192,8 +192,8 @@ def judged(play, facts, programs=None, **variables):
 
 
 READY = {
-    "streams": {}, "packages": [], "driver_package": None, "runfile": False, "kernel": KERNEL, "secure_boot": False, "signing_key": None,
-    "enrolment": "missing", "modules": [], "nvidia_version": None,
+    "streams": {}, "packages": [], "driver_package": None, "runfile": False, "kernel": KERNEL,
+    "secure_boot": False, "signing_key": None, "enrolment": "missing", "modules": [], "nvidia_version": None,
 }
 
 
