@@ -32,7 +32,7 @@ def site(fleet: Fleet, inventory: Path, limit: str) -> tuple[float, str]:
     started = time.monotonic()
     done = subprocess.run(
         ["ansible-playbook", "-i", str(inventory), "site.yml", "-l", limit, "-e",
-         json.dumps({"vllm_service_instances": INSTANCES})],
+         json.dumps({"vllm_service_instances": INSTANCES, "qualification": "skip"})],
         cwd=PROJECT, capture_output=True, text=True,
         env={**hosts.ansible_environment(fleet), "ANSIBLE_CALLBACKS_ENABLED": "ansible.posix.profile_tasks",
              "ANSIBLE_NOCOLOR": "1"},

@@ -28,6 +28,12 @@ def test_it_serves(k80):
     assert json.loads(printed)["choices"][0]["text"].startswith(" You may choose")
 
 
+def test_that_nobody_qualified_it_is_recorded(k80):
+    found = json.loads(k80.check_output("cat /var/lib/kepler/qualification/stamp.json"))
+    assert (found["result"], found["passed_size"], found["size"]) == ("skipped", 0, 4)
+    assert [item["variable"] for item in found["findings"]] == ["qualification"]
+
+
 def test_every_locked_package_came_from_the_bundle(k80):
     rpms = yaml.safe_load((PROJECT / "files" / "lock" / "rpms.yml").read_text())["rpms"]
     installed = set(k80.check_output("rpm -qa --qf '%{NAME}-%{EPOCHNUM}:%{VERSION}-%{RELEASE}.%{ARCH}\n'").split("\n"))

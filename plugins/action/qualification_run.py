@@ -1,0 +1,41 @@
+"""Runs the module qualification_run detached and shows how far it is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+from kepler_controller.progress import POLL, Progress
+
+
+class ActionModule(ActionBase):
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        progress = Progress(f"{variables.get('inventory_hostname', '')}: qualification")
+        changed, starts, fresh = False, 0, True
+        while True:
+            arguments = dict(self._task.args, detach=True, fresh=fresh)
+            answer = self._execute_module("qualification_run", arguments, task_vars=variables)
+            fresh = False
+            if answer.get("failed") or not answer.get("running"):
+                break
+            changed = True
+            starts += answer["started"]
+            if starts > 1:
+                answer = {
+                    "failed": True,
+                    "msg": "qualification: its process on the host ended without a word: somebody or the kernel may "
+                    "have killed it. Look at `journalctl -k` there, then run again.",
+                }
+                break
+            progress.show(answer["progress"])
+            time.sleep(POLL)
+        result.update(answer)
+        result["changed"] = not answer.get("failed") and bool(answer.get("changed") or changed)
+        return result

@@ -1,0 +1,311 @@
+"""Filters for what a qualification says: which servers may start how, and a report for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from html import escape
+from typing import Any
+
+# Plots: what of a reading, its title and its unit.
+PLOTS = (
+    ("temperature", "Temperature", "°C"),
+    ("power", "Power", "W"),
+    ("clock", "SM clock", "MHz"),
+)
+WIDTH, HEIGHT = 960, 240
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 28
+RESULTS = {
+    "passed": "Passed",
+    "failed": "Stopped at a bad sign",
+    "halted": "The machine stopped",
+    "skipped": "Skipped",
+}
+# The hues keep their order for people who see colours differently; the second die of each pair is dashed as well.
+STYLE = """
+:root { color-scheme: light dark; --paper: #fcfcfb; --ink: #1b1b1a; --soft: #66655f; --line: #dddcd6; --band: #f0efea;
+  --bad: #b3261e; --fair: #8a5a00; --good: #1a6b3c;
+  --die0: #2a78d6; --die1: #0f8f65; --die2: #b8720a; --die3: #8b4fd0; }
+@media (prefers-color-scheme: dark) { :root { --paper: #191918; --ink: #ecebe6; --soft: #a3a29b; --line: #3b3a37;
+  --band: #242422; --bad: #ff8a80; --fair: #f0b64a; --good: #6fcf97; --die0: #6aa9f4; --die1: #45c99a; --die2: #eda100;
+  --die3: #bb94f2; } }
+body { margin: 2rem auto; max-width: 62rem; padding: 0 1rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+.soft, figcaption { color: var(--soft); } .verdict { font-size: 1.2rem; font-weight: 600; }
+.passed { color: var(--good); } .failed, .halted, .error { color: var(--bad); }
+.skipped, .warning { color: var(--fair); }
+.finding { border-left: 4px solid; padding: .1rem 0 .1rem .8rem; margin: .8rem 0; }
+.finding p { margin: 0; color: var(--ink); }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+figure { margin: 0; } svg { width: 100%; height: auto; display: block; }
+svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
+.band { fill: var(--band); } .grid { stroke: var(--line); } .limit { stroke: var(--bad); stroke-dasharray: 2 4; }
+.die { fill: none; stroke-width: 2; stroke-linejoin: round; } .die1, .die3 { stroke-dasharray: 6 3; }
+.die0 { stroke: var(--die0); } .die1 { stroke: var(--die1); }
+.die2 { stroke: var(--die2); } .die3 { stroke: var(--die3); }
+.key { display: inline-block; margin-right: 1.2rem; } .key svg { display: inline; width: 28px; height: 10px; }
+"""
+
+
+def records_of(trace: str) -> list[dict[str, Any]]:
+    """Records of a trace; what a halt left of its last line is passed over."""
+    found = []
+    for line in trace.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "event" in record:
+            found.append(record)
+    return found
+
+
+def begin_of(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first record of a trace; empty where it is missing."""
+    return next((record for record in records if record["event"] == "begin"), {})
+
+
+def numbers(dies: Iterable[int]) -> str:
+    return ", ".join(str(die) for die in dies)
+
+
+def dies_text(dies: list[int]) -> str:
+    """`die 0` or `dies 0, 1`."""
+    return f"{'die' if len(dies) == 1 else 'dies'} {numbers(dies)}"
+
+
+def summary(stamp: dict[str, Any]) -> str:
+    """What servers may use, in one sentence."""
+    if stamp["result"] == "skipped":
+        return "Nobody qualified this host; servers start as the inventory asks."
+    largest = stamp["stages"][-1]["size"] if stamp["stages"] else 0
+    if stamp["size"] == 0:
+        return "Not even one die passed: no server may start."
+    if stamp["size"] < largest:
+        return f"Servers get {dies_text(stamp['dies'])} alone, of {largest} that were to pass."
+    return f"Servers may use {dies_text(stamp['dies'])}."
+
+
+def qualification_verdict(stamp: dict[str, Any], report: str) -> list[str]:
+    """What the operator reads: the result, each finding, and where the report is."""
+    return [
+        f"qualification: {RESULTS[stamp['result']].lower()}. {summary(stamp)}",
+        *(
+            "{severity}: {variable}: found {found}; expected {expected}. {next_step}".format(**item)
+            for item in sorted(stamp["findings"], key=lambda item: item["severity"] != "error")
+        ),
+        f"The report, on the controller: {report}",
+    ]
+
+
+def qualified_instances(instances: list[dict[str, Any]], dies: list[int]) -> list[dict[str, Any]]:
+    """The servers as they may start on a host whose `dies` have passed together.
+
+    instances: with their defaults filled in. In their order each gets the dies that it asks for where they have passed;
+    else as many of those that are left as its tensor_parallel_size can be halved to. One that nothing is left for is
+    left out.
+    """
+    free, found = list(dies), []
+    for instance in instances:
+        wanted = instance["dies"]
+        ranks = instance["tensor_parallel_size"]
+        if not set(wanted) <= set(free):
+            while ranks > max(len(free), 1):
+                ranks //= 2
+            wanted = free[:ranks]
+        if len(wanted) < ranks:
+            continue
+        free = [die for die in free if die not in wanted]
+        found.append({**instance, "dies": wanted, "tensor_parallel_size": ranks})
+    return found
+
+
+def qualified_changes(instances: list[dict[str, Any]], started: list[dict[str, Any]]) -> list[str]:
+    """What is not as the inventory asks, one line for each server; `started` is what qualified_instances returned."""
+    dies = {instance["name"]: instance["dies"] for instance in started}
+    found = []
+    for instance in instances:
+        name, asked = instance["name"], dies_text(instance["dies"])
+        if name not in dies:
+            found.append(f"{name}: not started; it asks for {asked}")
+        elif dies[name] != instance["dies"]:
+            found.append(f"{name}: on {dies_text(dies[name])} instead of {asked}")
+    return found
+
+
+def step_of(span: float, count: int = 5) -> float:
+    """A round step that divides `span` into about `count` parts."""
+    power = 1.0
+    while power * 10 <= span / count:
+        power *= 10
+    return next((power * part for part in (1, 2, 5, 10) if power * part >= span / count), power * 10)
+
+
+def bands(records: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
+    """Stages as (name, first second, last second)."""
+    stages = begin_of(records).get("stages", [])
+    begun = [record for record in records if record["event"] == "stage"]
+    ends = [record["t"] for record in begun[1:]] + [records[-1]["t"]] if begun else []
+    names = [dies_text(stages[record["stage"]]["dies"]) for record in begun]
+    return [(name, record["t"], end) for name, record, end in zip(names, begun, ends, strict=True)]
+
+
+def plot(records: list[dict[str, Any]], key: str, title: str, unit: str, limit: float | None) -> str:
+    """One SVG: a line for each die over the seconds, the stages behind it."""
+    samples = [record for record in records if record["event"] == "sample"]
+    lines: dict[int, list[tuple[float, float]]] = {}
+    for sample in samples:
+        for number, reading in sample["dies"].items():
+            if reading.get(key) is not None:
+                lines.setdefault(int(number), []).append((sample["t"], reading[key]))
+    if not lines:
+        return f"<p class='soft'>{escape(title)}: no reading.</p>"
+    values = [value for line in lines.values() for _, value in line] + ([limit] if limit is not None else [])
+    grid = step_of(max(values) or 1)
+    top = grid * (int(max(values) / grid) + 1)
+    seconds = max(samples[-1]["t"], 1)
+
+    def x(second: float) -> str:
+        return f"{LEFT + (WIDTH - LEFT - RIGHT) * second / seconds:.1f}"
+
+    def y(value: float) -> str:
+        return f"{HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / top:.1f}"
+
+    parts = [f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img'><title>{escape(title)} of each die over time</title>"]
+    for place, (name, begin, end) in enumerate(bands(records)):
+        if place % 2 == 0:
+            width = float(x(end)) - float(x(begin))
+            parts.append(f"<rect class='band' x='{x(begin)}' y='{TOP}' width='{max(width, 0):.1f}' "
+                         f"height='{HEIGHT - TOP - BOTTOM}'/>")
+        parts.append(f"<text x='{float(x(begin)) + 4:.1f}' y='{TOP - 8}'>{escape(name)}</text>")
+    for place in range(int(top / grid) + 1):
+        value = place * grid
+        parts.append(f"<line class='grid' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y(value)}' y2='{y(value)}'/>")
+        parts.append(f"<text x='{LEFT - 6}' y='{float(y(value)) + 4:.1f}' text-anchor='end'>{value:g}</text>")
+    tick = step_of(seconds, 8)
+    for place in range(int(seconds / tick) + 1):
+        parts.append(f"<text x='{x(place * tick)}' y='{HEIGHT - 8}' text-anchor='middle'>{place * tick:g} s</text>")
+    if limit is not None:
+        parts.append(f"<line class='limit' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y(limit)}' y2='{y(limit)}'>"
+                     f"<title>limit: {limit:g} {escape(unit)}</title></line>")
+    places = {die["index"]: place for place, die in enumerate(begin_of(records).get("dies", []))}
+    for number, line in sorted(lines.items()):
+        points = " ".join(f"{x(second)},{y(value)}" for second, value in line)
+        if len(line) == 1:  # a line of one point is not drawn
+            points += " " + points
+        most = max(value for _, value in line)
+        parts.append(f"<polyline class='die die{places.get(number, 0) % 4}' points='{points}'>"
+                     f"<title>die {number}: at most {most:g} {escape(unit)}</title></polyline>")
+    return "".join([*parts, "</svg>"])
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A table; a cell that is None stays empty."""
+    body = "".join(
+        "<tr>" + "".join(f"<td>{'' if cell is None else escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
+    return f"<div class='scroll'><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def die_rows(stamp: dict[str, Any], records: list[dict[str, Any]]) -> list[list[Any]]:
+    """For each die what it is and the extremes of its readings."""
+    rows = []
+    for die in stamp["boards"]:
+        readings = [
+            record["dies"][str(die["index"])]
+            for record in records
+            if record["event"] == "sample" and str(die["index"]) in record["dies"]
+        ]
+
+        def of(key: str, which: Callable[..., Any], readings: list[dict[str, Any]] = readings) -> Any:
+            values = [reading[key] for reading in readings if reading.get(key) is not None]
+            return which(values) if values else None
+
+        rows.append([
+            die["index"], die["name"], die["bus"], die["serial"], of("temperature", max), of("power", max),
+            of("clock", max), of("uncorrected", max), of("corrected", max),
+            of("replays", lambda values: values[-1] - values[0]), of("gen", max), of("width", min),
+        ])
+    return rows
+
+
+def step_rows(records: list[dict[str, Any]]) -> list[list[Any]]:
+    """For each step how it went."""
+    rows: list[list[Any]] = []
+    for record in records:
+        if record["event"] == "step":
+            dies = numbers(record["dies"])
+            rows.append([record["stage"] + 1, record["step"], dies, record["t"], None, "not ended", ""])
+        elif record["event"] == "step end" and rows:
+            speeds = [result["gflops"] for result in record["results"] if "gflops" in result]
+            direct = [result["peer"] for result in record["results"] if result.get("peer") is not None]
+            measured = [f"{min(speeds):g} to {max(speeds):g} GFLOPS a die"] if speeds else []
+            measured += ["direct access" if all(direct) else "no direct access"] if direct else []
+            result = "ok" if record["ok"] else record["trouble"]
+            rows[-1][4:] = [round(record["t"] - rows[-1][3], 1), result, ", ".join(measured)]
+    return rows
+
+
+def findings_html(findings: list[dict[str, str]]) -> str:
+    """Each finding as a block, errors first."""
+    return "".join(
+        f"<div class='finding {'error' if item['severity'] == 'error' else 'warning'}'>"
+        f"<strong>{escape(item['severity'])}: {escape(item['variable'])}</strong>"
+        f"<p>Found: {escape(item['found'])}. Expected: {escape(item['expected'])}.</p>"
+        f"<p class='soft'>{escape(item['next_step'])}</p></div>"
+        for item in sorted(findings, key=lambda item: item["severity"] != "error")
+    )
+
+
+def qualification_report(stamp: dict[str, Any], trace: str, host: str, mark: str) -> str:
+    """A page that needs nothing but itself: findings, plots, dies and steps.
+
+    trace: text of the trace, empty where there is none. mark: tells this report from that of another run.
+    """
+    records = records_of(trace)
+    limits = begin_of(records).get("limits", {})
+    keys = "".join(
+        f"<span class='key'><svg viewBox='0 0 28 10'><line class='die die{place % 4}' x1='0' x2='28' y1='5' y2='5'/>"
+        f"</svg> die {die['index']}</span>"
+        for place, die in enumerate(stamp["boards"])
+    )
+    figures = "".join(
+        f"<h2>{escape(title)} ({escape(unit)})</h2><figure>"
+        f"{plot(records, key, title, unit, limits.get('temperature') if key == 'temperature' else None)}</figure>"
+        for key, title, unit in PLOTS
+    )
+    facts = (
+        f"kernel {stamp['kernel']}, driver {stamp['driver']}, generation {stamp['generation'] or 'none'}, device "
+        f"{stamp['device']}, {stamp['seconds']} s of load in each stage"
+    )
+    dies = table(
+        ("die", "name", "address", "board", "max °C", "max W", "max MHz", "ECC, uncorrectable", "ECC, corrected",
+         "replays", "PCIe gen", "lanes"),
+        die_rows(stamp, records),
+    )
+    steps = table(("stage", "step", "dies", "from s", "took s", "result", "measured"), step_rows(records))
+    return (
+        "<!DOCTYPE html>\n"
+        "<html lang='en'><head><meta charset='utf-8'/>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'/>"
+        f"<title>Qualification of {escape(host)}</title><style>{STYLE}</style></head><body>"
+        f"<h1>Qualification of {escape(host)}</h1><p class='soft'>{escape(mark)}</p>"
+        f"<p class='verdict {escape(stamp['result'])}'>{escape(RESULTS[stamp['result']])}</p>"
+        f"<p>{escape(summary(stamp))}</p>{findings_html(stamp['findings'])}"
+        + (f"<p>{keys}</p>{figures}<h2>Dies</h2>{dies}<h2>Steps</h2>{steps}" if records else "")
+        + f"<p class='soft'>{escape(facts)}</p></body></html>\n"
+    )
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable]:
+        return {
+            "qualification_report": qualification_report,
+            "qualification_verdict": qualification_verdict,
+            "qualified_changes": qualified_changes,
+            "qualified_instances": qualified_instances,
+        }

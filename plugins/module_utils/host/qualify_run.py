@@ -1,0 +1,385 @@
+"""Running a qualification: ranks under a time limit, a reading each second, each on the disk before the next step."""
+
+from __future__ import absolute_import, division, print_function
+
+__metaclass__ = type
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+from . import qualify
+
+BOOT = "/proc/sys/kernel/random/boot_id"
+INTERVAL = 1.0  # seconds between two readings
+SMI_TIMEOUT = 20.0  # seconds within which nvidia-smi answers even under load
+KILL_TIMEOUT = 10.0  # seconds within which a process ends that is killed, unless the driver holds it
+START_TIMEOUT = 180.0  # seconds from starting a rank to its first result: a cold disk, and the context of a die
+STALL = 60.0  # seconds without a result under load
+TRACE = re.compile(r"^trace-(\d+)\.jsonl$")
+
+DRIVER_HANGS = "Look at `journalctl -k -g NVRM` on the host, reboot it, then run again with qualification_retry: true."
+PAIR = (
+    "Look at ACS and IOMMU (lspci -vvv, intel_iommu=off on the kernel's command line) and at the board's seat, then "
+    "run again with qualification_retry: true."
+)
+
+
+def smi(command, arguments, timeout=SMI_TIMEOUT):
+    """What nvidia-smi says: (whether it succeeded, its text). Where the driver holds it for ever, that is said."""
+    try:
+        process = subprocess.Popen(
+            [command] + arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            universal_newlines=True,
+        )
+    except OSError as error:
+        return False, "%s: %s" % (command, error.strerror)
+    try:
+        text = process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return False, "%s did not answer within %d s" % (command, timeout)
+    return process.returncode == 0, text.strip()
+
+
+def query(command, fields):
+    """Answer to --query-gpu."""
+    return smi(command, ["--query-gpu=" + ",".join(fields), "--format=csv,noheader,nounits"])
+
+
+def known_fields(command):
+    """(fields that this nvidia-smi knows, those that it does not, what it says where it lacks one that is needed)."""
+    fields, absent = [field for field, _ in qualify.FIELDS], []
+    while True:
+        fine, text = query(command, fields)
+        if fine:
+            return fields, absent, None
+        unknown = qualify.UNKNOWN_FIELD.search(text)
+        if not unknown or unknown.group(1) not in fields or unknown.group(1) in qualify.NEEDED:
+            return fields, absent, text
+        absent.append(unknown.group(1))
+        fields.remove(unknown.group(1))
+
+
+def replay_counters(text):
+    """PCIe replays since the driver was loaded, of `nvidia-smi -q`: {address as bus_of gives it: count}."""
+    found, bus = {}, None
+    for line in text.splitlines():
+        if line.startswith("GPU "):
+            bus = qualify.bus_of(line.split()[1])
+        elif line.strip().startswith("Replays Since Reset") and bus:
+            value = qualify.number_in(line.partition(":")[2])
+            if value is not None:
+                found[bus] = value
+    return found
+
+
+def now():
+    """The time, as stamps and traces have it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+class KernelLog(object):
+    """Lines that the kernel logs from now on."""
+
+    def __init__(self, path):
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            os.lseek(self.descriptor, 0, os.SEEK_END)
+        except OSError:  # a container, or a host that keeps it from us
+            self.descriptor = None
+
+    def lines(self):
+        """New lines; none where there is no log."""
+        found = []
+        while self.descriptor is not None:
+            try:
+                text = os.read(self.descriptor, 64 * 1024)
+            except OSError as error:
+                if error.errno == errno.EPIPE:  # lines were overwritten before we read them: go on with the oldest
+                    continue
+                break
+            if not text:
+                break
+            found += text.decode("utf-8", "replace").splitlines()
+        return found
+
+
+def trace_names(directory):
+    """Names of the traces of a host, oldest first. They are numbered: a halt may cost a host its clock as well."""
+    found = [TRACE.match(name) for name in os.listdir(directory)]
+    return [match.group(0) for match in sorted((match for match in found if match), key=lambda m: int(m.group(1)))]
+
+
+def read_text(path):
+    """Text of a file; empty where there is none, and what is no text replaced."""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+class Trace(object):
+    """One JSON line for each step and reading. A line is on the disk before anything else happens."""
+
+    def __init__(self, directory):
+        names = trace_names(directory)
+        self.name = "trace-%04d.jsonl" % (int(TRACE.match(names[-1]).group(1)) + 1 if names else 1)
+        self.started = time.monotonic()
+        self.stream = open(os.path.join(directory, self.name), "w")
+        listing = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(listing)
+        finally:
+            os.close(listing)
+
+    def seconds(self):
+        return round(time.monotonic() - self.started, 2)
+
+    def write(self, event, **content):
+        record = dict(content, event=event, t=self.seconds())
+        self.stream.write(json.dumps(record, sort_keys=True) + "\n")
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+        return record
+
+
+class Ranks(object):
+    """The processes of one step, one for each die."""
+
+    def __init__(self, options, mode, dies, p2p):
+        self.directory = tempfile.mkdtemp(prefix="ranks-", dir=options["directory"])
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "HOME": self.directory,
+            "LC_ALL": "C.UTF-8",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": ",".join(str(die) for die in dies),
+            # All ranks are of this host: no firewall and no name of the host is in their way.
+            "NCCL_SOCKET_IFNAME": "lo",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "NCCL_DEBUG": "WARN",
+        }
+        if not p2p:
+            environment["NCCL_P2P_DISABLE"] = "1"
+        command = options["python"] + [
+            options["load"], "--mode", mode, "--device", "cpu" if options["device"] == "cpu" else "cuda",
+            "--world", str(len(dies)), "--seconds", str(options["seconds"]),
+            "--rendezvous", os.path.join(self.directory, "rendezvous"),
+        ]
+        self.processes, self.read = [], []
+        for rank in range(len(dies)):
+            with open(self.output(rank), "wb") as output:
+                self.processes.append(subprocess.Popen(
+                    command + ["--rank", str(rank)], env=environment, cwd=self.directory, stdin=subprocess.DEVNULL,
+                    stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                ))
+            self.read.append(0)
+
+    def output(self, rank):
+        return os.path.join(self.directory, "rank-%d.log" % rank)
+
+    def events(self):
+        """New results of all ranks: whole JSON lines of their output."""
+        found = []
+        for rank in range(len(self.processes)):
+            text = read_text(self.output(rank))
+            text = text[:text.rfind("\n") + 1]
+            for record in qualify.read_trace(text[self.read[rank]:]):
+                found.append(dict(record, rank=rank))
+            self.read[rank] = len(text)
+        return found
+
+    def statuses(self):
+        """Exit status of each rank, None where it runs."""
+        return [process.poll() for process in self.processes]
+
+    def last_words(self, rank):
+        """The last line that a rank printed."""
+        lines = [line.strip() for line in read_text(self.output(rank)).splitlines() if line.strip()]
+        return lines[-1][-300:] if lines else "no word"
+
+    def end(self):
+        """End what still runs and remove the files. Returns the ids of processes that the driver does not let go."""
+        for process in self.processes:
+            if process.poll() is None:
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        latest = time.monotonic() + KILL_TIMEOUT
+        while None in self.statuses() and time.monotonic() < latest:
+            time.sleep(0.05)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        return [process.pid for process in self.processes if process.poll() is None]
+
+
+class Stopped(Exception):
+    """A bad sign: nothing more is tried."""
+
+
+class Qualification(object):
+    """One run. host: {kernel, driver, generation, device, dies}. options: see the module qualification_run."""
+
+    def __init__(self, host, options):
+        self.host, self.options = host, options
+        self.numbers = {qualify.bus_of(die["bus"]): die["index"] for die in host["dies"]}
+        self.samples, self.findings, self.p2p, self.passed, self.tried = [], [], True, 0, []
+        self.log = KernelLog(options["kmsg"])
+        self.trace = Trace(options["directory"])
+
+    def note(self, severity, variable, found, expected, next_step):
+        """Add a finding, and stop where it is an error."""
+        self.findings.append(qualify.finding(severity, variable, found, expected, next_step))
+        if severity == "error":
+            raise Stopped()
+
+    def verdict(self):
+        """All findings so far."""
+        return qualify.judge(self.samples, self.host["dies"], self.options["limits"]) + self.findings
+
+    def replays(self):
+        """PCIe replays by die. They are read beside the steps alone: the whole report of nvidia-smi takes a second."""
+        fine, text = smi(self.options["nvidia_smi"], ["-q"])
+        counters = replay_counters(text) if fine else {}
+        return {str(self.numbers[bus]): count for bus, count in counters.items() if bus in self.numbers}
+
+    def sample(self, replays=None):
+        """Take a reading, keep it, and judge all of them. Raises Stopped at a bad sign."""
+        fine, text = query(self.options["nvidia_smi"], self.fields)
+        dies = qualify.read_smi(text, self.fields, self.numbers)
+        for number, count in (replays or {}).items():
+            if number in dies:
+                dies[number]["replays"] = count
+        sample = {"dies": dies, "xids": qualify.read_xids(self.log.lines())}
+        if not fine or len(dies) < len(self.numbers):
+            sample["error"] = text[-300:]
+        self.samples.append(self.trace.write("sample", **sample))
+        if qualify.errors(qualify.judge(self.samples, self.host["dies"], self.options["limits"])):
+            raise Stopped()
+
+    def watch(self, ranks, limit):
+        """Follow `ranks` to their end. Returns (what was wrong with them or None, results of the last of each rank).
+
+        limit: seconds. Raises Stopped at a bad sign of a die.
+        """
+        begun = heard = time.monotonic()
+        results = {}
+        while True:
+            self.sample()
+            statuses = ranks.statuses()
+            for event in ranks.events():
+                heard = time.monotonic()
+                results[event["rank"]] = event
+                if event["event"] == "wrong":
+                    return "rank %d: wrong result: %s" % (event["rank"], event["what"]), results
+            failed = [rank for rank, status in enumerate(statuses) if status]
+            if failed:
+                return "rank %d ended with status %d: %s" % (
+                    failed[0], statuses[failed[0]], ranks.last_words(failed[0])
+                ), results
+            if None not in statuses:
+                return None, results
+            now = time.monotonic()
+            if now - begun > limit:
+                return "no end within %d s" % limit, results
+            if results and now - heard > self.options["stall"]:
+                return "no result for %d s" % self.options["stall"], results
+            time.sleep(self.options["interval"] - (now - begun) % self.options["interval"])
+
+    def step(self, stage, name, mode, dies, limit):
+        """One step, with its lines in the trace. Returns what was wrong, or None."""
+        self.trace.write("step", stage=stage, step=name, dies=dies, p2p=self.p2p)
+        self.sample(self.replays())
+        ranks = Ranks(self.options, mode, dies, self.p2p)
+        try:
+            trouble, results = self.watch(ranks, limit)
+        finally:
+            stuck = ranks.end()
+        self.trace.write(
+            "step end", stage=stage, step=name, ok=not trouble, trouble=trouble,
+            results=[results[rank] for rank in sorted(results)],
+        )
+        if stuck:
+            self.note(
+                "error", name, "%s, and process %d does not even end when it is killed" % (
+                    trouble or "the ranks are done", stuck[0]
+                ), "processes that end", DRIVER_HANGS,
+            )
+        self.sample(self.replays())
+        return trouble
+
+    def pair(self, stage, pair):
+        """Two dies: direct copies and a sum by NCCL; without direct access where that does not work."""
+        name = "pair %d-%d" % pair
+        self.tried.append(pair)
+        trouble = self.step(stage, name, "pair", list(pair), self.options["pair_timeout"])
+        if trouble and self.p2p and self.options["device"] != "cpu":
+            self.p2p = False
+            again = self.step(stage, name + " without P2P", "pair", list(pair), self.options["pair_timeout"])
+            if not again:
+                self.note(
+                    "warning", name, "%s with peer-to-peer; it works without" % trouble, "a pair that works with it",
+                    "The servers get NCCL_P2P_DISABLE=1 and go through the host's memory. To have it back, look at ACS "
+                    "and IOMMU, then remove the stamp and run again.",
+                )
+                return
+            trouble += "; without peer-to-peer: " + again
+        if trouble:
+            self.note("error", name, trouble, "a copy and a sum that are right", PAIR)
+
+    def stage(self, number, stage):
+        """All steps of a stage."""
+        self.trace.write("stage", stage=number)
+        for pair in qualify.pairs(stage, self.tried):
+            self.pair(number, pair)
+        trouble = self.step(number, "load", "load", stage["dies"], self.options["seconds"] + START_TIMEOUT)
+        if trouble:
+            name = qualify.stage_name(stage)
+            self.note("error", name, "under load: %s" % trouble, "right results to the end", DRIVER_HANGS)
+        self.trace.write("stage end", stage=number, ok=True)
+        self.passed = stage["size"]
+
+    def begin(self):
+        """The first record of the trace, and what of the host's instruments is missing."""
+        self.fields, absent, said = known_fields(self.options["nvidia_smi"])
+        self.begun = self.trace.write(
+            "begin", time=now(), boot=read_text(BOOT).strip(),
+            stages=qualify.stages(self.host["dies"], self.host["device"]), limits=self.options["limits"],
+            seconds=self.options["seconds"], **self.host
+        )
+        if said:
+            self.note("error", "nvidia-smi", said, "an answer to --query-gpu=%s" % ",".join(self.fields), DRIVER_HANGS)
+        if absent:
+            self.note(
+                "warning", "nvidia-smi", "it does not know " + ", ".join(absent), "all fields",
+                "Nothing now: these were not judged.",
+            )
+        if self.log.descriptor is None:
+            self.note(
+                "warning", "host", "%s cannot be read" % self.options["kmsg"], "the kernel log",
+                "Nothing in a container; elsewhere Xid errors were not seen.",
+            )
+
+    def run(self):
+        """All stages, up to the first bad sign. Returns the stamp."""
+        try:
+            self.begin()
+            for number, stage in enumerate(self.begun["stages"]):
+                self.stage(number, stage)
+        except Stopped:
+            pass
+        findings = self.verdict()
+        result = "failed" if qualify.errors(findings) else "passed"
+        p2p = self.p2p if self.tried else None
+        made = qualify.stamp(self.begun, result, self.passed, findings, p2p, self.trace.name)
+        self.trace.write("end", result=result, findings=findings)
+        return made

@@ -1,0 +1,351 @@
+#!/usr/bin/python
+"""Qualify a host for its servers: one die, the two of a board, all four."""
+
+from __future__ import absolute_import, division, print_function
+
+__metaclass__ = type
+
+DOCUMENTATION = r"""
+module: qualification_run
+short_description: Qualify a host for its servers, stage by stage
+description:
+  - Loads one die, the two dies of one board, then four, reads temperatures, power, clocks, ECC and the kernel log each
+    second, and stops at the first bad sign. Every reading is on the disk before the next step, so that a machine that
+    halts leaves its last one.
+  - Writes a stamp. Does nothing where the stamp holds for the host's kernel, driver and boards.
+  - Sets no clock, no power limit and no other property of a board.
+  - The action plugin of this name runs the work detached and shows its progress. The next run picks up work whose
+    controller went away.
+options:
+  directory:
+    description: Directory of the stamp and the traces. It must exist, but in check mode.
+    type: path
+    default: /var/lib/kepler/qualification
+  root:
+    description: Root of the store; the active generation's C(serving) is what the load runs on.
+    type: path
+    default: /opt/kepler
+  load:
+    description: Program of one rank.
+    type: path
+    required: true
+  device:
+    description: >-
+      V(kepler) loads K80 dies; V(verify) any NVIDIA GPU; with V(cpu) the CPU computes while nvidia-smi is read.
+    type: str
+    choices: [kepler, verify, cpu]
+    default: kepler
+  mode:
+    description: V(skip) writes a stamp that says so, and loads nothing.
+    type: str
+    choices: [run, skip]
+    default: run
+  seconds:
+    description: Seconds of load in each stage.
+    type: int
+    default: 90
+  pair_timeout:
+    description: Longest time in seconds for one pair of dies.
+    type: int
+    default: 120
+  temperature:
+    description: Degrees Celsius at which a die counts as hot.
+    type: int
+    default: 85
+  retry:
+    description: Run again although the last result was a failure or a halt.
+    type: bool
+    default: false
+  nvidia_smi:
+    description: Program that reads the dies.
+    type: str
+    default: nvidia-smi
+  kmsg:
+    description: The kernel's log.
+    type: path
+    default: /dev/kmsg
+  fresh:
+    description: Whether this is the first call of a task. The action plugin sets it.
+    type: bool
+    default: true
+  detach:
+    description: Start the work, or look how far it is, and return at once. The action plugin uses it.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    support: full
+    description: Says whether the host would be qualified and why; loads nothing.
+  diff_mode:
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Qualify
+  qualification_run:
+    load: /usr/local/libexec/kepler-qualification/load.py
+    seconds: 120
+"""
+
+RETURN = r"""
+stamp:
+  description:
+    - >-
+      What the host keeps: C(result) (V(passed), V(failed), V(halted), V(skipped)), C(passed_size), C(size) and C(dies)
+      (what servers may use), C(p2p), C(findings), C(stages), C(boards), C(kernel), C(driver), C(generation), C(time),
+      C(trace).
+  type: dict
+  returned: where the host has one that holds
+reasons:
+  description: Why the host is to be qualified.
+  type: list
+  elements: str
+  returned: always
+stages:
+  description: The stages of this host, each with C(size) and C(dies).
+  type: list
+  elements: dict
+  returned: where the dies could be read
+running:
+  description: With O(detach), whether the work goes on.
+  type: bool
+  returned: always
+started:
+  description: With O(detach), whether this call started the work.
+  type: bool
+  returned: always
+progress:
+  description: With O(detach), what the work is at.
+  type: str
+  returned: always
+"""
+
+import fcntl
+import json
+import os
+import platform
+import traceback
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.host import qualify, qualify_run
+from ansible.module_utils.store.build import Lock, write_atomically
+
+
+class Files(object):
+    """The files of a host's qualification."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.stamp = os.path.join(directory, "stamp.json")
+        self.fault = os.path.join(directory, "fault.json")
+        self.lock = os.path.join(directory, "lock")
+
+    def busy(self):
+        """Whether a process qualifies this host. Writes nothing."""
+        try:
+            with open(self.lock) as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # nobody ever did
+            pass
+        return False
+
+    def read(self, path):
+        """Content of a JSON file; None where there is none, or half of one."""
+        try:
+            return json.loads(qualify_run.read_text(path))
+        except ValueError:
+            return None
+
+    def records(self):
+        """(name of the newest trace, its records); (None, []) where there is none."""
+        names = qualify_run.trace_names(self.directory) if os.path.isdir(self.directory) else []
+        if not names:
+            return None, []
+        return names[-1], qualify.read_trace(qualify_run.read_text(os.path.join(self.directory, names[-1])))
+
+
+def generation(root):
+    """Number of the active generation, or None."""
+    try:
+        return os.path.basename(os.readlink(os.path.join(root, "current")))
+    except OSError:
+        return None
+
+
+def read_host(params):
+    """(what the stamp must hold for, what nvidia-smi said where it shows no die)."""
+    fine, text = qualify_run.query(params["nvidia_smi"], qualify.DESCRIBE.split(","))
+    dies = qualify.dies_of(text, params["device"]) if fine else []
+    driver = dies[0].pop("driver") if dies else None
+    for die in dies[1:]:
+        die.pop("driver")
+    return {
+        "kernel": platform.release(), "driver": driver, "device": params["device"], "dies": dies,
+        "generation": generation(params["root"]),
+    }, None if dies else (text or "no GPU")
+
+
+def left_by_halt(files, host):
+    """The stamp of a run that the machine did not survive; None where there was none, or it says nothing of `host`."""
+    name, records = files.records()
+    told = qualify.account(records)
+    if told["ended"] or not told["begin"]["stages"]:
+        return None
+    if told["begin"]["boot"] == qualify_run.read_text(qualify_run.BOOT).strip():
+        return None  # the machine went on: the process was ended
+    passed, fault = qualify.halted(told)
+    p2p = told["step"]["p2p"] if told["step"] else None
+    stamp = qualify.stamp(told["begin"], "halted", passed, [fault], p2p, name)
+    return None if qualify.reasons_against(stamp, host) else stamp
+
+
+def without_load(files, params, host, stages):
+    """The stamp that needs no load: of a host to be skipped, or of one that halted; else None."""
+    if params["mode"] == "run":
+        return None if params["retry"] else left_by_halt(files, host)
+    begin = dict(host, time=qualify_run.now(), seconds=params["seconds"], stages=stages)
+    return qualify.stamp(begin, "skipped", 0, [qualify.finding(
+        "warning", "qualification", "skip", "a host that was qualified",
+        "Remove `qualification: skip`, then run again: nobody knows whether this host stands its load.",
+    )], None, None)
+
+
+def options_of(params):
+    """What a run is told. Raises ValueError where the serving environment is missing."""
+    serving = os.path.realpath(os.path.join(params["root"], "current", "serving"))
+    python = os.path.join(serving, "bin", "python")
+    if not os.access(python, os.X_OK):
+        raise ValueError(
+            "%s: found no program there; expected the Python of the active generation's output serving. Run "
+            "playbooks/build.yml first." % python
+        )
+    return {
+        "directory": params["directory"], "python": [python], "load": params["load"], "device": params["device"],
+        "seconds": params["seconds"], "pair_timeout": params["pair_timeout"], "nvidia_smi": params["nvidia_smi"],
+        "kmsg": params["kmsg"], "limits": dict(qualify.LIMITS, temperature=params["temperature"]),
+        "stall": qualify_run.STALL, "interval": qualify_run.INTERVAL,
+    }
+
+
+def work(files, lock, host, options):
+    """Qualify and leave the stamp; a fault of this program leaves its message. Returns the stamp."""
+    try:
+        stamp = qualify_run.Qualification(host, options).run()
+        write_atomically(files.stamp, stamp)
+        return stamp
+    except Exception:
+        write_atomically(files.fault, {
+            "msg": "unexpected fault in the qualification; please report it:\n%s" % traceback.format_exc()
+        })
+        raise
+    finally:
+        lock.release()
+
+
+def detach(files, lock, host, options):
+    """Start `work` in a process of its own that outlives this one; it inherits the lock."""
+    if os.fork():
+        os.wait()
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    try:
+        work(files, lock, host, options)
+    finally:
+        os._exit(0)
+
+
+def judge_stamp(params, files, host):
+    """(stamp of the host, why it does not hold)."""
+    stamp = files.read(files.stamp)
+    reasons = qualify.reasons_against(stamp, host, params["mode"] == "skip")
+    if not reasons and params["retry"] and params["fresh"] and stamp["result"] in ("failed", "halted"):
+        reasons = ["qualification_retry: the last result was: %s" % stamp["result"]]
+    return stamp, reasons
+
+
+def answer_while_busy(module, files, result):
+    """What is said while a qualification runs on this host."""
+    result["reasons"] = ["a qualification is running"]
+    if module.check_mode:
+        module.exit_json(changed=True, **result)
+    if module.params["detach"]:
+        records = files.records()[1]
+        module.exit_json(changed=True, **dict(result, running=True, progress=qualify.progress(records)))
+    module.fail_json(msg="%s: another qualification is running on this host; wait for its end." % files.directory)
+
+
+def tell_fault(module, files):
+    """Fail with what a detached run could not say itself; one that nobody waited for is no news."""
+    fault = files.read(files.fault)
+    if fault:
+        os.unlink(files.fault)
+        if not module.params["fresh"]:
+            module.fail_json(msg=fault["msg"])
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "directory": {"type": "path", "default": "/var/lib/kepler/qualification"},
+            "root": {"type": "path", "default": "/opt/kepler"},
+            "load": {"type": "path", "required": True},
+            "device": {"type": "str", "choices": ["kepler", "verify", "cpu"], "default": "kepler"},
+            "mode": {"type": "str", "choices": ["run", "skip"], "default": "run"},
+            "seconds": {"type": "int", "default": 90},
+            "pair_timeout": {"type": "int", "default": 120},
+            "temperature": {"type": "int", "default": 85},
+            "retry": {"type": "bool", "default": False},
+            "nvidia_smi": {"type": "str", "default": "nvidia-smi"},
+            "kmsg": {"type": "path", "default": "/dev/kmsg"},
+            "fresh": {"type": "bool", "default": True},
+            "detach": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    files = Files(params["directory"])
+    result = {"running": False, "started": False, "progress": "", "reasons": []}
+    if files.busy():
+        answer_while_busy(module, files, result)
+    if not module.check_mode:
+        tell_fault(module, files)
+    host, said = read_host(params)
+    if said and not module.check_mode:
+        module.fail_json(
+            msg="nvidia-smi: found %s; expected the K80 dies of the host. Run playbooks/host.yml first." % said
+        )
+    stamp, result["reasons"] = judge_stamp(params, files, host)
+    result["stages"] = qualify.stages(host["dies"], params["device"])
+    if not result["reasons"]:
+        module.exit_json(changed=False, stamp=stamp, **result)
+    if module.check_mode:
+        module.exit_json(changed=True, **result)
+    lock = Lock(files.lock)
+    if not lock.acquire(wait=False):  # somebody began meanwhile
+        module.exit_json(changed=True, **dict(result, running=True))
+    made = without_load(files, params, host, result["stages"])
+    if made:
+        write_atomically(files.stamp, made)
+        module.exit_json(changed=True, stamp=made, **result)
+    try:
+        options = options_of(params)
+    except ValueError as error:
+        module.fail_json(msg=str(error))
+    if os.path.exists(files.stamp):  # what it says is to be proven anew, and a halt must not leave it
+        os.unlink(files.stamp)
+    if params["detach"]:
+        detach(files, lock, host, options)
+        result.update(running=True, started=True, progress="starting")
+        module.exit_json(changed=True, **result)
+    module.exit_json(changed=True, stamp=work(files, lock, host, options), **result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""What readings, traces and stamps say. Runs under Python 3.6 too."""
+
+import copy
+import json
+
+import pytest
+from host import qualify
+from simulated import LISTING
+
+DIES = qualify.dies_of(LISTING, "kepler")
+NUMBERS = {qualify.bus_of(die["bus"]): die["index"] for die in DIES}
+FINE = {
+    "temperature": 60, "power": 120.5, "clock": 614, "throttle": 4, "uncorrected": 0, "corrected": 0, "gen": 3,
+    "width": 16, "replays": 0,
+}
+
+
+def samples(count=20, **of_die_1):
+    """A second each; the values of die 1 are lists that stand from their beginning on, the last one to the end."""
+    made = []
+    for second in range(count):
+        dies = {str(die["index"]): dict(FINE) for die in DIES}
+        for name, values in of_die_1.items():
+            dies["1"][name] = values[min(second, len(values) - 1)]
+        made.append({"event": "sample", "t": float(second), "dies": dies, "xids": []})
+    return made
+
+
+def judged(readings):
+    return qualify.judge(readings, DIES, qualify.LIMITS)
+
+
+def only(findings, severity, where):
+    """The one finding; what it found."""
+    assert [(item["severity"], item["variable"]) for item in findings] == [(severity, where)]
+    assert all(item["expected"] and item["next_step"] for item in findings)
+    return findings[0]["found"]
+
+
+def test_a_good_run():
+    assert judged(samples()) == []
+
+
+HOT = {
+    "short": ([60, 85, 86, 79, 60], False),
+    "long": ([60, 85], True),
+    # Below the limit, but not below it by the hysteresis: still hot.
+    "flickering": ([60, 85, 84, 83, 85, 84, 83], True),
+    "cools down in between": ([60, 85, 86, 79, 85, 86, 79, 85, 79], False),
+    "at once": ([60, 60, 90, 60], True),
+    "just below": ([84], False),
+}
+
+
+@pytest.mark.parametrize("what", sorted(HOT))
+def test_heat(what):
+    temperatures, is_bad = HOT[what]
+    findings = judged(samples(temperature=temperatures))
+    assert bool(findings) == is_bad
+    if is_bad:
+        assert f"{max(temperatures)} degrees" in only(findings, "error", "die 1")
+
+
+@pytest.mark.parametrize(
+    ("mask", "found"),
+    [(0x04, None), (0x0C, "hardware slowdown"), (0x40, "thermal slowdown"), (0x80, "power brake"), (0x20, None)],
+)
+def test_throttling(mask, found):
+    findings = judged(samples(throttle=[0, mask]))
+    if found:
+        assert found in only(findings, "error", "die 1")
+    else:
+        assert findings == []
+    assert judged(samples(throttle=[0, mask, mask, 0])) == [], "two seconds are none"
+
+
+def test_counters():
+    assert only(judged(samples(uncorrected=[0, 0, 2])), "error", "die 1").startswith("2 uncorrectable")
+    assert "2 of them before" in only(judged(samples(uncorrected=[2])), "error", "die 1")
+    assert only(judged(samples(corrected=[7, 7, 10])), "warning", "die 1").startswith("3 ECC errors corrected")
+    assert judged(samples(corrected=[7])) == []
+    assert only(judged(samples(replays=[1, 9])), "warning", "die 1").startswith("8 PCIe replays")
+    assert "from 16 lanes to 8" in only(judged(samples(width=[16, 8, 16])), "warning", "die 1")
+    assert judged(samples(gen=[1, 3, 1])) == [], "an idle link slows down"
+
+
+def test_values_that_a_die_does_not_tell():
+    nothing = {name: [None] for name in FINE if name != "temperature"}
+    assert judged(samples(**nothing)) == []
+
+
+XID_79 = "4,2,2,-;NVRM: Xid (PCI:0000:06:00): 79, pid=1234, GPU has fallen off the bus."
+
+
+def test_xids():
+    readings = samples()
+    readings[5]["xids"] = readings[6]["xids"] = qualify.read_xids([XID_79, "NVRM: loading", "usb 1-1: reset"])
+    found = only(judged(readings), "error", "die 1")
+    assert found == "Xid 79 (the die has fallen off the bus): pid=1234, GPU has fallen off the bus."
+    readings = samples()
+    readings[5]["xids"] = qualify.read_xids(["NVRM: Xid (PCI:0000:06:00): 45, Ch 00000010"])
+    assert "Xid 45" in only(judged(readings), "warning", "die 1")
+    readings[5]["xids"] = qualify.read_xids(["NVRM: Xid (0000:42:00): 999"])
+    assert "Xid 999 (see NVIDIA's list" in only(judged(readings), "error", "board at 0000:42:00")
+
+
+def test_dies_that_are_gone():
+    readings = samples()
+    readings[7]["dies"].pop("4")
+    readings[7]["error"] = "Unable to determine the device handle for GPU 0000:86:00.0: GPU is lost."
+    assert "GPU is lost" in only(judged(readings), "error", "die 4")
+    readings[7].update(dies={}, error="nvidia-smi did not answer within 20 s")
+    assert only(judged(readings), "error", "nvidia-smi") == "nvidia-smi did not answer within 20 s, at 7 s"
+
+
+def test_reading_nvidia_smi():
+    fields = [field for field, _ in qualify.FIELDS]
+    line = "{}, 00000000:{}:00.0, 71, 139.20, 562, 0x0000000000000044, 0, [N/A], 3, 16"
+    text = "\n".join([
+        # Die 1 has fallen off: nvidia-smi counts anew.
+        line.format(0, "05"), line.format(1, "42"), line.format(2, "85"),
+        line.format(3, "86").replace("71", "[GPU is lost]"), "Unable to determine the device handle",
+    ])
+    read = qualify.read_smi(text, fields, NUMBERS)
+    assert sorted(read) == ["0", "3"]
+    assert read["3"] == {
+        "temperature": 71, "power": 139.2, "clock": 562, "throttle": 0x44, "uncorrected": 0, "corrected": None,
+        "gen": 3, "width": 16,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("26.51 W", 26.51), ("38", 38), ("0x00000041", 0x41), ("[N/A]", None), ("", None), ("ERR!", None)],
+)
+def test_numbers(text, value):
+    assert qualify.number_in(text) == value
+
+
+@pytest.mark.parametrize("text", ["00000000:05:00.0", "0000:05:00", "05:00.0"])
+def test_addresses(text):
+    assert qualify.bus_of(text) == (0, 5, 0)
+    assert qualify.bus_of("no address") is None
+
+
+def plan(listing, device="kepler"):
+    return [stage["dies"] for stage in qualify.stages(qualify.dies_of(listing, device), device)]
+
+
+def lines(*numbers):
+    return "\n".join(LISTING.splitlines()[number] for number in numbers)
+
+
+PLANS = {
+    "two boards, a K40 between them": (LISTING, [[0], [0, 1], [0, 1, 3, 4]]),
+    "one board": (lines(0, 1), [[0], [0, 1]]),
+    "one die": (lines(0), [[0]]),
+    "the first die of the first board is missing": (lines(1, 3, 4), [[3], [3, 4]]),
+    "one die of each board": (lines(0, 3), [[0]]),
+    "no K80": (lines(2), []),
+    "nothing": ("No devices were found", []),
+}
+
+
+@pytest.mark.parametrize("what", sorted(PLANS))
+def test_stages(what):
+    listing, expected = PLANS[what]
+    assert plan(listing) == expected
+
+
+@pytest.mark.parametrize("serial", ["[N/A]", "0"])
+def test_boards_without_serial_numbers_are_neighbours_on_the_bus(serial):
+    listing = LISTING.replace("0320000000001", serial).replace("0320000000002", serial)
+    assert plan(listing) == [[0], [0, 1], [0, 1, 3, 4]]
+    assert plan("\n".join(listing.splitlines()[number] for number in (1, 3, 4))) == [[3], [3, 4]]
+
+
+def test_other_gpus_count_for_verification_alone():
+    listing = "\n".join(f"{n}, NVIDIA H200, 00000000:{n + 1:02x}:00.0, 16530000000{n:02}, 580.1" for n in range(8))
+    assert plan(listing) == []
+    assert plan(listing, "verify") == [[0], [0, 1], [0, 1, 2, 3]]
+
+
+def test_pairs():
+    assert qualify.pairs({"dies": [0]}, []) == []
+    assert qualify.pairs({"dies": [0, 1, 3, 4]}, [(0, 1)]) == [(0, 3), (0, 4), (1, 3), (1, 4), (3, 4)]
+
+
+HOST = {"kernel": "4.18", "driver": "470.1", "device": "kepler", "generation": "3", "dies": DIES}
+BEGIN = dict(
+    HOST, event="begin", t=0.0, time="2026-01-01T00:00:00Z", boot="b", seconds=60,
+    stages=qualify.stages(DIES, "kepler"), limits=qualify.LIMITS,
+)
+
+
+def stamped(result="passed", passed=4):
+    return qualify.stamp(BEGIN, result, passed, [], True, "trace-0001.jsonl")
+
+
+def test_a_stamp_holds_for_its_host():
+    assert qualify.reasons_against(stamped(), HOST) == []
+    assert qualify.reasons_against(stamped("failed", 2), HOST) == []
+    assert qualify.reasons_against(stamped(), dict(HOST, generation="4")) == []
+    assert json.loads(json.dumps(stamped())) == stamped()
+
+
+def test_a_stamp_says_what_may_be_served():
+    assert (stamped()["size"], stamped()["dies"]) == (4, [0, 1, 3, 4])
+    assert (stamped("failed", 2)["size"], stamped("failed", 2)["dies"]) == (2, [0, 1])
+    assert (stamped("failed", 0)["size"], stamped("failed", 0)["dies"]) == (0, [])
+    skipped = stamped("skipped", 0)
+    assert (skipped["passed_size"], skipped["size"], skipped["dies"]) == (0, 4, [0, 1, 3, 4])
+
+
+def changed(**others):
+    return dict(copy.deepcopy(HOST), **others)
+
+
+REASONS = {
+    "kernel": (changed(kernel="4.19"), ["kernel: now 4.19, qualified with 4.18"]),
+    "driver": (changed(driver="470.2"), ["driver: now 470.2, qualified with 470.1"]),
+    "device": (changed(device="cpu"), ["device: now cpu, qualified with kepler"]),
+    "a board has gone": (changed(dies=DIES[:2]), [
+        "boards: die 3 at 00000000:85:00.0 (board 0320000000002) has gone",
+        "boards: die 4 at 00000000:86:00.0 (board 0320000000002) has gone",
+    ]),
+    "another board in the same place": (changed(dies=[dict(DIES[0], serial="1"), *DIES[1:]]), [
+        "boards: die 0 at 00000000:05:00.0 (board 0320000000001) has gone",
+        "boards: die 0 at 00000000:05:00.0 (board 1) is new",
+    ]),
+    "all at once": (changed(kernel="4.19", driver="470.2", dies=DIES[1:]), [
+        "kernel: now 4.19, qualified with 4.18", "driver: now 470.2, qualified with 470.1",
+        "boards: die 0 at 00000000:05:00.0 (board 0320000000001) has gone",
+    ]),
+}
+
+
+@pytest.mark.parametrize("what", sorted(REASONS))
+def test_a_stamp_of_another_host_does_not_hold(what):
+    host, reasons = REASONS[what]
+    assert qualify.reasons_against(stamped(), host) == reasons
+
+
+@pytest.mark.parametrize("stamp", [None, [], {}, {"schema": 0}], ids=repr)
+def test_what_is_no_stamp(stamp):
+    assert qualify.reasons_against(stamp, HOST) == ["this host was never qualified"]
+
+
+def test_skipping():
+    skipped = stamped("skipped", 0)
+    assert qualify.reasons_against(skipped, HOST, skip=True) == []
+    assert qualify.reasons_against(skipped, HOST) == ["qualification: it was skipped before"]
+    assert qualify.reasons_against(stamped(), HOST, skip=True) == ["qualification: to be skipped"]
+
+
+def test_half_a_line_and_zeros_are_no_records():
+    text = json.dumps(BEGIN) + "\n[1]\n3\n" + "\0" * 100 + '\n{"event": "step", "st'
+    assert qualify.read_trace(text) == [BEGIN]
+    assert qualify.account(qualify.read_trace('{"event"'))["ended"], "nothing was begun"

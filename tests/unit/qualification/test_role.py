@@ -1,0 +1,146 @@
+"""The role on this machine: what it says before it does, what it leaves, and what it does a second time."""
+
+import importlib.util
+import json
+
+import pytest
+from simulated import ROOT
+
+specification = importlib.util.spec_from_file_location("roles_conftest", ROOT / "tests/unit/roles/conftest.py")
+roles = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(roles)
+play = roles.play
+
+NO_SERVERS = "echo inactive; exit 3"
+
+
+@pytest.fixture
+def role(play, box):
+    """Function that runs the role, but for what installs its files, against a host with one board: (status, output)."""
+    root = box.install()
+    settings = {
+        "__qualification_programs": str(box.directory), "qualification_directory": str(box.kept),
+        "qualification_store_root": str(root), "qualification_seconds": 0,
+        "qualification_pair_timeout": 5, "qualification_report_directory": str(box.directory / "reports"),
+    }
+
+    def run(*options, systemctl=NO_SERVERS, smi=f'exec {box.smi} "$@"', **variables):
+        tasks = [
+            {"name": "Run", "ansible.builtin.include_role": {"name": "qualification", "tasks_from": name}}
+            for name in ("run", "report")
+        ]
+        tasks.append({"name": "Show", "ansible.builtin.debug": {
+            "msg": "may use {{ qualification_size | default('?') }} {{ qualification_dies | default('?') }} "
+                   "p2p {{ qualification_p2p | default('?') }}",
+        }})
+        status, output = play(
+            tasks, "-e", json.dumps({**settings, **variables}), *options,
+            programs={"nvidia-smi": smi, "systemctl": systemctl}, gather_facts=False,
+        )
+        assert "Traceback" not in output
+        return status, " ".join(output.split())
+
+    return run
+
+
+def stamp(box):
+    return json.loads((box.kept / "stamp.json").read_text())
+
+
+def report(box):
+    return (box.directory / "reports" / "box.html").read_text()
+
+
+def test_once_and_then_no_more(role, box):
+    status, output = role("--check", "--diff")
+    assert status == 0, output
+    assert "Would load [0], then [0, 1], 0 s each: this host was never qualified." in output
+    assert "changed=0" in output
+    assert list(box.kept.iterdir()) == []
+
+    box.behave({"load": [["sleep", 2]]})
+    status, output = role()
+    assert status == 0, output
+    assert "box: qualification: stage" in output, "progress"
+    assert "may use 2 [0, 1] p2p True" in output
+    assert stamp(box)["result"] == "passed"
+    assert stamp(box)["generation"] == "7"
+    assert "Servers may use dies 0, 1." in report(box)
+
+    before = {path.name: path.stat().st_mtime_ns for path in box.kept.iterdir()}
+    for options in ((), ("--check", "--diff")):
+        status, output = role(*options)
+        assert status == 0, output
+        assert "changed=0" in output
+        assert "may use 2 [0, 1] p2p True" in output
+    assert {path.name: path.stat().st_mtime_ns for path in box.kept.iterdir()} == before
+
+    (box.directory / "reports" / "box.html").unlink()
+    status, output = role()
+    assert "changed=1" in output, "a report that is missing is written again"
+    assert report(box)
+
+
+def test_what_passed_may_be_served(role, box):
+    box.behave({"load 0,1": [box.becomes(1, temperature=95), ["sleep", 30]]})
+    status, output = role()
+    assert status == 0, output
+    assert output.count("qualification: stopped at a bad sign. Servers get die 0 alone, of 2 that were to pass.") == 1
+    assert "error: die 1: found 95 degrees" in output
+    assert "may use 1 [0]" in output
+    assert "Found: 95 degrees" in report(box)
+
+    box.behave({})
+    box.write()
+    status, output = role(qualification_retry=True)
+    assert status == 0, output
+    assert "may use 2 [0, 1]" in output
+    assert "Servers may use dies 0, 1." in report(box), "the report is that of the last run"
+
+
+def test_not_even_one_die(role, box):
+    box.behave({"load 0": [["exit", 9]]})
+    for _ in range(2):
+        status, output = role()
+        assert status != 0
+        assert "Not even one die passed: no server may start." in output
+        assert "under load: rank 0 ended with status 9" in output
+    assert len(list(box.kept.glob("trace*"))) == 1
+
+
+def test_skipping_is_recorded(role, box):
+    status, output = role(qualification="skip")
+    assert status == 0, output
+    assert "qualification: skipped. Nobody qualified this host" in output
+    assert "may use 2 [0, 1] p2p True" in output
+    assert (stamp(box)["result"], stamp(box)["passed_size"]) == ("skipped", 0)
+
+
+def test_servers_that_hold_the_dies_are_stopped(role, box):
+    log = box.directory / "systemctl.log"
+    answers = "is-active) echo active;; show) echo LoadState=loaded; echo ActiveState=active;;"
+    systemctl = f'echo "$@" >> {log}; case "$1" in {answers} esac'
+    assert "changed=0" in role("--check", systemctl=systemctl)[1]
+    assert not log.exists()
+    status, output = role(systemctl=systemctl)
+    assert status == 0, output
+    assert "stop vllm.target" in log.read_text().splitlines()
+    log.unlink()
+    assert "changed=0" in role(systemctl=systemctl)[1]
+    assert not log.exists()
+
+
+def test_a_dry_run_on_a_host_without_a_driver(role):
+    status, output = role("--check", smi="exit 127")
+    assert status == 0, output
+    assert "Would load the dies of the host, 0 s each: this host was never qualified." in output
+
+
+def test_clocks_power_limits_and_modes_are_never_set():
+    paths = [*(ROOT / "roles/qualification").rglob("*"), *(ROOT / "plugins").rglob("qualif*.py")]
+    files = [path for path in paths if path.is_file() and path.suffix in (".yml", ".py")]
+    assert len(files) > 10
+    setting = {"-pl", "--power-limit", "-ac", "--applications-clocks", "-lgc", "-rac", "-pm", "-mig", "-r"}
+    for path in files:
+        words = set(path.read_text().replace('"', " ").replace(",", " ").replace("'", " ").split())
+        assert not setting & words, path
