@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+tests/programs.sh
 python -m pytest -q tests/unit tests/static
 
 # PYTHON36 names the interpreter; else the first that works: one on PATH, or the newest that pyenv has.

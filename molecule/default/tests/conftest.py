@@ -70,14 +70,19 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture
 def play(request, tmp_path):
-    """Function that runs a playbook against one host with further variables: (exit status, what it printed)."""
+    """Function that runs a playbook against one host with further variables: (exit status, what it printed).
 
-    def run(host: str, *variables: str, playbook: str = "site.yml") -> tuple[int, str]:
+    options: of ansible-playbook.
+    """
+
+    def run(
+        host: str, *variables: str, playbook: str | Path = "site.yml", options: tuple[str, ...] = ()
+    ) -> tuple[int, str]:
         inventory = tmp_path / "inventory"
         shutil.copytree(PROJECT / "inventory" / "standin", inventory, dirs_exist_ok=True)
         # The host in question is the K80 host of this run.
         (inventory / "hosts.yml").write_text(f"k80-hosts:\n  hosts:\n    {host}:\n")
         arguments = [part for variable in variables for part in ("-e", variable)]
-        return standins.play(TEST, "-i", str(inventory), playbook, "-l", "k80-hosts", *arguments)
+        return standins.play(TEST, "-i", str(inventory), str(playbook), "-l", "k80-hosts", *arguments, *options)
 
     return run
