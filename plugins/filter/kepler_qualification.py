@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from html import escape
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+from kepler_controller.page import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, document, step_of, table
 
 # Plots: what of a reading, its title and its unit.
 PLOTS = (
@@ -13,40 +18,12 @@ PLOTS = (
     ("power", "Power", "W"),
     ("clock", "SM clock", "MHz"),
 )
-WIDTH, HEIGHT = 960, 240
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 28
 RESULTS = {
     "passed": "Passed",
     "failed": "Stopped at a bad sign",
     "halted": "The machine stopped",
     "skipped": "Skipped",
 }
-# The hues keep their order for people who see colours differently; the second die of each pair is dashed as well.
-STYLE = """
-:root { color-scheme: light dark; --paper: #fcfcfb; --ink: #1b1b1a; --soft: #66655f; --line: #dddcd6; --band: #f0efea;
-  --bad: #b3261e; --fair: #8a5a00; --good: #1a6b3c;
-  --die0: #2a78d6; --die1: #0f8f65; --die2: #b8720a; --die3: #8b4fd0; }
-@media (prefers-color-scheme: dark) { :root { --paper: #191918; --ink: #ecebe6; --soft: #a3a29b; --line: #3b3a37;
-  --band: #242422; --bad: #ff8a80; --fair: #f0b64a; --good: #6fcf97; --die0: #6aa9f4; --die1: #45c99a; --die2: #eda100;
-  --die3: #bb94f2; } }
-body { margin: 2rem auto; max-width: 62rem; padding: 0 1rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-.soft, figcaption { color: var(--soft); } .verdict { font-size: 1.2rem; font-weight: 600; }
-.passed { color: var(--good); } .failed, .halted, .error { color: var(--bad); }
-.skipped, .warning { color: var(--fair); }
-.finding { border-left: 4px solid; padding: .1rem 0 .1rem .8rem; margin: .8rem 0; }
-.finding p { margin: 0; color: var(--ink); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-figure { margin: 0; } svg { width: 100%; height: auto; display: block; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
-.band { fill: var(--band); } .grid { stroke: var(--line); } .limit { stroke: var(--bad); stroke-dasharray: 2 4; }
-.die { fill: none; stroke-width: 2; stroke-linejoin: round; } .die1, .die3 { stroke-dasharray: 6 3; }
-.die0 { stroke: var(--die0); } .die1 { stroke: var(--die1); }
-.die2 { stroke: var(--die2); } .die3 { stroke: var(--die3); }
-.key { display: inline-block; margin-right: 1.2rem; } .key svg { display: inline; width: 28px; height: 10px; }
-"""
 
 
 def records_of(trace: str) -> list[dict[str, Any]]:
@@ -135,14 +112,6 @@ def qualified_changes(instances: list[dict[str, Any]], started: list[dict[str, A
     return found
 
 
-def step_of(span: float, count: int = 5) -> float:
-    """A round step that divides `span` into about `count` parts."""
-    power = 1.0
-    while power * 10 <= span / count:
-        power *= 10
-    return next((power * part for part in (1, 2, 5, 10) if power * part >= span / count), power * 10)
-
-
 def bands(records: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
     """Stages as (name, first second, last second)."""
     stages = begin_of(records).get("stages", [])
@@ -199,16 +168,6 @@ def plot(records: list[dict[str, Any]], key: str, title: str, unit: str, limit: 
         parts.append(f"<polyline class='die die{places.get(number, 0) % 4}' points='{points}'>"
                      f"<title>die {number}: at most {most:g} {escape(unit)}</title></polyline>")
     return "".join([*parts, "</svg>"])
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A table; a cell that is None stays empty."""
-    body = "".join(
-        "<tr>" + "".join(f"<td>{'' if cell is None else escape(str(cell))}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
-    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
-    return f"<div class='scroll'><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def die_rows(stamp: dict[str, Any], records: list[dict[str, Any]]) -> list[list[Any]]:
@@ -288,16 +247,13 @@ def qualification_report(stamp: dict[str, Any], trace: str, host: str, mark: str
         die_rows(stamp, records),
     )
     steps = table(("stage", "step", "dies", "from s", "took s", "result", "measured"), step_rows(records))
-    return (
-        "<!DOCTYPE html>\n"
-        "<html lang='en'><head><meta charset='utf-8'/>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'/>"
-        f"<title>Qualification of {escape(host)}</title><style>{STYLE}</style></head><body>"
-        f"<h1>Qualification of {escape(host)}</h1><p class='soft'>{escape(mark)}</p>"
+    return document(
+        f"Qualification of {host}",
+        f"<p class='soft'>{escape(mark)}</p>"
         f"<p class='verdict {escape(stamp['result'])}'>{escape(RESULTS[stamp['result']])}</p>"
         f"<p>{escape(summary(stamp))}</p>{findings_html(stamp['findings'])}"
         + (f"<p>{keys}</p>{figures}<h2>Dies</h2>{dies}<h2>Steps</h2>{steps}" if records else "")
-        + f"<p class='soft'>{escape(facts)}</p></body></html>\n"
+        + f"<p class='soft'>{escape(facts)}</p>",
     )
 
 

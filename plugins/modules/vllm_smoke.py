@@ -72,56 +72,10 @@ seconds:
   returned: success
 """
 
-import json
 import time
-import urllib.error
-import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.host.server import base_url, open_url
-
-
-class Wrong(Exception):
-    """What is wrong with the answer."""
-
-
-def read_key(path):
-    """The key in a file of lines NAME=VALUE; None without a file."""
-    if not path:
-        return None
-    try:
-        with open(path) as stream:
-            for line in stream:
-                name, _, value = line.strip().partition("=")
-                if name == "VLLM_API_KEY":
-                    return value
-    except OSError as error:
-        raise Wrong("the key file cannot be read: %s" % error)
-    raise Wrong("%s holds no line VLLM_API_KEY=..." % path)
-
-
-def ask(base, path, key, timeout, body=None):
-    """The server's answer to one request, decoded. Raises Wrong."""
-    headers = {"Content-Type": "application/json"}
-    if key:
-        headers["Authorization"] = "Bearer " + key
-    request = urllib.request.Request(base + path, headers=headers, data=body and json.dumps(body).encode("utf-8"))
-    try:
-        return json.loads(open_url(request, timeout).read().decode("utf-8"))
-    except urllib.error.HTTPError as error:
-        raise Wrong("%s answered %d: %s" % (path, error.code, error.read().decode("utf-8", "replace")[:500]))
-    except (OSError, ValueError) as error:
-        raise Wrong("%s: %s" % (path, error))
-
-
-def look_at(choice, tokens):
-    """Raise Wrong for an answer that no working model gives."""
-    probabilities = (choice.get("logprobs") or {}).get("token_logprobs") or []
-    if len(probabilities) != tokens:
-        raise Wrong("%d tokens instead of %d: %r" % (len(probabilities), tokens, choice.get("text")))
-    # NaN is above nothing and below nothing.
-    if not all(value is not None and -1e4 < value <= 1e-3 for value in probabilities):
-        raise Wrong("log-probabilities that no model has: %s" % probabilities)
+from ansible.module_utils.host.api import Api, Wrong, look_at
 
 
 def main():
@@ -139,20 +93,15 @@ def main():
         supports_check_mode=True,
     )
     params = module.params
-    base = base_url(params["host"], params["port"])
     try:
-        key = read_key(params["api_key_file"])
-        model = ask(base, "/v1/models", key, params["timeout"])["data"][0]["id"]
-        body = {
-            "model": model, "prompt": params["prompt"], "max_tokens": params["tokens"], "temperature": 0,
-            "logprobs": 1, "ignore_eos": True,
-        }
+        api = Api(params["host"], params["port"], params["api_key_file"], params["timeout"])
+        model, _ = api.model()
         texts = []
         for _ in range(2):
             started = time.time()
-            choice = ask(base, "/v1/completions", key, params["timeout"], body)["choices"][0]
-            look_at(choice, params["tokens"])
-            texts.append(choice["text"])
+            text, _, probabilities = api.complete(model, params["prompt"], params["tokens"])
+            look_at(text, probabilities, params["tokens"])
+            texts.append(text)
         if texts[0] != texts[1]:
             raise Wrong("two answers to one greedy question: %r and %r" % tuple(texts))
         if params["expect"] not in texts[0]:

@@ -1,0 +1,140 @@
+"""Filters for measurements of servers: what is kept, a table, a page with plots."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+from kepler_controller.page import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, document, step_of, table
+
+# Figures, their titles and units; the first is what a comparison is made of.
+COLUMNS = (
+    ("output_throughput", "Tokens of answers", "tok/s"),
+    ("request_throughput", "Requests", "1/s"),
+    ("median_ttft_ms", "First token, median", "ms"),
+    ("p99_ttft_ms", "First token, 99 %", "ms"),
+    ("median_tpot_ms", "Each further token, median", "ms"),
+    ("p99_tpot_ms", "Each further token, 99 %", "ms"),
+    ("median_e2el_ms", "Whole answer, median", "ms"),
+)
+PLOTTED = ("output_throughput", "median_ttft_ms", "median_tpot_ms")
+KEY = ("name", "model", "tensor_parallel_size", "input_tokens", "output_tokens", "concurrency")
+
+
+def bench_points(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results of the task's loop over (instance, lengths, concurrency): what was measured, and its figures."""
+    found = []
+    for item in measured:
+        instance, lengths, concurrency = item["item"]
+        found.append({
+            "name": instance["name"], "model": instance["model"],
+            "tensor_parallel_size": instance.get("tensor_parallel_size"), "input_tokens": lengths[0],
+            "output_tokens": lengths[1], "concurrency": concurrency, **item["figures"],
+        })
+    return found
+
+
+def ratio(point: dict[str, Any], before: list[dict[str, Any]], key: str) -> str:
+    """A figure as a multiple of the same one of an earlier run, whatever the instance was called there."""
+    place = KEY[3:]
+    for other in before:
+        if all(other[name] == point[name] for name in place) and other["model"] == point["model"]:
+            return f"{point[key] / other[key]:.2f} x" if other[key] else ""
+    return ""
+
+
+def rows(run: dict[str, Any]) -> list[list[str]]:
+    """One row of cells for each point."""
+    before = (run.get("before") or {}).get("points", [])
+    return [
+        [
+            point["name"], str(point["input_tokens"]), str(point["output_tokens"]), str(point["concurrency"]),
+            *(f"{point[key]:.1f}" for key, _, _ in COLUMNS),
+            *([ratio(point, before, COLUMNS[0][0])] if before else []),
+        ]
+        for point in run["points"]
+    ]
+
+
+def heads(run: dict[str, Any]) -> list[str]:
+    """Titles of the columns of `rows`."""
+    titles = ["server", "in", "out", "at a time", *(f"{title} ({unit})" for _, title, unit in COLUMNS)]
+    before = run.get("before")
+    if before:
+        titles.append(f"tok/s to {before['host']}, generation {before['generation']}")
+    return titles
+
+
+def bench_table(run: dict[str, Any]) -> list[str]:
+    """Lines for a terminal: tokens a second, and medians in milliseconds."""
+    return [
+        f"{point['name']}: {point['input_tokens']} in, {point['output_tokens']} out, {point['concurrency']} at a time: "
+        f"{point['output_throughput']:.1f} tok/s, first token {point['median_ttft_ms']:.0f} ms, each further "
+        f"{point['median_tpot_ms']:.1f} ms"
+        for point in run["points"]
+    ]
+
+
+def plot(series: dict[str, list[tuple[int, float]]], title: str) -> str:
+    """One SVG: a line for each series over the requests at a time, each of these as far from the next."""
+    places = sorted({concurrency for line in series.values() for concurrency, _ in line})
+    most = max(value for line in series.values() for _, value in line) or 1
+    grid = step_of(most)
+    top = grid * (int(most / grid) + 1)
+    width = (WIDTH - LEFT - RIGHT) / max(len(places) - 1, 1)
+
+    def x(concurrency: int) -> str:
+        return f"{LEFT + width * places.index(concurrency):.1f}"
+
+    def y(value: float) -> str:
+        return f"{HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / top:.1f}"
+
+    parts = [f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img'><title>{escape(title)} over requests at a time</title>"]
+    for place in range(int(top / grid) + 1):
+        value = place * grid
+        parts.append(f"<line class='grid' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y(value)}' y2='{y(value)}'/>")
+        parts.append(f"<text x='{LEFT - 6}' y='{float(y(value)) + 4:.1f}' text-anchor='end'>{value:g}</text>")
+    for concurrency in places:
+        parts.append(f"<text x='{x(concurrency)}' y='{HEIGHT - 8}' text-anchor='middle'>{concurrency}</text>")
+    for number, (name, line) in enumerate(series.items()):
+        points = " ".join(f"{x(concurrency)},{y(value)}" for concurrency, value in sorted(line))
+        if len(line) == 1:  # a line of one point is not drawn
+            points += " " + points
+        parts.append(f"<polyline class='die die{number % 4}' points='{points}'>"
+                     f"<title>{escape(name)}</title></polyline>")
+    return "".join([*parts, "</svg>"])
+
+
+def bench_page(run: dict[str, Any]) -> str:
+    """A page that needs nothing but itself: plots of each figure, and the table."""
+    series: dict[str, dict[str, list[tuple[int, float]]]] = {key: {} for key in PLOTTED}
+    for point in run["points"]:
+        name = f"{point['name']}, {point['input_tokens']} in, {point['output_tokens']} out"
+        for key in PLOTTED:
+            series[key].setdefault(name, []).append((point["concurrency"], point[key]))
+    keys = "".join(
+        f"<span class='key'><svg viewBox='0 0 28 10'><line class='die die{number % 4}' x1='0' x2='28' y1='5' y2='5'/>"
+        f"</svg> {escape(name)}</span>"
+        for number, name in enumerate(series[PLOTTED[0]])
+    )
+    figures = "".join(
+        f"<h2>{escape(title)} ({escape(unit)}), over requests at a time</h2><figure>{plot(series[key], title)}</figure>"
+        for key, title, unit in COLUMNS if key in PLOTTED
+    )
+    models = ", ".join(sorted({
+        f"{point['name']}: {point['model']}, TP = {point['tensor_parallel_size']}" for point in run["points"]
+    }))
+    return document(
+        f"Servers of {run['host']}",
+        f"<p class='soft'>{escape(run['time'])}, generation {escape(run['generation'])}. {escape(models)}</p>"
+        f"<p>{keys}</p>{figures}<h2>All figures</h2>{table(heads(run), rows(run))}",
+    )
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable]:
+        return {"bench_page": bench_page, "bench_points": bench_points, "bench_table": bench_table}

@@ -1,0 +1,345 @@
+"""What a server that is to be trusted must show: one function for each check.
+
+Each takes an Asked and returns (what was found, figures). Raises api.Wrong where the server does not pass, and Skipped
+where the check says nothing about this server.
+"""
+
+from __future__ import absolute_import, division, print_function
+
+__metaclass__ = type
+
+import math
+import re
+import subprocess
+import threading
+import time
+
+from .api import Wrong, greedy, look_at
+from .qualify import bus_of
+
+PROMPT = "The quick brown fox"
+SUBJECTS = ("a river", "the night train", "an old clock", "the harbour", "a letter", "the mountain road", "a violin",
+            "the market")
+QUESTIONS = ("Is fire hot?", "Is ice warm?", "Do fish live in water?", "Is seven an even number?", "Is the sky green?")
+
+# A coherent answer has many different tokens, and the model is sure of most of them: a stuck kernel repeats one token,
+# and one that computes noise spreads its probability over the vocabulary (for 32,000 tokens a logarithm of -10).
+DISTINCT = 0.02
+LEAST_MEAN = -5.0
+# Answers under load that may differ from those given alone: sums in another order turn a tie around.
+TIES = 0.05
+
+LOG_WANTED = ("V0 LLM engine", "enforce_eager=True", "Torch SDPA attention backend")
+LOG_UNWANTED = ("FlashAttention", "xformers", "Triton", "Traceback")
+
+
+class Skipped(Exception):
+    """Why a check says nothing about this server."""
+
+
+class Asked(object):
+    """One server and what is asked of it.
+
+    api: an api.Api. options: of the module vllm_acceptance; `model` and `max_model_len` are added here.
+    """
+
+    def __init__(self, api, options):
+        self.api = api
+        model, longest = api.model()
+        self.options = dict(options, model=model, max_model_len=longest or 2048)
+
+    def __getattr__(self, name):
+        return self.options[name]
+
+
+def percentile(values, share):
+    """The smallest of `values` that at least `share` of them do not exceed."""
+    return sorted(values)[max(math.ceil(share * len(values)) - 1, 0)]
+
+
+def latencies(values):
+    """Percentiles of times in seconds."""
+    return {name: round(percentile(values, share), 4) for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))}
+
+
+def completion(asked):
+    """The same greedy answer twice, with probabilities that are some."""
+    answers = [asked.api.complete(asked.model, PROMPT, 16) for _ in range(2)]
+    for text, _, probabilities in answers:
+        look_at(text, probabilities, 16)
+    if answers[0][0] != answers[1][0]:
+        raise Wrong("two answers to one greedy question: %r and %r" % (answers[0][0], answers[1][0]))
+    return repr(answers[0][0]), {}
+
+
+def chat_body(asked):
+    """A question, in the form of a chat."""
+    return {
+        "model": asked.model, "messages": [{"role": "user", "content": "Say in a few words what a river is."}],
+        "max_tokens": 24, "temperature": 0,
+    }
+
+
+def skip_without_template(error):
+    """Raise Skipped where the server says that the model has no chat template; else the error."""
+    if "chat template" in str(error):
+        raise Skipped("the model has no chat template")
+    raise error
+
+
+def chat(asked):
+    """A chat's answer."""
+    try:
+        answer = asked.api.ask("/v1/chat/completions", chat_body(asked))
+    except Wrong as error:
+        skip_without_template(error)
+    text = answer["choices"][0]["message"]["content"]
+    if not text or not text.strip():
+        raise Wrong("an empty answer")
+    return repr(text), {}
+
+
+def chat_stream(asked):
+    """The same answer, token by token."""
+    parts = []
+    try:
+        whole = asked.api.ask("/v1/chat/completions", chat_body(asked))["choices"][0]["message"]["content"]
+        for _, part in asked.api.stream("/v1/chat/completions", chat_body(asked)):
+            parts += [choice["delta"].get("content") or "" for choice in part["choices"]]
+    except Wrong as error:
+        skip_without_template(error)
+    if "".join(parts) != whole:
+        raise Wrong("%r streamed, %r in one piece" % ("".join(parts), whole))
+    filled = sum(1 for part in parts if part)
+    if filled < 2:
+        raise Wrong("%d part: it was held back until it was whole" % filled)
+    return "%d parts, equal to the answer in one piece" % filled, {}
+
+
+def coherent(asked):
+    """A long answer that neither repeats one token nor is noise."""
+    tokens = min(asked.long_tokens, asked.max_model_len - 32)
+    text, pieces, probabilities = asked.api.complete(asked.model, PROMPT, tokens)
+    look_at(text, probabilities, tokens)
+    mean = sum(probabilities) / tokens
+    distinct = len(set(pieces))
+    if distinct < max(DISTINCT * tokens, 5):
+        raise Wrong("%d different tokens among %d: %r" % (distinct, tokens, text[:80]))
+    if mean < LEAST_MEAN:
+        raise Wrong("a mean log-probability of %.2f, which is that of noise: %r" % (mean, text[:80]))
+    if text.count(u"\N{REPLACEMENT CHARACTER}") > 0.1 * tokens:
+        raise Wrong("text that is none: %r" % text[:80])
+    figures = {"tokens": tokens, "distinct": distinct, "mean_logprob": round(mean, 3)}
+    return "%d tokens, %d of them different, mean log-probability %.2f" % (tokens, distinct, mean), figures
+
+
+def golden(asked):
+    """The answers that were recorded for this model."""
+    if not asked.golden:
+        raise Skipped("no answers are recorded for this model; -e acceptance_record=true records them")
+    for answer in asked.golden:
+        text, _, probabilities = asked.api.complete(asked.model, answer["prompt"], answer["tokens"])
+        look_at(text, probabilities, answer["tokens"])
+        if text != answer["text"]:
+            raise Wrong("%r after %r; recorded was %r" % (text, answer["prompt"], answer["text"]))
+    return "%d answers as recorded" % len(asked.golden), {}
+
+
+def record(asked):
+    """The answers to compare with from now on."""
+    answers = []
+    for prompt in asked.golden_prompts:
+        text, _, probabilities = asked.api.complete(asked.model, prompt, asked.golden_tokens)
+        look_at(text, probabilities, asked.golden_tokens)
+        answers.append({"prompt": prompt, "tokens": asked.golden_tokens, "text": text})
+    return "%d answers" % len(answers), {"golden": answers}
+
+
+def streamed(asked, prompt, tokens):
+    """One streamed answer: (text, seconds to its first token, seconds from there to its last)."""
+    parts, times = [], []
+    for seconds, part in asked.api.stream("/v1/completions", greedy(asked.model, prompt, tokens)):
+        for choice in part["choices"]:
+            parts.append(choice["text"])
+            times.append(seconds)
+    if not times:
+        raise Wrong("a stream without a token")
+    return "".join(parts), times[0], times[-1] - times[0]
+
+
+def together(jobs, concurrency):
+    """Results of `jobs` (functions), `concurrency` at a time, in their order. Raises the first error."""
+    results, errors, turn, lock = [None] * len(jobs), [], iter(range(len(jobs))), threading.Lock()
+
+    def work():
+        while not errors:
+            with lock:
+                number = next(turn, None)
+            if number is None:
+                return
+            try:
+                results[number] = jobs[number]()
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(concurrency)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results
+
+
+def load(asked):
+    """Many streams at once: none is lost, and each answers its own question."""
+    tokens = min(32, asked.max_model_len - 64)
+    prompts = ["%d. A story about %s:" % (number, SUBJECTS[number % len(SUBJECTS)]) for number in range(asked.requests)]
+    alone = [streamed(asked, prompt, tokens)[0] for prompt in prompts]
+    started = time.time()
+    jobs = [lambda prompt=prompt: streamed(asked, prompt, tokens) for prompt in prompts]
+    answers = together(jobs, asked.concurrency)
+    seconds = time.time() - started
+    differ = [number for number, answer in enumerate(answers) if answer[0] != alone[number]]
+    if len(differ) > TIES * len(prompts):
+        number = differ[0]
+        raise Wrong("%d of %d answers are not those given alone, such as %r instead of %r" % (
+            len(differ), len(prompts), answers[number][0], alone[number]
+        ))
+    figures = {
+        "requests": len(prompts), "concurrency": asked.concurrency, "tokens": tokens, "seconds": round(seconds, 2),
+        "tokens_per_second": round(len(prompts) * tokens / seconds, 1), "differ": len(differ),
+        "first_token": latencies([first for _, first, _ in answers]),
+        "each_token": latencies([rest / max(tokens - 1, 1) for _, _, rest in answers]),
+    }
+    return "%d streams, %d at a time: %.1f tok/s, first token %.2f s, each %.0f ms (median)" % (
+        len(prompts), asked.concurrency, figures["tokens_per_second"], figures["first_token"]["p50"],
+        1000 * figures["each_token"]["p50"],
+    ), figures
+
+
+def decide(asked, question):
+    """One decision: (token, seconds). Raises Wrong where its probabilities are none."""
+    prompt = "Question: %s\nAnswer with yes or no.\nAnswer:" % question
+    body = dict(greedy(asked.model, prompt, 1), logprobs=5)
+    started = time.time()
+    choice = asked.api.ask("/v1/completions", body)["choices"][0]
+    seconds = time.time() - started
+    look_at(choice["text"], choice["logprobs"]["token_logprobs"], 1)
+    likely = choice["logprobs"]["top_logprobs"][0]
+    if not likely or sum(math.exp(value) for value in likely.values()) > 1.001:
+        raise Wrong("probabilities that add up to more than one: %s" % likely)
+    return choice["text"], seconds
+
+
+def decisions(asked):
+    """Many questions of one token each, with probabilities; one question has one answer."""
+    questions = [QUESTIONS[number % len(QUESTIONS)] for number in range(asked.requests)]
+    given = {question: set() for question in QUESTIONS}
+    started = time.time()
+    jobs = [lambda question=question: decide(asked, question) for question in questions]
+    answers = together(jobs, asked.concurrency)
+    seconds = time.time() - started
+    for number, (answer, _) in enumerate(answers):
+        given[questions[number]].add(answer)
+    for question, texts in sorted(given.items()):
+        if len(texts) > 1:
+            raise Wrong("%s answered to %r" % (sorted(texts), question))
+    figures = {
+        "decisions": len(questions), "per_second": round(len(questions) / seconds, 2),
+        "latency": latencies([taken for _, taken in answers]),
+    }
+    return "%d decisions, %.1f a second, %.2f s each (median)" % (
+        len(questions), figures["per_second"], figures["latency"]["p50"]
+    ), figures
+
+
+def output_of(*command):
+    """What a command prints. Raises Wrong."""
+    try:
+        return subprocess.check_output(command, stderr=subprocess.STDOUT, universal_newlines=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Wrong("%s: %s" % (command[0], getattr(error, "output", None) or error))
+
+
+def unit_of(pid):
+    """The systemd unit of a process; empty where it has none or is gone."""
+    try:
+        with open("/proc/%s/cgroup" % pid) as stream:
+            found = re.search(r"/([^/]+\.service)\s", stream.read())
+    except OSError:
+        found = None
+    return found.group(1) if found else ""
+
+
+def dies_in_use(listed, apps):
+    """[(number of the die, pid, MiB)] of nvidia-smi's lists `index, pci.bus_id` and `pid, gpu_bus_id, used_memory`."""
+    numbers = {}
+    for line in listed.splitlines():
+        index, _, bus = line.partition(",")
+        numbers[bus_of(bus.strip())] = int(index)
+    found = []
+    for line in apps.splitlines():
+        pid, bus, memory = [value.strip() for value in line.split(",")]
+        found.append((numbers.get(bus_of(bus)), int(pid), memory))
+    return found
+
+
+def memory(asked):
+    """The server's ranks on each of its dies, and nobody else there."""
+    if asked.device == "cpu":
+        raise Skipped("the CPU computes")
+    form = "--format=csv,noheader,nounits"
+    used = dies_in_use(
+        output_of("nvidia-smi", "--query-gpu=index,pci.bus_id", form),
+        output_of("nvidia-smi", "--query-compute-apps=pid,gpu_bus_id,used_memory", form),
+    )
+    return judge_memory(used, asked.dies, "vllm@%s.service" % asked.name, unit_of)
+
+
+def judge_memory(used, dies, unit, unit_of_pid):
+    """As `memory`. used: what dies_in_use returned. unit_of_pid: function of a process id."""
+    ours = {die for die, pid, _ in used if unit_of_pid(pid) == unit}
+    missing = [die for die in dies if die not in ours]
+    if missing:
+        raise Wrong("no process of %s on die %s" % (unit, ", ".join(map(str, missing))))
+    # Another server of this project may share a die: the inventory says so.
+    foreign = [
+        "process %d on die %s" % (pid, die) for die, pid, _ in used
+        if die in dies and not unit_of_pid(pid).startswith("vllm@")
+    ]
+    if foreign:
+        raise Wrong("beside it: " + ", ".join(foreign))
+    held = {str(die): amount for die, pid, amount in used if unit_of_pid(pid) == unit}
+    return ", ".join("die %s: %s MiB" % item for item in sorted(held.items())), {"mib": held}
+
+
+def log(asked):
+    """What the server logged since its start: our engine and backend, and nothing that a K80 cannot do."""
+    unit = "vllm@%s.service" % asked.name
+    invocation = output_of("systemctl", "show", unit, "--property", "InvocationID").strip().partition("=")[2]
+    if not invocation:
+        raise Wrong("%s does not run" % unit)
+    return judge_log(
+        output_of("journalctl", "--quiet", "--no-pager", "--output", "cat", "_SYSTEMD_INVOCATION_ID=" + invocation),
+        asked.dtype,
+    )
+
+
+def judge_log(text, dtype):
+    """As `log`, of the log's text."""
+    wanted = LOG_WANTED + ("dtype=torch.%s" % {"half": "float16"}.get(dtype, dtype),)
+    missing = [line for line in wanted if line not in text]
+    if missing:
+        raise Wrong("no line with: " + ", ".join(missing))
+    found = [word for word in LOG_UNWANTED if word in text]
+    if found:
+        raise Wrong("lines with: " + ", ".join(found))
+    return ", ".join(wanted), {}
+
+
+CHECKS = {
+    "completion": completion, "chat": chat, "chat_stream": chat_stream, "log": log, "memory": memory,
+    "coherent": coherent, "golden": golden, "load": load, "decisions": decisions, "record": record,
+}

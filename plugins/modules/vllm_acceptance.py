@@ -1,0 +1,159 @@
+#!/usr/bin/python
+"""One check of a running server."""
+
+from __future__ import absolute_import, division, print_function
+
+__metaclass__ = type
+
+DOCUMENTATION = r"""
+module: vllm_acceptance
+short_description: Check one thing about a running server
+description:
+  - Asks a server of this host, or looks at its processes and its log, and says what it found. A server that does not
+    pass is no failure of the task, so that all checks are made; C(result) says it.
+options:
+  name:
+    description: Instance name of the unit.
+    type: str
+    required: true
+  check:
+    description: What to look at. C(record) returns answers for later checks of C(golden).
+    type: str
+    required: true
+    choices: [completion, chat, chat_stream, log, memory, coherent, golden, load, decisions, record]
+  host:
+    description: Address that the server listens on.
+    type: str
+    default: 127.0.0.1
+  port:
+    description: Port that the server listens on.
+    type: int
+    default: 8000
+  api_key_file:
+    description: File on the host that holds one line C(VLLM_API_KEY=...); left out for a server without a key.
+    type: path
+  device:
+    description: Where the server computes.
+    type: str
+    choices: [kepler, verify, cpu]
+    default: kepler
+  dies:
+    description: Numbers of its dies, as nvidia-smi counts them.
+    type: list
+    elements: int
+    default: []
+  dtype:
+    description: What it computes with.
+    type: str
+    default: float32
+  concurrency:
+    description: Requests at a time in C(load) and C(decisions).
+    type: int
+    default: 8
+  requests:
+    description: Requests in all in C(load) and C(decisions).
+    type: int
+    default: 32
+  long_tokens:
+    description: Tokens of the long answer of C(coherent).
+    type: int
+    default: 500
+  golden:
+    description: Recorded answers, each with C(prompt), C(tokens) and C(text).
+    type: list
+    elements: dict
+    default: []
+  golden_prompts:
+    description: Prompts that C(record) asks.
+    type: list
+    elements: str
+    default: []
+  golden_tokens:
+    description: Tokens of each answer that C(record) takes.
+    type: int
+    default: 24
+  timeout:
+    description: Longest time in seconds for one answer.
+    type: int
+    default: 600
+attributes:
+  check_mode:
+    support: full
+    description: Only asks.
+  diff_mode:
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Load the server
+  vllm_acceptance:
+    name: main
+    check: load
+    concurrency: 32
+    requests: 128
+"""
+
+RETURN = r"""
+result:
+  description: V(passed), V(failed) or V(skipped).
+  type: str
+  returned: always
+found:
+  description: What was found, in a line.
+  type: str
+  returned: always
+figures:
+  description: Numbers of this check.
+  type: dict
+  returned: always
+model:
+  description: The model's name in the API; empty where the server did not say.
+  type: str
+  returned: always
+"""
+
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.host.acceptance import CHECKS, Asked, Skipped
+from ansible.module_utils.host.api import Api, Wrong
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "check": {"type": "str", "required": True, "choices": list(CHECKS)},
+            "host": {"type": "str", "default": "127.0.0.1"},
+            "port": {"type": "int", "default": 8000},
+            "api_key_file": {"type": "path", "no_log": False},
+            "device": {"type": "str", "choices": ["kepler", "verify", "cpu"], "default": "kepler"},
+            "dies": {"type": "list", "elements": "int", "default": []},
+            "dtype": {"type": "str", "default": "float32"},
+            "concurrency": {"type": "int", "default": 8},
+            "requests": {"type": "int", "default": 32},
+            "long_tokens": {"type": "int", "default": 500, "no_log": False},
+            "golden": {"type": "list", "elements": "dict", "default": []},
+            "golden_prompts": {"type": "list", "elements": "str", "default": []},
+            "golden_tokens": {"type": "int", "default": 24, "no_log": False},
+            "timeout": {"type": "int", "default": 600},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    started = time.time()
+    answer = {"result": "passed", "figures": {}, "model": "", "name": params["name"], "check": params["check"]}
+    try:
+        asked = Asked(Api(params["host"], params["port"], params["api_key_file"], params["timeout"]), params)
+        answer["model"] = asked.model
+        answer["found"], answer["figures"] = CHECKS[params["check"]](asked)
+    except Skipped as why:
+        answer.update(result="skipped", found=str(why))
+    except (Wrong, KeyError, IndexError, TypeError) as wrong:
+        text = str(wrong) if isinstance(wrong, Wrong) else "an answer without %r" % wrong
+        answer.update(result="failed", found=text)
+    module.exit_json(changed=False, seconds=round(time.time() - started, 1), **answer)
+
+
+if __name__ == "__main__":
+    main()

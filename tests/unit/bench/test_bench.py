@@ -1,0 +1,88 @@
+"""What is run, what is kept of it, and the report."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import ansible.module_utils
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "plugins" / "filter"))
+ansible.module_utils.__path__.append(str(ROOT / "plugins" / "module_utils"))
+
+from kepler_bench import bench_page, bench_points, bench_table  # noqa: E402
+
+specification = importlib.util.spec_from_file_location("bench_module", ROOT / "plugins" / "modules" / "vllm_bench.py")
+bench_module = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(bench_module)
+
+PARAMS = {
+    "name": "main", "model": "/srv/models/m", "concurrency": 4, "input_tokens": 64, "output_tokens": 16, "requests": 12,
+    "host": "0.0.0.0", "port": 8001, "api_key_file": "/etc/key.env", "root": "/opt/kepler", "user": "vllm",
+}
+INSTANCE = {"name": "main", "model": "/srv/models/m", "tensor_parallel_size": 4}
+
+
+def figures(speed):
+    return {**dict.fromkeys(bench_module.FIGURES, 10.0), "output_throughput": speed}
+
+
+def run(*speeds, before=None):
+    """A run with the speeds of 1, 2, 4... at a time."""
+    measured = [
+        {"item": [INSTANCE, [64, 16], 2**place], "figures": figures(speed)} for place, speed in enumerate(speeds)
+    ]
+    return {
+        "host": "k80-1", "time": "2026-01-01T00:00:00Z", "generation": "7", "points": bench_points(measured),
+        "before": before or {},
+    }
+
+
+def test_the_command_holds_what_was_asked_for_and_no_key():
+    command = bench_module.command_of(PARAMS, "served")
+    text = " ".join(command)
+    for part in (
+        "--base-url http://127.0.0.1:8001 ", "--random-input-len 64 ", "--random-output-len 16 ", "--num-prompts 12 ",
+        "--max-concurrency 4 ", "--model served ", "--tokenizer /srv/models/m ", "--uid=vllm",
+        "EnvironmentFile=/etc/key.env", "/opt/kepler/current/serving/bin/python",
+    ):
+        assert part in text, part
+    assert "EnvironmentFile" not in " ".join(
+        part for part in bench_module.command_of({**PARAMS, "api_key_file": None}, "m") if "key.env" in part
+    )
+
+
+def test_points_and_table():
+    points = run(5.0, 9.5)["points"]
+    assert [(point["concurrency"], point["output_throughput"]) for point in points] == [(1, 5.0), (2, 9.5)]
+    assert json.loads(json.dumps(points)) == points
+    assert bench_table(run(5.0))[0].startswith("main: 64 in, 16 out, 1 at a time: 5.0 tok/s")
+
+
+def test_the_page_shows_every_point_and_needs_nothing_else():
+    page = bench_page(run(5.0, 9.5, 17.25))
+    assert page.count("<svg") == 4  # three plots and one key
+    for part in ("5.0", "9.5", "17.2", "k80-1", "generation 7", "TP = 4"):
+        assert part in page
+    assert "//" not in page.replace("</", "<").replace("/srv/models", "")
+    # A point twice as fast is twice as high: the plot is 184 high and its top is 20.
+    heights = page.partition("points='")[2].partition("'")[0].split()
+    assert [round(212 - float(point.partition(",")[2]), 1) for point in heights] == [
+        pytest.approx(184 * speed / 20, abs=0.1) for speed in (5.0, 9.5, 17.25)
+    ]
+
+
+def test_one_point_is_drawn():
+    assert "polyline" in bench_page(run(5.0))
+
+
+def test_an_earlier_run_stands_beside_it():
+    page = bench_page(run(5.0, 30.0, before=run(5.0, 10.0)))
+    assert "1.00 x" in page
+    assert "3.00 x" in page
+    assert "tok/s to k80-1, generation 7" in page
+    other = run(5.0)
+    other["points"][0]["model"] = "/srv/models/other"
+    assert " x</td>" not in bench_page(run(5.0, before=other))
