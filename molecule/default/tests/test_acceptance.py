@@ -1,4 +1,4 @@
-"""The acceptance test of a running server, as an operator runs it."""
+"""Acceptance test and benchmark of a running server, as an operator runs them."""
 
 from __future__ import annotations
 
@@ -48,3 +48,23 @@ def test_another_answer_than_the_recorded_one_fails(k80, play, tmp_path):
     assert {check: row["result"] for (_, check), row in results().items()} == {
         "completion": "passed", "golden": "failed",
     }
+
+
+def test_the_benchmark_and_its_comparison(k80, play, tmp_path):
+    small = '{"bench_lengths": [[16, 8]], "bench_concurrency": [1, 4], "bench_requests": 4}'
+    reports = PROJECT / "bench-reports"
+    status, printed = play("k80-standin", small, playbook="playbooks/bench.yml")
+    assert status == 0, printed[-3000:]
+    run = json.loads((reports / "k80-standin.json").read_text())
+    assert [(point["concurrency"], point["completed"]) for point in run["points"]] == [(1, 4), (4, 12)]
+    assert all(point["output_throughput"] > 0 for point in run["points"])
+    before = shutil.copy(reports / "k80-standin.json", tmp_path)
+    status, printed = play("k80-standin", small, f"bench_compare={before}", playbook="playbooks/bench.yml")
+    assert status == 0, printed[-3000:]
+    assert " x</td>" in (reports / "k80-standin.html").read_text()
+
+
+def test_a_benchmark_longer_than_the_model_takes_is_refused(k80, play):
+    status, printed = play("k80-standin", '{"bench_lengths": [[100000, 8]]}', playbook="playbooks/bench.yml")
+    assert status != 0
+    assert "bench_lengths: found 100008 tokens" in printed, printed[-2000:]

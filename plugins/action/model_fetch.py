@@ -1,0 +1,32 @@
+"""Runs the module model_fetch until the model is there, and shows how far it is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+from kepler_controller.progress import POLL, Progress
+
+
+class ActionModule(ActionBase):
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        progress = Progress(f"{variables.get('inventory_hostname', '')}: model {self._task.args.get('name')}")
+        changed, fresh = False, True
+        while True:
+            answer = self._execute_module("model_fetch", dict(self._task.args, fresh=fresh), task_vars=variables)
+            fresh = False
+            if answer.get("failed") or not answer.get("running"):
+                break
+            changed = True
+            progress.show(answer["progress"])
+            time.sleep(POLL)
+        result.update(answer)
+        result["changed"] = not answer.get("failed") and bool(answer.get("changed") or changed)
+        return result

@@ -1,0 +1,34 @@
+"""Filters for models of the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+
+def hub_models(instances: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Models that instances take from the hub, each once: [{name, revision}]. A path is a directory of the host."""
+    found = {
+        (instance["model"], instance.get("revision") or "main"): None
+        for instance in instances if not instance["model"].startswith("/")
+    }
+    return [{"name": name, "revision": revision} for name, revision in found]
+
+
+def model_record_file(asked: dict[str, str], directory: str) -> str:
+    """File of what was recorded for a model and revision."""
+    return f"{directory}/{re.sub('[^A-Za-z0-9._-]', '--', asked['name'])}@{asked['revision'].replace('/', '-')}.json"
+
+
+def model_record(record: dict[str, Any]) -> dict[str, Any]:
+    """Of a host's record what holds everywhere: name, revision, sha256 of each file."""
+    return {
+        "name": record["name"], "revision": record["revision"],
+        "files": {name: file["sha256"] for name, file in sorted(record["files"].items())},
+    }
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable]:
+        return {"hub_models": hub_models, "model_record": model_record, "model_record_file": model_record_file}

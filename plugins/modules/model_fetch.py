@@ -1,0 +1,226 @@
+#!/usr/bin/python
+"""A model of the hub in the host's cache."""
+
+from __future__ import absolute_import, division, print_function
+
+__metaclass__ = type
+
+DOCUMENTATION = r"""
+module: model_fetch
+short_description: Have a model of the hub in the host's cache
+description:
+  - Fetches a model in a transient unit of systemd, as the servers' unprivileged user, and verifies the hash of each
+    file. The unit outlives a lost connection; the next run picks it up. A model whose files are there is not fetched
+    again.
+options:
+  name:
+    description: OWNER/NAME on the hub.
+    type: str
+    required: true
+  revision:
+    description: Commit of the repository, or a branch.
+    type: str
+    default: main
+  expected:
+    description: Recorded sha256 of the model's files, by their name.
+    type: dict
+    default: {}
+  fetch:
+    description: The program that fetches.
+    type: path
+    required: true
+  root:
+    description: Root of the store.
+    type: path
+    default: /opt/kepler
+  user:
+    description: Who fetches, and owns the cache.
+    type: str
+    default: vllm
+  home:
+    description: Home of the user; the cache lies in C(huggingface) there, the records in C(models).
+    type: path
+    default: /var/lib/vllm
+  environment:
+    description: Environment of the fetching program, such as a proxy or C(HF_ENDPOINT).
+    type: dict
+    default: {}
+  token_file:
+    description: File on the host, owned by root and not readable by others, that holds one line C(HF_TOKEN=...).
+    type: path
+  fresh:
+    description: Whether this is the first call of a task. The action plugin sets it.
+    type: bool
+    default: true
+attributes:
+  check_mode:
+    support: full
+    description: Says whether the model would be fetched.
+  diff_mode:
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Fetch
+  model_fetch:
+    name: Qwen/Qwen3-1.7B
+    revision: 70d244cc86ccca08cf5af4e1e306ecf908b1ad5e
+    fetch: /usr/local/libexec/kepler-models/fetch.py
+"""
+
+RETURN = r"""
+record:
+  description: C(name), C(asked), C(revision) (a commit), C(path) and C(files) with C(size) and C(sha256) of each.
+  type: dict
+  returned: where the model is there
+running:
+  description: Whether it is being fetched.
+  type: bool
+  returned: always
+progress:
+  description: How far it is.
+  type: str
+  returned: always
+"""
+
+import json
+import os
+import pwd
+import re
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def slug(name):
+    """Name of the model's directory of records, and part of its unit's name."""
+    return re.sub("[^A-Za-z0-9._-]", "--", name)
+
+
+def read(path):
+    """Content of a JSON file; None where there is none, or half of one."""
+    try:
+        with open(path) as stream:
+            return json.load(stream)
+    except (OSError, ValueError):
+        return None
+
+
+def whole(record, params):
+    """Whether the record is of this revision, says what is expected, and its files are there."""
+    if not record or params["revision"] not in (record["asked"], record["revision"]):
+        return False
+    files = record["files"]
+    for name, sha256 in params["expected"].items():
+        if files.get(name, {}).get("sha256") != sha256:
+            return False
+    for name, file in files.items():
+        try:
+            if os.stat(os.path.join(record["path"], name)).st_size != file["size"]:
+                return False
+        except OSError:
+            return False
+    return True
+
+
+def progress_text(found):
+    """A line of progress.json."""
+    if not found or not found["total"]:
+        return "starting"
+    done = min(found["done"], found["total"])
+    return "%s, %d %% of %.1f GB" % (found["doing"], 100 * done // found["total"], found["total"] / 1e9)
+
+
+def is_active(module, unit):
+    return module.run_command(["systemctl", "is-active", "--quiet", unit])[0] == 0
+
+
+def prepare(module, params, directory):
+    """The directory of the records, of the user. Fails where the user is missing."""
+    try:
+        user = pwd.getpwnam(params["user"])
+    except KeyError:
+        module.fail_json(
+            msg="user: found no user %s on the host; expected the servers'. Run the role vllm_service's install first."
+            % params["user"]
+        )
+    cache = os.path.join(params["home"], "huggingface")
+    for path in (cache, os.path.dirname(directory), directory):
+        if not os.path.isdir(path):
+            os.mkdir(path, 0o755)
+            os.lchown(path, user.pw_uid, user.pw_gid)
+    for name in ("fault.json", "progress.json"):
+        if os.path.exists(os.path.join(directory, name)):
+            os.unlink(os.path.join(directory, name))
+
+
+def command_of(params, unit):
+    """The command that starts the unit."""
+    cache = os.path.join(params["home"], "huggingface")
+    command = ["systemd-run", "--quiet", "--collect", "--unit=" + unit, "--uid=" + params["user"]]
+    properties = [
+        "NoNewPrivileges=yes", "PrivateTmp=yes", "ProtectSystem=strict", "ReadWritePaths=" + params["home"],
+    ]
+    # In an argument, not a file: root writes nothing into a directory of the user. systemd takes $$ for $.
+    asked = json.dumps({
+        "name": params["name"], "revision": params["revision"], "expected": params["expected"],
+        "directory": os.path.join(params["home"], "models", slug(params["name"])),
+    }).replace("$", "$$")
+    if params["token_file"]:
+        properties.append("EnvironmentFile=" + params["token_file"])
+    environment = dict(
+        {
+            "HF_HOME": cache, "HOME": params["home"], "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        },
+        **params["environment"]
+    )
+    for text in properties:
+        command += ["--property", text]
+    for name, value in sorted(environment.items()):
+        command.append("--setenv=%s=%s" % (name, value))
+    return command + [os.path.join(params["root"], "current", "serving", "bin", "python"), params["fetch"], asked]
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "revision": {"type": "str", "default": "main"},
+            "expected": {"type": "dict", "default": {}},
+            "fetch": {"type": "path", "required": True},
+            "root": {"type": "path", "default": "/opt/kepler"},
+            "user": {"type": "str", "default": "vllm"},
+            "home": {"type": "path", "default": "/var/lib/vllm"},
+            "environment": {"type": "dict", "default": {}},
+            "token_file": {"type": "path", "no_log": False},
+            "fresh": {"type": "bool", "default": True},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    directory = os.path.join(params["home"], "models", slug(params["name"]))
+    unit = "kepler-model-%s.service" % slug(params["name"])
+    answer = {"running": False, "progress": ""}
+    if is_active(module, unit):
+        found = progress_text(read(os.path.join(directory, "progress.json")))
+        module.exit_json(changed=True, **dict(answer, running=not module.check_mode, progress=found))
+    record = read(os.path.join(directory, "record.json"))
+    if whole(record, params):
+        module.exit_json(changed=False, record=record, **answer)
+    if module.check_mode:
+        module.exit_json(changed=True, **answer)
+    if not params["fresh"]:
+        fault = read(os.path.join(directory, "fault.json"))
+        module.fail_json(
+            msg=fault["msg"] if fault else "model %s: its unit ended without a word. Look at `journalctl -u %s` on the "
+            "host, then run again: what was fetched is kept." % (params["name"], unit)
+        )
+    prepare(module, params, directory)
+    status, _, said = module.run_command(command_of(params, unit))
+    if status:
+        module.fail_json(msg="model %s: systemd-run: %s" % (params["name"], said.strip()))
+    module.exit_json(changed=True, **dict(answer, running=True, progress="starting"))
+
+
+if __name__ == "__main__":
+    main()

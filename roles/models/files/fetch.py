@@ -1,0 +1,179 @@
+#!/usr/bin/env python3
+"""Fetches one model from the hub into the shared cache, on the Python of the serving environment.
+
+Its argument says as JSON what to fetch: `name`, `revision`, `directory` for the record, `expected` (sha256 of
+files by name; empty where none are recorded). Leaves `record.json` there, or `fault.json` with what went wrong, and
+`progress.json` while it works. What an earlier run has fetched is not fetched again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.file_download import repo_folder_name
+from requests.exceptions import RequestException
+
+CHUNK = 1 << 22
+# Of a model's files those that a server reads: configuration, tokenizer, weights.
+TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+OTHER_FORMATS = (".gguf", ".ggml", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".npz")
+
+
+class Fault(Exception):
+    """What is wrong, and what to do."""
+
+
+def write(directory: Path, name: str, content: dict[str, Any]) -> None:
+    """Write a JSON file that is there in whole or not at all."""
+    path = directory / name
+    path.with_suffix(".new").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    os.replace(path.with_suffix(".new"), path)
+
+
+def choose(names: list[str]) -> list[str]:
+    """The files to fetch of those that the model has: texts, and weights as safetensors, else as PyTorch's."""
+    own = [name for name in names if "/" not in name]
+    weights = [name for name in own if name.endswith(".safetensors") and not name.startswith("consolidated")]
+    if not weights:
+        weights = [name for name in own if name.startswith("pytorch_model") and name.endswith(".bin")]
+    if not weights:
+        others = sorted({Path(name).suffix for name in names if name.endswith(OTHER_FORMATS)})
+        raise Fault(
+            f"found {'weights as ' + ', '.join(others) if others else 'no weights'}; expected *.safetensors or "
+            "pytorch_model*.bin. Choose a repository that has the model in one of these."
+        )
+    return sorted([name for name in own if name.endswith(TEXTS)] + weights)
+
+
+def check_config(path: Path) -> None:
+    """Raise Fault where a K80 cannot serve what the configuration describes. Before the weights are fetched."""
+    quantization = json.loads(path.read_text()).get("quantization_config")
+    if quantization:
+        raise Fault(
+            f"config.json: found weights quantized with {quantization.get('quant_method', 'an unnamed method')}; "
+            "expected float32, float16 or bfloat16. Choose the model as it was before quantization."
+        )
+
+
+def digests(path: Path) -> tuple[str, str]:
+    """(sha256 of a file, its name as a blob of git)."""
+    whole, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            whole.update(chunk)
+            blob.update(chunk)
+    return whole.hexdigest(), blob.hexdigest()
+
+
+class Meter:
+    """Writes how much has been fetched, every two seconds."""
+
+    def __init__(self, directory: Path, cache: Path, total: int) -> None:
+        self.directory, self.cache, self.total = directory, cache, total
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.follow, daemon=True)
+
+    def follow(self) -> None:
+        while not self.over.wait(2):
+            done = 0
+            for path in self.cache.glob("blobs/*"):
+                try:
+                    done += path.stat().st_size
+                except OSError:  # renamed at this moment
+                    pass
+            write(self.directory, "progress.json", {"doing": "fetching", "done": done, "total": self.total})
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+
+def verify(snapshot: Path, siblings: dict[str, Any], expected: dict[str, str], directory: Path) -> dict[str, Any]:
+    """{file: {size, sha256}} of what was fetched. Raises Fault where a file is not what the hub or the record says."""
+    found: dict[str, Any] = {}
+    total, done = sum(sibling.size or 0 for sibling in siblings.values()), 0
+    for name, sibling in sorted(siblings.items()):
+        write(directory, "progress.json", {"doing": "verifying", "done": done, "total": total})
+        path = snapshot / name
+        sha256, blob = digests(path)
+        wanted = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
+        if wanted not in (sha256, blob):
+            os.unlink(path.resolve())  # so that the next run fetches it anew
+            path.unlink()
+            raise Fault(
+                f"{name}: found sha256 {sha256}; expected {wanted}, which the hub says. It was removed: run again."
+            )
+        if expected.get(name, sha256) != sha256:
+            raise Fault(
+                f"{name}: found sha256 {sha256}; expected the recorded {expected[name]}. The hub hands out another "
+                "file than the one that was recorded: look at who changed it before you record it anew."
+            )
+        found[name] = {"size": path.stat().st_size, "sha256": sha256}
+        done += path.stat().st_size
+    missing = sorted(set(expected) - set(found))
+    if missing:
+        raise Fault(f"found no {', '.join(missing)}; expected the files that were recorded.")
+    return found
+
+
+def fetch(name: str, revision: str, directory: Path, expected: dict[str, str]) -> dict[str, Any]:
+    """The record of the model: name, revision, path, files."""
+    info = HfApi().model_info(name, revision=revision, files_metadata=True)
+    chosen = choose([sibling.rfilename for sibling in info.siblings or []])
+    siblings = {sibling.rfilename: sibling for sibling in info.siblings or [] if sibling.rfilename in chosen}
+    if "config.json" not in siblings:
+        raise Fault("found no config.json; expected a model in the form of transformers.")
+    cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    check_config(Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"])) / "config.json")
+    total = sum(sibling.size or 0 for sibling in siblings.values())
+    there = sum(path.stat().st_size for path in cache.glob("blobs/*"))
+    free = shutil.disk_usage(cache).free
+    if total - there > free:
+        raise Fault(
+            f"{cache}: found {free / 2**30:.1f} GiB free; expected {(total - there) / 2**30:.1f} GiB for the rest of "
+            "the model. Free some, or put vllm_service_home on a larger disk; what was fetched is kept."
+        )
+    with Meter(directory, cache, total):
+        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=chosen, max_workers=4))
+    files = verify(snapshot, siblings, expected, directory)
+    return {"name": name, "asked": revision, "revision": info.sha, "path": str(snapshot), "files": files}
+
+
+def main() -> int:
+    asked = json.loads(sys.argv[1])
+    name, revision, directory = asked["name"], asked["revision"], Path(asked["directory"])
+    where = f"model {name} at {revision}: "
+    try:
+        write(directory, "record.json", fetch(name, revision, directory, asked["expected"]))
+        return 0
+    except Fault as fault:
+        text = str(fault)
+    except GatedRepoError:
+        text = "found a gated repository; expected one that may be read. Accept its terms, then give models_token_file."
+    except RevisionNotFoundError:
+        text = "found no such revision; expected 40 hexadecimal digits of a commit of the repository."
+    except RepositoryNotFoundError:
+        text = "found no such repository; expected OWNER/NAME on the hub, or a directory of the host. A private one "
+        text += "needs models_token_file."
+    except (HfHubHTTPError, RequestException, OSError) as error:
+        line = " ".join(str(error).split())[:300]
+        text = f"found {line or type(error).__name__}; expected an answer of {constants.ENDPOINT}. Run again: what was "
+        text += "fetched is kept. Where there is no network, copy the model to the host and name its directory."
+    write(directory, "fault.json", {"msg": where + text})
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Fetching models with the hub's real client, from a small hub on loopback."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_hub import NAME, SHA, Hub
+
+FETCH = Path(__file__).resolve().parents[2] / "roles" / "models" / "files" / "fetch.py"
+CONFIG = b'{"model_type": "llama"}'
+
+
+@pytest.fixture
+def hub():
+    made = Hub({
+        "config.json": CONFIG, "tokenizer.json": b"{}", "README.md": b"# Tiny",
+        "model.safetensors": os.urandom(300_000), "original/consolidated.00.pth": b"x" * 10,
+    })
+    yield made
+    made.httpd.shutdown()
+
+
+@pytest.fixture
+def fetch(hub, tmp_path):
+    """Function that fetches as the unit does: (exit status, record or None, message or None)."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+
+    def run(name=NAME, revision=SHA, expected=None, before="", **environment):
+        for path in kept.iterdir():
+            path.unlink()
+        asked = json.dumps({"name": name, "revision": revision, "directory": str(kept), "expected": expected or {}})
+        done = subprocess.run(
+            [sys.executable, "-c", f"import runpy, shutil, sys\n{before}\nsys.argv = sys.argv[1:]\n"
+             "runpy.run_path(sys.argv[0], run_name='__main__')", str(FETCH), asked],
+            env={
+                **os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub.endpoint, "NO_PROXY": "127.0.0.1",
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment,
+            },
+            capture_output=True, text=True, timeout=300,
+        )
+        assert "Traceback" not in done.stderr, done.stderr[-3000:]
+        record, fault = kept / "record.json", kept / "fault.json"
+        return (
+            done.returncode, json.loads(record.read_text()) if record.exists() else None,
+            json.loads(fault.read_text())["msg"] if fault.exists() else None,
+        )
+
+    return run
+
+
+def test_a_model_is_fetched_and_verified(hub, fetch):
+    status, record, fault = fetch()
+    assert (status, fault) == (0, None)
+    assert set(record["files"]) == {"config.json", "tokenizer.json", "model.safetensors"}
+    for name, file in record["files"].items():
+        content = (Path(record["path"]) / name).read_bytes()
+        assert content == hub.files[name]
+        assert file == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    sent = dict(hub.sent)
+    assert fetch()[0] == 0
+    assert hub.sent == sent
+
+
+def test_a_branch_becomes_a_commit(fetch):
+    _, record, _ = fetch(revision="main")
+    assert (record["asked"], record["revision"]) == ("main", SHA)
+
+
+def test_what_broke_off_goes_on_from_there(hub, fetch):
+    """The client keeps whole parts of ten MiB."""
+    hub.files["model.safetensors"] = os.urandom(24 << 20)
+    hub.cut = 15 << 20
+    status, record, fault = fetch()
+    assert status == 1
+    assert record is None
+    assert "Run again: what was fetched is kept" in fault
+    hub.cut, hub.sent = None, {}
+    assert fetch()[0] == 0
+    assert hub.sent["model.safetensors"] == 14 << 20
+
+
+def test_a_file_that_is_not_what_the_hub_says_is_removed(hub, fetch):
+    right = hub.files["model.safetensors"]
+    hub.shown["model.safetensors"] = right
+    hub.files["model.safetensors"] = bytes([right[0] ^ 1]) + right[1:]
+    status, _, fault = fetch()
+    assert status == 1
+    assert "model.safetensors: found sha256" in fault
+    assert "which the hub says" in fault
+    hub.files["model.safetensors"] = right
+    assert fetch()[0] == 0
+
+
+def test_a_file_that_is_not_what_was_recorded(hub, fetch):
+    _, record, _ = fetch()
+    recorded = {name: file["sha256"] for name, file in record["files"].items()}
+    assert fetch(expected=recorded)[0] == 0
+    status, _, fault = fetch(expected={**recorded, "tokenizer.json": "0" * 64})
+    assert status == 1
+    assert "tokenizer.json" in fault
+    assert "expected the recorded " + "0" * 64 in fault
+    status, _, fault = fetch(expected={**recorded, "more.json": "0" * 64})
+    assert "found no more.json" in fault
+
+
+def test_quantized_weights_are_not_even_fetched(hub, fetch):
+    hub.files["config.json"] = b'{"quantization_config": {"quant_method": "fp8"}}'
+    status, _, fault = fetch()
+    assert status == 1
+    assert "quantized with fp8" in fault
+    assert ("GET", "model.safetensors") not in hub.asked
+
+
+def test_other_formats(hub, fetch):
+    hub.files = {"config.json": CONFIG, "model.gguf": b"GGUF"}
+    assert "found weights as .gguf; expected *.safetensors" in fetch()[2]
+    hub.files = {"config.json": CONFIG}
+    assert "found no weights" in fetch()[2]
+    hub.files = {"config.json": CONFIG, "pytorch_model.bin": b"weights", "training_args.bin": b"no"}
+    assert set(fetch()[1]["files"]) == {"config.json", "pytorch_model.bin"}
+
+
+def test_a_disk_that_is_too_small(hub, fetch):
+    status, _, fault = fetch(before="shutil.disk_usage = lambda path: type('U', (), {'free': 1000})")
+    assert status == 1
+    assert "0.0 GiB free" in fault
+    assert ("GET", "model.safetensors") not in hub.asked
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"name": "owner/other"}, "found no such repository"),
+        ({"revision": "f" * 40}, "found no such revision"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "expected an answer of http://127.0.0.1:9"),
+    ],
+)
+def test_what_is_not_there(fetch, asked, said):
+    status, _, fault = fetch(**asked)
+    assert status == 1
+    assert said in fault
