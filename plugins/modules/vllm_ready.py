@@ -10,7 +10,7 @@ module: vllm_ready
 short_description: Wait until the server of a unit answers
 description:
   - Looks at the unit C(vllm@NAME.service) and asks its C(/health). The action plugin of this name asks again until the
-    server answers, the unit fails or the time is over, and shows the last line of its log meanwhile.
+    server answers, the unit fails or the time is over, and shows what the unit is at meanwhile.
 options:
   name:
     description: Instance name of the unit.
@@ -68,7 +68,7 @@ LOG_LINES = 15
 
 def show_unit(module, unit):
     """Properties of the unit as systemd shows them."""
-    properties = ["ActiveState", "SubState", "NRestarts", "Result"]
+    properties = ["ActiveState", "SubState", "NRestarts", "StatusText"]
     command = ["systemctl", "show", unit, "--property", ",".join(properties)]
     listed = module.run_command(command, check_rc=True)[1]
     return dict(line.partition("=")[::2] for line in listed.splitlines())
@@ -101,7 +101,9 @@ def main():
     )
     unit = "vllm@%s.service" % module.params["name"]
     state = show_unit(module, unit)
+    status = state.get("StatusText")
     found = "%s (%s), %s restarts" % (state["ActiveState"], state["SubState"], state.get("NRestarts", "0"))
+    found += " (%s)" % status if status else ""
     if state["ActiveState"] == "active" and is_healthy(module.params["host"], module.params["port"]):
         module.exit_json(changed=False, waiting=False, progress=found)
     gave_up = state["ActiveState"] in ("failed", "inactive") or int(state.get("NRestarts") or 0) >= RESTARTS
@@ -112,8 +114,7 @@ def main():
             % (unit, found, "its last start" if gave_up else "%d s" % module.params["timeout"], module.params["host"],
                module.params["port"], unit, journal(module, unit, LOG_LINES))
         )
-    last = journal(module, unit, 1).splitlines()
-    module.exit_json(changed=False, waiting=True, progress=" ".join(last)[-100:] or found)
+    module.exit_json(changed=False, waiting=True, progress=status or found)
 
 
 if __name__ == "__main__":

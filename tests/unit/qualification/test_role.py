@@ -11,7 +11,7 @@ roles = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(roles)
 play = roles.play
 
-NO_SERVERS = "echo inactive; exit 3"
+NO_SERVERS = "exit 0"
 
 
 @pytest.fixture
@@ -118,13 +118,14 @@ def test_skipping_is_recorded(role, box):
 
 def test_servers_that_hold_the_dies_are_stopped(role, box):
     log = box.directory / "systemctl.log"
-    answers = "is-active) echo active;; show) echo LoadState=loaded; echo ActiveState=active;;"
+    answers = "list-units) echo 'vllm@main.service loaded active running vLLM';; "
+    answers += "show) echo LoadState=loaded; echo ActiveState=active;;"
     systemctl = f'echo "$@" >> {log}; case "$1" in {answers} esac'
     assert "changed=0" in role("--check", systemctl=systemctl)[1]
     assert not log.exists()
     status, output = role(systemctl=systemctl)
     assert status == 0, output
-    assert "stop vllm.target" in log.read_text().splitlines()
+    assert "stop vllm@main.service" in log.read_text().splitlines()
     log.unlink()
     assert "changed=0" in role(systemctl=systemctl)[1]
     assert not log.exists()

@@ -1,0 +1,247 @@
+"""The supervisor with a server that loads, hangs, crashes and loses its port, and a systemd that listens."""
+
+import json
+import os
+import signal
+import socket
+import time
+
+import pytest
+from supervised import KEY, wait_for
+
+LOADING = [
+    "INFO 11-21 08:34:27 [llm_engine.py:230] Initializing a V0 LLM engine (v0.9.2) with config: model='x'",
+    "\rLoading safetensors checkpoint shards:  50% Completed | 1/2 [00:00<?, ?it/s]",
+    "INFO 11-21 08:34:35 [executor_base.py:113] # cuda blocks: 32768, # CPU blocks: 0",
+]
+ERROR = "ValueError: dtype: found float16; expected float32"
+
+
+def test_ready_means_a_token(unit):
+    unit.order(log=LOADING, seconds=0.5)
+    unit.start()
+    unit.ready()
+    status = unit.fields("STATUS")
+    assert "preparing a KV cache of 32768 blocks" in status
+    assert status[-1] == "serving"
+    lines = unit.output().splitlines()
+    assert lines[0] == "False False"  # neither torch nor vLLM
+    assert lines[1] == (
+        f"vllm@main starts: generation 7, model /srv/models/x, dies cpu, http://127.0.0.1:{unit.port}"
+    )
+    assert "is ready after" in lines[-1]
+    # Its own questions are no news.
+    assert "HTTP/1.0" not in unit.output()
+
+
+def test_not_ready_without_a_token(unit):
+    """/health answers, the ranks hang."""
+    unit.order(hang=True)
+    unit.start(VLLM_KEPLER_STALL=60)
+    time.sleep(2)
+    assert unit.fields("READY") == []
+    unit.order(hang=False)
+    unit.ready()
+
+
+def test_a_model_that_cannot_complete_ends_it(unit):
+    unit.order(refuse=404)
+    unit.start()
+    assert unit.ended() == 1
+    assert "the server answered 404 instead of a token: no completions here" in unit.last()
+    assert unit.fields("READY") == []
+
+
+def test_progress_buys_time_and_a_hang_gets_none(unit):
+    unit.order(log=LOADING, repeat="No available shared memory broadcast block found in 60 second.")
+    unit.start(VLLM_KEPLER_STALL=3)
+    wait_for(lambda: any("no progress for" in text for text in unit.fields("STATUS")))
+    bought = [seconds for seconds, fields in unit.sent if "EXTEND_TIMEOUT_USEC" in fields]
+    assert bought
+    assert set(unit.fields("EXTEND_TIMEOUT_USEC")) == {"3000000"}
+    # A line that repeats, whatever its numbers, is no progress: nothing was bought for the whole of the stall.
+    assert time.monotonic() - bought[-1] > 2
+    unit.process.send_signal(signal.SIGTERM)  # what systemd does then
+    assert unit.ended() == 1
+    assert "ends: stopped while preparing a KV cache of 32768 blocks; no progress for" in unit.last()
+
+
+def test_a_start_is_not_bought_time_for_ever(unit):
+    unit.order(log=LOADING, seconds=60)
+    unit.start(VLLM_KEPLER_STALL=60, VLLM_KEPLER_START=2)
+    wait_for(lambda: any("not ready after" in text for text in unit.fields("STATUS")))
+    assert max(map(int, unit.fields("EXTEND_TIMEOUT_USEC"))) <= 2_000_000
+
+
+@pytest.mark.parametrize(("said", "status"), [(0, 1), (2, 2), (7, 7)])
+def test_a_server_that_ends_by_itself_is_a_failure(unit, said, status):
+    """vLLM ends with 0 when its engine has died."""
+    unit.start()
+    unit.ready()
+    unit.order(status=said)
+    assert unit.ended() == status
+    assert unit.last() == f"vllm@main ends: vLLM ended by itself with status {said} while serving"
+
+
+def test_a_start_that_fails_names_the_last_error(unit):
+    unit.order(log=[*LOADING[:1], f"Traceback\n{ERROR}", "RuntimeError: Engine failed. See stack trace."], status=1)
+    unit.start()
+    assert unit.ended() == 1
+    assert unit.last() == f"vllm@main ends: vLLM ended by itself with status 1 while starting the ranks: {ERROR}"
+    assert unit.fields("STATUS")[-1].endswith(ERROR)
+
+
+def test_a_killed_server(unit):
+    unit.start()
+    unit.ready()
+    rank = int((unit.directory / "rank").read_text())
+    os.kill(os.getpgid(rank), signal.SIGKILL)  # the leader alone
+    assert unit.ended() == 128 + signal.SIGKILL
+    assert "vLLM was killed by SIGKILL while serving" in unit.last()
+
+
+def test_a_hang_starves_the_watchdog(unit):
+    unit.start(WATCHDOG_USEC=1_200_000)
+    unit.ready()
+    wait_for(lambda: len(unit.fields("WATCHDOG")) >= 2)
+    rank = int((unit.directory / "rank").read_text())
+    os.kill(rank, signal.SIGSTOP)
+    unit.order(hang=True)
+    time.sleep(0.6)
+    fed = len(unit.fields("WATCHDOG"))
+    time.sleep(1.5)
+    assert len(unit.fields("WATCHDOG")) == fed
+    assert unit.fields("STATUS")[-1].startswith("no sign of life for")
+    unit.process.send_signal(signal.SIGABRT)  # what systemd does then
+    assert unit.ended() == 1  # and the stopped rank is gone
+    assert "ends: hung: no sign of life for" in unit.last()
+
+
+def test_a_busy_server_lives(unit):
+    """It answers no question within the time, but its counters rise."""
+    unit.start(WATCHDOG_USEC=1_200_000)
+    unit.ready()
+    unit.order(busy=True, running=3)
+    time.sleep(0.5)
+    fed = len(unit.fields("WATCHDOG"))
+    wait_for(lambda: len(unit.fields("WATCHDOG")) >= fed + 5)
+    assert "serving: 3 running, 0 waiting" in unit.fields("STATUS")
+
+
+def test_a_lost_port_starves_the_watchdog(unit):
+    unit.start(WATCHDOG_USEC=1_200_000)
+    unit.ready()
+    wait_for(lambda: unit.fields("WATCHDOG"))
+    unit.order(deaf=True)
+    wait_for(lambda: unit.fields("STATUS")[-1].startswith("no sign of life"))
+
+
+def test_a_taken_port(unit):
+    with socket.socket() as other:
+        # Even one that would share it.
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", unit.port))
+        other.listen()
+        unit.start()
+        assert unit.ended() == 1
+    assert unit.last() == f"vllm@main ends: port {unit.port} of 127.0.0.1 cannot be had: Address already in use"
+
+
+def test_stop_drains(unit):
+    unit.order(running=2)
+    unit.start()
+    unit.ready()
+    unit.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: any(text.startswith("draining: 2 running") for text in unit.fields("STATUS")))
+    assert unit.fields("STOPPING") == ["1"]
+    time.sleep(0.5)
+    assert unit.process.poll() is None
+    unit.order(running=0)
+    assert unit.ended() == 0
+    assert unit.last() == "vllm@main ends: stopped as asked"
+
+
+def test_a_drain_ends(unit):
+    unit.order(running=2)
+    unit.start(VLLM_KEPLER_DRAIN=1)
+    unit.ready()
+    asked = time.monotonic()
+    unit.process.send_signal(signal.SIGTERM)
+    assert unit.ended() == 0
+    assert 0.9 < time.monotonic() - asked < 5
+    assert unit.last() == "vllm@main ends: stopped as asked, 2 requests cut off"
+
+
+def test_a_server_that_ends_while_it_drains(unit):
+    unit.order(running=2)
+    unit.start()
+    unit.ready()
+    unit.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: any(text.startswith("draining: 2 running") for text in unit.fields("STATUS")))
+    unit.order(status=0)
+    assert unit.ended(5) == 0
+
+
+def test_stopped_while_it_starts(unit):
+    unit.order(log=LOADING, seconds=60)
+    unit.start()
+    wait_for(lambda: "preparing a KV cache of 32768 blocks" in unit.fields("STATUS"))
+    unit.process.send_signal(signal.SIGTERM)
+    assert unit.ended() == 0
+    assert not (unit.runtime / "starts").exists()
+
+
+def test_back_off_and_a_limit(unit):
+    unit.order(log=[ERROR], status=1)
+    waits = []
+    for _ in range(5):
+        began = time.monotonic()
+        unit.start(pause=0.2)
+        assert unit.ended() == 1
+        waits.append(time.monotonic() - began)
+    assert waits[4] - waits[0] > 1.2  # 0.2 s, doubled three times
+    assert "waits 2 s before start 5 of 5; the last one: vLLM ended by itself with status 1" in unit.output()
+    unit.order(status=None)
+    unit.start()
+    assert unit.ended() == 69
+    assert unit.last().startswith("vllm@main ends: gave up after 5 starts in a row; the last one: vLLM ended by itself")
+    assert unit.last().endswith(ERROR)
+
+
+def test_a_killed_supervisor_counts_as_a_start(unit):
+    unit.start()
+    unit.ready()
+    unit.process.kill()
+    unit.process.wait()
+    assert (unit.runtime / "starts").read_text() == "1\nthe supervisor was killed"
+
+
+def test_a_server_that_has_come_to_rest_starts_anew(unit):
+    (unit.runtime / "starts").write_text("3\nvLLM ended")
+    unit.start(settled=0, WATCHDOG_USEC=600_000)
+    unit.ready()
+    wait_for(lambda: not (unit.runtime / "starts").exists())
+
+
+def test_a_stop_ends_the_pause(unit):
+    (unit.runtime / "starts").write_text("1\nvLLM ended")
+    unit.start(pause=60)
+    wait_for(lambda: any(text.startswith("waits 60 s") for text in unit.fields("STATUS")))
+    unit.process.send_signal(signal.SIGTERM)
+    assert unit.ended(5) == 0
+    assert not (unit.runtime / "starts").exists()
+
+
+def test_what_the_server_gets(unit):
+    (unit.runtime / "tmp").mkdir()
+    (unit.runtime / "tmp" / "left").write_text("by a server that was killed")
+    (unit.runtime / "draining").touch()
+    unit.start()
+    unit.ready()
+    environment = json.loads((unit.directory / "environment.json").read_text())
+    assert environment["TMPDIR"] == str(unit.runtime / "tmp")
+    assert environment["VLLM_API_KEY"] == KEY
+    assert not set(environment) & {"NOTIFY_SOCKET", "WATCHDOG_USEC"}
+    assert not (unit.runtime / "tmp" / "left").exists()
+    assert KEY not in unit.output()
+    assert not any(KEY in argument for argument in (unit.directory / "rank").read_text())

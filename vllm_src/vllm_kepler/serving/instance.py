@@ -1,0 +1,100 @@
+"""What one server is: the options that vLLM reads too, and the limits that the supervisor keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+# Where a server that listens everywhere is reached.
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+class Refused(Exception):
+    """What is wrong with the options or the environment, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One server.
+
+    Attributes:
+        name: of the unit, after the @.
+        options: file of options that `vllm serve --config` reads.
+        model: directory or name of the model.
+        host: address that the server listens on.
+        port: port that it listens on.
+        generation: number of the store's generation that it runs.
+        dies: numbers of the dies that serve it; `cpu` where the CPU does.
+        directory: its own, in memory; gone with the last stop.
+        key: what a request must bring; none for a server without a key.
+        start: longest time in seconds from start to ready.
+        stall: longest time in seconds without progress while it starts.
+        drain: longest time in seconds that running requests get when the server is stopped.
+        watchdog: time in seconds without a sign of life after which systemd ends the unit; 0 for never.
+    """
+
+    name: str
+    options: Path
+    model: str
+    host: str
+    port: int
+    generation: str
+    dies: str
+    directory: Path
+    key: str | None
+    start: float
+    stall: float
+    drain: float
+    watchdog: float
+
+    @property
+    def address(self) -> str:
+        """Address at which this machine reaches the server."""
+        return WILDCARDS.get(self.host, self.host)
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"generation {self.generation}, model {self.model}, dies {self.dies}, http://{host}:{self.port}"
+
+
+def number(environment: Mapping[str, str], name: str, default: float) -> float:
+    """A variable that holds a number from 0."""
+    text = environment.get(name, str(default))
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < float("inf"):
+        raise Refused(f"{name}: found {text!r}; expected a number from 0. Correct the instance's environment file.")
+    return value
+
+
+def read_instance(name: str, options: Path, generation: str, environment: Mapping[str, str]) -> Instance:
+    """The instance that a file of options and the unit's environment describe. Raises Refused."""
+    try:
+        said = yaml.safe_load(options.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise Refused(f"{options}: cannot be read: {error}. Run the play that writes it again.") from None
+    if not isinstance(said, dict) or not isinstance(said.get("model"), str) or not isinstance(said.get("port"), int):
+        raise Refused(f"{options}: expected options of vLLM with at least model and port. Run the play again.")
+    if not environment.get("RUNTIME_DIRECTORY"):
+        raise Refused("RUNTIME_DIRECTORY: found nothing; expected a directory in memory. Use vllm@NAME.service.")
+    dies = environment.get("CUDA_VISIBLE_DEVICES", "all").replace(",", ", ")
+    return Instance(
+        name=name,
+        options=options,
+        model=said["model"],
+        host=str(said.get("host") or "0.0.0.0"),
+        port=said["port"],
+        generation=generation,
+        dies="cpu" if environment.get("VLLM_KEPLER_DEVICE") == "cpu" else dies,
+        directory=Path(environment["RUNTIME_DIRECTORY"]),
+        key=environment.get("VLLM_API_KEY") or None,
+        start=number(environment, "VLLM_KEPLER_START", 1800),
+        stall=number(environment, "VLLM_KEPLER_STALL", 600),
+        drain=number(environment, "VLLM_KEPLER_DRAIN", 300),
+        watchdog=number(environment, "WATCHDOG_USEC", 0) / 1e6,
+    )

@@ -1,0 +1,75 @@
+"""What the lines of vLLM's log mean."""
+
+from __future__ import annotations
+
+import re
+
+from .client import PROBE
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# What the server is at, by the lines that vLLM 0.9.2 writes on its way; the last one seen counts.
+PHASES = (
+    (re.compile(r"Loading \w+ checkpoint shards: +(\d+)%"), "loading weights, {} %"),
+    (re.compile(r"Starting to load model|Loading weights on"), "loading weights"),
+    (re.compile(r"Initializing a V0 LLM engine"), "starting the ranks"),
+    (re.compile(r"Loading weights took"), "measuring memory for the KV cache"),
+    (re.compile(r"# \w+ blocks: (\d+)"), "preparing a KV cache of {} blocks"),
+    (re.compile(r"Starting vLLM API server|Application startup complete"), "warm-up: waiting for the first token"),
+)
+# As Python, argparse and pydantic write it, and as this project does.
+ERROR = re.compile(
+    r"(?:^|\] |^\S+: )((?:[\w.]*(?:Error|Exception|Exit)|error): .+)|(Value error, .+)|^(\S+: found .+; expected .+)"
+)
+# These say that there is an error, and not which.
+EMPTY = re.compile(r"[Ss]ee (?:the )?stack ?trace|Inspect the stacktrace|validation errors? for|CancelledError")
+
+# More shapes than a start has; a server that runs for months must not keep them all.
+SHAPES = 10_000
+
+
+def phase_of(line: str) -> str | None:
+    """What the server is at after this line; None where the line does not say."""
+    for pattern, phase in PHASES:
+        if found := pattern.search(line):
+            return phase.format(*found.groups())
+    return None
+
+
+def error_of(line: str) -> str | None:
+    """The error that a line names; None for any other line."""
+    found = ERROR.search(line.strip())
+    message = found[1] or found[2] or found[3] if found else None
+    return message[:300] if message and not EMPTY.search(message) else None
+
+
+def is_own(line: str) -> bool:
+    """Whether a line of the access log is about a question of the supervisor."""
+    return PROBE in line
+
+
+class Log:
+    """The output of a server, line by line.
+
+    Attributes:
+        phase: what the server is at.
+        error: the last error that it named.
+        shapes: the lines so far, without their numbers: a line that only repeats is no progress.
+    """
+
+    def __init__(self) -> None:
+        self.phase = "starting vLLM"
+        self.error: str | None = None
+        self.shapes: set[str] = set()
+        self._rest = b""
+
+    def feed(self, output: bytes) -> list[str]:
+        """Take more output; return the whole lines to pass on. A progress bar's carriage returns end lines too."""
+        *whole, self._rest = re.split(b"[\r\n]+", self._rest + output)
+        lines = [line.decode("utf-8", "replace") for line in whole if line]
+        for line in lines:
+            plain = COLOUR.sub("", line)
+            self.phase = phase_of(plain) or self.phase
+            self.error = error_of(plain) or self.error
+            if len(self.shapes) < SHAPES:
+                self.shapes.add(re.sub(r"\d+", "0", plain))
+        return [line for line in lines if not is_own(line)]

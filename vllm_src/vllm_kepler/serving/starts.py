@@ -1,0 +1,41 @@
+"""How often a server was started in a row without coming to rest: the back-off, and where it gives up."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+# Starts in a row; after the last one the unit stays failed.
+LIMIT = 5
+# Seconds before the second start; each later one waits twice as long.
+PAUSE = 10
+# Seconds of service after which a server has come to rest.
+SETTLED = 600
+
+
+class Starts:
+    """A file in the unit's runtime directory, which systemd keeps from one automatic restart to the next.
+
+    Attributes:
+        count: starts before this one.
+        reason: why the last of them ended.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "starts"
+        self.count, self.reason = 0, ""
+        with contextlib.suppress(OSError, ValueError):
+            count, _, self.reason = self.path.read_text().partition("\n")
+            self.count = int(count)
+
+    def pause(self) -> float:
+        """Seconds to wait before this start."""
+        return PAUSE * 2.0 ** (self.count - 1) if self.count else 0.0
+
+    def write(self, reason: str) -> None:
+        """Count this start, and say why it ended."""
+        self.path.write_text(f"{self.count + 1}\n{reason}")
+
+    def forget(self) -> None:
+        """The server has come to rest, or was stopped as asked."""
+        self.path.unlink(missing_ok=True)

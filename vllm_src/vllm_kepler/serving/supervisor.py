@@ -1,0 +1,321 @@
+"""Starts one `vllm serve`, tells systemd when it is ready and whether it lives, drains it, and says why it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from .client import QUESTION, TOKENS, ask, has_token, total
+from .door import DRAINING, RUNNING
+from .instance import Instance, Refused, read_instance
+from .log import Log
+from .starts import LIMIT, SETTLED, Starts
+from .systemd import notify
+
+USAGE = "usage: python -m vllm_kepler.serving NAME OPTIONS.yaml GENERATION"
+# Exit statuses after which systemd does not start the unit again: what must be corrected first, and too many starts.
+CONFIGURATION, GAVE_UP = 78, 69
+# Seconds between two looks while the server starts or drains, and while it serves without a watchdog.
+LOOK, LOOK_IDLE = 1.0, 30.0
+# Seconds that vLLM gets to stop once no request runs.
+STOP = 30
+
+
+def command_of(instance: Instance) -> list[str]:
+    """vLLM as it is, with our door in front of its API."""
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", "--config", str(instance.options),
+            "--middleware", "vllm_kepler.serving.door.Door"]
+
+
+def port_holder(instance: Instance) -> str | None:
+    """What keeps the server from its port; None where it is free.
+
+    vLLM binds with SO_REUSEPORT: two servers of one user would share the port, and answer each other's requests.
+    """
+    family = socket.AF_INET6 if ":" in instance.host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((instance.host, instance.port))
+    except OSError as error:
+        return f"port {instance.port} of {instance.host} cannot be had: {os.strerror(error.errno or 0)}"
+    return None
+
+
+def members(group: int) -> Iterator[Path]:
+    """Directories in /proc of the processes of a process group."""
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            # After the name in brackets, which may hold anything: state, parent, group.
+            if int((directory / "stat").read_text().rpartition(")")[2].split()[2]) == group:
+                yield directory
+
+
+def mebibytes_read(group: int) -> int:
+    """What the processes of a group have read from disks."""
+    found = 0
+    for directory in members(group):
+        with contextlib.suppress(OSError, ValueError):
+            for line in (directory / "io").read_text().splitlines():
+                if line.startswith("read_bytes:"):
+                    found += int(line.split()[1])
+    return found >> 20
+
+
+def ending(status: int) -> str:
+    """How a process ended, by the status that subprocess gives."""
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended by itself with status {status}"
+
+
+def show(line: str) -> None:
+    """Write a line in one piece: two threads do."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+class Supervisor:
+    """One life of one server."""
+
+    def __init__(self, instance: Instance, command: list[str]) -> None:
+        self.instance, self.command = instance, command
+        self.log, self.starts = Log(), Starts(instance.directory)
+        self.group = 0
+        self.is_ready = False
+        self.began = self.moved = time.monotonic()
+        self.tokens: float | None = None
+        self.serving = "serving"
+
+    def say(self, text: str) -> None:
+        """One line for the journal."""
+        show(f"vllm@{self.instance.name} {text}")
+
+    def stalled(self) -> str | None:
+        """What keeps a start from being given more time; None while it gets on."""
+        now = time.monotonic()
+        # systemd's clock and ours may differ by a look.
+        if now - self.moved > self.instance.stall - 2 * LOOK:
+            return f"no progress for {now - self.moved:.0f} s"
+        if now - self.began > self.instance.start - 2 * LOOK:
+            return f"not ready after {now - self.began:.0f} s"
+        return None
+
+    async def run(self) -> int:
+        """Exit status of the supervisor."""
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        if self.starts.count >= LIMIT:
+            return self.end(GAVE_UP, f"gave up after {LIMIT} starts in a row; the last one: {self.starts.reason}")
+        if self.starts.count and await self.pause(stop):
+            return 0
+        if reason := port_holder(self.instance):
+            return self.end(1, reason)
+        self.say(f"starts: {self.instance}")
+        # Until the end is known.
+        self.starts.write("the supervisor was killed")
+        child = self.spawn()
+        signal.signal(signal.SIGABRT, self.abort)
+        # A thread of its own: a journal that takes no more lines must not stop the watch.
+        relay = threading.Thread(target=self.relay, args=(child,), daemon=True)
+        relay.start()
+        # asyncio's own processes end only once nobody holds their pipe, and a rank that hangs does.
+        gone = loop.run_in_executor(None, child.wait)
+        stopping, watch = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self.watch())
+        try:
+            await asyncio.wait({stopping, gone, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if not stopping.done() and watch.done() and not gone.done():
+                return self.end(1, watch.result())
+            if stopping.done() and not gone.done():
+                watch.cancel()
+                return await self.finish(child, gone)
+            # What a dead server wrote last says why.
+            self.kill()
+            relay.join(1)
+            status = gone.result()
+            reason = f"vLLM {ending(status)} while {self.at()}" + (f": {self.log.error}" if self.log.error else "")
+            # Nobody asked it to end: 0 is no success.
+            return self.end(status if status > 0 else 128 - status if status else 1, reason)
+        finally:
+            self.kill()
+            relay.join(1)
+
+    def at(self) -> str:
+        return "serving" if self.is_ready else self.log.phase
+
+    def end(self, status: int, reason: str) -> int:
+        """Say why it ends, for the journal, for `systemctl status` and for the next start."""
+        self.say(f"ends: {reason}")
+        notify(STATUS=f"ended: {reason}")
+        if status:
+            self.starts.write(reason)
+        else:
+            self.starts.forget()
+        return status
+
+    async def pause(self, stop: asyncio.Event) -> bool:
+        """Wait before another start; whether the unit was stopped meanwhile."""
+        seconds = self.starts.pause()
+        number = self.starts.count + 1
+        text = f"waits {seconds:.0f} s before start {number} of {LIMIT}; the last one: {self.starts.reason}"
+        self.say(text)
+        notify(STATUS=text, EXTEND_TIMEOUT_USEC=int((seconds + self.instance.stall) * 1e6))
+        await asyncio.wait({asyncio.ensure_future(stop.wait())}, timeout=seconds)
+        if stop.is_set():
+            self.starts.forget()
+        return stop.is_set()
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Start vLLM as a process group of its own, with a clean directory for temporary files in memory."""
+        directory = self.instance.directory
+        (directory / DRAINING).unlink(missing_ok=True)
+        shutil.rmtree(directory / "tmp", ignore_errors=True)
+        (directory / "tmp").mkdir()
+        ours = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+        environment = {name: value for name, value in os.environ.items() if name not in ours}
+        child = subprocess.Popen(
+            self.command, env={**environment, "TMPDIR": str(directory / "tmp")}, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        self.group = child.pid
+        self.began = self.moved = time.monotonic()
+        return child
+
+    def relay(self, child: subprocess.Popen[bytes]) -> None:
+        """Pass the server's output on, and read it."""
+        assert child.stdout is not None
+        while output := os.read(child.stdout.fileno(), 1 << 16):
+            for line in self.log.feed(output):
+                show(line)
+
+    async def watch(self) -> str:
+        """Tell systemd how the server fares. Returns only where it can never become ready: why."""
+        if reason := await self.until_ready():
+            return reason
+        self.is_ready, ready = True, time.monotonic()
+        self.say(f"is ready after {ready - self.began:.0f} s")
+        notify(READY=1, STATUS=self.serving)
+        while True:
+            await asyncio.sleep(self.instance.watchdog / 6 or LOOK_IDLE)
+            if await self.is_alive():
+                self.moved = time.monotonic()
+                notify(WATCHDOG=1, STATUS=self.serving)
+            else:
+                notify(STATUS=f"no sign of life for {time.monotonic() - self.moved:.0f} s")
+            if time.monotonic() - ready > SETTLED:
+                self.starts.forget()
+
+    async def until_ready(self) -> str | None:
+        """Wait for the first token; each progress buys the start more time. Returns why there can never be one."""
+        before: object = None
+        while True:
+            now = (self.log.phase, len(self.log.shapes), mebibytes_read(self.group))
+            stalled = self.stalled()
+            if now != before and not stalled:
+                before, self.moved = now, time.monotonic()
+                left = min(self.instance.stall, self.instance.start - (self.moved - self.began))
+                notify(STATUS=self.log.phase, EXTEND_TIMEOUT_USEC=int(left * 1e6))
+            elif stalled:
+                notify(STATUS=f"{self.log.phase}; {stalled}")
+            health = await ask(self.instance, "/health")
+            if health is not None and health.status == 200:
+                answer = await ask(self.instance, "/v1/completions", QUESTION, self.instance.stall)
+                if has_token(answer):
+                    return None
+                if answer is not None and 400 <= answer.status < 500:
+                    return f"the server answered {answer.status} instead of a token: {answer.body[:200]}"
+            await asyncio.sleep(LOOK)
+
+    async def is_alive(self) -> bool:
+        """Whether tokens were made since the last look, or one is when asked for.
+
+        A server with long requests makes tokens and is not asked; one whose ranks hang makes none and cannot answer.
+        """
+        before = self.tokens
+        if not await self.read_tokens():
+            return False
+        if self.tokens != before:
+            return True
+        before = self.tokens
+        answer = await ask(self.instance, "/v1/completions", QUESTION, self.instance.watchdog / 3 or LOOK_IDLE)
+        # What others were answered meanwhile counts as well.
+        return await self.read_tokens() and (has_token(answer) or self.tokens != before)
+
+    async def read_tokens(self) -> bool:
+        """Read the server's counters; whether they could be read."""
+        answer = await ask(self.instance, "/metrics")
+        if answer is None or answer.status != 200:
+            return False
+        with contextlib.suppress(ValueError):
+            self.tokens = total(answer.body, *TOKENS)
+            running, waiting = (total(answer.body, f"vllm:num_requests_{what}") for what in ("running", "waiting"))
+            self.serving = f"serving: {running:.0f} running, {waiting:.0f} waiting"
+            return True
+        return False
+
+    async def finish(self, child: subprocess.Popen[bytes], gone: asyncio.Future[int]) -> int:
+        """Stop as asked: let the running requests end, then vLLM."""
+        if not self.is_ready:
+            stalled = self.stalled()
+            reason = f"stopped while {self.log.phase}" + (f"; {stalled}" if stalled else "")
+            return self.end(1 if stalled else 0, reason)
+        left = await self.drain(gone)
+        child.terminate()
+        notify(STATUS="stopping vLLM")
+        await asyncio.wait({gone}, timeout=STOP)
+        return self.end(0, f"stopped as asked, {left} requests cut off" if left else "stopped as asked")
+
+    async def drain(self, gone: asyncio.Future[int]) -> int:
+        """Let the door refuse new requests until no old one runs; how many still do when their time is over."""
+        (self.instance.directory / DRAINING).touch()
+        notify(STOPPING=1, STATUS="draining")
+        end, running = time.monotonic() + self.instance.drain, 0
+        while not gone.done():
+            answer = await ask(self.instance, "/health")
+            if answer is not None and RUNNING in answer.headers:
+                running = int(answer.headers[RUNNING])
+                if not running:
+                    return 0
+            left = end - time.monotonic()
+            if left <= 0:
+                return running
+            notify(WATCHDOG=1, STATUS=f"draining: {running} running, at most {left:.0f} s more")
+            await asyncio.wait({gone}, timeout=min(LOOK, left))
+        return 0
+
+    def kill(self) -> None:
+        """End every process of the server, stopped ones too."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.group, signal.SIGKILL)
+
+    def abort(self, *_: object) -> None:
+        """systemd's watchdog: no sign of life for too long."""
+        self.kill()
+        self.end(1, f"hung: no sign of life for {time.monotonic() - self.moved:.0f} s while {self.at()}")
+        os._exit(1)
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status. Arguments: name, file of options, number of the generation."""
+    if len(arguments) != 3:
+        print(USAGE, file=sys.stderr)
+        return CONFIGURATION
+    name, options, generation = arguments
+    try:
+        instance = read_instance(name, Path(options), generation, os.environ)
+    except Refused as refused:
+        print(f"vllm@{name} ends: {refused}", flush=True)
+        notify(STATUS=f"ended: {refused}")
+        return CONFIGURATION
+    return asyncio.run(Supervisor(instance, command_of(instance)).run())
