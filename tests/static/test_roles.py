@@ -52,7 +52,9 @@ def test_the_readme_names_every_knob(role):
 def test_argument_specs_equal_defaults(role):
     defaults, options = defaults_of(role), options_of(role)
     assert {name: option["default"] for name, option in options.items() if "default" in option} == defaults
-    assert [name for name, option in options.items() if "default" not in option and not option.get("required")] == []
+    # Other roles export store_outputs. Ansible validates a role even where --tags asks for another one alone.
+    without = {name for name, option in options.items() if "default" not in option and not option.get("required")}
+    assert without <= {"store_outputs"}
 
 
 @EACH
