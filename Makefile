@@ -15,7 +15,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # An English UTF-8 locale: Ansible refuses others.
 export LC_ALL := C.UTF-8
 
-.PHONY: help tools demo demo-down test lint unit kernels port gpu molecule bundle vendor lock clean
+.PHONY: help tools demo demo-down test lint unit kernels port gpu molecule plan bundle vendor lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ gpu: $(READY)  ## On a machine with NVIDIA GPUs: operators, engine and benchmark
 
 molecule: $(READY)  ## Two stand-in hosts: converge, idempotence, verify
 	@$(STANDIN) molecule test
+
+plan: $(READY)  ## What a model needs of K80 dies, and what fits (MODEL=directory or name)
+	@ansible-playbook playbooks/plan.yml -e plan_model="$(MODEL)"
 
 bundle: $(READY)  ## One file for hosts without a network, made with a connected host (BUNDLE=file)
 	@ansible-playbook playbooks/bundle.yml $(if $(BUNDLE),-e bundle_dest=$(abspath $(BUNDLE)))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+from kepler_controller.capacity import UTILIZATION
 from kepler_controller.findings import finding, is_integer, shown
 
 INSTANCES = "vllm_service_instances"
@@ -29,8 +30,10 @@ def is_dies(value: Any) -> bool:
 
 
 def is_arguments(value: Any) -> bool:
+    # vLLM's file of options has no lists and no mappings: it would take their Python form for a text.
     return isinstance(value, dict) and all(
-        isinstance(key, str) and re.fullmatch("[a-z][a-z0-9-]*", key) for key in value
+        isinstance(key, str) and re.fullmatch("[a-z][a-z0-9-]*", key) and isinstance(option, (str, int, float))
+        for key, option in value.items()
     )
 
 
@@ -54,16 +57,53 @@ KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "tensor_parallel_size": (4, lambda value: is_integer(value) and value >= 1, "an integer from 1"),
     "dtype": ("float32", lambda value: value == "float32", "float32, the one type that sm_37 computes in here"),
     "max_model_len": (None, lambda value: is_integer(value) and value >= 1, "an integer from 1"),
+    "gpu_memory_utilization": (
+        None,
+        lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 0.1 <= value <= 0.95,
+        "a number of 0.1 to 0.95",
+    ),
+    "revision": (
+        None,
+        lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{40}", value)),
+        "the 40 hexadecimal digits of a commit on the hub, which no one can move",
+    ),
     "served_model_name": (None, is_text, "a text that is not empty"),
     "api_key_file": (
         None,
         lambda value: is_text(value) and value.startswith("/"),
         "the absolute path of a file on the host",
     ),
-    "extra_args": ({}, is_arguments, "a mapping of vLLM options, such as swap-space: lower-case words and hyphens"),
+    "memory_max": (
+        None,
+        lambda value: isinstance(value, str) and bool(re.fullmatch("[1-9][0-9]*[KMGT]?|(100|[1-9][0-9]?)%", value)),
+        "a text as systemd writes it, such as 48G or 75%",
+    ),
+    "cpu_quota": (
+        None,
+        lambda value: isinstance(value, str) and bool(re.fullmatch("[1-9][0-9]*%", value)),
+        "a text of percent of one core, such as 800%",
+    ),
+    "nice": (None, lambda value: is_integer(value) and -20 <= value <= 19, "an integer of -20 to 19"),
+    "extra_args": (
+        {}, is_arguments,
+        "a mapping of vLLM options, such as swap-space, in lower-case words and hyphens; to numbers, true, false or "
+        "texts, JSON among them",
+    ),
 }
 # Options of vLLM that an instance has a key of its own for.
-OWN_OPTIONS = {key.replace("_", "-") for key in KEYS if key not in ("name", "dies", "extra_args")} | {"api-key"}
+NOT_OPTIONS = ("name", "dies", "memory_max", "cpu_quota", "nice", "extra_args")
+OWN_OPTIONS = {key.replace("_", "-") for key in KEYS if key not in NOT_OPTIONS} | {"api-key"}
+# Options of vLLM that no instance can have, and what goes instead.
+TLS = "plain HTTP, by which its unit looks at the server", "Let the load balancer speak TLS."
+UNQUANTIZED = "float32 weights and cache, all that the port serves", "Leave it out; serve an unquantized checkpoint."
+REFUSED_OPTIONS = {
+    "ssl-keyfile": TLS,
+    "ssl-certfile": TLS,
+    "quantization": UNQUANTIZED,
+    "kv-cache-dtype": UNQUANTIZED,
+    "speculative-config": ("one model alone: the port has no speculative decoding", "Leave it out."),
+    "enable-expert-parallel": ("every expert split over the dies", "Leave it out."),
+}
 
 
 def is_loopback(host: str) -> bool:
@@ -120,16 +160,26 @@ def instance_findings(instance: Any, where: str) -> list[dict[str, str]]:
             "a loopback address, since the instance has no api_key_file",
             "Add api_key_file, or listen on 127.0.0.1 behind a proxy.",
         ))
+    if valid.get("revision") is not None and str(valid.get("model", "")).startswith("/"):
+        found.append(finding(
+            "error", f"{where}.revision", shown(valid["revision"]), "no revision, since the model is a directory",
+            "Leave revision out, or name the model as the hub does.",
+        ))
     for option in sorted(OWN_OPTIONS & set(valid.get("extra_args") or {})):
         found.append(finding(
             "error", f"{where}.extra_args.{option}", "an option that the instance sets itself",
             "options that have no key of their own", f"Use the instance's key {option.replace('-', '_')} instead.",
         ))
+    for option in sorted(set(REFUSED_OPTIONS) & set(valid.get("extra_args") or {})):
+        expected, next_step = REFUSED_OPTIONS[option]
+        found.append(finding(
+            "error", f"{where}.extra_args.{option}", shown(valid["extra_args"][option]), expected, next_step
+        ))
     return found
 
 
 def clashes(instances: list[dict]) -> list[dict[str, str]]:
-    """Findings about names, ports and dies that two of the well-formed `instances` claim."""
+    """Findings about names, ports and dies that several of the well-formed `instances` claim."""
     found = []
     for key, next_step in (
         ("name", "Give each instance its own name."),
@@ -144,18 +194,38 @@ def clashes(instances: list[dict]) -> list[dict[str, str]]:
                     f"another {key} than {INSTANCES}[{owner[value]}]", next_step,
                 ))
             owner.setdefault(value, index)
-    taken: dict[int, int] = {}
+    return found + memory_findings(instances)
+
+
+def utilization(instance: dict) -> float:
+    """Share of a die's memory that an instance takes."""
+    said = setting(instance, "gpu_memory_utilization")
+    return UTILIZATION if said is None else float(said)
+
+
+def memory_findings(instances: list[dict]) -> list[dict[str, str]]:
+    """Findings about dies that several instances list and whose memory is too small for all of them."""
+    found = []
+    owners: dict[int, list[int]] = {}
     for index, instance in enumerate(instances):
-        shared = [die for die in setting(instance, "dies") if die in taken]
-        if shared:
-            owners = sorted({taken[die] for die in shared})
-            found.append(finding(
-                "error", f"{INSTANCES}[{index}].dies", shown(shared),
-                "dies that " + " and ".join(f"{INSTANCES}[{owner}]" for owner in owners) + " does not list",
-                "Give each die to one instance (an instance that lists none takes 0 to 3).",
-            ))
+        over: dict[int, float] = {}
         for die in setting(instance, "dies"):
-            taken.setdefault(die, index)
+            owners.setdefault(die, []).append(index)
+            # Rounded: 0.2 + 0.4 + 0.3 + 0.1 is a little more than 1 in binary.
+            total = round(sum(utilization(instances[owner]) for owner in owners[die]), 6)
+            if total > 1:
+                over[die] = total
+        if over:
+            others = sorted({owner for die in over for owner in owners[die]} - {index})
+            names = " and ".join(f"{INSTANCES}[{other}]" for other in others)
+            found.append(finding(
+                "error", f"{INSTANCES}[{index}].dies",
+                f"{shown(list(over))}, which {names} list{'s' if len(others) == 1 else ''} too: gpu_memory_utilization "
+                f"adds up to {max(over.values()):g}",
+                f"dies that {names} {'does' if len(others) == 1 else 'do'} not list, or at most 1 on each die",
+                f"Give each die to one instance (one that lists none takes 0 to 3), or lower gpu_memory_utilization "
+                f"(it is {UTILIZATION:g} where nothing is said).",
+            ))
     return found
 
 

@@ -39,6 +39,11 @@ def variables(findings):
         demo(dies=[3], tensor_parallel_size=1),
         demo(dies=[0, 1, 2, 3], tensor_parallel_size=2),
         demo(max_model_len=2048, served_model_name="demo", extra_args={"swap-space": 2, "seed": 0}),
+        demo(gpu_memory_utilization=0.95),
+        demo(gpu_memory_utilization=0.1),
+        demo(model="Qwen/Qwen2-0.5B", revision="0123456789abcdef0123456789abcdef01234567"),
+        demo(memory_max="48G", cpu_quota="800%", nice=-20),
+        demo(memory_max="75%", nice=19),
     ],
 )
 def test_a_valid_instance_has_no_findings(instance):
@@ -106,7 +111,26 @@ def test_no_instance_is_no_fault():
         ("max_model_len", 0),
         ("max_model_len", 2048.5),
         ("served_model_name", ""),
+        ("served_model_name", []),
         ("served_model_name", ["a", "b"]),
+        ("served_model_name", {"a": "b"}),
+        ("gpu_memory_utilization", 0.05),
+        ("gpu_memory_utilization", 0.96),
+        ("gpu_memory_utilization", "0.9"),
+        ("gpu_memory_utilization", True),
+        ("gpu_memory_utilization", float("nan")),
+        ("gpu_memory_utilization", NULL),
+        ("memory_max", "48GB"),
+        ("memory_max", "0"),
+        ("memory_max", "101%"),
+        ("memory_max", 48),
+        ("memory_max", "infinity\nExecStart=/bin/true"),
+        ("cpu_quota", "8"),
+        ("cpu_quota", "0%"),
+        ("cpu_quota", 800),
+        ("nice", 20),
+        ("nice", "5"),
+        ("nice", True),
         ("api_key_file", "key"),
         ("api_key_file", ""),
         ("extra_args", "--seed 0"),
@@ -114,6 +138,9 @@ def test_no_instance_is_no_fault():
         ("extra_args", {"--seed": 0}),
         ("extra_args", {"max_model_len": 1}),
         ("extra_args", {1: 2}),
+        ("extra_args", {"seed": None}),
+        ("extra_args", {"lora-modules": ["a", "b"]}),
+        ("extra_args", {"hf-overrides": {"a": 1}}),
     ],
 )
 def test_a_wrong_value_is_named(key, value):
@@ -121,6 +148,18 @@ def test_a_wrong_value_is_named(key, value):
     assert variables(found) == [f"{WHERE}.{key}"]
     assert found[0]["severity"] == "error"
     assert all(found[0].values())
+
+
+@pytest.mark.parametrize("revision", ["main", "0123456", "0" * 41, "G" * 40, 7, NULL, "0" * 40 + "\n"])
+def test_a_revision_that_could_move(revision):
+    found = judge(demo(model="Qwen/Qwen2-0.5B", revision=revision))
+    assert variables(found) == [f"{WHERE}.revision"]
+
+
+def test_a_directory_has_no_revision():
+    (found,) = judge(demo(revision="0" * 40))
+    assert found["variable"] == f"{WHERE}.revision"
+    assert "directory" in found["expected"]
 
 
 def test_a_number_in_quotes_is_told_from_a_number():
@@ -150,10 +189,23 @@ def test_an_open_address_needs_a_key(host):
     assert "api_key_file" in found["next_step"]
 
 
-@pytest.mark.parametrize("option", ["port", "model", "tensor-parallel-size", "dtype", "api-key", "max-model-len"])
+@pytest.mark.parametrize("option", ["port", "model", "tensor-parallel-size", "dtype", "api-key", "max-model-len",
+                                    "gpu-memory-utilization", "revision", "served-model-name"])
 def test_an_option_with_a_key_of_its_own(option):
     (found,) = judge(demo(extra_args={option: 1}))
     assert found["variable"] == f"{WHERE}.extra_args.{option}"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [("ssl-certfile", "/c", "HTTP"), ("ssl-keyfile", "/k", "HTTP"), ("quantization", "awq", "float32"),
+     ("kv-cache-dtype", "fp8", "float32"), ("speculative-config", "{}", "one model"),
+     ("enable-expert-parallel", True, "split")],
+)
+def test_an_option_that_the_port_does_not_serve(option, value, named):
+    (found,) = judge(demo(extra_args={option: value}))
+    assert found["variable"] == f"{WHERE}.extra_args.{option}"
+    assert named in found["expected"]
 
 
 @pytest.mark.parametrize("instance", ["demo", None, 7, ["demo"]])
@@ -184,6 +236,40 @@ def test_what_two_instances_claim(key, value):
     (found,) = judge(*pair(**{key: value}))
     assert found["variable"] == f"vllm_service_instances[1].{key}"
     assert "vllm_service_instances[0]" in found["expected"]
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.2, 0.4, 0.3, 0.1), (0.1,) * 10, (0.9, 0.1)])
+def test_instances_may_share_a_die_whose_memory_is_enough(shares):
+    instances = [
+        demo(name=f"n{index}", port=8000 + index, gpu_memory_utilization=share) for index, share in enumerate(shares)
+    ]
+    assert judge(*instances) == []
+
+
+@pytest.mark.parametrize(("shares", "total"), [((0.6, 0.5), "1.1"), ((None, 0.2), "1.1"), ((0.95, 0.95), "1.9")])
+def test_a_die_whose_memory_is_too_small_for_both(shares, total):
+    first, second = shares
+    (found,) = judge(
+        demo(dies=[0, 1], tensor_parallel_size=2, gpu_memory_utilization=first),
+        demo(name="two", port=8001, dies=[1, 2], tensor_parallel_size=2, gpu_memory_utilization=second),
+    )
+    assert found["variable"] == "vllm_service_instances[1].dies"
+    assert found["found"].startswith("[1], which vllm_service_instances[0] lists too")
+    assert total in found["found"]
+
+
+def test_only_what_shares_a_die_counts_together():
+    """Three instances, two on each die: none has too much, and the one that does is named."""
+    def three(share):
+        return [
+            demo(name=f"n{index}", port=8000 + index, dies=dies, tensor_parallel_size=2, gpu_memory_utilization=share)
+            for index, dies in enumerate(([0, 1], [1, 2], [2, 0]))
+        ]
+
+    assert judge(*three(0.5)) == []
+    found = judge(*three(0.6))
+    assert variables(found) == ["vllm_service_instances[1].dies", "vllm_service_instances[2].dies"]
+    assert "vllm_service_instances[0] and vllm_service_instances[1]" in found[1]["expected"]
 
 
 def test_all_findings_come_at_once():

@@ -1,0 +1,210 @@
+"""Filters that say what models need of K80 dies, and whether the instances of an inventory can have it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+from kepler_controller import capacity
+from kepler_controller.capacity import STORAGES, Options, gib, need
+from kepler_controller.findings import finding, shown
+from kepler_controller.model_families import (
+    DEFAULT_POSITIONS,
+    CapacityError,
+    Model,
+    Tensor,
+    UnknownModelError,
+    read,
+    refusals,
+    tensors_of,
+)
+
+INSTANCES = "vllm_service_instances"
+# What the module model_facts says of a directory that holds no weights at all.
+NO_WEIGHTS = "no weights"
+
+
+def capacity_plan(facts: dict[str, Any], **asked: Any) -> dict[str, Any]:
+    """Every layout of a model: see capacity.plan.
+
+    Args:
+        facts: config, tensors and faults, as the module model_facts gives them.
+        asked: context, max_num_seqs and utilization; None for a default.
+    """
+    for fault in facts["faults"]:
+        # A model is planned before it is downloaded, too.
+        if fault["found"] == NO_WEIGHTS:
+            continue
+        raise AnsibleFilterError(
+            "plan_model: found {found} in {file}; expected {expected}. Complete the model's files.".format(**fault)
+        )
+    options = {
+        "max_num_seqs": number_of("plan_max_num_seqs", asked.get("max_num_seqs"), 1, 1 << 16),
+        "gpu_memory_utilization": number_of("plan_utilization", asked.get("utilization"), 0.1, 0.95),
+    }
+    context = number_of("plan_context", asked.get("context"), 1, 1 << 24)
+    try:
+        return capacity.plan(
+            facts["config"], facts["tensors"], None if context is None else int(context),
+            Options(**{key: value for key, value in options.items() if value is not None}),
+        )
+    except CapacityError as error:
+        raise AnsibleFilterError(f"plan_model: {error}. Plan another model, or complete its files.") from error
+
+
+def number_of(variable: str, value: Any, least: float, most: float) -> Any:
+    """A number of the command line, where every value is a text; None where nothing was said."""
+    if value in (None, ""):
+        return None
+    try:
+        # As text: 2.5 is no integer, and neither is True.
+        number = type(least)(str(value))
+    except ValueError:
+        number = None
+    if number is None or not least <= number <= most:
+        kind = "an integer" if isinstance(least, int) else "a number"
+        raise AnsibleFilterError(
+            f"{variable}: found {shown(value)}; expected {kind} of {least} to {most}. Correct the value."
+        )
+    return number
+
+
+def capacity_table(plan: dict[str, Any]) -> list[str]:
+    """A plan for people, line by line."""
+    return capacity.table(plan)
+
+
+def split_findings(model: Model, dies: int, listed: int, where: str) -> list[dict[str, str]]:
+    """Findings about a model's sizes over the dies of an instance."""
+    found = []
+    faults = capacity.size_faults(model, dies)
+    if faults:
+        sizes = capacity.sizes_that_divide(model, max(listed, dies))
+        found.append(finding(
+            "error", f"{where}.tensor_parallel_size", f"{dies}, over which {' and '.join(faults)} cannot be split",
+            f"one of {', '.join(map(str, sizes))}", "Change tensor_parallel_size.",
+        ))
+    return found + [
+        finding("error", f"{where}.model", what, expected, "Serve another model.")
+        for what, expected in capacity.model_faults(model, dies)
+    ]
+
+
+def length_findings(model: Model, instance: dict[str, Any], where: str) -> list[dict[str, str]]:
+    """A finding where an instance asks for more positions than the model has."""
+    asked = instance.get("max_model_len")
+    if asked is None or model.positions is None or asked <= model.positions:
+        return []
+    return [finding(
+        "error", f"{where}.max_model_len", shown(asked), f"at most {model.positions}, the model's positions",
+        "Lower max_model_len, or leave it out.",
+    )]
+
+
+def room_findings(
+    model: Model, tensors: list[Tensor], instance: dict[str, Any], where: str
+) -> list[dict[str, str]]:
+    """A finding where weights and one sequence of the longest context do not fit a die."""
+    dies, options = instance["tensor_parallel_size"], capacity.options_of(instance)
+    storage = STORAGES[capacity.SERVED_DTYPES[instance["dtype"]]]
+    length = instance.get("max_model_len") or model.positions or DEFAULT_POSITIONS
+    at = need(model, tensors, dies, length, options, storage)
+    if at.fits:
+        return []
+    available = int(options.memory * options.gpu_memory_utilization)
+    longest = capacity.longest_context(model, tensors, dies, options, storage)
+    more = capacity.dies_needed(model, tensors, length, options, storage)
+    said = "" if instance.get("max_model_len") else ", the model's own length"
+    steps = []
+    if longest:
+        steps.append(f"Set max_model_len to {longest} at most")
+    if more and more > dies:
+        steps.append(f"{'spread' if steps else 'Spread'} it over {more} dies")
+    if options.max_num_seqs > 16:
+        steps.append(f"{'lower' if steps else 'Lower'} max-num-seqs (it is {options.max_num_seqs}) in extra_args")
+    return [finding(
+        "error", f"{where}.max_model_len" if longest else f"{where}.model",
+        f"{length} tokens{said}: {gib(at.needed)} a die on {dies} (weights {gib(at.weights)}, activations "
+        f"{gib(at.activations)}, other {gib(at.outside)}, one sequence {gib(at.sequence)})",
+        f"at most {gib(available)}, {options.gpu_memory_utilization:.0%} of a die"
+        + (f", which holds {longest} tokens" if longest else ", which the weights and activations fill already"),
+        f"{', or '.join(steps) or 'Serve a smaller model'}.",
+    )]
+
+
+def one_model_findings(
+    facts: dict[str, Any], instance: dict[str, Any], where: str, on_kepler: bool
+) -> list[dict[str, str]]:
+    """Findings about the model of one instance."""
+    faults = [
+        finding("error", f"{where}.model", f"{fault['found']} in {fault['file']}", fault["expected"],
+                "Complete the model's files.")
+        for fault in facts["faults"]
+    ]
+    if facts["config"] is None:
+        return faults
+    try:
+        refused = [
+            finding("error", f"{where}.model", what, expected, "Serve another model, or another checkpoint of it.")
+            for what, expected in refusals(facts["config"])
+        ]
+        if refused:
+            return faults + refused
+        model = read(facts["config"])
+        found = split_findings(model, instance["tensor_parallel_size"], len(instance["dies"]), where)
+        found += length_findings(model, instance, where)
+        if on_kepler and not found and not faults:
+            found += room_findings(model, tensors_of(model, facts["tensors"]), instance, where)
+    except UnknownModelError as error:
+        return [*faults, finding(
+            "warning", f"{where}.model", error.found, error.expected,
+            "Whether it fits was not judged: try it, or serve a model of these.",
+        )]
+    except CapacityError as error:
+        return [*faults, finding("error", f"{where}.model", error.found, error.expected, "Correct config.json.")]
+    return faults + found
+
+
+def model_key(instance: dict[str, Any]) -> str:
+    """How the module model_facts is asked for the model of an instance."""
+    model = instance["model"]
+    return model if model.startswith("/") else f"{model}@{instance.get('revision') or 'main'}"
+
+
+def model_keys(instances: list[dict[str, Any]]) -> list[str]:
+    """The models of instances, each once."""
+    return list(dict.fromkeys(model_key(instance) for instance in instances))
+
+
+def model_findings(
+    models: dict[str, dict[str, Any]], instances: list[dict[str, Any]], device: str = "kepler"
+) -> list[dict[str, str]]:
+    """Findings about the models of instances that are there to be read.
+
+    Args:
+        models: what the module model_facts returned, by model_key.
+        instances: well-formed ones, with their defaults.
+        device: vllm_service_device; memory is judged on `kepler` alone.
+    """
+    return [
+        item
+        for index, instance in enumerate(instances) if model_key(instance) in models
+        for item in one_model_findings(
+            models[model_key(instance)], instance, f"{INSTANCES}[{index}]", device == "kepler"
+        )
+    ]
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable]:
+        return {
+            "capacity_plan": capacity_plan,
+            "capacity_table": capacity_table,
+            "model_findings": model_findings,
+            "model_keys": model_keys,
+        }

@@ -1,0 +1,73 @@
+#!/usr/bin/python
+"""Read what a model's directory says of the model: config.json and the headers of its weights. Changes nothing."""
+
+from __future__ import absolute_import, division, print_function
+
+__metaclass__ = type
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.host import model_files
+
+DOCUMENTATION = r"""
+module: model_facts
+short_description: The config and the sizes of models in directories
+description:
+  - Reads config.json, the index of the weights and the headers of the safetensors files, never the weights themselves.
+  - Reads only. It judges whether the files are whole; what a model needs, the filter P(model_findings#filter) says.
+options:
+  models:
+    description:
+      - Directories of models, or files config.json alone, as absolute paths; or models of the hub as NAME@REVISION,
+        which are looked for in its cache. What is not there is left out.
+    type: list
+    elements: str
+    required: true
+  hub:
+    description: Directory of the hub's cache.
+    type: path
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Read the models
+  model_facts:
+    models: [/srv/models/demo, owner/name@main]
+    hub: /var/lib/vllm/huggingface/hub
+  register: models
+"""
+
+RETURN = r"""
+models:
+  description:
+    - >-
+      Model to C(config) (the mapping of config.json, or none), C(tensors) (list of name, dtype, shape and count;
+      numbers within a name are written as *, and equal tensors are counted together) and C(faults) (list of file, found
+      and expected). No tensors are given where a file has a fault or the weights are no safetensors. Files that the
+      hub's cache lacks are no fault: they are fetched when their turn comes.
+  type: dict
+  returned: success
+"""
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "models": {"type": "list", "elements": "str", "required": True},
+            "hub": {"type": "path"},
+        },
+        supports_check_mode=True,
+    )
+    found = {
+        model: model_files.model_of(model) if model.startswith("/")
+        else model_files.cached_model(module.params["hub"], model)
+        for model in module.params["models"]
+    }
+    module.exit_json(changed=False, models={model: facts for model, facts in found.items() if facts is not None})
+
+
+if __name__ == "__main__":
+    main()

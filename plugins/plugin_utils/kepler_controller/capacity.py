@@ -1,0 +1,444 @@
+"""What a model needs of K80 dies, from its config.json and, where they are known, the shapes of its tensors.
+
+The engine is vLLM 0.9.2's V0 as the port runs it: before the KV cache is allocated, a batch of dummy prompts measures
+the peak of the activations; weights, that peak and what lies outside of PyTorch are taken from
+gpu_memory_utilization · memory, and the rest becomes blocks of the KV cache. docs/capacity.md has the formulas.
+
+Sizes are bytes of one die, unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kepler_controller.model_families import (
+    HEAD,
+    CapacityError,
+    Model,
+    Tensor,
+    read,
+    refusals,
+    tensors_of,
+)
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+# Memory of a GK210 die with ECC on, as nvidia-smi and torch give it (measured by K80 owners).
+DIE_BYTES = 11441 * MIB
+# A plain read on one die with ECC on reaches 148 to 157 GB/s (measured by K80 owners).
+DIE_BANDWIDTH = 150e9
+LAYOUTS = (1, 2, 4)
+
+# Defaults of vLLM 0.9.2: CacheConfig, EngineArgs._set_default_args_v0, DEFAULT_MAX_NUM_BATCHED_TOKENS.
+UTILIZATION = 0.9
+MAX_NUM_SEQS = 256
+BATCHED_TOKENS = 2048
+CHUNKED_ABOVE = 32768
+VOCABULARY_PADDING = 64
+# The port's: settings.DEFAULT_BLOCK_SIZE, ops.cache.TEMPORARY_BLOCK_SIZE, ops.moe.MAX_BYTES and ALIGNMENT, and the head
+# sizes of attention.backend.
+BLOCK_SIZE = 16
+TEMPORARY_BLOCK_SIZE = 32
+EXPERT_BYTES = 128 * MIB
+EXPERT_ALIGNMENT = 4
+LARGEST_HEAD = 512
+# What torch.sort holds for each float32 logit while top-k and top-p are sampled (Sort.cu, CUB): logits, values and
+# indices 16, then either indices and CUB's second buffers 20, or, below 128 rows, two pairs of integers, keys and
+# CUB's second buffers 32.
+SORT_BYTES, SORT_BYTES_FEW_ROWS, FEW_ROWS = 36, 48, 128
+# Token ids, positions, slots and what the temporary cache is addressed with: eight int64 a token.
+TOKEN_BYTES = 64
+# PyTorch's workspace for cuBLAS before Hopper, which counts as an activation: 2 of 4,096 KiB and 8 of 16 KiB.
+CUBLAS_WORKSPACE = 8320 * KIB
+# What lies outside of PyTorch and comes after the engine's first look at the memory. Estimates, not measured on a K80:
+# kernels that are loaded on first use, and with several dies the buffers of two NCCL communicators.
+KERNEL_BYTES = 64 * MIB
+NCCL_BYTES = 192 * MIB
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How weights and KV cache lie in memory.
+
+    Attributes:
+        matrix: bytes of an element of a layer's matrix, scales and zero points of groups of 128 included.
+        other: bytes of an element of embeddings, norms, biases and routers.
+        cache: bytes of an element of the KV cache.
+        served: whether the installed port serves it.
+    """
+
+    matrix: float
+    other: int
+    cache: int
+    served: bool
+
+
+STORAGES = {
+    "fp32": Storage(4, 4, 4, True),
+    "fp16": Storage(2, 2, 2, False),
+    "int8": Storage(1 + 2 / 128, 2, 2, False),
+    "int4": Storage(0.5 + 2.5 / 128, 2, 2, False),
+}
+SERVED_DTYPES = {"float32": "fp32"}
+
+NORM = re.compile(r"norm|(^|\.)ln_")
+EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|lm_head|embed_out)\.")
+REPLICATED = re.compile(r"(^|\.)(wpe|embed_positions|gate|router|shared_expert_gate|project_in|project_out)\.")
+KEYS_AND_VALUES = re.compile(r"(^|\.)[kv]_proj\.")
+FUSED_QKV = re.compile(r"(^|\.)(qkv_proj|query_key_value|c_attn|Wqkv)\.")
+# Biases of these are added before the sum over the dies, each die its own part.
+COLUMN = re.compile(r"(^|\.)(q_proj|gate_proj|up_proj|gate_up_proj|fc1|fc_in|c_fc|dense_h_to_4h)\.")
+
+
+def share(tensor: Tensor, model: Model, dies: int) -> float:
+    """Elements of a tensor that one of `dies` keeps."""
+    if NORM.search(tensor.name) or REPLICATED.search(tensor.name):
+        return tensor.elements
+    if EMBEDDING.search(tensor.name) and tensor.shape[0] == model.vocabulary:
+        padded = -(-model.vocabulary // VOCABULARY_PADDING) * VOCABULARY_PADDING
+        return tensor.elements / model.vocabulary * padded / dies
+    kv = model.kv_heads_of(dies)
+    if KEYS_AND_VALUES.search(tensor.name):
+        return tensor.elements * kv / model.kv_heads
+    if FUSED_QKV.search(tensor.name):
+        return tensor.elements * (model.heads / dies + 2 * kv) / (model.heads + 2 * model.kv_heads)
+    if len(tensor.shape) < 2 and not COLUMN.search(tensor.name):
+        return tensor.elements
+    return tensor.elements / dies
+
+
+def element_bytes(tensor: Tensor, storage: Storage) -> float:
+    """Bytes of an element: the matrices of the layers are stored as `storage` says."""
+    is_matrix = len(tensor.shape) > 1 and not any(
+        pattern.search(tensor.name) for pattern in (NORM, REPLICATED, EMBEDDING)
+    )
+    return storage.matrix if is_matrix else storage.other
+
+
+def weight_bytes(model: Model, tensors: list[Tensor], dies: int, storage: Storage) -> int:
+    """Weights of one die, the table of the rotary embedding with them."""
+    kept = sum(share(tensor, model, dies) * element_bytes(tensor, storage) for tensor in tensors)
+    return int(kept) + 4 * model.rotary
+
+
+def read_bytes(model: Model, tensors: list[Tensor], dies: int, storage: Storage) -> int:
+    """Weights of one die that a decoded token reads: of experts the chosen, of an embedding that is no head none."""
+    total = 0.0
+    for tensor in tensors:
+        size = share(tensor, model, dies) * element_bytes(tensor, storage)
+        if EMBEDDING.search(tensor.name) and not NORM.search(tensor.name) and not HEAD.search(tensor.name):
+            size = size if model.tied else 0
+        if ".experts." in tensor.name and model.experts:
+            size *= model.chosen / model.experts
+        total += size
+    return int(total)
+
+
+def token_bytes(model: Model, dies: int, storage: Storage) -> int:
+    """KV cache of one token on one die. V0 keeps every token, also behind a sliding window."""
+    return 2 * model.layers * model.kv_heads_of(dies) * model.head_size * storage.cache
+
+
+@dataclass(frozen=True)
+class Options:
+    """What of an engine's options the memory depends on; None for vLLM's default.
+
+    Attributes:
+        outside: bytes outside of PyTorch, where they are known.
+    """
+
+    max_num_seqs: int = MAX_NUM_SEQS
+    max_num_batched_tokens: int | None = None
+    enable_chunked_prefill: bool | None = None
+    block_size: int = BLOCK_SIZE
+    gpu_memory_utilization: float = UTILIZATION
+    memory: int = DIE_BYTES
+    outside: int | None = None
+    workspace: int = CUBLAS_WORKSPACE
+
+    def batched_tokens(self, model: Model, max_model_len: int) -> int:
+        """Tokens of the batch that measures the activations."""
+        if self.max_num_batched_tokens is not None:
+            return self.max_num_batched_tokens
+        chunked = self.enable_chunked_prefill
+        if chunked is None:
+            chunked = max_model_len > CHUNKED_ABOVE and not model.window
+        tokens = BATCHED_TOKENS if chunked else max(max_model_len, BATCHED_TOKENS)
+        return min(self.max_num_seqs * max_model_len, tokens)
+
+
+def activation_bytes(model: Model, dies: int, max_model_len: int, options: Options) -> int:
+    """Peak of the activations while the memory is measured: in attention, in a feed-forward layer or in the sampler.
+
+    Activations are float32 whatever the weights are stored in.
+    """
+    tokens, seqs = options.batched_tokens(model, max_model_len), options.max_num_seqs
+    hidden, q = model.hidden, model.heads * model.head_size // dies
+    kv, inner = model.kv_heads_of(dies) * model.head_size, model.intermediate // dies
+    reduced = hidden if dies > 1 else 0
+    # Input and residual of a layer, the fused projection, its output, and keys and values in blocks: each of the
+    # sequences fills its last block in part.
+    slots = (tokens // TEMPORARY_BLOCK_SIZE + seqs) * TEMPORARY_BLOCK_SIZE
+    projected = 2 * hidden + 2 * q + 2 * kv + (q + kv if model.query_norm else 0)
+    attention = max(tokens * projected + 2 * slots * kv, tokens * (projected + hidden + reduced))
+    if model.experts:
+        size = model.expert_intermediate // dies
+        part = min(tokens, max(1, EXPERT_BYTES // (20 * model.chosen * size)))
+        products = part * model.chosen * (3 * size + hidden) + tokens * hidden
+        # The parts and their whole; then the sum over the dies beside what each has.
+        joined = tokens * hidden * (1 if part == tokens and dies == 1 else 2)
+        feed_forward = tokens * (3 * hidden + model.experts + 3 * model.chosen) + max(products, joined)
+    elif model.gated:
+        feed_forward = tokens * max(3 * hidden + 3 * inner, 4 * hidden + inner + reduced)
+    else:
+        feed_forward = tokens * max(3 * hidden + 2 * inner, 4 * hidden + inner + reduced)
+    per_logit = SORT_BYTES_FEW_ROWS if seqs < FEW_ROWS else SORT_BYTES
+    # Where padding was cut off, the sort works on a copy.
+    per_logit += 4 if model.vocabulary % VOCABULARY_PADDING else 0
+    sampler = seqs * model.vocabulary * per_logit + 4 * (tokens + seqs) * hidden
+    layer = max(attention, feed_forward) + tokens * model.kept * hidden
+    return max(4 * layer, sampler) + tokens * TOKEN_BYTES + options.workspace
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory of one die for one engine with a given max_model_len; `cache` may be negative."""
+
+    max_model_len: int
+    weights: int
+    activations: int
+    outside: int
+    cache: int
+    block: int
+    block_size: int
+
+    @property
+    def blocks(self) -> int:
+        return max(0, self.cache // self.block)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.blocks * self.block_size
+
+    @property
+    def fits(self) -> bool:
+        """Whether a sequence of max_model_len fits: V0 does not start otherwise."""
+        return self.tokens >= self.max_model_len
+
+    @property
+    def sequence(self) -> int:
+        """KV cache of one sequence of max_model_len."""
+        return -(-self.max_model_len // self.block_size) * self.block
+
+    @property
+    def needed(self) -> int:
+        """Bytes for an engine that holds one sequence of max_model_len."""
+        return self.weights + self.activations + self.outside + self.sequence
+
+
+def outside_bytes(dies: int) -> int:
+    return KERNEL_BYTES + (NCCL_BYTES if dies > 1 else 0)
+
+
+def need(
+    model: Model, tensors: list[Tensor], dies: int, max_model_len: int, options: Options, storage: Storage
+) -> Need:
+    """What one of `dies` holds."""
+    weights = weight_bytes(model, tensors, dies, storage)
+    activations = activation_bytes(model, dies, max_model_len, options)
+    outside = outside_bytes(dies) if options.outside is None else options.outside
+    budget = int(options.memory * options.gpu_memory_utilization)
+    return Need(
+        max_model_len=max_model_len, weights=weights, activations=activations, outside=outside,
+        cache=budget - weights - activations - outside, block=token_bytes(model, dies, storage) * options.block_size,
+        block_size=options.block_size,
+    )
+
+
+def longest_context(model: Model, tensors: list[Tensor], dies: int, options: Options, storage: Storage) -> int:
+    """Largest max_model_len that fits, at most the model's positions; 0 where none does."""
+    limit = model.positions or CHUNKED_ABOVE
+
+    def fits(length: int) -> bool:
+        return need(model, tensors, dies, length, options, storage).fits
+
+    # Activations grow with the length up to where prefill is chunked, and not from there on.
+    for low, high in ((CHUNKED_ABOVE + 1, limit), (1, min(limit, CHUNKED_ABOVE))):
+        if low > high or not fits(low):
+            continue
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        return low
+    return 0
+
+
+def size_faults(model: Model, dies: int) -> list[str]:
+    """Why the model cannot be split over `dies`; empty where it can."""
+    faults = []
+    if model.heads % dies:
+        faults.append(f"{model.heads} attention heads")
+    if max(model.kv_heads, dies) % min(model.kv_heads, dies):
+        faults.append(f"{model.kv_heads} heads of keys and values")
+    inner = model.expert_intermediate if model.experts else model.intermediate
+    if inner % dies:
+        faults.append(f"feed-forward layers of {inner}")
+    if (-(-model.vocabulary // VOCABULARY_PADDING) * VOCABULARY_PADDING) % dies:
+        faults.append(f"a vocabulary of {model.vocabulary}")
+    return faults
+
+
+def sizes_that_divide(model: Model, most: int) -> list[int]:
+    return [dies for dies in range(1, most + 1) if not size_faults(model, dies)]
+
+
+def dies_needed(
+    model: Model, tensors: list[Tensor], max_model_len: int, options: Options, storage: Storage, most: int = 64
+) -> int | None:
+    """Fewest dies on which a sequence of max_model_len fits; None where `most` are too few."""
+    for dies in sizes_that_divide(model, most):
+        if need(model, tensors, dies, max_model_len, options, storage).fits:
+            return dies
+    return None
+
+
+def model_faults(model: Model, dies: int) -> list[tuple[str, str]]:
+    """What the port's kernels cannot take of a model's sizes: (found, expected)."""
+    found = []
+    if model.head_size % 8 or model.head_size > LARGEST_HEAD:
+        found.append((f"heads of size {model.head_size}", f"a multiple of 8 up to {LARGEST_HEAD}"))
+    if model.experts and (model.hidden % EXPERT_ALIGNMENT or model.expert_intermediate // dies % EXPERT_ALIGNMENT):
+        found.append((
+            f"experts of {model.hidden} by {model.expert_intermediate} over {dies} dies",
+            f"multiples of {EXPERT_ALIGNMENT} on each die",
+        ))
+    return found
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB"
+
+
+# -- The plan ---------------------------------------------------------------------------------------------------------
+
+
+def plan(
+    config: Any, recorded: Iterable[dict[str, Any]], context: int | None, options: Options
+) -> dict[str, Any]:
+    """Every layout and storage of a model, as JSON can hold it.
+
+    Args:
+        context: tokens of one sequence; None for 4,096, or the model's positions where they are fewer.
+
+    Raises CapacityError where the model cannot be judged.
+    """
+    recorded = list(recorded)
+    model = read(config)
+    tensors = tensors_of(model, recorded)
+    parameters = sum(tensor.elements for tensor in tensors)
+    if context is None:
+        context = min(4096, model.positions or 4096)
+    if model.positions is not None and context > model.positions:
+        raise CapacityError(f"plan_context {context}", f"at most the model's {model.positions} positions")
+    rows = []
+    for dies in LAYOUTS:
+        faults = size_faults(model, dies) + [found for found, _ in model_faults(model, dies)]
+        for name, storage in STORAGES.items():
+            row: dict[str, Any] = {"dies": dies, "storage": name, "served": storage.served, "faults": faults}
+            if not faults:
+                at = need(model, tensors, dies, context, options, storage)
+                row.update(
+                    fits=at.fits, weights=at.weights, activations=at.activations, outside=at.outside,
+                    cache=max(0, at.cache), token=at.block // at.block_size, needed=at.needed, blocks=at.blocks,
+                    longest=longest_context(model, tensors, dies, options, storage),
+                    sequences=min(options.max_num_seqs, at.tokens // context),
+                    tokens_per_second=DIE_BANDWIDTH / read_bytes(model, tensors, dies, storage),
+                )
+            rows.append({"fits": False, **row})
+    return {
+        "architecture": model.architecture, "parameters": parameters,
+        "counted": "safetensors" if recorded else "config", "positions": model.positions, "context": context,
+        "max_num_seqs": options.max_num_seqs, "gpu_memory_utilization": options.gpu_memory_utilization,
+        "die": options.memory, "budget": int(options.memory * options.gpu_memory_utilization),
+        "refused": [found for found, _ in refusals(config)], "layouts": rows,
+        "verdict": _verdict(model, tensors, context, options, rows),
+    }
+
+
+def _verdict(
+    model: Model, tensors: list[Tensor], context: int, options: Options, rows: list[dict[str, Any]]
+) -> list[str]:
+    """What to do, in words."""
+    budget = int(options.memory * options.gpu_memory_utilization)
+    served = [row for row in rows if row["served"] and row["fits"]]
+    if served:
+        best = served[-1]
+        return [
+            f"Served today in {best['storage']} on {' or '.join(str(row['dies']) for row in served)} die(s); on "
+            f"{best['dies']}: {best['sequences']} sequence(s) of {context} tokens, or one of up to {best['longest']}."
+        ]
+    lines = []
+    storage = next(iter(STORAGES))
+    for row in rows:
+        if row["storage"] == storage and not row["faults"]:
+            lines.append(
+                f"{row['dies']} die(s), {storage}: one sequence of {context} tokens needs {gib(row['needed'])} a die; "
+                f"{gib(budget)} are there" + (f", enough for {row['longest']} tokens." if row["longest"] else ".")
+            )
+    for row in rows:
+        if row["faults"] and row["storage"] == storage:
+            lines.append(f"{row['dies']} die(s): {' and '.join(row['faults'])} cannot be split or served.")
+    count = dies_needed(model, tensors, context, options, STORAGES[storage])
+    later = [f"{row['storage']} on {row['dies']} die(s)" for row in rows if row["fits"]]
+    return [
+        f"It fits no layout that is served today ({storage} on {', '.join(map(str, LAYOUTS))} dies).", *lines,
+        f"In {storage} it would take {count} dies." if count else f"In {storage} no number of dies up to 64 will do.",
+        f"It would fit in {'; '.join(later)}, which this version does not serve yet." if later
+        else "It fits in no other storage either.",
+        f"{LAYOUTS[-1]} dies hold {LAYOUTS[-1] * budget / 4e9:.0f} billion float32 numbers, cache and activations "
+        "among them: choose a smaller model, a shorter plan_context or a smaller plan_max_num_seqs.",
+    ]
+
+
+def table(made: dict[str, Any]) -> list[str]:
+    """A plan for people, line by line."""
+    lines = [
+        f"{made['architecture'] or 'model'}: {made['parameters'] / 1e6:,.1f} million parameters (counted from "
+        f"{made['counted']}), context of {made['context']} tokens, max_num_seqs {made['max_num_seqs']}.",
+        f"A die: {gib(made['die'])}, of which the server takes {made['gpu_memory_utilization']:.0%} = "
+        f"{gib(made['budget'])}. Sizes are GiB a die; tok/s is the bound of {DIE_BANDWIDTH / 1e9:.0f} GB/s a die.",
+        f"{'dies':>4} {'storage':>7} {'weights':>8} {'activ.':>7} {'other':>6} {'cache':>6} {'KiB/tok':>8} "
+        f"{'longest':>8} {'seqs':>5} {'tok/s':>6}  remark",
+    ]
+    for row in made["layouts"]:
+        if row["faults"]:
+            lines.append(f"{row['dies']:>4} {row['storage']:>7} cannot be split or served: {', '.join(row['faults'])}")
+            continue
+        sizes = [row[key] / GIB for key in ("weights", "activations", "outside", "cache")]
+        remark = [] if row["served"] else ["not served yet"]
+        if not row["fits"]:
+            remark.append(f"does not fit: needs {gib(row['needed'])}")
+        lines.append(
+            f"{row['dies']:>4} {row['storage']:>7} {sizes[0]:>8.2f} {sizes[1]:>7.2f} {sizes[2]:>6.2f} {sizes[3]:>6.2f} "
+            f"{row['token'] / KIB:>8.1f} {row['longest']:>8} {row['sequences']:>5} {row['tokens_per_second']:>6.1f}  "
+            f"{'; '.join(remark)}".rstrip()
+        )
+    return lines + [f"Refused at start: {found}." for found in made["refused"]] + made["verdict"]
+
+
+def options_of(instance: dict[str, Any], base: Options | None = None) -> Options:
+    """The options that an instance sets, by key or in extra_args; what is no number is left to vLLM."""
+    found: dict[str, Any] = {}
+    extra = {key.replace("-", "_"): value for key, value in (instance.get("extra_args") or {}).items()}
+    for key in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+        value = extra.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            found[key] = value
+    if isinstance(extra.get("enable_chunked_prefill"), bool):
+        found["enable_chunked_prefill"] = extra["enable_chunked_prefill"]
+    if instance.get("gpu_memory_utilization") is not None:
+        found["gpu_memory_utilization"] = float(instance["gpu_memory_utilization"])
+    return replace(base or Options(), **found)

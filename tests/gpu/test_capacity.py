@@ -1,0 +1,102 @@
+"""The capacity planner against the engine's own account of its memory, on GPUs held to what a K80 die has.
+
+Models have the shapes of real ones, few layers and random weights. What lies outside of PyTorch is the GPU's and its
+driver's: the engine's figure for it is taken over, and all else must follow. Found and planned figures are printed.
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from serve_once import serve
+from tiny_models import TinyModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins" / "plugin_utils"))
+from kepler_controller.capacity import CUBLAS_WORKSPACE, DIE_BYTES, GIB, MIB, STORAGES, UTILIZATION, Options, need
+from kepler_controller.model_families import read, tensors_of
+
+GPUS = torch.cuda.device_count()
+pytestmark = pytest.mark.skipif(GPUS == 0, reason="needs an NVIDIA GPU")
+TOLERANCE = 0.05
+# PyTorch's workspace for cuBLAS is larger from Hopper on.
+HOPPER_WORKSPACE = 32 * MIB
+ACCOUNT = re.compile(
+    r"model weights take ([\d.]+)GiB; non_torch_memory takes (-?[\d.]+)GiB; "
+    r"PyTorch activation peak memory takes ([\d.]+)GiB"
+)
+BLOCKS = re.compile(r"# cuda blocks: (\d+)")
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
+    "num_hidden_layers": 4, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000,
+    "max_position_embeddings": 8192, "tie_word_embeddings": False, "torch_dtype": "float32", "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+GROUPED = {**LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 128256}
+QWEN = {**LLAMA, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 3584,
+        "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064}
+MIXTRAL = {**LLAMA, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "intermediate_size": 4096,
+           "num_hidden_layers": 2, "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2}
+GPT2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 1600, "n_layer": 8, "n_head": 25,
+        "n_positions": 2048, "vocab_size": 50257, "torch_dtype": "float32", "bos_token_id": 0, "eos_token_id": 1}
+# name -> (config, max_model_len, max_num_seqs): what has the peak of the activations is in the name.
+CASES = {
+    "llama-7b-attention": (LLAMA, 4096, 256),
+    "llama-7b-feed-forward": (LLAMA, 4096, 16),
+    "llama-8b-sampler": (GROUPED, 2048, 256),
+    "llama-8b-few-rows": (GROUPED, 2048, 100),
+    "llama-8b-long": (GROUPED, 8192, 8),
+    "qwen2-7b-feed-forward": (QWEN, 8192, 32),
+    "mixtral-experts": (MIXTRAL, 8192, 16),
+    "gpt2-cut-vocabulary": (GPT2, 2048, 256),
+}
+
+
+def account(directory, config, dies, max_model_len, max_num_seqs):
+    """(weights, outside, activations, blocks) as the engine reports them, sizes in bytes; and the memory of the GPU."""
+    (directory / "config.json").write_text(json.dumps(config))
+    model = TinyModel(directory, [[3, 4, 5]], [[0]], [[1.0]], 0.0, max_model_len)
+    memory = torch.cuda.mem_get_info()[1]
+    first = dies * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    done = serve(
+        model,
+        {"VLLM_KEPLER_DEVICE": "", "VLLM_KEPLER_VERIFY": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+         "CUDA_VISIBLE_DEVICES": ",".join(str((first + rank) % GPUS) for rank in range(dies))},
+        load_format="dummy", tensor_parallel_size=dies, max_num_seqs=max_num_seqs, swap_space=0,
+        gpu_memory_utilization=UTILIZATION * DIE_BYTES / memory,
+    )
+    assert done.status == 0, done.printed[-8000:]
+    ranks = [tuple(float(number) * GIB for number in numbers) for numbers in ACCOUNT.findall(done.printed)]
+    assert len(ranks) == dies, done.printed[-8000:]
+    (blocks,) = BLOCKS.findall(done.printed)
+    # The first rank samples, so that its account decides how many blocks there are.
+    return max(ranks, key=lambda rank: rank[2]), int(blocks), memory
+
+
+@pytest.mark.parametrize("dies", [1, 2, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_the_engine_needs_what_was_planned(tmp_path, case, dies):
+    config, max_model_len, max_num_seqs = CASES[case]
+    model = read(config)
+    if dies > GPUS or model.heads % dies:
+        pytest.skip(f"needs {dies} GPUs and heads that they divide")
+    (weights, outside, activations), blocks, memory = account(tmp_path, config, dies, max_model_len, max_num_seqs)
+    options = Options(
+        max_num_seqs=max_num_seqs, gpu_memory_utilization=UTILIZATION * DIE_BYTES / memory, memory=memory,
+        outside=int(outside),
+        workspace=HOPPER_WORKSPACE if torch.cuda.get_device_capability() >= (9, 0) else CUBLAS_WORKSPACE,
+    )
+    planned = need(model, tensors_of(model), dies, max_model_len, options, STORAGES["fp32"])
+    rows = {
+        "weights, GiB": (weights / GIB, planned.weights / GIB),
+        "activations, GiB": (activations / GIB, planned.activations / GIB),
+        "blocks": (blocks, planned.blocks),
+    }
+    print(f"\n{case}, {dies} die(s); outside of PyTorch {outside / GIB:.2f} GiB")
+    for name, (found, plan) in rows.items():
+        print(f"  {name:<17} found {found:>9.2f}  planned {plan:>9.2f}  planned / found {plan / found:.3f}")
+    assert {name: pair for name, pair in rows.items() if abs(pair[1] / pair[0] - 1) > TOLERANCE} == {}

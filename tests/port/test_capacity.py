@@ -1,0 +1,153 @@
+"""The capacity planner's formulas against the checkpoints that transformers writes, and the weights that vLLM keeps."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tiny_models import CONTEXT, FAMILIES, MULTI_HEAD, SHAPE, TinyModel
+
+PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
+sys.path[:0] = [str(PLUGINS / "plugin_utils"), str(PLUGINS / "module_utils")]
+from host import model_files  # noqa: E402
+from kepler_controller import model_families  # noqa: E402
+from kepler_controller.capacity import STORAGES, Options, activation_bytes, weight_bytes  # noqa: E402
+
+# What the planner knows beside the families of the engine's tests: name -> (model type, what differs from SHAPE).
+OTHERS = {
+    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "olmo2": ("olmo2", {}),
+    "gemma3": ("gemma3_text", {"head_dim": 32}),
+    "phi": ("phi", MULTI_HEAD),
+    "gpt-neox": ("gpt_neox", MULTI_HEAD),
+    "gptj": ("gptj", {**MULTI_HEAD, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_inner": None,
+                      "n_positions": 512, "rotary_dim": 16, "tie_word_embeddings": False}),
+    "opt": ("opt", {**MULTI_HEAD, "ffn_dim": 192, "word_embed_proj_dim": 128}),
+    "falcon-7b": ("falcon", {"multi_query": True, "parallel_attn": True}),
+    "falcon-40b": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "multi_query": True}),
+    "falcon-rw": ("falcon", {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True}),
+    "qwen2-moe": ("qwen2_moe", {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 64,
+                                "shared_expert_intermediate_size": 96, "decoder_sparse_step": 2}),
+    "olmoe": ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+}
+ALL = {**FAMILIES, **OTHERS}
+
+TOKENS = CONTEXT - 32
+PLAIN = {"hidden_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8, "vocab_size": 320,
+         "max_position_embeddings": CONTEXT, "torch_dtype": "float32", "tie_word_embeddings": False}
+# Name -> (config, rows of the feed-forward layer's size that the CPU's reference of its activation takes beside its
+# result; the kernel takes none). Where that is 0 the peak is in attention, or the activation is torch's own.
+PEAKS = {
+    "feed-forward": ({**PLAIN, "model_type": "llama", "architectures": ["LlamaForCausalLM"],
+                      "intermediate_size": 1376}, 2),
+    "attention": ({**PLAIN, "model_type": "llama", "architectures": ["LlamaForCausalLM"],
+                   "intermediate_size": 256}, 0),
+    "norms of queries": ({**PLAIN, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 64,
+                          "num_key_value_heads": 8, "intermediate_size": 256}, 0),
+    "gpt2": ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 512, "n_layer": 3, "n_head": 8,
+              "n_positions": CONTEXT, "vocab_size": 320, "torch_dtype": "float32"}, 1),
+    "gpt-neox": ({**PLAIN, "model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"],
+                  "intermediate_size": 2048, "rotary_pct": 0.25}, 0),
+    "bloom": ({"model_type": "bloom", "architectures": ["BloomForCausalLM"], "hidden_size": 512, "n_layer": 3,
+               "n_head": 8, "vocab_size": 320, "torch_dtype": "float32"}, 0),
+}
+
+
+def save(name, directory):
+    """A tiny model of a family with the planner's view of it: (model, tensors recorded in its files)."""
+    kind, differs = ALL[name]
+    config = transformers.AutoConfig.for_model(kind, **{**SHAPE, **differs})
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    facts = model_files.model_of(str(directory))
+    assert facts["faults"] == []
+    return model_families.read(json.loads((directory / "config.json").read_text())), facts["tensors"]
+
+
+def shapes(tensors):
+    counted = Counter()
+    for tensor in tensors:
+        counted[tensor.name, tensor.shape] += tensor.count
+    return counted
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_formula_names_the_tensors_of_a_checkpoint(tmp_path, name):
+    model, recorded = save(name, tmp_path)
+    assert shapes(model_families.tensors_of(model)) == shapes(model_families.tensors_of(model, recorded))
+
+
+def test_every_family_of_the_planner_is_compared():
+    assert {kind for kind, _ in ALL.values()} == set(model_families.FAMILIES)
+
+
+@pytest.mark.parametrize("name", model_families.FAMILIES)
+def test_the_engine_knows_the_architectures(name):
+    from vllm.model_executor.models import ModelRegistry
+
+    assert set(model_families.FAMILIES[name].architectures) <= set(ModelRegistry.get_supported_archs())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "bloom", "starcoder2", "qwen3-moe"])
+def test_weights_are_those_that_the_engine_keeps(engine, tiny, family):
+    """One die: parameters and the table of the rotary embedding, byte for byte."""
+    made = tiny(family)
+    llm = engine(made)
+    model = llm.llm_engine.model_executor.driver_worker.model_runner.model
+    kept = {
+        tensor.data_ptr(): tensor.numel() * tensor.element_size()
+        for tensor in [*model.parameters(), *model.buffers()] if tensor.dim()  # but for a factor that Gemma keeps
+    }
+    config = model_families.read(json.loads((made.directory / "config.json").read_text()))
+    planned = weight_bytes(config, model_families.tensors_of(config), 1, STORAGES["fp32"])
+    assert planned == sum(kept.values()), {
+        name: tuple(tensor.shape) for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+    }
+    assert all(tensor.dtype == torch.float32 for tensor in model.parameters())
+
+
+def peak_bytes(run):
+    """The most bytes that `run` holds at once, beside those that were there before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_us()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize("name", PEAKS)
+def test_activations_are_those_that_the_engine_holds(engine, tmp_path, monkeypatch, name):
+    """One prompt as when the memory is measured: without a cache, and attention in no memory of its own."""
+    from vllm import SamplingParams, TokensPrompt
+    from vllm_kepler.attention import backend
+
+    config, reference_rows = PEAKS[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    llm = engine(TinyModel(tmp_path, [], [], [], 0.0, CONTEXT), load_format="dummy")
+    forward, no_cache = backend.KeplerImpl.forward, torch.tensor([])
+    monkeypatch.setattr(
+        backend.KeplerImpl, "forward",
+        lambda self, layer, query, key, value, kv_cache, metadata: forward(
+            self, layer, query, key, value, no_cache, metadata
+        ),
+    )
+    monkeypatch.setattr(backend.paged, "prefill", lambda *arguments: None)
+    prompt = TokensPrompt(prompt_token_ids=torch.randint(3, 300, (TOKENS,)).tolist())
+    sampling = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False)
+
+    def run():
+        llm.generate([prompt], sampling, use_tqdm=False)
+
+    run()
+    found = peak_bytes(run)
+    model = model_families.read(config)
+    planned = activation_bytes(
+        model, 1, CONTEXT, Options(max_num_seqs=1, max_num_batched_tokens=TOKENS, workspace=0)
+    ) + 4 * TOKENS * reference_rows * model.intermediate
+    print(f"{name}: found {found}, planned {planned}")
+    assert planned == pytest.approx(found, rel=0.03)

@@ -1,0 +1,132 @@
+"""What is read of a config, and the parameters that follow from it."""
+
+import pytest
+from kepler_controller.model_families import (
+    FAMILIES,
+    REFUSED,
+    CapacityError,
+    UnknownModelError,
+    read,
+    refusals,
+    tensors_of,
+)
+from known_models import FALCON_7B, GPT2, LLAMA_7B, LLAMA_8B, MIXTRAL, PARAMETERS, QWEN2_7B
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_those_that_were_published(name):
+    config, published = PARAMETERS[name]
+    assert sum(tensor.elements for tensor in tensors_of(read(config))) == published
+
+
+@pytest.mark.parametrize(
+    ("config", "kv_heads"), [(LLAMA_7B, 32), (LLAMA_8B, 8), (FALCON_7B, 1), (MIXTRAL, 8), (GPT2, 12)]
+)
+def test_heads_of_keys_and_values(config, kv_heads):
+    assert read(config).kv_heads == kv_heads
+
+
+@pytest.mark.parametrize(
+    ("scaling", "positions"),
+    [
+        (None, 4096),
+        ({"type": "linear", "factor": 2.0}, 8192),
+        ({"rope_type": "llama3", "factor": 8.0}, 4096),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}, 8192),
+        ({"type": "longrope", "factor": 32.0}, 4096),
+    ],
+)
+def test_positions_follow_the_scaling(scaling, positions):
+    assert read({**LLAMA_7B, "rope_scaling": scaling}).positions == positions
+
+
+def test_the_table_of_angles():
+    assert read(LLAMA_7B).rotary == 4096 * 128
+    assert read(GPT2).rotary == 0
+    assert read({**LLAMA_7B, "partial_rotary_factor": 0.25}).rotary == 4096 * 32
+
+
+def test_a_config_without_positions_sets_no_bound():
+    assert read(FALCON_7B).positions is None
+
+
+def test_a_window_counts_where_it_is_used():
+    assert not read(QWEN2_7B).window
+    assert read({**QWEN2_7B, "use_sliding_window": True}).window
+    assert read({**LLAMA_7B, "sliding_window": 4096}).window
+
+
+def test_the_language_part_of_a_config_counts():
+    nested = {"architectures": ["Gemma3ForConditionalGeneration"], "vision_config": {}, "text_config": LLAMA_7B}
+    assert read(nested).hidden == 4096
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden_size": "4096"}, {"num_attention_heads": 0}, {"vocab_size": True}, {"num_hidden_layers": 2.5},
+     {"num_key_value_heads": -1}, {"rope_scaling": {"type": "linear", "factor": "x"}}],
+)
+def test_a_wrong_value_is_named(change):
+    with pytest.raises(CapacityError) as raised:
+        read({**LLAMA_7B, **change})
+    assert next(iter(change)) in raised.value.found
+    assert not isinstance(raised.value, UnknownModelError)
+
+
+@pytest.mark.parametrize("config", [{}, {"model_type": "bert"}, {**LLAMA_7B, "hidden_size": None}])
+def test_what_is_no_language_model_is_told_from_a_mistake(config):
+    with pytest.raises(UnknownModelError, match="hidden_size"):
+        read(config)
+
+
+@pytest.mark.parametrize("config", [None, [], "llama"])
+def test_a_config_that_is_no_mapping(config):
+    with pytest.raises(CapacityError, match="mapping"):
+        read(config)
+
+
+def test_an_unknown_type_needs_the_sizes_of_its_tensors():
+    model = read({**LLAMA_7B, "model_type": "novelty"})
+    with pytest.raises(UnknownModelError, match="novelty"):
+        tensors_of(model)
+    recorded = [{"name": "a.*.q_proj.weight", "shape": [4, 5], "count": 3}]
+    assert sum(tensor.elements for tensor in tensors_of(model, recorded)) == 60 + 32000 * 4096
+
+
+def test_what_the_engine_does_not_load_is_not_counted():
+    recorded = [
+        {"name": name, "shape": [10, 10], "count": 1}
+        for name in ("lm_head.weight", "h.*.attn.bias", "h.*.attn.masked_bias", "layers.*.rotary_emb.inv_freq",
+                     "h.*.attn.c_attn.bias", "wte.weight")
+    ]
+    kept = [tensor.name for tensor in tensors_of(read(GPT2), recorded)]
+    assert kept == ["h.*.attn.c_attn.bias", "wte.weight"]
+
+
+def test_an_untied_head_is_kept_though_no_file_holds_it():
+    recorded = [{"name": "model.embed_tokens.weight", "shape": [32000, 4096], "count": 1}]
+    assert [tensor.name for tensor in tensors_of(read(LLAMA_7B), recorded)] == [
+        "model.embed_tokens.weight", "lm_head.weight"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
+        ({"quantization_config": {"bits": 4}}, "unnamed"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+        ({"model_type": "deepseek_v3"}, "latent"),
+        ({"model_type": "mamba2"}, "Triton"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
+    ],
+)
+def test_what_the_port_refuses(change, named):
+    ((found, expected),) = refusals({**LLAMA_7B, **change})
+    assert named in found
+    assert "float16" in expected if "quant" in found else "llama" in expected
+
+
+def test_nothing_else_is_refused():
+    assert refusals(LLAMA_7B) == []
+    assert not set(REFUSED) & set(FAMILIES)

@@ -1,0 +1,145 @@
+"""What is concluded from a model's facts about an instance that serves it."""
+
+import re
+
+import pytest
+from kepler_capacity import model_findings, model_keys
+from known_models import FALCON_7B, LLAMA_7B, LLAMA_8B, MIXTRAL, QWEN2_0_5B, QWEN2_7B
+
+WHERE = "vllm_service_instances[0]"
+
+
+def judge(config, device="kepler", faults=(), tensors=(), **keys):
+    instance = {"name": "demo", "model": "/m", "dies": [0, 1, 2, 3], "tensor_parallel_size": 4, "dtype": "float32",
+                **keys}
+    models = {"/m": {"config": config, "tensors": list(tensors), "faults": list(faults)}}
+    found = model_findings(models, [instance], device)
+    assert all(all(item.values()) for item in found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("config", "keys"),
+    [(LLAMA_7B, {}), (QWEN2_0_5B, {"tensor_parallel_size": 2}), (LLAMA_7B, {"max_model_len": 4096}),
+     (LLAMA_8B, {"max_model_len": 2048, "extra_args": {"max-num-seqs": 16}})],
+)
+def test_what_fits_has_no_findings(config, keys):
+    assert judge(config, **keys) == []
+
+
+def test_a_model_that_was_not_read_is_not_judged():
+    assert model_findings({}, [{"model": "Qwen/Qwen3-1.7B"}]) == []
+
+
+def test_models_of_the_hub_are_told_apart_by_their_revision():
+    hub = {"model": "owner/name"}
+    instances = [{"model": "/m"}, hub, {**hub, "revision": "a" * 40}, {"model": "/m"}]
+    assert model_keys(instances) == ["/m", "owner/name@main", "owner/name@" + "a" * 40]
+    quantized = {"config": {**LLAMA_7B, "quantization_config": {"quant_method": "awq"}}, "tensors": [], "faults": []}
+    (found,) = model_findings({"owner/name@" + "a" * 40: quantized}, instances)
+    assert found["variable"] == "vllm_service_instances[2].model"
+
+
+def test_the_second_instance_is_named():
+    models = {"/m": {"config": None, "tensors": [], "faults": [{"file": "/m/a", "found": "b", "expected": "c"}]}}
+    (found,) = model_findings(models, [{"model": "x/y"}, {"model": "/m"}])
+    assert found["variable"] == "vllm_service_instances[1].model"
+    assert found["found"] == "b in /m/a"
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "named", "sizes"),
+    [(QWEN2_0_5B, 4, "14 attention heads", "one of 1, 2"), (LLAMA_7B, 3, "32 attention heads", "one of 1, 2, 4"),
+     (FALCON_7B, 2, "71 attention heads", "one of 1"), (QWEN2_7B, 3, "4 heads of keys and values", "one of 1, 2, 4")],
+)
+def test_heads_that_do_not_divide(config, size, named, sizes):
+    (found,) = judge(config, tensor_parallel_size=size)
+    assert found["variable"] == f"{WHERE}.tensor_parallel_size"
+    assert named in found["found"]
+    assert found["expected"] == sizes
+
+
+def test_too_long_a_context_names_the_longest_that_fits():
+    """In float32 four dies hold 8 billion parameters and some cache."""
+    (found,) = judge(LLAMA_8B)
+    assert found["variable"] == f"{WHERE}.max_model_len"
+    assert "131072 tokens, the model's own length" in found["found"]
+    assert "10.06 GiB" in found["expected"]
+    longest = int(re.search(r"Set max_model_len to (\d+) at most", found["next_step"])[1])
+    assert judge(LLAMA_8B, max_model_len=longest) == []
+    (found,) = judge(LLAMA_8B, max_model_len=longest + 1)
+    assert f"holds {longest} tokens" in found["expected"]
+
+
+def test_weights_that_do_not_fit_name_how_many_dies_would_do():
+    (found,) = judge(LLAMA_7B, dies=[0, 1], tensor_parallel_size=2)
+    assert found["variable"] == f"{WHERE}.model"
+    assert "weights 12.5" in found["found"]
+    assert "Spread it over 4 dies" in found["next_step"]
+    (found,) = judge(MIXTRAL)
+    assert "Spread it over 32 dies" in found["next_step"]
+
+
+def test_less_memory_holds_less():
+    (found,) = judge(LLAMA_7B, gpu_memory_utilization=0.5)
+    assert "50%" in found["expected"]
+    assert judge(LLAMA_7B, gpu_memory_utilization=0.9) == []
+
+
+def test_fewer_sequences_are_offered_where_they_help():
+    (found,) = judge(LLAMA_8B)
+    assert "lower max-num-seqs" in found["next_step"]
+    (found,) = judge(LLAMA_8B, max_model_len=131072, extra_args={"max-num-seqs": 1})
+    assert "max-num-seqs" not in found["next_step"]
+
+
+def test_memory_is_judged_on_k80_dies_alone():
+    assert judge(MIXTRAL, device="cpu") == []
+    (found,) = judge(QWEN2_0_5B, device="verify")
+    assert found["variable"] == f"{WHERE}.tensor_parallel_size"
+
+
+def test_more_positions_than_the_model_has():
+    (found,) = judge(LLAMA_7B, max_model_len=4097)
+    assert found["variable"] == f"{WHERE}.max_model_len"
+    assert "4096" in found["expected"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"quantization_config": {"quant_method": "fp8"}}, "fp8"), ({"model_type": "mamba"}, "Triton"),
+     ({"is_encoder_decoder": True}, "encoder-decoder"), ({"head_dim": 100}, "heads of size 100"),
+     ({"head_dim": 1024}, "heads of size 1024")],
+)
+def test_what_the_port_does_not_serve(change, named):
+    (found,) = judge({**LLAMA_7B, **change})
+    assert found["variable"] == f"{WHERE}.model"
+    assert found["severity"] == "error"
+    assert named in found["found"]
+
+
+def test_experts_of_odd_sizes():
+    (found,) = judge({**MIXTRAL, "intermediate_size": 14344}, device="cpu")
+    assert "multiples of 4" in found["expected"]
+
+
+def test_an_unknown_model_is_a_warning():
+    (found,) = judge({**LLAMA_7B, "model_type": "novelty"})
+    assert found["severity"] == "warning"
+    assert "novelty" in found["found"]
+    recorded = [{"name": "x.weight", "dtype": "F16", "shape": [1 << 20, 1 << 14], "count": 1}]
+    (found,) = judge({**LLAMA_7B, "model_type": "novelty"}, tensors=recorded)
+    assert found["severity"] == "error"
+
+
+def test_a_wrong_config_is_an_error():
+    (found,) = judge({**LLAMA_7B, "hidden_size": "4096"})
+    assert found["severity"] == "error"
+    assert "hidden_size '4096'" in found["found"]
+
+
+def test_damaged_files_come_with_the_other_findings():
+    fault = {"file": "/m/model.safetensors", "found": "10 bytes", "expected": "20 bytes"}
+    assert [item["variable"] for item in judge(QWEN2_0_5B, faults=[fault])] == [
+        f"{WHERE}.model", f"{WHERE}.tensor_parallel_size"
+    ]

@@ -1,0 +1,230 @@
+"""What is read of a model's directory that is whole, damaged or half copied."""
+
+import json
+import struct
+
+import pytest
+from checkpoints import entries, packed, write, write_index
+from host.model_files import cached_model, model_of
+
+LAYER = {"model.layers.0.mlp.up_proj.weight": (3, 2), "model.layers.1.mlp.up_proj.weight": (3, 2), "norm.weight": (2,)}
+
+
+def read(path):
+    return model_of(str(path))
+
+
+@pytest.fixture
+def directory(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    return tmp_path
+
+
+def faults(directory):
+    facts = read(directory)
+    assert facts["tensors"] == []
+    assert all(all(fault.values()) for fault in facts["faults"])
+    return [(fault["file"].rpartition("/")[2], fault["found"]) for fault in facts["faults"]]
+
+
+def test_equal_tensors_of_layers_are_counted_together(directory):
+    write(directory, LAYER)
+    assert read(directory) == {
+        "config": {"model_type": "llama"},
+        "faults": [],
+        "tensors": [
+            {"name": "model.layers.*.mlp.up_proj.weight", "dtype": "F16", "shape": [3, 2], "count": 2},
+            {"name": "norm.weight", "dtype": "F16", "shape": [2], "count": 1},
+        ],
+    }
+
+
+def test_numbers_that_belong_to_a_name_stay(directory):
+    write(directory, {"h.0.experts.17.w1.weight": (1,), "0.a": (1,), "a.0": (1,), "up2.weight": (1,)})
+    assert [tensor["name"] for tensor in read(directory)["tensors"]] == [
+        "*.a", "a.0", "h.*.experts.*.w1.weight", "up2.weight"
+    ]
+
+
+def test_parts_are_read_by_their_index(directory):
+    write_index(directory, {"a.safetensors": {"x.weight": (2, 2)}, "b.safetensors": {"y.weight": (2,)}})
+    write(directory, {"stray": (9,)}, "other.safetensors")
+    assert [tensor["name"] for tensor in read(directory)["tensors"]] == ["x.weight", "y.weight"]
+
+
+def test_nothing_is_read_of_what_is_not_there(tmp_path):
+    assert read(tmp_path / "absent") is None
+
+
+def test_a_config_alone(directory):
+    assert read(directory / "config.json") == {"config": {"model_type": "llama"}, "tensors": [], "faults": []}
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.pt"])
+def test_pickled_weights_are_there_but_not_read(directory, name):
+    (directory / name).write_bytes(b"PK")
+    assert read(directory)["faults"] == []
+    (directory / name).write_bytes(b"")
+    assert faults(directory) == [(name, "an empty file")]
+
+
+def test_a_part_of_pickled_weights_that_is_missing(directory):
+    index = {"weight_map": {"x": "a.bin", "y": "b.bin"}}
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (directory / "a.bin").write_bytes(b"PK")
+    assert faults(directory) == [("b.bin", "no such file")]
+
+
+def test_safetensors_go_before_pickled_weights(directory):
+    (directory / "pytorch_model.bin").write_bytes(b"")
+    (directory / "pytorch_model.bin.index.json").write_text("{}")
+    write(directory, LAYER)
+    assert len(read(directory)["tensors"]) == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '"x"', "\xff", "[" * 100000])
+def test_a_config_that_is_no_mapping(directory, content):
+    (directory / "config.json").write_text(content, encoding="latin-1")
+    write(directory, LAYER)
+    ((name, found),) = faults(directory)
+    assert name == "config.json"
+    assert "JSON" in found
+    assert read(directory)["config"] is None
+
+
+def test_a_directory_without_a_config(tmp_path):
+    write(tmp_path, LAYER)
+    assert faults(tmp_path) == [("config.json", "No such file or directory")]
+
+
+@pytest.mark.parametrize(("name", "found"), [(None, "no weights"), ("model-q4.gguf", "only GGUF weights")])
+def test_a_directory_without_weights(directory, name, found):
+    if name:
+        (directory / name).write_bytes(b"GGUF")
+    assert faults(directory) == [(directory.name, found)]
+
+
+def test_a_part_that_is_missing(directory):
+    write_index(directory, {"a.safetensors": {"x": (2,)}, "b.safetensors": {"y": (2,)}, "c.safetensors": {"z": (2,)}})
+    (directory / "b.safetensors").unlink()
+    (directory / "c.safetensors").unlink()
+    assert faults(directory) == [("b.safetensors", "no such file"), ("c.safetensors", "no such file")]
+
+
+def test_a_link_to_a_blob_that_is_gone(directory):
+    """So a cache of the hub looks after a download that was broken off."""
+    write_index(directory, {"a.safetensors": {"x": (2,)}})
+    (directory / "a.safetensors").unlink()
+    (directory / "a.safetensors").symlink_to(directory / "blobs" / "gone")
+    assert faults(directory) == [("a.safetensors", "no such file")]
+
+
+def test_a_part_without_a_tensor_of_the_index(directory):
+    write_index(directory, {"a.safetensors": {"x": (2,), "y": (2,)}})
+    write(directory, {"x": (2,)}, "a.safetensors")
+    assert faults(directory) == [("a.safetensors", "no tensor y")]
+
+
+@pytest.mark.parametrize("lost", [1, 5, 11])
+def test_a_truncated_file(directory, lost):
+    path = write(directory, LAYER)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-lost])
+    assert faults(directory) == [("model.safetensors", "%d bytes" % (len(whole) - lost))]
+    assert str(len(whole)) in read(directory)["faults"][0]["expected"]
+
+
+def test_every_length_of_a_file_but_the_whole_is_a_fault(directory):
+    path = write(directory, LAYER)
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert len(faults(directory)) == 1
+    path.write_bytes(whole + b"\0")
+    assert len(faults(directory)) == 1
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None, [], {}, {"dtype": "F16", "shape": [2]}, {"dtype": "F17", "shape": [2], "data_offsets": [0, 4]},
+        {"dtype": "F16", "shape": [-2], "data_offsets": [0, 4]}, {"dtype": "F16", "shape": 2, "data_offsets": [0, 4]},
+        {"dtype": "F16", "shape": [2], "data_offsets": [0]}, {"dtype": ["F16"], "shape": [2], "data_offsets": [0, 4]},
+        {"dtype": "F16", "shape": [3], "data_offsets": [0, 4]}, {"dtype": "F16", "shape": [2], "data_offsets": [4, 0]},
+    ],
+)
+def test_a_header_that_contradicts_itself(directory, entry):
+    (directory / "model.safetensors").write_bytes(packed({"x": entry}, 4))
+    ((name, found),) = faults(directory)
+    assert name == "model.safetensors"
+    assert "x" in found
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 7, b"\0" * 64, struct.pack("<Q", 1 << 62) + b"{}", struct.pack("<Q", 4) + b"{{{{",
+                struct.pack("<Q", 2) + b"[]", b"version https://git-lfs.github.com/spec/v1\n"],
+)
+def test_a_file_that_is_no_safetensors(directory, content):
+    (directory / "model.safetensors").write_bytes(content)
+    ((name, _),) = faults(directory)
+    assert name == "model.safetensors"
+
+
+@pytest.mark.parametrize("weight_map", [None, {}, [], {"x": 1}, {"x": "../a"}, {"x": "/etc/passwd"}, {"x": ""}])
+def test_an_index_that_names_no_files(directory, weight_map):
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    ((name, _),) = faults(directory)
+    assert name == "model.safetensors.index.json"
+
+
+def test_four_bit_elements_share_a_byte(directory):
+    header = {"x": {"dtype": "F4", "shape": [3], "data_offsets": [0, 2]}}
+    (directory / "model.safetensors").write_bytes(packed(header, 2))
+    assert read(directory)["faults"] == []
+
+
+def test_the_weights_themselves_are_not_read(directory):
+    """A sparse file of a terabyte takes no time."""
+    size = 1 << 40
+    header, _ = entries({})
+    header["x"] = {"dtype": "I8", "shape": [size], "data_offsets": [0, size]}
+    with (directory / "model.safetensors").open("wb") as stream:
+        stream.write(packed(header, 0))
+        stream.truncate(stream.tell() + size)
+    assert read(directory)["tensors"][0]["shape"] == [size]
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A cache that holds owner/name, of which one part was not fetched yet."""
+    directory = tmp_path / "models--owner--name"
+    snapshot = directory / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (directory / "refs").mkdir()
+    (directory / "refs" / "main").write_text(COMMIT)
+    (snapshot / "config.json").write_text('{"model_type": "llama"}')
+    write_index(snapshot, {"a.safetensors": {"x": (2,)}, "b.safetensors": {"y": (2,)}})
+    return tmp_path
+
+
+@pytest.mark.parametrize("revision", ["main", COMMIT])
+def test_a_model_of_the_hub_is_read_from_its_cache(hub, revision):
+    facts = cached_model(str(hub), "owner/name@" + revision)
+    assert facts["config"] == {"model_type": "llama"}
+    assert [tensor["name"] for tensor in facts["tensors"]] == ["x", "y"]
+
+
+def test_what_is_still_to_be_fetched_is_no_fault(hub):
+    (hub / "models--owner--name" / "snapshots" / COMMIT / "b.safetensors").unlink()
+    facts = cached_model(str(hub), "owner/name@main")
+    assert (facts["tensors"], facts["faults"]) == ([], [])
+    assert facts["config"] == {"model_type": "llama"}
+
+
+@pytest.mark.parametrize("model", ["owner/name@other", "owner/name", "owner/other@main", "../..@main", "x@../../main"])
+def test_what_the_cache_does_not_have(hub, model):
+    assert cached_model(str(hub), model) is None
+    assert cached_model(None, model) is None
