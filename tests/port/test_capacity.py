@@ -45,14 +45,8 @@ PEAKS = {
                       "intermediate_size": 1376}, 2),
     "attention": ({**PLAIN, "model_type": "llama", "architectures": ["LlamaForCausalLM"],
                    "intermediate_size": 256}, 0),
-    "norms of queries": ({**PLAIN, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 64,
-                          "num_key_value_heads": 8, "intermediate_size": 256}, 0),
     "gpt2": ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 512, "n_layer": 3, "n_head": 8,
               "n_positions": CONTEXT, "vocab_size": 320, "torch_dtype": "float32"}, 1),
-    "gpt-neox": ({**PLAIN, "model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"],
-                  "intermediate_size": 2048, "rotary_pct": 0.25}, 0),
-    "bloom": ({"model_type": "bloom", "architectures": ["BloomForCausalLM"], "hidden_size": 512, "n_layer": 3,
-               "n_head": 8, "vocab_size": 320, "torch_dtype": "float32"}, 0),
 }
 
 
@@ -90,7 +84,7 @@ def test_the_engine_knows_the_architectures(name):
     assert set(model_families.FAMILIES[name].architectures) <= set(ModelRegistry.get_supported_archs())
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "bloom", "starcoder2", "qwen3-moe"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3-moe"])
 def test_weights_are_those_that_the_engine_keeps(engine, tiny, family):
     """One die: parameters and the table of the rotary embedding, byte for byte."""
     made = tiny(family)
