@@ -12,4 +12,4 @@ step mypy-controller mypy --no-error-summary plugins/lookup plugins/filter plugi
     molecule/shared/standin files/lock
 # What runs on managed hosts stays on EL8's Python 3.6.
 step vermin vermin --quiet --no-tips --violations --target=3.6- plugins/modules plugins/module_utils \
-    roles/store/files vllm_src/csrc/build.py
+    roles/store/files roles/monitoring/files vllm_src/csrc/build.py

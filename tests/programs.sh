@@ -1,18 +1,41 @@
 #!/bin/bash
-# What unit tests drive beside Python: dkms with the headers of two kernels. Installed as root where apt-get is; a test
-# that misses its program is skipped and says so.
+# What unit tests drive beside Python, as Debian has it: dkms with the headers of two kernels, installed as root; nginx
+# and promtool, unpacked into the cache, since nobody here is to run them as services. A test that misses its program is
+# skipped and says so.
 set -euo pipefail
 
 headers() { ls -d /lib/modules/*/build/Makefile 2>/dev/null | wc -l; }
+missing() { ! command -v "$1" >/dev/null && [ ! -x "$KEPLER_CACHE/programs/usr/sbin/$1" ] \
+    && [ ! -x "$KEPLER_CACHE/programs/usr/bin/$1" ]; }
 
-if command -v dkms >/dev/null && [ "$(headers)" -ge 2 ]; then
+unpacked=""
+missing nginx && unpacked+=" nginx"
+missing promtool && unpacked+=" prometheus"
+installed=""
+if ! command -v dkms >/dev/null || [ "$(headers)" -lt 2 ]; then
+    installed="dkms linux-headers-amd64 linux-headers-cloud-amd64"
+fi
+if [ -z "$unpacked$installed" ]; then
     exit 0
 fi
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-    echo "programs.sh: dkms and the headers of two kernels are missing, and this is not root with apt-get: tests are skipped"
+    echo "programs.sh: missing:$unpacked $installed; this is not root with apt-get: their tests are skipped"
     exit 0
 fi
-echo "Installing dkms and the headers of two kernels"
+echo "Getting$unpacked $installed"
 export DEBIAN_FRONTEND=noninteractive
 apt-get --quiet=2 update
-apt-get --quiet=2 install --yes --no-install-recommends dkms linux-headers-amd64 linux-headers-cloud-amd64 >/dev/null
+if [ -n "$installed" ]; then
+    # shellcheck disable=SC2086
+    apt-get --quiet=2 install --yes --no-install-recommends $installed >/dev/null
+fi
+if [ -n "$unpacked" ]; then
+    mkdir -p "$KEPLER_CACHE/programs"
+    work="$(mktemp -d)"
+    chmod 755 "$work"
+    # shellcheck disable=SC2086
+    (cd "$work" && apt-get --quiet=2 download $unpacked 2>/dev/null && for package in *.deb; do
+        dpkg -x "$package" "$KEPLER_CACHE/programs"
+    done)
+    rm -rf "$work"
+fi

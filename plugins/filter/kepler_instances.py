@@ -43,8 +43,9 @@ REQUIRED = object()
 KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "name": (
         REQUIRED,
-        lambda value: isinstance(value, str) and bool(re.fullmatch("[a-z0-9][a-z0-9-]*", value)),
-        "lower-case letters, digits and hyphens",
+        # vLLM's sockets lie in a directory of this name, and the path of a socket is short.
+        lambda value: isinstance(value, str) and bool(re.fullmatch("[a-z0-9][a-z0-9-]{0,41}", value)),
+        "lower-case letters, digits and hyphens, 42 at most",
     ),
     "model": (
         REQUIRED,

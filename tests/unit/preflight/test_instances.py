@@ -76,6 +76,7 @@ def test_no_instance_is_no_fault():
         ("name", ""),
         ("name", "a/../b"),
         ("name", "demo\n"),
+        ("name", "a" * 43),
         ("name", 7),
         ("model", None),
         ("model", ""),

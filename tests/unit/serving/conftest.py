@@ -1,5 +1,9 @@
+import sys
+
 import pytest
-from supervised import Supervised
+from supervised import ROOT, Supervised
+
+sys.path.insert(0, str(ROOT / "vllm_src"))
 
 
 @pytest.fixture

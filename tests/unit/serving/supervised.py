@@ -6,10 +6,12 @@ The tests of the real server (tests/port) use the first half.
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -58,8 +60,8 @@ class Unit:
     def __init__(self, directory, **options):
         self.directory = directory
         self.port = free_port()
-        self.runtime = directory / "run"
-        self.runtime.mkdir()
+        # Short, as /run/vllm/NAME is: sockets lie in it.
+        self.runtime = Path(tempfile.mkdtemp(prefix="run-", dir="/tmp"))
         options = {"host": "127.0.0.1", "port": self.port, **options}
         (directory / "main.yaml").write_text("".join(f"{name}: {value}\n" for name, value in options.items()))
         self.sent = []
@@ -104,6 +106,7 @@ class Unit:
         if self.process and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        shutil.rmtree(self.runtime)
 
 
 class Supervised(Unit):

@@ -93,10 +93,13 @@ class Door:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        # Of a name that comes twice the first counts, as it does for vLLM.
+        found = reversed(scope["headers"])
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in found}
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         try:
-            self.admit(scope["path"], scope["method"], headers)
-            if scope["path"] in OPEN:
+            self.admit(path, scope["method"], headers)
+            if path in OPEN:
                 await self.app(scope, receive, send)
                 return
         except Turned as turned:

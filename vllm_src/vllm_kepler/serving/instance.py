@@ -10,6 +10,9 @@ import yaml
 
 # Where a server that listens everywhere is reached.
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+# Characters of the runtime directory. A socket's path has 107 at most, and vLLM adds "/tmp/", a UUID and
+# "_health_socket"; where they do not fit, it never becomes ready.
+LONGEST = 107 - 5 - 36 - 14
 
 
 class Refused(Exception):
@@ -77,11 +80,15 @@ def read_instance(name: str, options: Path, generation: str, environment: Mappin
     try:
         said = yaml.safe_load(options.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise Refused(f"{options}: cannot be read: {error}. Run the play that writes it again.") from None
+        raise Refused(f"{options}: cannot be read: {' '.join(str(error).split())}. Run the play again.") from None
     if not isinstance(said, dict) or not isinstance(said.get("model"), str) or not isinstance(said.get("port"), int):
         raise Refused(f"{options}: expected options of vLLM with at least model and port. Run the play again.")
     if not environment.get("RUNTIME_DIRECTORY"):
         raise Refused("RUNTIME_DIRECTORY: found nothing; expected a directory in memory. Use vllm@NAME.service.")
+    directory = Path(environment["RUNTIME_DIRECTORY"])
+    if len(str(directory)) > LONGEST:
+        raise Refused(f"RUNTIME_DIRECTORY: found {len(str(directory))} characters; expected at most {LONGEST}, for the "
+                      "sockets in it. Give the instance a shorter name.")
     dies = environment.get("CUDA_VISIBLE_DEVICES", "all").replace(",", ", ")
     return Instance(
         name=name,
@@ -91,7 +98,7 @@ def read_instance(name: str, options: Path, generation: str, environment: Mappin
         port=said["port"],
         generation=generation,
         dies="cpu" if environment.get("VLLM_KEPLER_DEVICE") == "cpu" else dies,
-        directory=Path(environment["RUNTIME_DIRECTORY"]),
+        directory=directory,
         key=environment.get("VLLM_API_KEY") or None,
         start=number(environment, "VLLM_KEPLER_START", 1800),
         stall=number(environment, "VLLM_KEPLER_STALL", 600),

@@ -16,9 +16,10 @@ PHASES = (
     (re.compile(r"# \w+ blocks: (\d+)"), "preparing a KV cache of {} blocks"),
     (re.compile(r"Starting vLLM API server|Application startup complete"), "warm-up: waiting for the first token"),
 )
-# As Python, argparse and pydantic write it, and as this project does.
+# As Python (a worker, too), argparse and pydantic write it, and as this project does.
 ERROR = re.compile(
-    r"(?:^|\] |^\S+: )((?:[\w.]*(?:Error|Exception|Exit)|error): .+)|(Value error, .+)|^(\S+: found .+; expected .+)"
+    r"(?:^(?:\(\w+ pid=\d+\) )?|\] |^\S+(?: \w+)?: )((?:[\w.]*(?:Error|Exception|Exit)|error): .+)"
+    r"|(Value error, .+)|^(\S+: found .+; expected .+)"
 )
 # These say that there is an error, and not which.
 EMPTY = re.compile(r"[Ss]ee (?:the )?stack ?trace|Inspect the stacktrace|validation errors? for|CancelledError")

@@ -1,0 +1,272 @@
+"""Filters of the role load_balancer: which servers stand for which model, and what is wrong with what was asked for."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+from kepler_controller.findings import finding, is_integer, shown
+
+# What an instance is when neither it nor its host says otherwise; the defaults of the role vllm_service.
+HOST, PORT = "127.0.0.1", 8000
+# Paths of the balancer itself.
+RESERVED = ("health", "v1")
+POOL = re.compile("[a-z0-9][a-z0-9._-]*")
+SERVER = re.compile("[A-Za-z0-9._-]+/[a-z0-9-]+")
+# nginx takes such a key as it stands; 16 characters are what nobody guesses.
+KEY = re.compile("[A-Za-z0-9._~+/=-]{16,}")
+CLIENT = re.compile("[A-Za-z0-9][A-Za-z0-9._@-]*")
+
+
+def error(name: str, found: str, expected: str, next_step: str) -> dict[str, str]:
+    """A finding about the variable load_balancer_NAME."""
+    return finding("error", f"load_balancer_{name}", found, expected, next_step)
+
+
+def is_loopback(host: Any) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_any(host: Any) -> bool:
+    return host in ("0.0.0.0", "::", "*")
+
+
+def model_name(instance: Mapping) -> str:
+    """The name by which clients ask for an instance's model; the first where it has several."""
+    names = instance.get("served_model_name") or instance.get("model", "")
+    return str(names[0] if isinstance(names, list) else names)
+
+
+def pool_name(model: str) -> str:
+    """Path of the pool that serves `model`: a directory counts by its last part."""
+    last = model.rstrip("/").rsplit("/", 1)[-1] if model.startswith("/") else model
+    return re.sub("[^a-z0-9._-]+", "-", last.lower()).strip("-.")
+
+
+def balancer_pools(hosts: Mapping[str, Mapping], members: list[str], balancer: str) -> dict[str, list[dict]]:
+    """The instances of the hosts `members` by the model that they serve, as `balancer` reaches them."""
+    pools: dict[str, list[dict]] = {}
+    for host in members:
+        values = hosts[host]
+        defaults = values.get("vllm_service_instance_defaults") or {}
+        for item in values.get("vllm_service_instances") or []:
+            if not isinstance(item, Mapping) or not {"name", "model"} <= {**defaults, **item}.keys():
+                raise AnsibleFilterError(
+                    f"vllm_service_instances of {host}: found {shown(item)}; expected a mapping with name and model. "
+                    "playbooks/preflight.yml says more."
+                )
+            instance = {"host": HOST, "port": PORT, **defaults, **item}
+            if is_any(instance["host"]):
+                address = values.get("load_balancer_address") or values.get("ansible_host") or host
+                address = "127.0.0.1" if host == balancer else address
+            else:
+                address = instance["host"]
+            pools.setdefault(pool_name(model_name(instance)), []).append({
+                "name": f"{host}/{instance['name']}",
+                "address": str(address),
+                "port": instance["port"],
+                "key_file": instance.get("api_key_file") or "",
+            })
+    return pools
+
+
+def servers_of(pools: Any) -> Iterator[dict]:
+    for servers in pools.values():
+        yield from servers
+
+
+def balancer_upstream_key_file(pools: Any) -> str:
+    """The key file of the servers, where all that have one name the same."""
+    files = {server.get("key_file") or "" for server in servers_of(pools)} - {""}
+    return files.pop() if len(files) == 1 else ""
+
+
+def server_findings(server: Any, where: str, balancer: str) -> list[dict[str, str]]:
+    """Findings about one server of a pool."""
+    if not isinstance(server, dict) or not {"name", "address", "port"} <= set(server):
+        return [error(where, shown(server), "a mapping with name, address and port", "Correct the server.")]
+    found = []
+    if not SERVER.fullmatch(str(server["name"])):
+        found.append(error(f"{where}.name", shown(server["name"]), "HOST/INSTANCE", "Rename the server."))
+    if not re.fullmatch("[A-Za-z0-9.:_-]+", str(server["address"])):
+        found.append(error(f"{where}.address", shown(server["address"]), "an address or a name", "Correct it."))
+    elif is_loopback(server["address"]) and str(server["name"]).split("/", 1)[0] != balancer:
+        found.append(error(
+            f"{where}.address", f"{shown(server['address'])} of {server['name']}",
+            f"an address that {balancer} reaches", "Give that instance host: 0.0.0.0 and an api_key_file.",
+        ))
+    if not is_integer(server["port"]) or not 1 <= server["port"] <= 65535:
+        found.append(error(f"{where}.port", shown(server["port"]), "an integer of 1 to 65535", "Correct the port."))
+    return found
+
+
+def pool_findings(pools: Any, balancer: str) -> list[dict[str, str]]:
+    """Findings about load_balancer_pools."""
+    if not isinstance(pools, dict) or not all(isinstance(servers, list) for servers in pools.values()):
+        return [error("pools", shown(pools), "a mapping of pool to a list of servers", "Correct the mapping.")]
+    if not any(pools.values()):
+        return [error(
+            "pools", "no server", "at least one",
+            "Add a host with vllm_service_instances to the group k80-hosts, or name servers in load_balancer_pools.",
+        )]
+    found = []
+    for name, servers in pools.items():
+        if not POOL.fullmatch(str(name)) or name in RESERVED:
+            found.append(error(
+                "pools", f"the pool {shown(name)}",
+                f"lower-case letters, digits, dots, hyphens and underscores, none of {', '.join(RESERVED)}",
+                "Give the instance another served_model_name.",
+            ))
+        if not servers:
+            found.append(error(f"pools.{name}", "no server", "at least one", "Name its servers or remove it."))
+        for index, server in enumerate(servers):
+            found += server_findings(server, f"pools.{name}[{index}]", balancer)
+    if not found:
+        for key in ("name", "address and port"):
+            places = [
+                server["name"] if key == "name" else f"{server['address']}:{server['port']}"
+                for server in servers_of(pools)
+            ]
+            found += [
+                error("pools", f"{place} twice", f"servers that differ in {key}", "Correct the instances.")
+                for place in sorted({place for place in places if places.count(place) > 1})
+            ]
+    return found
+
+
+def file_findings(asked: dict[str, Any]) -> list[dict[str, str]]:
+    """Findings about the files that the operator gives."""
+    found = []
+    if not is_loopback(asked["host"]) and not asked["keys_file"]:
+        found.append(error(
+            "keys_file", f"nothing, and load_balancer_host {asked['host']}", "the clients' keys beyond loopback",
+            "Write a file with a line NAME KEY for each client (openssl rand -hex 24), mode 0400, and name it here.",
+        ))
+    for name in ("certificate", "certificate_key"):
+        if asked["tls"] and not asked[name]:
+            found.append(error(
+                name, "nothing", "a file on the balancer, since it speaks TLS",
+                "Name the file, or say load_balancer_tls: false where something else keeps the line safe.",
+            ))
+    for name in ("certificate", "certificate_key", "keys_file", "upstream_key_file"):
+        if asked[name] and not re.fullmatch("/[A-Za-z0-9._/+@-]+", asked[name]):
+            found.append(error(
+                name, shown(asked[name]), "an absolute path of letters, digits and ._+@-", "Correct the path."
+            ))
+    return found
+
+
+def balancer_findings(asked: dict[str, Any], balancer: str) -> list[dict[str, str]]:
+    """Findings about the role's variables, without a host; `asked` has them without their prefix."""
+    found = pool_findings(asked["pools"], balancer)
+    host = asked["host"]
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if host != "localhost":
+            found.append(error("host", shown(host), "an address of the balancer, such as 0.0.0.0", "Correct it."))
+    if not is_integer(asked["port"]) or not 1 <= asked["port"] <= 65535:
+        found.append(error("port", shown(asked["port"]), "an integer of 1 to 65535", "Correct the port."))
+    found += file_findings(asked)
+    if found:
+        return found
+    files = sorted({server.get("key_file") or "" for server in servers_of(asked["pools"])} - {""})
+    if files and not asked["upstream_key_file"]:
+        found.append(error(
+            "upstream_key_file", f"nothing, and servers with {' and '.join(files)}",
+            "one key that all servers take",
+            "Give all instances the same key, and name the file that holds it on the balancer.",
+        ))
+    if asked["default_pool"] and asked["default_pool"] not in asked["pools"]:
+        found.append(error(
+            "default_pool", shown(asked["default_pool"]), f"one of {', '.join(asked['pools'])}", "Correct the name."
+        ))
+    known = [server["name"] for server in servers_of(asked["pools"])]
+    for name in asked["drained"]:
+        if name not in known:
+            found.append(error("drained", shown(name), f"one of {', '.join(known)}", "Correct the name."))
+    return found
+
+
+def lines_of(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Number and words of each line that says something."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield number, line.split()
+
+
+def balancer_keys(text: str) -> list[dict[str, str]]:
+    """Clients of a key file."""
+    return [{"name": words[0], "key": words[1]} for _, words in lines_of(text)]
+
+
+def balancer_upstream_key(text: str) -> str:
+    """Key in an environment file of the servers; empty where there is none."""
+    keys = re.findall("^VLLM_API_KEY=(.*)$", text, re.MULTILINE)
+    return keys[-1].strip().strip("\"'") if keys else ""
+
+
+def balancer_key_findings(path: str, text: str) -> list[dict[str, str]]:
+    """Findings about the clients' keys: lines by number, never what stands in them."""
+    found: list[dict[str, str]] = []
+    clients: dict[str, int] = {}
+    keys: dict[str, int] = {}
+    for number, words in lines_of(text):
+        where = f"line {number} of {path}"
+        if len(words) != 2:
+            found.append(error(
+                "keys_file", f"{where} with {len(words)} words", "NAME KEY", "Put one client on each line."
+            ))
+            continue
+        name, key = words
+        if not CLIENT.fullmatch(name):
+            found.append(error(
+                "keys_file", f"{where} with another name", "letters, digits and ._@-", "Rename the client."
+            ))
+        if not KEY.fullmatch(key):
+            found.append(error(
+                "keys_file", f"{where} with another key", "16 or more letters, digits and ._~+/=-",
+                "Make one with `openssl rand -hex 24`.",
+            ))
+        for taken, value, what in ((clients, name, "name"), (keys, key, "key")):
+            if value in taken:
+                found.append(error(
+                    "keys_file", f"{where} with the {what} of line {taken[value]}", "each once", "Change one of them."
+                ))
+            taken.setdefault(value, number)
+    if not clients and not found:
+        found.append(error("keys_file", f"{path} without a line", "at least one client", "Add a line NAME KEY."))
+    return found
+
+
+def balancer_upstream_key_findings(path: str, text: str) -> list[dict[str, str]]:
+    """Findings about the servers' key, which is not shown."""
+    if KEY.fullmatch(balancer_upstream_key(text)):
+        return []
+    return [error(
+        "upstream_key_file", f"{path} without such a line",
+        "VLLM_API_KEY= and 16 or more letters, digits and ._~+/=-", "Copy the file that the servers have.",
+    )]
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable]:
+        return {
+            "balancer_findings": balancer_findings,
+            "balancer_key_findings": balancer_key_findings,
+            "balancer_keys": balancer_keys,
+            "balancer_pools": balancer_pools,
+            "balancer_upstream_key": balancer_upstream_key,
+            "balancer_upstream_key_file": balancer_upstream_key_file,
+            "balancer_upstream_key_findings": balancer_upstream_key_findings,
+        }

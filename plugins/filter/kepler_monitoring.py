@@ -1,0 +1,85 @@
+"""Filters of the role monitoring: what Prometheus is to ask, and what is wrong with what was asked for."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+from kepler_balancer import balancer_pools, is_loopback
+from kepler_controller.findings import finding, is_integer, shown
+
+
+def error(name: str, found: str, expected: str, next_step: str) -> dict[str, str]:
+    """A finding about the variable monitoring_NAME."""
+    return finding("error", f"monitoring_{name}", found, expected, next_step)
+
+
+def joined(address: str, port: Any) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def server_targets(hosts: Mapping[str, Mapping], members: list[str], prometheus: str, balancer: str) -> list[dict]:
+    """The servers of the hosts `members`, as `prometheus` reaches them: each by itself, or through `balancer`."""
+    found = []
+    for pool, servers in balancer_pools(hosts, members, prometheus).items():
+        for server in servers:
+            labels = {"instance": server["name"], "host": server["name"].split("/", 1)[0], "pool": pool}
+            target = joined(server["address"], server["port"])
+            if balancer:
+                target, labels["__metrics_path__"] = balancer, f"/metrics/{server['name']}"
+            found.append({"targets": [target], "labels": labels})
+    return found
+
+
+def host_targets(hosts: Mapping[str, Mapping], members: list[str], prometheus: str, port: int) -> list[dict]:
+    """What listens on `port` of each host of `members`."""
+    found = []
+    for host in members:
+        values = hosts[host]
+        address = values.get("load_balancer_address") or values.get("ansible_host") or host
+        address = "127.0.0.1" if host == prometheus else str(address)
+        found.append({"targets": [joined(address, port)], "labels": {"instance": host, "host": host}})
+    return found
+
+
+def monitoring_findings(asked: dict[str, Any], prometheus: str) -> list[dict[str, str]]:
+    """Findings about what Prometheus is to ask; `asked` has the role's variables without their prefix."""
+    found = []
+    for item in asked["servers"]:
+        target, labels = item["targets"][0], item["labels"]
+        address = target.rsplit(":", 1)[0].strip("[]")
+        if not asked["balancer"] and is_loopback(address) and labels["host"] != prometheus:
+            found.append(error(
+                "balancer", f"nothing, and {labels['instance']} on {target}",
+                f"a way from {prometheus} to that server",
+                "Name the balancer as ADDRESS:PORT, or let the instance listen beyond loopback.",
+            ))
+    if not asked["servers"]:
+        found.append(finding(
+            "error", "k80-hosts", "no instance", "at least one host with vllm_service_instances", "Add one.",
+        ))
+    if asked["balancer"] and not re.fullmatch(r"(\[[0-9a-f:]+\]|[A-Za-z0-9._-]+):[0-9]+", asked["balancer"]):
+        found.append(error("balancer", shown(asked["balancer"]), "ADDRESS:PORT", "Correct it."))
+    for name in ("credentials_file", "ca_file"):
+        if asked[name] and not re.fullmatch("/[A-Za-z0-9._/+@-]+", asked[name]):
+            found.append(error(
+                name, shown(asked[name]), "an absolute path of letters, digits and ._+@-", "Correct the path."
+            ))
+    for name in ("gpu_exporter_port", "node_exporter_port"):
+        if not is_integer(asked[name]) or not 1 <= asked[name] <= 65535:
+            found.append(error(name, shown(asked[name]), "an integer of 1 to 65535", "Correct the port."))
+    return found
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable]:
+        return {
+            "host_targets": host_targets,
+            "monitoring_findings": monitoring_findings,
+            "server_targets": server_targets,
+        }

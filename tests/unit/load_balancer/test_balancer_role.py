@@ -1,0 +1,272 @@
+"""What the role makes of an inventory, and what it refuses."""
+
+import stat
+import sys
+from base64 import b64encode
+from pathlib import Path
+
+import balancer_rig as rig
+import pytest
+import yaml
+from ansible.errors import AnsibleFilterError
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "plugins" / "filter"))
+import kepler_balancer as judge  # noqa: E402
+import kepler_instances  # noqa: E402
+
+EXAMPLES = sorted((ROOT / "inventory" / "examples").glob("tp*.yml"))
+needs_nginx = pytest.mark.skipif(bool(rig.LACKING), reason=rig.LACKING)
+
+
+@pytest.fixture
+def asked():
+    """What a good inventory asks for."""
+    return {
+        "host": "0.0.0.0", "port": 8443, "tls": True, "certificate": "/k/cert", "certificate_key": "/k/key",
+        "keys_file": "/k/clients", "upstream_key_file": "/k/servers", "default_pool": "m", "drained": ["box/a"],
+        "pools": {"m": [
+            {"name": "box/a", "address": "127.0.0.1", "port": 8000, "key_file": "/k/servers"},
+            {"name": "other/a", "address": "10.0.0.2", "port": 8000},
+        ]},
+    }  # fmt: skip
+
+
+def test_a_good_inventory_has_no_findings(asked):
+    assert judge.balancer_findings(asked, "box") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "variable", "found"),
+    [
+        ({"keys_file": ""}, "keys_file", "nothing, and load_balancer_host 0.0.0.0"),
+        ({"certificate": ""}, "certificate", "nothing"),
+        ({"certificate_key": ""}, "certificate_key", "nothing"),
+        ({"certificate": "cert.pem"}, "certificate", '"cert.pem"'),
+        ({"keys_file": "/k/a;b"}, "keys_file", '"/k/a;b"'),
+        ({"upstream_key_file": ""}, "upstream_key_file", "nothing, and servers with /k/servers"),
+        ({"host": "balancer"}, "host", '"balancer"'),
+        ({"port": "8443"}, "port", '"8443"'),
+        ({"port": 70000}, "port", "70000"),
+        ({"default_pool": "n"}, "default_pool", '"n"'),
+        ({"drained": ["box/b"]}, "drained", '"box/b"'),
+        ({"pools": {}}, "pools", "no server"),
+        ({"pools": ["m"]}, "pools", '["m"]'),
+        ({"pools": {"m": [{"name": "box/a"}]}}, "pools.m[0]", '{"name": "box/a"}'),
+    ],
+)
+def test_what_is_wrong_is_said(asked, changes, variable, found):
+    (finding,) = judge.balancer_findings({**asked, **changes}, "box")
+    assert (finding["variable"], finding["found"]) == (f"load_balancer_{variable}", found)
+    assert finding["expected"] and finding["next_step"]
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"name": "other"}, '"other"'),
+        ({"address": "127.0.0.1"}, '"127.0.0.1" of other/a'),
+        ({"address": "a b;"}, '"a b;"'),
+        ({"port": 0}, "0"),
+        ({"name": "box/a"}, "box/a twice"),
+        ({"name": "box/b", "address": "127.0.0.1"}, "127.0.0.1:8000 twice"),
+    ],
+)
+def test_a_wrong_server_is_said(asked, change, found):
+    asked["pools"]["m"][1].update(change)
+    assert [item["found"] for item in judge.balancer_findings(asked, "box")] == [found]
+
+
+@pytest.mark.parametrize("name", ["v1", "health", "Qwen", "a b", "-a", ""])
+def test_a_pool_needs_a_path_of_its_own(asked, name):
+    asked["pools"][name] = [{"name": "box/b", "address": "127.0.0.1", "port": 8001}]
+    assert [item["variable"] for item in judge.balancer_findings(asked, "box")] == ["load_balancer_pools"]
+
+
+def test_without_tls_only_where_that_is_said(asked):
+    without = {**asked, "certificate": "", "certificate_key": ""}
+    assert len(judge.balancer_findings(without, "box")) == 2
+    assert judge.balancer_findings({**without, "tls": False}, "box") == []
+
+
+@pytest.mark.parametrize(
+    ("model", "pool"),
+    [
+        ("Qwen/Qwen3-1.7B", "qwen-qwen3-1.7b"), ("/srv/models/Qwen3-8B/", "qwen3-8b"), ("llama", "llama"),
+        ("A b/C", "a-b-c"),
+    ],
+)  # fmt: skip
+def test_the_path_of_a_model(model, pool):
+    assert judge.pool_name(model) == pool
+
+
+def test_servers_of_several_hosts_come_together_by_model():
+    hosts = {
+        "box": {"vllm_service_instances": [
+            {"name": "a", "model": "/m/x", "host": "0.0.0.0", "api_key_file": "/k"},
+            {"name": "b", "model": "/m/y", "served_model_name": "why", "port": 8001},
+        ]},
+        "far": {"load_balancer_address": "10.0.0.2", "ansible_host": "far.example", "vllm_service_instances": [
+            {"name": "a", "model": "/m/x", "host": "0.0.0.0"},
+        ]},
+        "near": {"ansible_host": "near.example", "vllm_service_instance_defaults": {"host": "::", "port": 9000},
+                 "vllm_service_instances": [{"name": "a", "model": "x"}]},
+        "idle": {},
+    }  # fmt: skip
+    pools = judge.balancer_pools(hosts, list(hosts), "box")
+    assert {
+        pool: [(item["name"], item["address"], item["port"]) for item in servers] for pool, servers in pools.items()
+    } == {
+        "x": [("box/a", "127.0.0.1", 8000), ("far/a", "10.0.0.2", 8000), ("near/a", "near.example", 9000)],
+        "why": [("box/b", "127.0.0.1", 8001)],
+    }
+    assert judge.balancer_upstream_key_file(pools) == "/k"
+    pools["x"][1]["key_file"] = "/other"
+    assert judge.balancer_upstream_key_file(pools) == ""
+
+
+@pytest.mark.parametrize("item", ["main", {"name": "main"}, {"model": "m"}, 7])
+def test_an_instance_that_is_none_is_said(item):
+    with pytest.raises(AnsibleFilterError, match=r"vllm_service_instances of box: found .+; expected a mapping"):
+        judge.balancer_pools({"box": {"vllm_service_instances": [item]}}, ["box"], "box")
+
+
+def test_what_an_instance_is_by_default_is_the_servers_own_default():
+    defaults = yaml.safe_load((ROOT / "roles/vllm_service/defaults/main.yml").read_text())
+    theirs = defaults["vllm_service_instance_defaults"]
+    assert (theirs["host"], theirs["port"]) == (judge.HOST, judge.PORT)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("alice", "line 2 of /k with 1 words"), ("alice a-key-of-16-chars and-more", "line 2 of /k with 3 words"),
+        ("al!ce a-key-of-16-chars", "line 2 of /k with another name"),
+        ("alice short-key", "line 2 of /k with another key"),
+        ('alice a-key"of-16-chars;', "line 2 of /k with another key"),
+        ("bob a-key-of-16-chars", "line 2 of /k with the name of line 1"),
+        ("alice bobs-key-is-this-1", "line 2 of /k with the key of line 1"),
+    ],
+)  # fmt: skip
+def test_a_wrong_line_of_keys_is_said_without_its_key(line, found):
+    findings = judge.balancer_key_findings("/k", f"bob bobs-key-is-this-1\n{line}\n")
+    assert [item["found"] for item in findings] == [found]
+    assert not any(word in str(findings) for word in line.split()[1:])
+
+
+def test_a_key_file_may_not_be_empty():
+    assert [item["found"] for item in judge.balancer_key_findings("/k", "# nobody\n")] == ["/k without a line"]
+
+
+@pytest.mark.parametrize("text", ["", "OTHER=0123456789abcdef\n", "VLLM_API_KEY=short\n", "0123456789abcdef\n"])
+def test_the_servers_key_must_be_one(text):
+    (finding,) = judge.balancer_upstream_key_findings("/k", text)
+    assert "0123456789abcdef" not in str(finding)
+
+
+@pytest.mark.parametrize("value", ["0123456789abcdef", '"0123456789abcdef"', "'0123456789abcdef'"])
+def test_the_servers_key_is_read_as_systemd_reads_it(value):
+    text = f"# key\nVLLM_API_KEY={value}\n"
+    assert judge.balancer_upstream_key(text) == "0123456789abcdef"
+    assert judge.balancer_upstream_key_findings("/k", text) == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_shipped_layouts(path):
+    """Servers and balancer of each are such as the checks let pass, and every die is at work."""
+    inventory = yaml.safe_load(path.read_text())
+    group = inventory["k80-hosts"]
+    values = group["vars"]
+    instances = kepler_instances.instances_with_defaults(
+        values["vllm_service_instances"], values.get("vllm_service_instance_defaults", {})
+    )
+    assert kepler_instances.inventory_findings(instances) == []
+    assert sorted(die for item in instances for die in item["dies"]) == [0, 1, 2, 3]
+    (balancer,) = inventory["k80_balancer"]["hosts"]
+    own = {
+        name.removeprefix("load_balancer_"): value
+        for name, value in inventory["k80_balancer"].get("vars", {}).items()
+    }
+    pools = judge.balancer_pools(dict.fromkeys(group["hosts"], values), list(group["hosts"]), balancer)
+    assert len(pools) == 1
+    defaults = {
+        "host": "127.0.0.1", "port": 8080, "tls": "host" in own, "certificate": "", "certificate_key": "",
+        "keys_file": "", "upstream_key_file": judge.balancer_upstream_key_file(pools), "pools": pools,
+        "default_pool": next(iter(pools)), "drained": [],
+    }  # fmt: skip
+    assert judge.balancer_findings({**defaults, **own}, balancer) == []
+
+
+def test_the_layouts_are_those_of_two_boards():
+    sizes = {
+        path.stem: len(yaml.safe_load(path.read_text())["k80-hosts"]["vars"]["vllm_service_instances"])
+        for path in EXAMPLES
+    }
+    assert sizes == {"tp4": 1, "tp2x2": 2, "tp1x4": 4}
+
+
+def test_the_check_stops_before_anything_is_changed(tmp_path):
+    status, printed = rig.play(tmp_path, {"load_balancer_host": "0.0.0.0"}, tasks_from="check")
+    assert status != 0
+    assert "nothing was changed" in printed
+    for variable in ("keys_file", "certificate", "certificate_key", "pools"):
+        assert f"load_balancer_{variable}: found no" in printed
+
+
+def variables(directory, **more):
+    pools = {"m": [{"name": "box/a", "address": "127.0.0.1", "port": 8000}]}
+    return {"load_balancer_pools": pools, **rig.key_files(directory), **more}
+
+
+@needs_nginx
+def test_it_is_written_once_and_shows_no_key(tmp_path):
+    asked = variables(tmp_path)
+    (tmp_path / "again").mkdir()
+    given = [Path(path).read_bytes() for path in rig.key_files(tmp_path / "again").values()]
+    secrets = [*rig.KEYS.values(), rig.UPSTREAM_KEY, *(b64encode(text).decode() for text in given)]
+    for changed in (3, 0):
+        status, printed = rig.play(tmp_path, asked, "-vvv", "--diff")
+        assert status == 0, printed
+        assert f"changed={changed} " in printed
+        assert [text for text in secrets if text in printed] == []
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "etc").iterdir()}
+    assert modes == {"keys.conf": 0o600, "nginx.conf": 0o644}
+
+
+@needs_nginx
+def test_a_dry_run_writes_nothing(tmp_path):
+    status, printed = rig.play(tmp_path, variables(tmp_path), "--check", "--diff")
+    assert status == 0, printed
+    assert not (tmp_path / "etc").exists()
+    assert rig.UPSTREAM_KEY not in printed
+
+
+@needs_nginx
+def test_what_nginx_would_not_take_never_goes_live(tmp_path):
+    asked = variables(tmp_path)
+    assert rig.play(tmp_path, asked)[0] == 0
+    before = (tmp_path / "etc" / "nginx.conf").read_text()
+    status, printed = rig.play(tmp_path, {**asked, "load_balancer_access_log": "a b c"})
+    assert status != 0 and "failed to validate" in printed
+    assert (tmp_path / "etc" / "nginx.conf").read_text() == before
+
+
+@pytest.mark.skipif(rig.LACKING == "needs root", reason="needs root")
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.chmod(0o644), "mode 0644; expected a file on the balancer that root alone can read"),
+        (lambda path: path.unlink(), "missing; expected a file on the balancer. Put it there"),
+        (lambda path: rig.secret(path, "alice short"), "line 1 of"),
+    ],
+)
+def test_a_key_file_that_is_none_is_refused(tmp_path, spoil, message):
+    asked = variables(tmp_path)
+    path = tmp_path / "clients"
+    path.chmod(0o600)
+    spoil(path)
+    status, printed = rig.play(tmp_path, asked)
+    assert status != 0
+    assert message in " ".join(printed.split())
+    assert "load_balancer_keys_file: found" in printed
+    assert not (tmp_path / "etc" / "nginx.conf").exists()

@@ -1,0 +1,380 @@
+"""The door in front of an application that takes down what reaches it."""
+
+import asyncio
+import json
+from types import SimpleNamespace
+
+import pytest
+from vllm_kepler.serving import door
+
+KEY = "a-key-that-nobody-else-has"
+BEARER = ("authorization", f"Bearer {KEY}")
+JSON = ("content-type", "application/json")
+LIMIT = 1 << 10
+VOCABULARY = 512
+SECRET = "nobody-else-may-read-this"
+
+
+class Application:
+    """What stands behind the door.
+
+    Attributes:
+        state: where vLLM keeps its configuration.
+        got: path and body of each request.
+        go: a stream ends once this is set.
+        error: raised instead of an answer.
+    """
+
+    def __init__(self):
+        model = SimpleNamespace(get_vocab_size=lambda: VOCABULARY)
+        self.state = SimpleNamespace(vllm_config=SimpleNamespace(model_config=model))
+        self.got, self.go, self.error = [], asyncio.Event(), None
+        self.go.set()
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            self.got.append((scope["type"], b""))
+            return
+        content, more = b"", True
+        while more:
+            message = await receive()
+            content += message["body"]
+            more = message["more_body"]
+        self.got.append((scope["path"], content))
+        if self.error:
+            self.error()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if b"stream" in content:
+            await self.go.wait()
+        await send({"type": "http.response.body", "body": b"done"})
+
+
+class Entrance:
+    """A door with an application behind it."""
+
+    def __init__(self):
+        self.app = Application()
+        self.door = door.Door(self.app)
+
+    async def send(self, path="/v1/completions", body=b"{}", method="POST", headers=(BEARER, JSON), root=""):
+        """Status, headers and text of the answer; a list as body is sent in these parts."""
+        parts, sent = list(body) if isinstance(body, list) else [body], []
+
+        async def receive():
+            part = parts.pop(0)
+            return {"type": "http.request", "body": part, "more_body": bool(parts)} if part is not None else {
+                "type": "http.disconnect"
+            }
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "method": method, "path": path, "root_path": root, "app": self.app,
+                 "headers": [(name.encode(), value.encode()) for name, value in headers]}
+        await self.door(scope, receive, send)
+        start, *rest = sent
+        found = {name.decode(): value.decode() for name, value in start["headers"]}
+        self.left = parts
+        return start["status"], found, b"".join(part["body"] for part in rest).decode()
+
+    def ask(self, *arguments, **options):
+        return asyncio.run(self.send(*arguments, **options))
+
+
+@pytest.fixture
+def entrance(monkeypatch, tmp_path):
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    monkeypatch.setenv("VLLM_KEPLER_BODY", str(LIMIT / (1 << 20)))
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    return Entrance()
+
+
+PATHS = ["/v1/completions", "/v1/models", "/invocations", "/tokenize", "/", "/docs", "/openapi.json", "/health/",
+         "/metrics/x", "//health", "/HEALTH"]  # fmt: skip
+WRONG = [
+    (), (("authorization", ""),), (("authorization", KEY),), (("authorization", f"Basic {KEY}"),),
+    (("authorization", f"Bearer {KEY[:-1]}"),), (("authorization", f"Bearer {KEY}x"),),
+    (("authorization", "Bearer "),), (("authorization", "Bearer ключ"),), (("x-api-key", KEY),),
+    (("authorization", "Bearer x"), BEARER),  # the first counts, as it does for vLLM
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "PUT"])
+def test_every_path_wants_the_key(entrance, path, method):
+    status, headers, _ = entrance.ask(path, method=method, headers=[JSON])
+    assert status == 401
+    assert headers["www-authenticate"] == "Bearer"
+    assert entrance.app.got == []
+    assert entrance.ask(path, method=method)[0] == 200
+
+
+@pytest.mark.parametrize("headers", WRONG)
+def test_a_wrong_key(entrance, headers):
+    status, _, text = entrance.ask(headers=[*headers, JSON])
+    assert status == 401
+    assert json.loads(text)["message"] == "The key is missing or wrong."
+    assert entrance.app.got == []
+    assert KEY[:-1] not in text
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping", "/metrics", "/version"])
+def test_open_paths(entrance, path):
+    assert entrance.ask(path, method="GET", headers=[])[0] == 200
+    assert entrance.ask(path, method="GET", headers=[("authorization", "Bearer x")])[0] == 200
+
+
+def test_a_browser_may_ask_whether_it_may_ask(entrance):
+    assert entrance.ask(method="OPTIONS", headers=[])[0] == 200
+
+
+def test_paths_below_a_root(entrance):
+    """vLLM's option root-path: a server behind a proxy that leaves the path as it is."""
+    assert entrance.ask("/api/health", method="GET", headers=[], root="/api")[0] == 200
+    assert entrance.ask("/api/v1/models", method="GET", headers=[], root="/api")[0] == 401
+
+
+def test_a_server_without_a_key(entrance, monkeypatch):
+    monkeypatch.delenv("VLLM_API_KEY")
+    open_to_all = Entrance()
+    assert open_to_all.ask(headers=[JSON])[0] == 200
+    assert open_to_all.ask(headers=[JSON], body=b"[]")[0] == 400
+
+
+def test_what_is_no_request_passes(entrance):
+    asyncio.run(entrance.door({"type": "lifespan"}, None, None))
+    assert entrance.app.got == [("lifespan", b"")]
+
+
+def padded(size):
+    return b'{"prompt": "' + b"a" * (size - 14) + b'"}'
+
+
+def test_a_body_at_the_limit(entrance):
+    assert entrance.ask(body=padded(LIMIT))[0] == 200
+    assert entrance.ask(body=[padded(LIMIT)[:7], b"", padded(LIMIT)[7:]])[0] == 200
+    assert entrance.app.got == [("/v1/completions", padded(LIMIT))] * 2
+
+
+@pytest.mark.parametrize("length", [None, str(LIMIT + 1), "1", "many"])
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_a_body_that_is_too_large(entrance, length, parts):
+    """By one byte, in one part or in chunks, whatever its header says."""
+    body = padded(LIMIT + 1)
+    step = len(body) // parts + 1
+    headers = [BEARER, JSON, *([("content-length", length)] if length else [])]
+    status, answered, text = entrance.ask(body=[body[at: at + step] for at in range(0, len(body), step)],
+                                          headers=headers)
+    assert status == 413
+    assert answered["connection"] == "close"
+    assert f"larger than {LIMIT} bytes" in text
+    assert entrance.app.got == []
+    # All was read: who sends before it listens would not hear the answer otherwise.
+    assert entrance.left == []
+
+
+def test_no_body_is_read_for_ever(entrance):
+    chunks = 100
+    assert entrance.ask(body=[b" " * LIMIT] * chunks)[0] == 413
+    assert len(entrance.left) == chunks - door.PATIENCE - 1
+
+
+def test_who_asks_first_is_told_at_once(entrance):
+    headers = [BEARER, JSON, ("expect", "100-continue")]
+    body = padded(LIMIT + 1)
+    assert entrance.ask(body=body, headers=[*headers, ("content-length", str(len(body)))])[0] == 413
+    assert entrance.left == [body]  # not asked for
+    assert entrance.ask(body=padded(LIMIT), headers=[*headers, ("content-length", str(LIMIT))])[0] == 200
+
+
+def test_a_wrong_key_gets_no_body_read(entrance):
+    assert entrance.ask(body=[padded(LIMIT)] * 3, headers=[JSON])[0] == 401
+    assert len(entrance.left) == 3
+
+
+def test_a_client_that_leaves_while_it_sends(entrance):
+    assert entrance.ask(body=[b'{"prompt": "', None])[0] == 400
+    assert entrance.app.got == []
+    assert entrance.door.running == 0
+
+
+NO_JSON = [
+    b"", b"{", b"\xff\xfe", b"prompt=1", b'{"prompt": NaN}', b'{"a": [-Infinity]}', b'{"a": Infinity}',
+    b'{"seed": 9223372036854775808}', b'{"seed": -9223372036854775809}', b'{"a": {"b": [1' + b"0" * 400 + b"]}}",
+    b"[" * 1000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", NO_JSON)
+def test_no_json(entrance, body):
+    status, _, text = entrance.ask(body=body)
+    assert status == 400
+    assert "The body is no JSON, or holds a number of more than 64 bits" in text
+    assert entrance.app.got == []
+
+
+def test_deep_nesting(entrance, monkeypatch):
+    monkeypatch.setenv("VLLM_KEPLER_BODY", "8")
+    deep = Entrance()
+    assert deep.ask(body=b"[" * 1_000_000 + b"]" * 1_000_000)[0] == 400
+    assert deep.app.got == []
+
+
+@pytest.mark.parametrize("seed", [(1 << 63) - 1, -(1 << 63)])
+def test_the_largest_integers(entrance, seed):
+    assert entrance.ask(body=json.dumps({"seed": seed}).encode())[0] == 200
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"text"', b"true", b'[{"prompt": "1"}]'])
+def test_no_object(entrance, body):
+    status, _, text = entrance.ask(body=body)
+    assert (status, json.loads(text)["message"]) == (400, "The body must be a JSON object.")
+
+
+REFUSED = [
+    ({"guided_decoding_backend": "outlines"}, "guided_decoding_backend"),
+    ({"guided_decoding_backend": ""}, "guided_decoding_backend"),
+    ({"guided_decoding_backend": 0}, "guided_decoding_backend"),
+    ({"tools": {}}, "tools: expected a list of objects."),
+    ({"tools": "x"}, "tools: expected a list of objects."),
+    ({"tools": [{}, 1]}, "tools: expected a list of objects."),
+    ({"tools": [None]}, "tools: expected a list of objects."),
+    ({"stop_token_ids": [1, VOCABULARY]}, f"stop_token_ids: expected integers of 0 to {VOCABULARY - 1}."),
+    ({"stop_token_ids": [-1]}, "stop_token_ids"),
+    ({"stop_token_ids": ["1"]}, "stop_token_ids"),
+    ({"stop_token_ids": [1.5]}, "stop_token_ids"),
+    ({"stop_token_ids": [[1]]}, "stop_token_ids"),
+]
+
+
+@pytest.mark.parametrize(("body", "message"), REFUSED)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/invocations"])
+def test_requests_that_hurt(entrance, path, body, message):
+    status, _, text = entrance.ask(path, json.dumps({"prompt": SECRET, **body}).encode())
+    assert status == 400
+    assert message in json.loads(text)["message"]
+    assert entrance.app.got == []
+
+
+PASSED = [
+    {"guided_decoding_backend": None}, {"tools": None}, {"tools": []}, {"tools": [{}]}, {"stop_token_ids": None},
+    {"stop_token_ids": []}, {"stop_token_ids": [0, VOCABULARY - 1]}, {"temperature": 1e308},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", PASSED)
+def test_requests_that_do_not(entrance, body):
+    content = json.dumps(body).encode()
+    assert entrance.ask(body=content)[0] == 200
+    assert entrance.app.got == [("/v1/completions", content)]
+
+
+def test_without_a_known_vocabulary_token_ids_pass(entrance):
+    del entrance.app.state.vllm_config
+    assert entrance.ask(body=b'{"stop_token_ids": [999999]}')[0] == 200
+
+
+KINDS = [
+    ([("content-type", "Application/JSON; charset=utf-8")], 400),
+    ([JSON, ("content-type", "text/plain")], 400),  # the first counts, as it does for vLLM
+    ([("content-type", "text/plain")], 200),  # vLLM's to refuse, or an uploaded file
+    ([], 200),
+]
+
+
+@pytest.mark.parametrize(("headers", "status"), KINDS)
+def test_what_is_looked_at(entrance, headers, status):
+    assert entrance.ask(body=b"no JSON", headers=[BEARER, *headers])[0] == status
+
+
+def raised_in(module):
+    """A function of that module that raises."""
+    space = {"__name__": module}
+    exec("def fail():\n    raise TypeError('unorderable')", space)
+    return space["fail"]
+
+
+def test_an_error_of_validation_is_the_clients(entrance):
+    entrance.app.error = raised_in("fastapi.dependencies.utils")
+    status, _, text = entrance.ask()
+    assert status == 400
+    assert "not of the kind" in text
+    assert "unorderable" not in text
+    assert entrance.door.running == 0
+
+
+def test_any_other_error_is_passed_on(entrance):
+    entrance.app.error = raised_in("vllm.entrypoints.openai.serving_completion")
+    with pytest.raises(TypeError, match="unorderable"):
+        entrance.ask()
+    assert entrance.door.running == 0
+
+
+def test_draining(entrance, tmp_path):
+    """New requests are turned away, a running stream goes on, and /health counts what still runs."""
+
+    async def scene():
+        entrance.app.go.clear()
+        stream = asyncio.ensure_future(entrance.send(body=b'{"stream": true}'))
+        while not entrance.app.got:
+            await asyncio.sleep(0)
+        (tmp_path / door.DRAINING).touch()
+        for path in ("/v1/completions", "/v1/models", "/invocations"):
+            status, headers, _ = await entrance.send(path)
+            assert status == 503
+            assert int(headers["retry-after"]) > 0
+            assert door.RUNNING not in headers
+            assert (await entrance.send(path, headers=[JSON]))[0] == 401  # nobody learns that without the key
+        for path in ("/health", "/ping"):
+            status, headers, _ = await entrance.send(path, method="GET", headers=[])
+            assert (status, headers[door.RUNNING]) == (503, "1")
+            assert int(headers["retry-after"]) > 0
+        for path in ("/metrics", "/version"):
+            assert (await entrance.send(path, method="GET", headers=[]))[0] == 200
+        entrance.app.go.set()
+        assert await stream == (200, {}, "done")
+        assert (await entrance.send("/health", method="GET", headers=[]))[1][door.RUNNING] == "0"
+        (tmp_path / door.DRAINING).unlink()
+        assert (await entrance.send())[0] == 200
+
+    asyncio.run(scene())
+
+
+def test_a_request_whose_body_still_comes_is_running(entrance):
+    """It was admitted: a server that ended now would cut it off."""
+
+    async def scene():
+        arrived = asyncio.Event()
+
+        async def receive():
+            await arrived.wait()
+            return {"type": "http.request", "body": b"{}", "more_body": False}
+
+        async def send(message):
+            pass
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "root_path": "",
+                 "headers": [(name.encode(), value.encode()) for name, value in (BEARER, JSON)]}
+        request = asyncio.ensure_future(entrance.door(scope, receive, send))
+        await asyncio.sleep(0)
+        assert entrance.door.running == 1
+        arrived.set()
+        await request
+        assert entrance.door.running == 0
+
+    asyncio.run(scene())
+
+
+def test_nothing_of_a_body_or_key_is_said(entrance, capfd, caplog):
+    bodies = [
+        f'{{"prompt": "{SECRET}"', f'{{"{SECRET}": NaN}}', f'"{SECRET}"', f'{{"tools": "{SECRET}"}}',
+        f'{{"guided_decoding_backend": "{SECRET}"}}', f'{{"stop_token_ids": ["{SECRET}"]}}', SECRET * LIMIT,
+    ]  # fmt: skip
+    for body in bodies:
+        status, headers, text = entrance.ask(body=body.encode())
+        assert 400 <= status < 500
+        assert SECRET not in text + str(headers)
+        assert KEY not in text + str(headers)
+    assert SECRET not in entrance.ask(headers=[("authorization", f"Bearer {SECRET}")])[2]
+    assert capfd.readouterr() == ("", "")
+    assert caplog.text == ""

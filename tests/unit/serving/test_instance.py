@@ -1,0 +1,82 @@
+"""What the options and the environment of a unit say, and what is refused of them."""
+
+import os
+
+import pytest
+from vllm_kepler.serving import supervisor
+from vllm_kepler.serving.instance import LONGEST, Refused, read_instance
+
+ENVIRONMENT = {
+    "RUNTIME_DIRECTORY": "/run/vllm/main", "CUDA_VISIBLE_DEVICES": "0,1,2,3", "VLLM_API_KEY": "x",
+    "VLLM_KEPLER_START": "1800", "VLLM_KEPLER_STALL": "600.5", "VLLM_KEPLER_DRAIN": "0", "WATCHDOG_USEC": "180000000",
+}  # fmt: skip
+OPTIONS = "model: /srv/models/x\nport: 8000\n"
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(options=OPTIONS, **variables):
+        path = tmp_path / "main.yaml"
+        if options is not None:
+            path.write_text(options)
+        environment = {name: value for name, value in {**ENVIRONMENT, **variables}.items() if value is not None}
+        return read_instance("main", path, "7", environment)
+
+    return read
+
+
+def test_what_is_read(read):
+    instance = read()
+    assert (instance.start, instance.stall, instance.drain, instance.watchdog) == (1800, 600.5, 0, 180)
+    assert (instance.host, instance.address, instance.key) == ("0.0.0.0", "127.0.0.1", "x")
+    assert str(instance) == "generation 7, model /srv/models/x, dies 0, 1, 2, 3, http://0.0.0.0:8000"
+
+
+def test_what_is_left_out(read):
+    instance = read(**dict.fromkeys(ENVIRONMENT) | {"RUNTIME_DIRECTORY": "/run/vllm/main"})
+    assert (instance.start, instance.stall, instance.drain, instance.watchdog) == (1800, 600, 300, 0)
+    assert (instance.key, instance.dies) == (None, "all")
+
+
+def test_addresses_of_ipv6(read):
+    assert read(OPTIONS + "host: '::'\n").address == "::1"
+    assert str(read(OPTIONS + "host: '::1'\n")).endswith("http://[::1]:8000")
+
+
+REFUSED = [
+    (None, {}, "main.yaml: cannot be read: "),
+    ("model: [", {}, "main.yaml: cannot be read: "),
+    ("", {}, "expected options of vLLM with at least model and port."),
+    ("- model", {}, "expected options of vLLM with at least model and port."),
+    ("model: x\n", {}, "expected options of vLLM with at least model and port."),
+    ("model: x\nport: '8000'\n", {}, "expected options of vLLM with at least model and port."),
+    (OPTIONS, {"RUNTIME_DIRECTORY": None}, "RUNTIME_DIRECTORY: found nothing"),
+    (OPTIONS, {"RUNTIME_DIRECTORY": "/" + "x" * LONGEST}, f"found {LONGEST + 1} characters; expected at most 52"),
+    (OPTIONS, {"VLLM_KEPLER_DRAIN": "long"}, "VLLM_KEPLER_DRAIN: found 'long'; expected a number from 0."),
+    (OPTIONS, {"VLLM_KEPLER_STALL": "-1"}, "VLLM_KEPLER_STALL: found '-1'; expected a number from 0."),
+    (OPTIONS, {"VLLM_KEPLER_START": "inf"}, "VLLM_KEPLER_START: found 'inf'; expected a number from 0."),
+    (OPTIONS, {"WATCHDOG_USEC": "nan"}, "WATCHDOG_USEC: found 'nan'; expected a number from 0."),
+]
+
+
+@pytest.mark.parametrize(("options", "variables", "message"), REFUSED)
+def test_refusals(read, options, variables, message):
+    with pytest.raises(Refused) as refused:
+        read(options, **variables)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_longest_directory(read):
+    assert read(RUNTIME_DIRECTORY="/" + "x" * (LONGEST - 1))
+
+
+def test_a_refusal_is_one_line_and_a_status_of_its_own(tmp_path, monkeypatch, capsys):
+    """systemd does not start the unit again."""
+    monkeypatch.setattr(os, "environ", {})
+    assert supervisor.main(["main", str(tmp_path / "none.yaml"), "7"]) == 78
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"vllm@main ends: {tmp_path}/none.yaml: cannot be read: ")
+    assert printed.count("\n") == 1
+    assert supervisor.main(["main"]) == 78
+    assert "usage: " in capsys.readouterr().err

@@ -1,0 +1,167 @@
+"""The server's log and its metrics, as vLLM 0.9.2 writes them."""
+
+import pytest
+from vllm_kepler.serving.client import PROBE, Answer, has_token, total
+from vllm_kepler.serving.log import SHAPES, Log, error_of, is_own, phase_of
+
+WORKER = "\x1b[1;36m(VllmWorkerProcess pid=14283)\x1b[0;0m "
+LIFE = [
+    ("INFO 11-21 09:06:13 [api_server.py:1395] vLLM API server version 0.9.2", "starting vLLM"),
+    ("INFO 11-21 09:06:19 [api_server.py:268] Started engine process with PID 13781", "starting vLLM"),
+    ("INFO 11-21 09:06:25 [llm_engine.py:230] Initializing a V0 LLM engine (v0.9.2) with config: model='/srv/x', "
+     "speculative_config=None", "starting the ranks"),
+    (WORKER + "INFO 11-21 09:06:32 [multiproc_worker_utils.py:226] Worker ready; awaiting tasks", "starting the ranks"),
+    ("INFO 11-21 09:06:32 [parallel_state.py:1076] rank 0 in world size 2 is assigned as DP rank 0, PP rank 0, TP rank "
+     "0, EP rank 0", "starting the ranks"),
+    ("INFO 11-21 09:06:32 [cuda_model_runner.py:1171] Starting to load model /srv/x...", "loading weights"),
+    ("Loading safetensors checkpoint shards:   0% Completed | 0/4 [00:00<?, ?it/s]", "loading weights, 0 %"),
+    ("Loading safetensors checkpoint shards:  75% Completed | 3/4 [01:00<00:20, 20.00s/it]", "loading weights, 75 %"),
+    ("Loading pt checkpoint shards: 100% Completed | 1/1 [00:00<00:00, 159.29it/s]", "loading weights, 100 %"),
+    ("INFO 11-21 09:06:32 [default_loader.py:272] Loading weights took 0.01 seconds",
+     "measuring memory for the KV cache"),
+    ("INFO 11-21 09:06:32 [executor_base.py:113] # cuda blocks: 32768, # CPU blocks: 0",
+     "preparing a KV cache of 32768 blocks"),
+    ("INFO 11-21 09:06:32 [executor_base.py:118] Maximum concurrency for 1024 tokens per request: 512.00x",
+     "preparing a KV cache of 32768 blocks"),
+    ("INFO 11-21 09:06:33 [llm_engine.py:428] init engine (profile, create kv cache, warmup model) took 0.49 seconds",
+     "preparing a KV cache of 32768 blocks"),
+    ("INFO 11-21 09:06:34 [api_server.py:1457] Starting vLLM API server 0 on http://127.0.0.1:8721",
+     "warm-up: waiting for the first token"),
+    ("INFO:     Application startup complete.", "warm-up: waiting for the first token"),
+]  # fmt: skip
+
+
+def test_the_phases_of_a_start():
+    log, seen = Log(), []
+    for line, _ in LIFE:
+        log.feed(f"{line}\n".encode())
+        seen.append(log.phase)
+    assert seen == [phase for _, phase in LIFE]
+    assert log.error is None
+
+
+ERRORS = [
+    ("ValueError: dtype: found float16; expected float32", "ValueError: dtype: found float16; expected float32"),
+    ("ERROR 11-21 09:00:00 [engine.py:458] RuntimeError: NCCL error: unhandled system error",
+     "RuntimeError: NCCL error: unhandled system error"),
+    (WORKER + "ERROR 11-21 09:00:00 [multiproc_worker_utils.py:239] torch.cuda.OutOfMemoryError: CUDA out of memory.",
+     "torch.cuda.OutOfMemoryError: CUDA out of memory."),
+    (WORKER + "ValueError: rank 1 has no die", "ValueError: rank 1 has no die"),
+    ("main.py: error: unrecognized arguments: --no-such-option", "error: unrecognized arguments: --no-such-option"),
+    ("main.py serve: error: argument --dtype: invalid choice: 'float31' (choose from 'auto', 'float32')",
+     "error: argument --dtype: invalid choice: 'float31' (choose from 'auto', 'float32')"),
+    ("  Value error, max_model_len (4096) is greater than the derived one (1024). [type=value_error, input_value=x]",
+     "Value error, max_model_len (4096) is greater than the derived one (1024). [type=value_error, input_value=x]"),
+    ("VLLM_KEPLER_DEVICE: found 'gpu'; expected cpu or nothing.",
+     "VLLM_KEPLER_DEVICE: found 'gpu'; expected cpu or nothing."),
+    ("OSError: [Errno 98] Address already in use", "OSError: [Errno 98] Address already in use"),
+]  # fmt: skip
+NO_ERRORS = [
+    "RuntimeError: Engine process failed to start. See stack trace for the root cause.",
+    "ERROR 11-21 09:00:00 [x.py:1] RuntimeError: Worker failed. Inspect the stacktrace above.",
+    "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",
+    "asyncio.exceptions.CancelledError: deadline",
+    "WARNING 11-21 09:06:36 [protocol.py:58] The following fields were present in the request but ignored: {'prompt'}",
+    "    raise ValueError(message)",
+    "Traceback (most recent call last):",
+    'INFO:     127.0.0.1:39072 - "POST /v1/completions HTTP/1.1" 400 Bad Request',
+    "INFO 11-21 09:06:19 [config.py:841] This model supports multiple tasks: {'generate'}. Defaulting to 'generate'.",
+    "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "error"), ERRORS)
+def test_lines_that_name_an_error(line, error):
+    log = Log()
+    log.feed(f"{line}\nTraceback (most recent call last):\n".encode())
+    assert log.error == error
+
+
+@pytest.mark.parametrize("line", NO_ERRORS)
+def test_lines_that_name_none(line):
+    assert error_of(line) is None
+
+
+def test_the_last_error_counts_and_is_cut():
+    log = Log()
+    log.feed(b"ValueError: the first\nValueError: " + b"a" * 1000 + b"\nRuntimeError: failed. See stack trace.\n")
+    assert log.error == "ValueError: " + "a" * 288
+
+
+@pytest.mark.parametrize("line", [line for line, _ in LIFE[:2]] + NO_ERRORS)
+def test_lines_without_a_phase(line):
+    assert phase_of(line) is None
+
+
+def test_own_questions_are_not_passed_on():
+    """And only those: nobody else knows the mark."""
+    own = f'INFO:     127.0.0.1:39072 - "GET /health{PROBE} HTTP/1.0" 200 OK'
+    other = 'INFO:     127.0.0.1:39072 - "GET /health?probe-0123456789abcdef HTTP/1.1" 200 OK'
+    assert is_own(own)
+    assert Log().feed(f"{own}\n{other}\n{own}\n".encode()) == [other]
+
+
+def test_lines_come_in_pieces():
+    log = Log()
+    assert log.feed("INFO a\nINFO wäre".encode()[:-3]) == ["INFO a"]
+    assert log.feed("äre".encode()[1:]) == []
+    assert log.feed(b"\r\n\r\n") == ["INFO wäre"]
+    # A progress bar's lines end with a carriage return alone.
+    bar = b"\rLoading safetensors checkpoint shards:  50% Completed | 1/2 [00:00<?, ?it/s]\r"
+    assert len(log.feed(bar)) == 1
+    assert log.phase == "loading weights, 50 %"
+    assert log.feed(b"\xff\xfe\n") == ["��"]
+
+
+def test_a_line_that_repeats_is_no_progress():
+    log = Log()
+    for number in range(100):
+        log.feed(f"WARNING 11-21 09:06:{number:02} No available shared memory block in {number} s\n".encode())
+    assert len(log.shapes) == 1
+    log.feed("".join(f"{'a' * number}\n" for number in range(1, SHAPES // 10)).encode())
+    assert len(log.shapes) == SHAPES // 10
+    log.feed("".join(f"{'b' * (number // 200)}{'c' * (number % 200)}\n" for number in range(2 * SHAPES)).encode())
+    assert len(log.shapes) == SHAPES
+
+
+METRICS = """\
+# HELP vllm:prompt_tokens_total Number of prefill tokens processed.
+# TYPE vllm:prompt_tokens_total counter
+vllm:prompt_tokens_total{model_name="licence"} 12.0
+# TYPE vllm:prompt_tokens_created gauge
+vllm:prompt_tokens_created{model_name="licence"} 1.7637161e+09
+vllm:generation_tokens_total{model_name="licence"} 1.5e+06
+vllm:generation_tokens_total{engine="1",model_name="a } 7"} 1.0
+vllm:num_requests_running{model_name="licence"} 3.0
+vllm:num_requests_waiting{model_name="licence"} 0.0
+vllm:request_prompt_tokens_bucket{le="1.0",model_name="licence"} 99.0
+process_open_fds 47.0
+"""
+
+
+def test_totals():
+    assert total(METRICS, "vllm:prompt_tokens_total") == 12
+    assert total(METRICS, "vllm:prompt_tokens_total", "vllm:generation_tokens_total") == 1_500_013
+    assert total(METRICS, "vllm:num_requests_running") == 3
+    assert total(METRICS, "process_open_fds") == 47
+    assert total(METRICS, "vllm:prompt_tokens", "requests_running") == 0
+    assert total("", "process_open_fds") == 0
+    with pytest.raises(ValueError):
+        total("process_open_fds many\n", "process_open_fds")
+
+
+ANSWERS = [
+    (Answer(200, {}, '{"choices": [{"text": ""}]}'), True),
+    (Answer(200, {}, '{"choices": [{"index": 0}]}'), False),
+    (Answer(200, {}, '{"choices": []}'), False),
+    (Answer(200, {}, "[]"), False),
+    (Answer(200, {}, "null"), False),
+    (Answer(200, {}, "<html>"), False),
+    (Answer(500, {}, '{"choices": [{"text": "a"}]}'), False),
+    (None, False),
+]
+
+
+@pytest.mark.parametrize(("answer", "whether"), ANSWERS)
+def test_what_a_token_is(answer, whether):
+    assert has_token(answer) is whether
