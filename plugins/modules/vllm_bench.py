@@ -98,10 +98,11 @@ from ansible.module_utils.host.server import base_url
 FIGURES = ("completed", "duration", "request_throughput", "output_throughput", "total_token_throughput") + tuple(
     "%s_%s_ms" % (which, what) for what in ("ttft", "tpot", "e2el") for which in ("median", "p99")
 )
-# Makes the key of the server that of the client, then runs the benchmark and prints what it wrote.
+# Makes the key of the server that of the client, then runs the benchmark and prints what it wrote. The benchmark's own
+# exit status is 1 where all went well, too.
 SCRIPT = (
-    'OPENAI_API_KEY="$VLLM_API_KEY"; export OPENAI_API_KEY; cd "$(mktemp -d)" && "$@" > log 2>&1 && cat result.json '
-    "|| { status=$?; tail -n 20 log >&2; exit $status; }"
+    'OPENAI_API_KEY="$VLLM_API_KEY"; export OPENAI_API_KEY; cd "$(mktemp -d)" || exit; "$@" > log 2>&1; '
+    "cat result.json 2> /dev/null || { tail -n 20 log >&2; exit 1; }"
 )
 
 
@@ -164,7 +165,7 @@ def main():
     try:
         result = json.loads(printed)
     except ValueError:
-        module.fail_json(msg="%svllm bench serve ended with status %d:\n%s" % (where, status, said.strip()[-2000:]))
+        module.fail_json(msg="%svllm bench serve left no result (status %d):\n%s" % (where, status, said.strip()[-2000:]))
     if result["completed"] != params["requests"]:
         module.fail_json(
             msg="%sfound %d answers to %d requests; expected all. Look at `journalctl -u vllm@%s`." % (

@@ -51,7 +51,7 @@ class Server:
         return time.monotonic() - began
 
     def spawned(self):
-        """Engine and worker ranks: what the API server started by multiprocessing, itself and in turn."""
+        """Engine, ranks and their helpers: what the API server started by multiprocessing, itself and in turn."""
         found = self.host.run("grep -l 'spawn_[m]ain' /proc/[0-9]*/cmdline").stdout
         return {path.split("/")[2] for path in found.split()}
 
@@ -61,10 +61,10 @@ class Server:
         return self.host.check_output(f"cat /proc/{pid}/task/{pid}/children").strip()
 
     def rank(self):
-        """One of the three worker ranks: their parent was started by multiprocessing as well."""
+        """One of the three worker ranks: the engine started it, and it has helpers of its own."""
         spawned = self.spawned()
         parents = {pid: self.host.check_output(f"cut -d' ' -f4 /proc/{pid}/stat") for pid in spawned}
-        return next(pid for pid, parent in parents.items() if parent in spawned)
+        return next(pid for pid, parent in parents.items() if parent in spawned and pid in parents.values())
 
     def ask(self, tokens=4, stream=False, timeout=120):
         """A started answer to one completion, and its connection, to be closed."""
@@ -114,7 +114,7 @@ def test_a_killed_server_comes_back(server):
 
 def test_a_killed_supervisor_leaves_nobody(server):
     ranks = server.spawned()
-    assert len(ranks) == 4
+    assert len(ranks) >= 4
     server.host.check_output(f"kill -9 {server.show('MainPID')}")
     server.again()
     assert not ranks & server.spawned()

@@ -235,6 +235,7 @@ REFUSED = [
     ({"guided_decoding_backend": "outlines"}, "guided_decoding_backend"),
     ({"guided_decoding_backend": ""}, "guided_decoding_backend"),
     ({"guided_decoding_backend": 0}, "guided_decoding_backend"),
+    ({"prompt_embeds": "5Di\u6699d"}, "prompt_embeds"),
     ({"tools": {}}, "tools: expected a list of objects."),
     ({"tools": "x"}, "tools: expected a list of objects."),
     ({"tools": [{}, 1]}, "tools: expected a list of objects."),

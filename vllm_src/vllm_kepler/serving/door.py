@@ -68,6 +68,9 @@ def look_at(content: bytes, vocabulary: int) -> None:
     if body.get("guided_decoding_backend") is not None:
         # A pattern that another backend cannot read ends the engine.
         raise Turned(400, "guided_decoding_backend: the server chooses it. Leave it out.")
+    if body.get("prompt_embeds") is not None:
+        # Upstream decodes it before it says that it does not take it.
+        raise Turned(400, "prompt_embeds: the server takes text and tokens. Leave it out.")
     tools = body.get("tools")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise Turned(400, "tools: expected a list of objects.")
