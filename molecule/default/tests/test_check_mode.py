@@ -35,7 +35,7 @@ def test_a_dry_run_shows_nothing(k80, play):
     assert " --- before" not in printed
 
 
-@pytest.mark.parametrize("tag", ["preflight", "repos", "nvidia_driver", "vllm", "vllm_service"])
+@pytest.mark.parametrize("tag", ["nvidia_driver", "vllm", "vllm_service"])
 def test_one_part_alone(k80, play, tag):
     status, printed = play("k80-standin", options=("--tags", tag, *CHECK))
     assert status == 0, printed[-3000:]
