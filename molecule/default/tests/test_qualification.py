@@ -13,7 +13,7 @@ REPORT = PROJECT / "qualification-reports" / "k80-standin.html"
 # An nvidia-smi that sees the last die get hot while four ranks are loaded.
 HOT = r"""#!/bin/bash
 if pgrep --full -- '--mode load.*--world 4' > /dev/null; then
-    nvidia-smi.kept "$@" | sed -E 's/(:86:00[.]0, )[0-9]+/\196/'
+    nvidia-smi.kept "$@" | sed -E 's/:86:00[.]0, [0-9]+/:86:00.0, 96/'
 else
     exec nvidia-smi.kept "$@"
 fi
