@@ -165,7 +165,8 @@ def main():
     try:
         result = json.loads(printed)
     except ValueError:
-        module.fail_json(msg="%svllm bench serve left no result (status %d):\n%s" % (where, status, said.strip()[-2000:]))
+        tail = said.strip()[-2000:]
+        module.fail_json(msg="%svllm bench serve left no result (status %d):\n%s" % (where, status, tail))
     if result["completed"] != params["requests"]:
         module.fail_json(
             msg="%sfound %d answers to %d requests; expected all. Look at `journalctl -u vllm@%s`." % (
