@@ -58,8 +58,10 @@ progress:
   returned: success
 """
 
+import urllib.request
+
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.host.server import base_url, open_url
+from ansible.module_utils.host.server import base_url, open_url, pass_of
 
 # Starts within the unit's limit of restarts; more than these are a loop.
 RESTARTS = 3
@@ -80,10 +82,11 @@ def journal(module, unit, lines):
     return module.run_command(command)[1].strip()
 
 
-def is_healthy(host, port):
+def is_healthy(name, host, port):
     """Whether /health answers 200; it needs no key."""
     try:
-        return open_url(base_url(host, port) + "/health", 5).getcode() == 200
+        request = urllib.request.Request(base_url(host, port) + "/health", headers=pass_of(name))
+        return open_url(request, 5).getcode() == 200
     except (OSError, ValueError):
         return False
 
@@ -104,7 +107,9 @@ def main():
     status = state.get("StatusText")
     found = "%s (%s), %s restarts" % (state["ActiveState"], state["SubState"], state.get("NRestarts", "0"))
     found += " (%s)" % status if status else ""
-    if state["ActiveState"] == "active" and is_healthy(module.params["host"], module.params["port"]):
+    if state["ActiveState"] == "active" and is_healthy(
+        module.params["name"], module.params["host"], module.params["port"]
+    ):
         module.exit_json(changed=False, waiting=False, progress=found)
     gave_up = state["ActiveState"] in ("failed", "inactive") or int(state.get("NRestarts") or 0) >= RESTARTS
     if gave_up or module.params["late"]:

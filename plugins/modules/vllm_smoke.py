@@ -76,6 +76,7 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.host.api import Api, Wrong, look_at
+from ansible.module_utils.host.server import pass_of
 
 
 def main():
@@ -94,7 +95,9 @@ def main():
     )
     params = module.params
     try:
-        api = Api(params["host"], params["port"], params["api_key_file"], params["timeout"])
+        api = Api(
+            params["host"], params["port"], params["api_key_file"], params["timeout"], pass_of(params["name"])
+        )
         model, _ = api.model()
         texts = []
         for _ in range(2):

@@ -89,17 +89,18 @@ def nvcc(fleet: Fleet) -> Path | None:
 def mounts(fleet: Fleet, host: Host) -> dict[str, dict[str, str]]:
     """Volumes of one container: everything is read-only."""
     prefix = artifacts.python310().parents[1]
-    bound = {prefix: str(prefix), pci_tree(DIES if host.dies else ()): "/sys/bus/pci/devices"}
+    bound = {
+        prefix: str(prefix), pci_tree(DIES if host.dies else ()): "/sys/bus/pci/devices",
+        fleet.key_file: "/etc/kepler-standin/api-key.env",
+    }
     if host.artifacts:
         bound[artifacts.ensure()] = "/opt/artifacts"
     if host.repositories:
         bound[repos.ensure()] = "/opt/stub-repos"
     if host.compiler and (compiler := nvcc(fleet)):
         bound[compiler] = NVCC
-    if host.dies:
-        bound[fleet.key_file] = "/etc/kepler-standin/api-key.env"
-        if model := model_directory():
-            bound[model] = f"/srv/models/{model.name}"
+    if host.dies and (model := model_directory()):
+        bound[model] = f"/srv/models/{model.name}"
     if bundle := os.environ.get("SSL_CERT_FILE"):
         bound[Path(bundle).resolve()] = CA_BUNDLE
     return {str(source): {"bind": target, "mode": "ro"} for source, target in bound.items()}

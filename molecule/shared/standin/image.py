@@ -21,7 +21,9 @@ PACKAGES = (
     "kmod pciutils curl tar gzip bzip2 xz-utils ca-certificates libssl3 libffi8 libsqlite3-0 libreadline8 libncursesw6 "
     "libuuid1 libgdbm6 libnsl2 libtirpc3 liblzma5 libbz2-1.0 zlib1g "
     # What the private nvcc and its g++ 10 need of a host.
-    "binutils libc6-dev libisl23 libmpc3 libmpfr6"
+    "binutils libc6-dev libisl23 libmpc3 libmpfr6 "
+    # The balancer, and the certificate of its tests.
+    "nginx openssl"
 )
 # dnf's plugins that Enterprise Linux ships as well.
 PLUGINS = {"versionlock.py", "config_manager.py", "needs_restarting.py", "download.py", "builddep.py"}
@@ -100,6 +102,10 @@ def give_identity(root: Path) -> None:
     for plugin in root.glob("usr/lib/python3/dist-packages/dnf-plugins/*.py"):
         if plugin.name not in PLUGINS:
             plugin.unlink()
+    # nginx as Enterprise Linux has it: its own user and directory, not enabled.
+    subprocess.run(["chroot", root, "useradd", "--system", "--shell", "/sbin/nologin", "nginx"], check=True)
+    (root / "var/lib/nginx/tmp").mkdir(parents=True, exist_ok=True)
+    (root / "etc/systemd/system/multi-user.target.wants/nginx.service").unlink(missing_ok=True)
     write(root / "etc/machine-id", "")
     (root / "etc/fstab").unlink(missing_ok=True)
     subprocess.run(["chroot", root, "rpm", "--initdb"], check=True)

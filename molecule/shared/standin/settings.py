@@ -23,7 +23,7 @@ class Host:
 
     Attributes:
         name: inventory name.
-        dies: whether it has two boards, and a server's key and model.
+        dies: whether it has two boards, and a model to serve.
         artifacts: whether it has the files to install from.
         repositories: whether it reaches the stub repositories.
         compiler: whether it has a compiler for the kernels.
@@ -45,7 +45,7 @@ class Fleet:
     Attributes:
         name: so that a test run leaves a demo alone.
         hosts: the stand-ins.
-        port: port on this machine's loopback that reaches the server of the first one; None where nothing serves.
+        port: port on this machine's loopback that reaches port 8000 of the first one; None where nothing serves there.
     """
 
     name: str
@@ -94,6 +94,7 @@ BUILDER = Fleet(
         Host("k80-first", artifacts=False),
         Host("k80-second", compiler=True),
     ),
+    port("BUILDER_PORT", 8200),
 )
 OFFLINE = Fleet(
     "offline",

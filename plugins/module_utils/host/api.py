@@ -32,14 +32,19 @@ def read_key(path):
 
 
 class Api(object):
-    """One server. timeout: seconds for one answer, and between two parts of a stream."""
+    """One server.
 
-    def __init__(self, host, port, key_file, timeout):
+    timeout: seconds for one answer, and between two parts of a stream.
+    headers: of every request.
+    """
+
+    def __init__(self, host, port, key_file, timeout, headers=()):
         self.base, self.key, self.timeout = base_url(host, port), read_key(key_file), timeout
+        self.headers = dict(headers)
 
     def open(self, path, body):
         """The open answer to one request. Raises Wrong."""
-        headers = {"Content-Type": "application/json"}
+        headers = dict(self.headers, **{"Content-Type": "application/json"})
         if self.key:
             headers["Authorization"] = "Bearer " + self.key
         data = None if body is None else json.dumps(body).encode("utf-8")

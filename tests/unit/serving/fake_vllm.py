@@ -34,8 +34,14 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, text, *values):
         print(f'INFO:     127.0.0.1:1 - "{self.requestline}" {values[1]} OK', flush=True)
 
+    def is_held(self):
+        held = Path(os.environ.get("VLLM_KEPLER_HELD", "/nonexistent"))
+        return held.exists() and self.headers["X-Kepler-Held"] != held.read_text()
+
     def do_GET(self):
-        if self.path.startswith("/health"):
+        if self.path.startswith("/health") and self.is_held():
+            self.answer(503, "")
+        elif self.path.startswith("/health"):
             if (Path(os.environ["RUNTIME_DIRECTORY"]) / "draining").exists():
                 self.answer(503, "", **{"X-Requests-Running": orders()["running"]})
             else:
@@ -49,7 +55,9 @@ class Handler(BaseHTTPRequestHandler):
         while orders()["hang"] or orders()["busy"]:
             time.sleep(0.05)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.headers["Authorization"] != f"Bearer {os.environ['VLLM_API_KEY']}":
+        if self.is_held():
+            self.answer(503, "held")
+        elif self.headers["Authorization"] != f"Bearer {os.environ['VLLM_API_KEY']}":
             self.answer(401, "no key")
         elif refused := orders()["refuse"]:
             self.answer(refused, "no completions here")

@@ -341,6 +341,25 @@ def test_draining(entrance, tmp_path):
     asyncio.run(scene())
 
 
+def test_a_held_server_answers_who_knows_the_word(monkeypatch, tmp_path, entrance):
+    """Before its answers were looked at, and no longer."""
+    held = tmp_path / "held"
+    monkeypatch.setenv("VLLM_KEPLER_HELD", str(held))
+    entrance = Entrance()
+    assert entrance.ask()[0] == 200
+    held.write_text("open-sesame")
+    for path, known in (("/v1/completions", [BEARER, JSON]), ("/health", []), ("/ping", [])):
+        for word in ([], [(door.HELD, "")], [(door.HELD, "open-sesam")], [(door.HELD, "open-sésame")]):
+            status, headers, _ = entrance.ask(path, headers=[*known, *word])
+            assert status == 503
+            assert int(headers["retry-after"]) > 0
+        assert entrance.ask(path, headers=[*known, (door.HELD, "open-sesame")])[0] == 200
+    assert entrance.ask(headers=[JSON, (door.HELD, "open-sesame")])[0] == 401
+    assert entrance.ask("/metrics", method="GET", headers=[])[0] == 200
+    held.unlink()
+    assert entrance.ask()[0] == 200
+
+
 def test_a_request_whose_body_still_comes_is_running(entrance):
     """It was admitted: a server that ended now would cut it off."""
 

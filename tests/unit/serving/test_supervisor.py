@@ -232,6 +232,13 @@ def test_a_stop_ends_the_pause(unit):
     assert not (unit.runtime / "starts").exists()
 
 
+def test_a_held_server_becomes_ready(unit):
+    """systemd must know that it serves before anybody can look at its answers."""
+    (unit.directory / "held").write_text("open-sesame")
+    unit.start(VLLM_KEPLER_HELD=unit.directory / "held")
+    unit.ready()
+
+
 def test_what_the_server_gets(unit):
     (unit.runtime / "tmp").mkdir()
     (unit.runtime / "tmp" / "left").write_text("by a server that was killed")

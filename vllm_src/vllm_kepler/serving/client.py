@@ -9,6 +9,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from .door import HELD, word_of
 from .instance import Instance
 
 # Marks the supervisor's own questions in the server's access log; nobody else can hide behind it.
@@ -48,6 +49,8 @@ async def exchange(instance: Instance, path: str, body: Any) -> Answer:
         lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
     if instance.key:
         lines.append(f"Authorization: Bearer {instance.key}")
+    if word := word_of(instance.held):
+        lines.append(f"{HELD}: {word}")
     reader, writer = await asyncio.open_connection(instance.address, instance.port)
     try:
         writer.write("\r\n".join([*lines, "", ""]).encode() + content)

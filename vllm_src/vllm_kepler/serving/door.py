@@ -1,7 +1,8 @@
 """The door: what a request meets before vLLM does. vLLM loads it by `--middleware vllm_kepler.serving.door.Door`.
 
 It asks for the key on every path (upstream asks on /v1 alone, and /invocations completes without one), refuses bodies
-that are too large, no JSON or known to end the engine, and turns new requests away while the server drains.
+that are too large, no JSON or known to end the engine, and turns new requests away while the server drains, or is
+held until somebody has looked at its answers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 # A file of this name in the unit's runtime directory: the supervisor drains the server.
 DRAINING = "draining"
+# Header of the questions that a held server answers: what the file holds that holds it.
+HELD = "x-kepler-held"
 # Header of /health while the server drains: how many requests still run.
 RUNNING = "x-requests-running"
 # Seconds after which a client may come back to a server that drains; another one can be asked at once.
@@ -90,6 +93,7 @@ class Door:
         self.key = os.environ.get("VLLM_API_KEY", "")
         self.limit = int(float(os.environ.get("VLLM_KEPLER_BODY", "8")) * MEBIBYTE)
         self.draining = Path(os.environ.get("RUNTIME_DIRECTORY", "/nonexistent")) / DRAINING
+        self.held = Path(os.environ.get("VLLM_KEPLER_HELD", "/nonexistent"))
         self.running = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -123,15 +127,21 @@ class Door:
             self.running -= 1
 
     def admit(self, path: str, method: str, headers: dict[str, str]) -> None:
-        """Raise Turned for a request without the key, or one that came too late."""
+        """Raise Turned for a request without the key, or one that came too late or too early."""
         # A browser asks with OPTIONS, and without a key, whether it may ask.
         if self.key and path not in OPEN and method != "OPTIONS":
             brought = headers.get("authorization", "").encode()
             if not hmac.compare_digest(brought, f"Bearer {self.key}".encode()):
                 raise Turned(401, "The key is missing or wrong.", **{"www-authenticate": "Bearer"})
-        if path not in ("/metrics", "/version") and self.draining.exists():
-            headers = {"retry-after": RETRY_AFTER, **({RUNNING: str(self.running)} if path in OPEN else {})}
-            raise Turned(503, "The server is being stopped. Ask again.", **headers)
+        if path in ("/metrics", "/version"):
+            return
+        if self.draining.exists():
+            running = {RUNNING: str(self.running)} if path in OPEN else {}
+            raise Turned(503, "The server is being stopped. Ask again.", **{"retry-after": RETRY_AFTER}, **running)
+        word = word_of(self.held)
+        if word and not hmac.compare_digest(headers.get(HELD, "").encode(), word.encode()):
+            raise Turned(503, "The server takes requests once its answers were looked at. Ask again.",
+                         **{"retry-after": RETRY_AFTER})
 
     async def read(self, scope: Message, headers: dict[str, str], receive: Receive) -> Receive:
         """Read the body, no more than the limit of it; a `receive` that gives it once more. Raises Turned."""
@@ -160,6 +170,14 @@ class Door:
             return parts.pop() if parts else await receive()
 
         return again
+
+
+def word_of(held: Path) -> str:
+    """The word that lets a question through to a held server; empty where the server is not held."""
+    try:
+        return held.read_text().strip()
+    except FileNotFoundError:
+        return ""
 
 
 def vocabulary_of(scope: Message) -> int:

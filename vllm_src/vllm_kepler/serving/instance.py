@@ -32,6 +32,7 @@ class Instance:
         generation: number of the store's generation that it runs.
         dies: numbers of the dies that serve it; `cpu` where the CPU does.
         directory: its own, in memory; gone with the last stop.
+        held: file that is there as long as nobody but those who know its word are answered.
         key: what a request must bring; none for a server without a key.
         start: longest time in seconds from start to ready.
         stall: longest time in seconds without progress while it starts.
@@ -47,6 +48,7 @@ class Instance:
     generation: str
     dies: str
     directory: Path
+    held: Path
     key: str | None
     start: float
     stall: float
@@ -99,6 +101,7 @@ def read_instance(name: str, options: Path, generation: str, environment: Mappin
         generation=generation,
         dies="cpu" if environment.get("VLLM_KEPLER_DEVICE") == "cpu" else dies,
         directory=directory,
+        held=Path(environment.get("VLLM_KEPLER_HELD", "/nonexistent")),
         key=environment.get("VLLM_API_KEY") or None,
         start=number(environment, "VLLM_KEPLER_START", 1800),
         stall=number(environment, "VLLM_KEPLER_STALL", 600),

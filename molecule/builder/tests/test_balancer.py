@@ -1,0 +1,227 @@
+"""The balancer before two servers: real nginx, real vLLM, the real `openai` client.
+
+Environment: STANDIN_STREAM_SECONDS, STANDIN_UPGRADES and STANDIN_ROLLBACKS make the tests under load longer; the
+figures of docs/load-balancer.md name those that they were taken with.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import ssl
+import time
+import urllib.error
+import urllib.request
+
+import openai
+import pytest
+from conftest import PROJECT
+from standin import hosts as standins
+from standin.settings import BUILDER
+from streams import TOKENS, Address, Streams, ask
+
+SECONDS, UPGRADES, ROLLBACKS = (
+    int(os.environ.get(f"STANDIN_{name}", default))
+    for name, default in (("STREAM_SECONDS", 20), ("UPGRADES", 1), ("ROLLBACKS", 1))
+)
+SERVERS = ("k80-first", "k80-second")
+BASE = f"https://127.0.0.1:{BUILDER.port}"
+LICENCE = " ".join((PROJECT / "LICENSE").read_text().split())
+# Passages that the licence has once.
+PROMPTS = [
+    "You may reproduce and distribute copies of the Work or Derivative Works",
+    "Unless You explicitly state otherwise, any Contribution intentionally submitted",
+    "This License does not grant permission to use the trade names,",
+    "If You institute patent litigation against any entity",
+    "While redistributing the Work or Derivative Works thereof,",
+]
+
+
+@pytest.fixture(scope="module")
+def address(fleet) -> Address:
+    balancer = fleet["k80-builder"]
+    key = balancer.check_output("cut -d' ' -f2 /etc/kepler-standin/clients")
+    return Address(f"{BASE}/v1", key, balancer.check_output("cat /etc/kepler-standin/certificate.pem"), "licence")
+
+
+@pytest.fixture(scope="module")
+def api(address) -> openai.OpenAI:
+    return address.client(max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def references(api) -> dict[str, str]:
+    """What each prompt is answered when nothing else is asked; the licence, as the model has learnt it."""
+    answers = {prompt: ask(api, "licence", prompt).choices[0].text for prompt in PROMPTS}
+    for prompt, text in answers.items():
+        assert len(text.split()) > 5
+        assert LICENCE.partition(prompt)[2].startswith(text.rstrip("\N{REPLACEMENT CHARACTER}"))
+    return answers
+
+
+@pytest.fixture(scope="module")
+def ports(tmp_path_factory):
+    """Function that copies the port with one line of one file changed."""
+
+    def changed(name: str, file: str, old: str, new: str) -> str:
+        port = tmp_path_factory.mktemp(name) / "vllm_src"
+        shutil.copytree(PROJECT / "vllm_src", port, ignore=shutil.ignore_patterns("upstream", "__pycache__"))
+        path = port / "vllm_kepler" / file
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+        return str(port)
+
+    return changed
+
+
+def upgrade(*arguments: str) -> tuple[int, str]:
+    inventory = str(PROJECT / "molecule" / "builder" / "inventory")
+    return standins.play(BUILDER, "-i", inventory, "playbooks/upgrade.yml", *arguments)
+
+
+def get(path: str, address: Address, key: str | None = None) -> tuple[int, str]:
+    """Status and body of a GET."""
+    request = urllib.request.Request(BASE + path, headers={"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60, context=address.trust()) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def finished(server: str, address: Address) -> float:
+    """How many requests a server has answered to their end."""
+    status, metrics = get(f"/metrics/{server}/main", address, address.key)
+    assert status == 200
+    return sum(map(float, re.findall(r"^vllm:request_success_total{.*} (\S+)$", metrics, re.MULTILINE)))
+
+
+def active(host) -> int:
+    return int(host.check_output("basename $(readlink /opt/kepler/current)"))
+
+
+def is_well(server: str, address: Address) -> bool:
+    return get(f"/health/{server}/main", address)[0] == 200
+
+
+def wait_until_well(address: Address) -> None:
+    end = time.monotonic() + 300
+    while not all(is_well(server, address) for server in SERVERS):
+        assert time.monotonic() < end, "a server does not come back"
+        time.sleep(1)
+
+
+def test_only_who_has_a_key_is_answered(fleet, address):
+    of_the_servers = fleet["k80-builder"].check_output("cut -d= -f2 /etc/kepler-standin/api-key.env")
+    for key in (None, "wrong", of_the_servers):
+        assert get("/v1/models", address, key)[0] == 401
+    assert get("/v1/models", address, address.key)[0] == 200
+    with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+        urllib.request.urlopen(BASE + "/health", timeout=60, context=ssl.create_default_context())
+
+
+def test_neither_keys_nor_prompts_are_in_a_log(fleet, address, api):
+    ask(api, "licence", "a-prompt-that-nobody-else-has")
+    for host in fleet.values():
+        log = host.check_output("journalctl --no-pager")
+        assert address.key not in log
+        assert "a-prompt-that-nobody-else-has" not in log
+    assert " alice POST /v1/completions 200 " in fleet["k80-builder"].check_output(
+        "journalctl --no-pager --identifier kepler_balancer"
+    )
+
+
+def test_a_session_stays_and_finds_its_prefix(api, address):
+    """Conversations that grow: every turn on one server, which has the turns before it in its cache."""
+    cached = {}
+    for kind in ("session", "anonymous"):
+        tokens = []
+        for number in range(6):
+            words = LICENCE.split()[40 * number + (20 if kind == "session" else 0):]
+            before = [finished(server, address) for server in SERVERS]
+            for turn in range(4):
+                answer = ask(api, "licence", " ".join(words[: 40 + 10 * turn]),
+                             f"conversation-{number}" if kind == "session" else None)
+                if turn:
+                    tokens.append((answer.usage.prompt_tokens_details or answer.usage).model_dump().get(
+                        "cached_tokens", 0) / answer.usage.prompt_tokens)
+            if kind == "session":
+                made = [finished(server, address) - was for server, was in zip(SERVERS, before, strict=True)]
+                assert sorted(made) == [0, 4]
+        cached[kind] = sum(tokens) / len(tokens)
+    print(f"cached share of the prompts: {cached}")
+    assert cached["session"] > cached["anonymous"]
+
+
+def test_200_streams(fleet, address, references):
+    """None lost, none mixed up, and no process that grows."""
+
+    def memory() -> list[int]:
+        command = "systemctl show {} --property MemoryCurrent --value"
+        return [int(fleet["k80-builder"].check_output(command.format("kepler-balancer")))] + [
+            int(fleet[server].check_output(command.format("vllm@main"))) for server in SERVERS
+        ]
+
+    with Streams(address, references, 200) as tally:
+        time.sleep(SECONDS / 2)
+        half = memory()
+        time.sleep(SECONDS / 2)
+        full = memory()
+    print(f"{tally.answered} streams of {TOKENS} tokens, longest silence {tally.seconds:.1f} s, memory {half} {full}")
+    assert not tally.wrong
+    assert not tally.failed
+    assert tally.answered >= 200
+    for before, after in zip(half, full, strict=True):
+        assert after < 1.1 * before + (16 << 20)
+
+
+def test_a_server_that_is_killed(fleet, address, references):
+    """At most the requests that it had are lost; the health says what is; it comes back."""
+    clients = 8
+    with Streams(address, references, clients) as tally:
+        while tally.answered < clients:
+            time.sleep(0.2)
+        fleet["k80-first"].check_output("systemctl kill --signal KILL --kill-who all vllm@main")
+        assert not is_well("k80-first", address)
+        assert is_well("k80-second", address)
+        assert get("/health", address)[0] == 200
+        answered = tally.answered
+        while tally.answered < answered + 2 * clients:
+            time.sleep(0.2)
+        wait_until_well(address)
+    assert not tally.wrong
+    assert len(tally.failed) <= clients
+
+
+@pytest.mark.parametrize("number", range(UPGRADES))
+def test_an_upgrade_that_nobody_notices(fleet, address, references, ports, number):
+    """Host after host moves to a new generation while eight clients stream."""
+    before = {server: active(fleet[server]) for server in SERVERS}
+    port = ports("next", "version.py", '"""', f'"""{time.time():.0f} ')
+    with Streams(address, references, 8) as tally:
+        status, printed = upgrade("-e", f"__vllm_port={port}")
+    print(f"{tally.answered} streams, longest silence {tally.seconds:.1f} s")
+    assert status == 0, printed[-3000:]
+    assert all(active(fleet[server]) > before[server] for server in SERVERS)
+    assert not tally.wrong
+    assert not tally.failed
+    assert tally.answered
+
+
+@pytest.mark.parametrize("number", range(ROLLBACKS))
+def test_a_bad_generation_that_nobody_notices(fleet, address, references, ports, number):
+    """It answers nothing but NaN, so no client is ever answered by it; the host after it keeps what it has."""
+    before = {server: active(fleet[server]) for server in SERVERS}
+    good = "    out.copy_(scaled.to(input.dtype) * weight)\n"
+    port = ports("bad", "ops/norm.py", good, "    out.fill_(float('nan'))\n")
+    with Streams(address, references, 8) as tally:
+        status, printed = upgrade("-e", f"__vllm_port={port}")
+    print(f"{tally.answered} streams, longest silence {tally.seconds:.1f} s")
+    assert status != 0
+    assert "which answers. The hosts after it were not touched" in printed, printed[-3000:]
+    assert {server: active(fleet[server]) for server in SERVERS} == before
+    wait_until_well(address)
+    assert not tally.wrong
+    assert not tally.failed
+    assert tally.answered
