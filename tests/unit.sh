@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 
 tests/programs.sh
 export PATH="$KEPLER_CACHE/programs/usr/sbin:$KEPLER_CACHE/programs/usr/bin:$PATH"
-python -m pytest -q tests/unit tests/static
+python -m pytest -q --numprocesses auto --dist loadfile tests/unit tests/static
 
 # PYTHON36 names the interpreter; else the first that works: one on PATH, or the newest that pyenv has.
 python36=""
