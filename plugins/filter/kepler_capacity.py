@@ -11,7 +11,7 @@ from ansible.errors import AnsibleFilterError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
 from kepler_controller import capacity
-from kepler_controller.capacity import STORAGES, Options, gib, need
+from kepler_controller.capacity import Options, Storage, gib, need, storage_of
 from kepler_controller.findings import finding, shown
 from kepler_controller.model_families import (
     DEFAULT_POSITIONS,
@@ -79,19 +79,21 @@ def capacity_table(plan: dict[str, Any]) -> list[str]:
     return capacity.table(plan)
 
 
-def split_findings(model: Model, dies: int, listed: int, where: str) -> list[dict[str, str]]:
+def split_findings(
+    model: Model, tensors: list[Tensor], storage: Storage, dies: int, listed: int, where: str
+) -> list[dict[str, str]]:
     """Findings about a model's sizes over the dies of an instance."""
     found = []
-    faults = capacity.size_faults(model, dies)
+    faults = capacity.size_faults(model, dies, tensors, storage)
     if faults:
-        sizes = capacity.sizes_that_divide(model, max(listed, dies))
+        sizes = capacity.sizes_that_divide(model, max(listed, dies), tensors, storage)
         found.append(finding(
             "error", f"{where}.tensor_parallel_size", f"{dies}, over which {' and '.join(faults)} cannot be split",
             f"one of {', '.join(map(str, sizes))}", "Change tensor_parallel_size.",
         ))
     return found + [
         finding("error", f"{where}.model", what, expected, "Serve another model.")
-        for what, expected in capacity.model_faults(model, dies)
+        for what, expected in capacity.model_faults(model, dies, storage)
     ]
 
 
@@ -111,7 +113,7 @@ def room_findings(
 ) -> list[dict[str, str]]:
     """A finding where weights and one sequence of the longest context do not fit a die."""
     dies, options = instance["tensor_parallel_size"], capacity.options_of(instance)
-    storage = STORAGES[capacity.SERVED_DTYPES[instance["dtype"]]]
+    storage = storage_of(instance["dtype"], model.quantization)
     length = instance.get("max_model_len") or model.positions or DEFAULT_POSITIONS
     at = need(model, tensors, dies, length, options, storage)
     if at.fits:
@@ -121,8 +123,11 @@ def room_findings(
     more = capacity.dies_needed(model, tensors, length, options, storage)
     said = "" if instance.get("max_model_len") else ", the model's own length"
     steps = []
+    half = storage_of("half", model.quantization)
+    if need(model, tensors, dies, length, options, half).fits and not model.experts:
+        steps.append("Set dtype to half")
     if longest:
-        steps.append(f"Set max_model_len to {longest} at most")
+        steps.append(f"{'set' if steps else 'Set'} max_model_len to {longest} at most")
     if more and more > dies:
         steps.append(f"{'spread' if steps else 'Spread'} it over {more} dies")
     if options.max_num_seqs > 16:
@@ -156,7 +161,10 @@ def one_model_findings(
         if refused:
             return faults + refused
         model = read(facts["config"])
-        found = split_findings(model, instance["tensor_parallel_size"], len(instance["dies"]), where)
+        storage = storage_of(instance["dtype"], model.quantization)
+        tensors = tensors_of(model, facts["tensors"]) if model.quantization else []
+        dies = instance["tensor_parallel_size"]
+        found = split_findings(model, tensors, storage, dies, len(instance["dies"]), where)
         found += length_findings(model, instance, where)
         if on_kepler and not found and not faults:
             found += room_findings(model, tensors_of(model, facts["tensors"]), instance, where)

@@ -66,10 +66,16 @@ def overlap(first: str, second: str) -> bool:
     return first == second or first in wildcards or second in wildcards
 
 
+def unit_of(instance: dict) -> str:
+    """The unit that serves an instance."""
+    return f"vllm@{instance['name']}.service"
+
+
 def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
     """Findings about what the well-formed `instances` ask of the host: dies, files and ports."""
     found = []
     dies = k80_numbers(host)
+    asked = [unit_of(instance) for instance in instances]
     for index, instance in enumerate(instances):
         where = f"{INSTANCES}[{index}]"
         absent = [die for die in setting(instance, "dies") if die not in dies]
@@ -86,9 +92,12 @@ def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
                     "error", f"{where}.{key}", f"{path}: " + (f"a {there}" if there else "nothing is there"),
                     f"a {kind} on the host", "Correct the path, or copy it to the host first.",
                 ))
-        unit = f"vllm@{instance['name']}.service"
+        unit = unit_of(instance)
         for socket in host["ports"]:
             if socket["port"] != setting(instance, "port") or socket["unit"] == unit:
+                continue
+            # A server that the inventory no longer names is stopped before the others start.
+            if (socket["unit"] or "").startswith("vllm@") and socket["unit"] not in asked:
                 continue
             if overlap(socket["address"], setting(instance, "host")):
                 holder = f"{socket['command']} (process {socket['pid']}, {socket['unit'] or 'no unit'})"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-from kepler_controller.capacity import UTILIZATION
+from kepler_controller.capacity import DTYPES, UTILIZATION
 from kepler_controller.findings import finding, is_integer, shown
 
 INSTANCES = "vllm_service_instances"
@@ -56,7 +56,12 @@ KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "port": (8000, lambda value: is_integer(value) and 1024 <= value <= 65535, "an integer of 1024 to 65535"),
     "dies": ([0, 1, 2, 3], is_dies, "a list of different integers from 0"),
     "tensor_parallel_size": (4, lambda value: is_integer(value) and value >= 1, "an integer from 1"),
-    "dtype": ("float32", lambda value: value == "float32", "float32, the one type that sm_37 computes in here"),
+    "dtype": (
+        "float32",
+        lambda value: isinstance(value, str) and value in DTYPES,
+        "float32, or half for weights and cache in float16 (sm_37 computes in float32 alone and has no bfloat16: a "
+        "bfloat16 checkpoint is served with half or float32)",
+    ),
     "max_model_len": (None, lambda value: is_integer(value) and value >= 1, "an integer from 1"),
     "gpu_memory_utilization": (
         None,
@@ -96,12 +101,11 @@ NOT_OPTIONS = ("name", "dies", "memory_max", "cpu_quota", "nice", "extra_args")
 OWN_OPTIONS = {key.replace("_", "-") for key in KEYS if key not in NOT_OPTIONS} | {"api-key"}
 # Options of vLLM that no instance can have, and what goes instead.
 TLS = "plain HTTP, by which its unit looks at the server", "Let the load balancer speak TLS."
-UNQUANTIZED = "float32 weights and cache, all that the port serves", "Leave it out; serve an unquantized checkpoint."
 REFUSED_OPTIONS = {
     "ssl-keyfile": TLS,
     "ssl-certfile": TLS,
-    "quantization": UNQUANTIZED,
-    "kv-cache-dtype": UNQUANTIZED,
+    "quantization": ("what the checkpoint's own config.json says", "Leave it out; serve a quantized checkpoint."),
+    "kv-cache-dtype": ("a cache in the type that the key dtype names", "Leave it out; set dtype to half or float32."),
     "speculative-config": ("one model alone: the port has no speculative decoding", "Leave it out."),
     "enable-expert-parallel": ("every expert split over the dies", "Leave it out."),
 }

@@ -43,7 +43,7 @@ options:
     elements: int
     default: []
   dtype:
-    description: What it computes with.
+    description: How its weights and KV cache are stored, C(float32) or C(half).
     type: str
     default: float32
   concurrency:

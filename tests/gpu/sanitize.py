@@ -23,7 +23,7 @@ def kernels() -> None:
     """Launch every kernel, with shapes that leave tiles, splits and warps half full."""
     import torch
     from attention_problem import Problem
-    from vllm_kepler.ops import activation, cache, moe, norm, rotary
+    from vllm_kepler.ops import activation, cache, linear, moe, norm, rotary
 
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.float16):
@@ -51,6 +51,15 @@ def kernels() -> None:
         weights, experts = moe.topk_softmax(torch.randn(tokens, num_experts, device="cuda"), 2, True)
         gate_up, down = (torch.randn(num_experts, *shape, device="cuda") for shape in ((40, 36), (36, 20)))
         moe.experts_forward(torch.randn(tokens, 36, device="cuda"), gate_up, down, weights, experts, "silu")
+    for n, k, group in ((37, 96, 32), (130, 4224, 128)):
+        half = torch.randn(n, k, device="cuda").half()
+        for bits in (4, 8):
+            codes = torch.randint(0, 1 << bits, (n, k), dtype=torch.uint8, device="cuda")
+            scales = torch.rand(n, k // group, device="cuda")
+            packed = linear.pack(codes, scales, torch.full_like(scales, 7), bits, torch.randperm(k, device="cuda"))
+            for rows in (1, 2, 3, 7, 16, 17):
+                linear.packed(torch.randn(rows, k, device="cuda"), packed)
+                linear.half(torch.randn(rows, k, device="cuda"), half)
     torch.cuda.synchronize()
 
 

@@ -16,7 +16,7 @@ from serve_once import serve
 from tiny_models import TinyModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins" / "plugin_utils"))
-from kepler_controller.capacity import CUBLAS_WORKSPACE, DIE_BYTES, GIB, MIB, STORAGES, UTILIZATION, Options, need
+from kepler_controller.capacity import CUBLAS_WORKSPACE, DIE_BYTES, GIB, MIB, UTILIZATION, Options, need, storage_of
 from kepler_controller.model_families import read, tensors_of
 
 GPUS = torch.cuda.device_count()
@@ -43,20 +43,22 @@ MIXTRAL = {**LLAMA, "architectures": ["MixtralForCausalLM"], "model_type": "mixt
            "num_hidden_layers": 2, "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2}
 GPT2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 1600, "n_layer": 8, "n_head": 25,
         "n_positions": 2048, "vocab_size": 50257, "torch_dtype": "float32", "bos_token_id": 0, "eos_token_id": 1}
-# name -> (config, max_model_len, max_num_seqs): what has the peak of the activations is in the name.
+# name -> (config, max_model_len, max_num_seqs, dtype): what has the peak of the activations is in the name.
 CASES = {
-    "llama-7b-attention": (LLAMA, 4096, 256),
-    "llama-7b-feed-forward": (LLAMA, 4096, 16),
-    "llama-8b-sampler": (GROUPED, 2048, 256),
-    "llama-8b-few-rows": (GROUPED, 2048, 100),
-    "llama-8b-long": (GROUPED, 8192, 8),
-    "qwen2-7b-feed-forward": (QWEN, 8192, 32),
-    "mixtral-experts": (MIXTRAL, 8192, 16),
-    "gpt2-cut-vocabulary": (GPT2, 2048, 256),
+    "llama-7b-attention": (LLAMA, 4096, 256, "float32"),
+    "llama-7b-feed-forward": (LLAMA, 4096, 16, "float32"),
+    "llama-8b-sampler": (GROUPED, 2048, 256, "float32"),
+    "llama-8b-few-rows": (GROUPED, 2048, 100, "float32"),
+    "llama-8b-long": (GROUPED, 8192, 8, "float32"),
+    "qwen2-7b-feed-forward": (QWEN, 8192, 32, "float32"),
+    "mixtral-experts": (MIXTRAL, 8192, 16, "float32"),
+    "gpt2-cut-vocabulary": (GPT2, 2048, 256, "float32"),
+    "llama-7b-half": (LLAMA, 4096, 16, "half"),
+    "qwen2-7b-half-tile": (QWEN, 2048, 8, "half"),
 }
 
 
-def account(directory, config, dies, max_model_len, max_num_seqs):
+def account(directory, config, dies, max_model_len, max_num_seqs, dtype):
     """(weights, outside, activations, blocks) as the engine reports them, sizes in bytes; and the memory of the GPU.
 
     Ranks differ in what they hold outside of PyTorch; the one with the least room left decides how many blocks there
@@ -70,7 +72,7 @@ def account(directory, config, dies, max_model_len, max_num_seqs):
         model,
         {"VLLM_KEPLER_DEVICE": "", "VLLM_KEPLER_VERIFY": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
          "CUDA_VISIBLE_DEVICES": ",".join(str((first + rank) % GPUS) for rank in range(dies))},
-        load_format="dummy", tensor_parallel_size=dies, max_num_seqs=max_num_seqs, swap_space=0,
+        load_format="dummy", tensor_parallel_size=dies, max_num_seqs=max_num_seqs, swap_space=0, dtype=dtype,
         gpu_memory_utilization=UTILIZATION * DIE_BYTES / memory,
     )
     assert done.status == 0, done.printed[-8000:]
@@ -83,17 +85,19 @@ def account(directory, config, dies, max_model_len, max_num_seqs):
 @pytest.mark.parametrize("dies", [1, 2, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_the_engine_needs_what_was_planned(tmp_path, case, dies):
-    config, max_model_len, max_num_seqs = CASES[case]
+    config, max_model_len, max_num_seqs, dtype = CASES[case]
     model = read(config)
     if dies > GPUS or model.heads % dies:
         pytest.skip(f"needs {dies} GPUs and heads that they divide")
-    (weights, outside, activations), blocks, memory = account(tmp_path, config, dies, max_model_len, max_num_seqs)
+    (weights, outside, activations), blocks, memory = account(
+        tmp_path, config, dies, max_model_len, max_num_seqs, dtype
+    )
     options = Options(
         max_num_seqs=max_num_seqs, gpu_memory_utilization=UTILIZATION * DIE_BYTES / memory, memory=memory,
         outside=int(outside),
         workspace=HOPPER_WORKSPACE if torch.cuda.get_device_capability() >= (9, 0) else CUBLAS_WORKSPACE,
     )
-    planned = need(model, tensors_of(model), dies, max_model_len, options, STORAGES["fp32"])
+    planned = need(model, tensors_of(model), dies, max_model_len, options, storage_of(dtype, None))
     rows = {
         "weights, GiB": (weights / GIB, planned.weights / GIB),
         "activations, GiB": (activations / GIB, planned.activations / GIB),

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from quantized_models import Kind, quantized_model
 from tiny_models import CONTEXT, FAMILIES, MULTI_HEAD, SHAPE, TinyModel
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 sys.path[:0] = [str(PLUGINS / "plugin_utils"), str(PLUGINS / "module_utils")]
 from host import model_files  # noqa: E402
 from kepler_controller import model_families  # noqa: E402
-from kepler_controller.capacity import STORAGES, Options, activation_bytes, weight_bytes  # noqa: E402
+from kepler_controller.capacity import Options, activation_bytes, storage_of, weight_bytes  # noqa: E402
 
 # What the planner knows beside the families of the engine's tests: name -> (model type, what differs from SHAPE).
 OTHERS = {
@@ -35,14 +36,26 @@ OTHERS = {
 }
 ALL = {**FAMILIES, **OTHERS}
 
+QUANTIZED = {
+    "gptq": Kind("gptq", group=32),
+    "gptq-symmetric-8": Kind("gptq", bits=8, group=128, symmetric=True),
+    "gptq-row": Kind("gptq", group=-1),
+    "awq-some": Kind("awq", group=64, kept=("down_proj",)),
+    "compressed-tensors": Kind("compressed-tensors", group=32, symmetric=True),
+    "compressed-tensors-row-8": Kind("compressed-tensors", bits=8, group=-1),
+}
+
 TOKENS = CONTEXT - 32
 PLAIN = {"hidden_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8, "vocab_size": 320,
          "max_position_embeddings": CONTEXT, "torch_dtype": "float32", "tie_word_embeddings": False}
 # Name -> (config, rows of the feed-forward layer's size that the CPU's reference of its activation takes beside its
-# result; the kernel takes none). Where that is 0 the peak is in attention, or the activation is torch's own.
+# result; the kernel takes none).
 PEAKS = {
     "feed-forward": ({**PLAIN, "model_type": "llama", "architectures": ["LlamaForCausalLM"],
-                      "intermediate_size": 1376}, 2),
+                      "intermediate_size": 1376}, 0),
+    # Holds the product that its activation was made of.
+    "qwen2": ({**PLAIN, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "num_key_value_heads": 8,
+               "intermediate_size": 1376}, 0),
     "attention": ({**PLAIN, "model_type": "llama", "architectures": ["LlamaForCausalLM"],
                    "intermediate_size": 256}, 0),
     "gpt2": ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 512, "n_layer": 3, "n_head": 8,
@@ -84,22 +97,44 @@ def test_the_engine_knows_the_architectures(name):
     assert set(model_families.FAMILIES[name].architectures) <= set(ModelRegistry.get_supported_archs())
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3-moe"])
-def test_weights_are_those_that_the_engine_keeps(engine, tiny, family):
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("llama", "float32"), ("gpt2", "float32"), ("qwen3-moe", "float32"), ("llama", "half"), ("gpt2", "half")],
+)
+def test_weights_are_those_that_the_engine_keeps(engine, tiny, family, dtype):
     """One die: parameters and the table of the rotary embedding, byte for byte."""
     made = tiny(family)
-    llm = engine(made)
+    llm = engine(made, dtype=dtype)
     model = llm.llm_engine.model_executor.driver_worker.model_runner.model
     kept = {
         tensor.data_ptr(): tensor.numel() * tensor.element_size()
         for tensor in [*model.parameters(), *model.buffers()] if tensor.dim()  # but for a factor that Gemma keeps
     }
     config = model_families.read(json.loads((made.directory / "config.json").read_text()))
-    planned = weight_bytes(config, model_families.tensors_of(config), 1, STORAGES["fp32"])
+    planned = weight_bytes(config, model_families.tensors_of(config), 1, storage_of(dtype, None))
     assert planned == sum(kept.values()), {
         name: tuple(tensor.shape) for name, tensor in [*model.named_parameters(), *model.named_buffers()]
     }
-    assert all(tensor.dtype == torch.float32 for tensor in model.parameters())
+    kinds = {"float32": {torch.float32}, "half": {torch.float32, torch.float16}}
+    assert {tensor.dtype for tensor in model.parameters()} == kinds[dtype]
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize("dtype", ["float32", "half"])
+def test_weights_of_a_quantized_checkpoint_are_those_that_the_engine_keeps(engine, tmp_path, seed, name, dtype):
+    """Codes, scales and zero points as planned from the headers of the files, byte for byte."""
+    made = quantized_model("llama", tmp_path, seed, QUANTIZED[name])
+    model = engine(made, dtype=dtype).llm_engine.model_executor.driver_worker.model_runner.model
+    held = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        packed = getattr(module, "packed", None)
+        tensors = (packed.codes, packed.scales, packed.zeros) if packed is not None else ()
+        held += [tensor for tensor in tensors if tensor is not None]
+    kept = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in held}
+    facts = model_files.model_of(str(tmp_path))
+    config = model_families.read(facts["config"])
+    tensors = model_families.tensors_of(config, facts["tensors"])
+    assert weight_bytes(config, tensors, 1, storage_of(dtype, config.quantization)) == sum(kept.values())
 
 
 def peak_bytes(run):
@@ -118,7 +153,13 @@ def peak_bytes(run):
 def test_activations_are_those_that_the_engine_holds(engine, tmp_path, monkeypatch, name):
     """One prompt as when the memory is measured: without a cache, and attention in no memory of its own."""
     from vllm import SamplingParams, TokensPrompt
+    from vllm.model_executor.layers.activation import SiluAndMul
     from vllm_kepler.attention import backend
+
+    def silu_and_mul(self, x):
+        """In no more memory than the kernel takes: that of its result."""
+        gate, up = x.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate, inplace=True) * up
 
     config, reference_rows = PEAKS[name]
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -131,6 +172,7 @@ def test_activations_are_those_that_the_engine_holds(engine, tmp_path, monkeypat
         ),
     )
     monkeypatch.setattr(backend.paged, "prefill", lambda *arguments: None)
+    monkeypatch.setattr(SiluAndMul, "forward", silu_and_mul)
     prompt = TokensPrompt(prompt_token_ids=torch.randint(3, 300, (TOKENS,)).tolist())
     sampling = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False)
 

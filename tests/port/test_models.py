@@ -11,6 +11,8 @@ import pytest
 from small_hub import NAME, SHA, Hub
 
 FETCH = Path(__file__).resolve().parents[2] / "roles" / "models" / "files" / "fetch.py"
+# The role installs it beside the program.
+JUDGEMENT = FETCH.parents[3] / "plugins" / "module_utils" / "host" / "quantized.py"
 CONFIG = b'{"model_type": "llama"}'
 
 
@@ -39,7 +41,7 @@ def fetch(hub, tmp_path):
              "runpy.run_path(sys.argv[0], run_name='__main__')", str(FETCH), asked],
             env={
                 **os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub.endpoint, "NO_PROXY": "127.0.0.1",
-                "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment,
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(JUDGEMENT.parent), **environment,
             },
             capture_output=True, text=True, timeout=300,
         )
@@ -113,7 +115,15 @@ def test_quantized_weights_are_not_even_fetched(hub, fetch):
     status, _, fault = fetch()
     assert status == 1
     assert "quantized with fp8" in fault
+    assert "GPTQ of 4 or 8 bits" in fault
     assert ("GET", "model.safetensors") not in hub.asked
+
+
+def test_quantized_weights_that_are_served_are_fetched(hub, fetch):
+    hub.files["config.json"] = (
+        b'{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": false}}'
+    )
+    assert "model.safetensors" in fetch()[1]["files"]
 
 
 def test_other_formats(hub, fetch):

@@ -27,8 +27,7 @@ def test_what_the_log_says(tiny):
 
 
 REFUSALS = [
-    ({"dtype": "float16"}, "dtype: found float16; expected float32"),
-    ({"dtype": "bfloat16"}, "dtype: found bfloat16; expected float32"),
+    ({"dtype": "bfloat16"}, "dtype: found bfloat16; expected float32 or half"),
     ({"block_size": 64}, "block_size: found 64; expected one of 8, 16, 32"),
     ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype: found fp8"),
 ]

@@ -69,6 +69,18 @@ int kepler_moe_product(float* out, const float* x, const float* weight, const fl
                        const int* tile_experts, const int* num_sorted, int num_rows, int num_experts, int n, int k,
                        int rows_per_x, int tile, void* stream);
 
+/* out[r] = x[r] · weight^T. out: [rows, n]; x: [rows, k], rows 1..16, 16-byte aligned; linear.cu says more.
+ * weight: float16 [n, k], k a multiple of 8, 16-byte aligned. */
+int kepler_linear_half(float* out, const float* x, const void* weight, int rows, int n, int k, void* stream);
+/* The weight is scale · unit · (code - zero), scale and zero of the row's group of columns. codes: [n, k] of 4 or 8
+ * bits, the first column in the lowest bits, k a multiple of 32, 16-byte aligned; scales, zeros: float16
+ * [n, k / group], no zeros: all 2^(bits - 1); group: a power of two from 32 on that divides k, or k. */
+int kepler_linear_packed(float* out, const float* x, const void* codes, const void* scales, const void* zeros,
+                         float unit, int bits, int rows, int n, int k, int group, void* stream);
+/* That weight as float32 [n, k], out 16-byte aligned. */
+int kepler_linear_unpack(float* out, const void* codes, const void* scales, const void* zeros, float unit, int bits,
+                         int n, int k, int group, void* stream);
+
 /* attention_decode.cu and attention_prefill.cu say more. */
 int kepler_attention_decode_workspace(int num_seqs, int num_heads, int num_kv_heads, int head_size, int max_seq_len,
                                       size_t* bytes);

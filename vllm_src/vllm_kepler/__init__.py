@@ -31,5 +31,7 @@ def register_layers() -> None:
 
     if isinstance(current_platform, KeplerSettings):
         from . import moe
+        from .quantization import config
 
         moe.register()
+        config.register()

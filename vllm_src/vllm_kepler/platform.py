@@ -38,7 +38,7 @@ class KeplerCpuPlatform(settings.KeplerSettings, CpuPlatform):
         settings.settle(vllm_config)
         parallel = vllm_config.parallel_config
         if parallel.worker_cls == "auto":
-            parallel.worker_cls = "vllm.worker.cpu_worker.CPUWorker"
+            parallel.worker_cls = "vllm_kepler.cpu_worker.KeplerCpuWorker"
         if parallel.world_size > 1:
             parallel.distributed_executor_backend = "mp"
         if vllm_config.cache_config is not None:

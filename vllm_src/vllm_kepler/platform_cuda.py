@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch._dynamo
 from vllm.logger import init_logger
@@ -25,7 +25,6 @@ class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
     """Upstream's CUDA platform with the port's engine settings, attention backend and operators."""
 
     simple_compile_backend = "eager"
-    supported_quantization: ClassVar[list[str]] = []
 
     def __init__(self) -> None:
         settings.force_v0()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from vllm.logger import init_logger
+
+from .quantization.files import check_files
+from .quantization.scheme import METHOD, WORKS
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -18,6 +22,8 @@ logger = init_logger("vllm.kepler.settings")
 BACKEND = "vllm_kepler.attention.backend.KeplerBackend"
 BLOCK_SIZES = (8, 16, 32)
 DEFAULT_BLOCK_SIZE = 16
+# What the KV cache may be: of the activations' dtype, or float16; by vLLM's names.
+CACHE_DTYPES = ("auto", "half")
 
 
 def force_v0() -> None:
@@ -43,6 +49,15 @@ class KeplerSettings:
         return False
 
     @classmethod
+    def verify_quantization(cls, quant: str) -> None:
+        """Raise ValueError for a method that is asked for by name and has no quantization_config in config.json."""
+        if quant != METHOD:
+            raise ValueError(
+                f"quantization: found {quant}, and no quantization_config in the model's config.json; expected one of: "
+                f"{WORKS}. Leave quantization out, or choose such a checkpoint of the model."
+            )
+
+    @classmethod
     def get_attn_backend_cls(
         cls,
         selected_backend: _Backend | None,
@@ -64,7 +79,10 @@ class KeplerSettings:
 
 
 def settle(config: VllmConfig) -> None:
-    """Decide what the port decides: eager, float32, no custom all-reduce, no compilation.
+    """Decide what the port decides: eager, float32 arithmetic, no custom all-reduce, no compilation.
+
+    dtype half says how weights and KV cache are stored. vLLM calls this again for what it made of a config that went
+    through here before.
 
     Raises ValueError, before any weight is read, for a setting that a Kepler GPU cannot serve.
     """
@@ -73,16 +91,12 @@ def settle(config: VllmConfig) -> None:
 
     model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
     if model is not None:
-        if model.dtype != torch.float32:
+        if model.dtype not in (torch.float32, torch.float16):
             raise ValueError(
-                f"dtype: found {str(model.dtype).removeprefix('torch.')}; expected float32: a Kepler GPU has no half "
-                "arithmetic. Leave dtype out, or set it to float32."
+                f"dtype: found {str(model.dtype).removeprefix('torch.')}; expected float32 or half: a Kepler GPU "
+                "computes in float32 and stores weights as float32 or float16. Leave dtype out for float32."
             )
-        if model.quantization is not None:
-            raise ValueError(
-                f"quantization: found {model.quantization}; expected none: the Kepler port serves float32 weights, and "
-                "float16 or bfloat16 checkpoints converted to it. Choose an unquantized checkpoint of the model."
-            )
+        settle_storage(config)
         model.enforce_eager = True
         model.disable_cascade_attn = True
     if config.speculative_config is not None:
@@ -101,8 +115,46 @@ def settle(config: VllmConfig) -> None:
             raise ValueError(
                 f"block_size: found {cache.block_size}; expected one of {', '.join(map(str, BLOCK_SIZES))}."
             )
-        if cache.cache_dtype != "auto":
-            raise ValueError(f"kv_cache_dtype: found {cache.cache_dtype}; expected auto: the cache is float32.")
+        if cache.cache_dtype not in CACHE_DTYPES:
+            raise ValueError(
+                f"kv_cache_dtype: found {cache.cache_dtype}; expected auto: the cache is float32, or with dtype: half "
+                "float16."
+            )
     parallel.disable_custom_all_reduce = True
     config.compilation_config.level = CompilationLevel.NO_COMPILATION
     config.compilation_config.cudagraph_capture_sizes = []
+
+
+def settle_storage(config: VllmConfig) -> None:
+    """Decide how the model's weights and the KV cache are stored, and who loads them.
+
+    Raises ValueError for damaged weight files, and for ranks that a quantized checkpoint cannot be split over.
+    """
+    from vllm.config import LoadFormat
+
+    from .quantization.config import KeplerConfig
+    from .quantization.loader import KeplerLoader
+
+    model, ranks = config.model_config, config.parallel_config.tensor_parallel_size
+    directory = Path(model.model)
+    # Else it is a name, whose files vLLM fetches later.
+    if directory.is_dir():
+        check_files(directory)
+    if config.load_config.load_format == LoadFormat.AUTO:
+        config.load_config.load_format = KeplerLoader
+    if model.dtype == torch.float16:
+        model.dtype = torch.float32
+        config.quant_config = config.quant_config or KeplerConfig()
+        config.quant_config.half = True
+        if config.cache_config.cache_dtype == "auto":
+            config.cache_config.cache_dtype = "half"
+        logger.info("dtype: half: weights and KV cache are stored as float16, activations and arithmetic are float32.")
+    checkpoint = getattr(config.quant_config, "checkpoint", None)
+    if checkpoint is None:
+        return
+    if ranks > 1 and any(scheme.act_order for scheme in checkpoint.schemes()):
+        raise ValueError(
+            f"tensor_parallel_size: found {ranks} and {checkpoint.method} with act-order (desc_act); expected 1: the "
+            "columns of a group lie on all ranks. Choose a checkpoint without act-order, or one die."
+        )
+    logger.info("%s checkpoint: weights are unpacked by the port's own kernels.", checkpoint.method)

@@ -8,7 +8,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-import httpx
+import httpx2
 import openai
 
 TOKENS = 32
@@ -54,7 +54,7 @@ class Address:
 
     def client(self, **options: object) -> openai.OpenAI:
         """A client that trusts this certificate alone."""
-        http = httpx.Client(verify=self.trust(), trust_env=False)
+        http = httpx2.Client(verify=self.trust(), trust_env=False)
         return openai.OpenAI(**{"base_url": self.url, "api_key": self.key, "http_client": http, **options})
 
 
@@ -85,8 +85,8 @@ class Streams:
         self.thread.join()
 
     async def run(self) -> None:
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(verify=self.address.trust(), trust_env=False, limits=limits, timeout=600) as http:
+        limits = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(verify=self.address.trust(), trust_env=False, limits=limits, timeout=600) as http:
             api = openai.AsyncOpenAI(
                 base_url=self.address.url, api_key=self.address.key, http_client=http, max_retries=self.retries
             )
@@ -101,7 +101,7 @@ class Streams:
                 text = await self.stream(api, prompt, session)
             except openai.OpenAIError as error:
                 self.tally.failed.append(f"{type(error).__name__}: {error}")
-            except httpx.HTTPError as error:
+            except httpx2.HTTPError as error:
                 self.tally.failed.append(f"broke off: {type(error).__name__}: {error}")
             else:
                 if text == self.references[prompt]:
@@ -110,7 +110,7 @@ class Streams:
                     self.tally.wrong.append((self.references[prompt], text))
 
     async def stream(self, api: openai.AsyncOpenAI, prompt: str, session: str) -> str:
-        """The text of one streamed answer. Raises openai.OpenAIError and httpx.HTTPError."""
+        """The text of one streamed answer. Raises openai.OpenAIError and httpx2.HTTPError."""
         before, text, end = time.monotonic(), "", None
         parts = await api.completions.create(
             model=self.address.model, prompt=prompt, max_tokens=TOKENS, temperature=0, stream=True,
@@ -122,5 +122,5 @@ class Streams:
             text += part.choices[0].text
             end = part.choices[0].finish_reason or end
         if end is None:
-            raise httpx.RemoteProtocolError("the stream ended without a reason")
+            raise httpx2.RemoteProtocolError("the stream ended without a reason")
         return text

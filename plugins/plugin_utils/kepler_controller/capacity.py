@@ -18,7 +18,9 @@ from kepler_controller.model_families import (
     HEAD,
     CapacityError,
     Model,
+    Quantization,
     Tensor,
+    quantized,
     read,
     refusals,
     tensors_of,
@@ -52,6 +54,12 @@ SORT_BYTES, SORT_BYTES_FEW_ROWS, FEW_ROWS = 36, 48, 128
 TOKEN_BYTES = 64
 # PyTorch's workspace for cuBLAS before Hopper, which counts as an activation: 2 of 4,096 KiB and 8 of 16 KiB.
 CUBLAS_WORKSPACE = 8320 * KIB
+# The port's ops.linear: bytes of a scale and of a zero point, and the largest float32 tile that a prompt's product is
+# taken from where a matrix is not float32.
+SCALE_BYTES, ZERO_BYTES = 2, 2
+TILE_BYTES = 64 * MIB
+# Columns of codes on a die come in multiples of this.
+COLUMNS = 32
 # What lies outside of PyTorch and comes after the engine's first look at the memory. Estimates, not measured on a K80:
 # kernels that are loaded on first use, and with several dies the buffers of two NCCL communicators.
 KERNEL_BYTES = 64 * MIB
@@ -63,31 +71,54 @@ class Storage:
     """How weights and KV cache lie in memory.
 
     Attributes:
-        matrix: bytes of an element of a layer's matrix, scales and zero points of groups of 128 included.
-        other: bytes of an element of embeddings, norms, biases and routers.
-        cache: bytes of an element of the KV cache.
-        served: whether the installed port serves it.
+        bits: of a number in a layer's matrix. 32 and 16 are float32 and float16; less are codes.
+        group: columns of a row that share a scale; 0 where there are none, WHOLE for all.
+        beside: bytes of a group's scale and zero point.
+        act_order: whether the columns of a group lie scattered over the row.
+        table: bytes of a number in embedding and head, and in a matrix that a quantized checkpoint leaves as it was.
+        cache: bytes of a number in the KV cache.
     """
 
-    matrix: float
-    other: int
+    bits: int
+    group: int
+    beside: int
+    table: int
     cache: int
-    served: bool
+    act_order: bool = False
 
 
+# What a plan compares. Codes are planned with `dtype: half`, and where the checkpoint has none in groups of 128, each
+# with a zero point.
 STORAGES = {
-    "fp32": Storage(4, 4, 4, True),
-    "fp16": Storage(2, 2, 2, False),
-    "int8": Storage(1 + 2 / 128, 2, 2, False),
-    "int4": Storage(0.5 + 2.5 / 128, 2, 2, False),
+    "fp32": Storage(32, 0, 0, 4, 4),
+    "fp16": Storage(16, 0, 0, 2, 2),
+    "int8": Storage(8, 128, SCALE_BYTES + ZERO_BYTES, 2, 2),
+    "int4": Storage(4, 128, SCALE_BYTES + ZERO_BYTES, 2, 2),
 }
-SERVED_DTYPES = {"float32": "fp32"}
+# Values of an instance's dtype: bytes of a number. Arithmetic and activations are float32 with either.
+DTYPES = {"float32": 4, "half": 2}
+
+
+def storage_of(dtype: str, quantization: Quantization | None) -> Storage:
+    """How an instance keeps a checkpoint."""
+    size = DTYPES[dtype]
+    if quantization is None:
+        return Storage(8 * size, 0, 0, size, size)
+    return Storage(
+        quantization.bits, quantization.group, SCALE_BYTES + (ZERO_BYTES if quantization.zeros else 0), size, size,
+        quantization.act_order,
+    )
+
 
 NORM = re.compile(r"norm|(^|\.)ln_")
 EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|lm_head|embed_out)\.")
 REPLICATED = re.compile(r"(^|\.)(wpe|embed_positions|gate|router|shared_expert_gate|project_in|project_out)\.")
 KEYS_AND_VALUES = re.compile(r"(^|\.)[kv]_proj\.")
 FUSED_QKV = re.compile(r"(^|\.)(qkv_proj|query_key_value|c_attn|Wqkv)\.")
+# Matrices whose columns are split over the dies; the rows of others are.
+ROW = re.compile(
+    r"(^|\.)(o_proj|out_proj|dense|down_proj|dense_4h_to_h|c_proj|fc2|fc_out|w2)\.weight$"
+)
 # Biases of these are added before the sum over the dies, each die its own part.
 COLUMN = re.compile(r"(^|\.)(q_proj|gate_proj|up_proj|gate_up_proj|fc1|fc_in|c_fc|dense_h_to_4h)\.")
 
@@ -109,17 +140,33 @@ def share(tensor: Tensor, model: Model, dies: int) -> float:
     return tensor.elements / dies
 
 
-def element_bytes(tensor: Tensor, storage: Storage) -> float:
-    """Bytes of an element: the matrices of the layers are stored as `storage` says."""
-    is_matrix = len(tensor.shape) > 1 and not any(
-        pattern.search(tensor.name) for pattern in (NORM, REPLICATED, EMBEDDING)
-    )
-    return storage.matrix if is_matrix else storage.other
+def is_matrix(tensor: Tensor) -> bool:
+    """Whether it is a matrix of a layer: what is stored as a Storage's `bits` say."""
+    return len(tensor.shape) > 1 and not any(pattern.search(tensor.name) for pattern in (NORM, REPLICATED, EMBEDDING))
+
+
+def held_bytes(tensor: Tensor, model: Model, dies: int, storage: Storage) -> float:
+    """Bytes of a tensor on one of `dies`: norms, biases, routers and positions are float32 in every storage."""
+    elements = share(tensor, model, dies)
+    if not is_matrix(tensor):
+        is_table = EMBEDDING.search(tensor.name) and not NORM.search(tensor.name) and len(tensor.shape) > 1
+        return elements * (storage.table if is_table else 4)
+    if tensor.plain:
+        return elements * storage.table
+    size = elements * storage.bits / 8
+    if not storage.group:
+        return size
+    if storage.group == quantized.WHOLE:
+        rows = tensor.shape[0] * tensor.count
+        groups = rows if ROW.search(tensor.name) else rows * elements / tensor.elements
+    else:
+        groups = elements / storage.group
+    return size + groups * storage.beside
 
 
 def weight_bytes(model: Model, tensors: list[Tensor], dies: int, storage: Storage) -> int:
     """Weights of one die, the table of the rotary embedding with them."""
-    kept = sum(share(tensor, model, dies) * element_bytes(tensor, storage) for tensor in tensors)
+    kept = sum(held_bytes(tensor, model, dies, storage) for tensor in tensors)
     return int(kept) + 4 * model.rotary
 
 
@@ -127,7 +174,7 @@ def read_bytes(model: Model, tensors: list[Tensor], dies: int, storage: Storage)
     """Weights of one die that a decoded token reads: of experts the chosen, of an embedding that is no head none."""
     total = 0.0
     for tensor in tensors:
-        size = share(tensor, model, dies) * element_bytes(tensor, storage)
+        size = held_bytes(tensor, model, dies, storage)
         if EMBEDDING.search(tensor.name) and not NORM.search(tensor.name) and not HEAD.search(tensor.name):
             size = size if model.tied else 0
         if ".experts." in tensor.name and model.experts:
@@ -169,31 +216,48 @@ class Options:
         return min(self.max_num_seqs * max_model_len, tokens)
 
 
-def activation_bytes(model: Model, dies: int, max_model_len: int, options: Options) -> int:
+def activation_bytes(
+    model: Model, dies: int, max_model_len: int, options: Options, storage: Storage = STORAGES["fp32"]
+) -> int:
     """Peak of the activations while the memory is measured: in attention, in a feed-forward layer or in the sampler.
 
-    Activations are float32 whatever the weights are stored in.
+    Activations are float32 whatever the weights are stored in. A product with another matrix takes a float32 tile of
+    it, and where columns are scattered its input once more, in their order.
     """
     tokens, seqs = options.batched_tokens(model, max_model_len), options.max_num_seqs
     hidden, q = model.hidden, model.heads * model.head_size // dies
     kv, inner = model.kv_heads_of(dies) * model.head_size, model.intermediate // dies
-    reduced = hidden if dies > 1 else 0
+    reduced = tokens * hidden if dies > 1 else 0
+
+    def tile(rows: int, columns: int) -> int:
+        ordered = tokens * columns if storage.act_order else 0
+        return 0 if storage.bits == 32 else min(TILE_BYTES // 4, rows * columns) + ordered
+
     # Input and residual of a layer, the fused projection, its output, and keys and values in blocks: each of the
     # sequences fills its last block in part.
     slots = (tokens // TEMPORARY_BLOCK_SIZE + seqs) * TEMPORARY_BLOCK_SIZE
     projected = 2 * hidden + 2 * q + 2 * kv + (q + kv if model.query_norm else 0)
-    attention = max(tokens * projected + 2 * slots * kv, tokens * (projected + hidden + reduced))
+    attention = max(
+        tokens * (2 * hidden + q + 2 * kv) + tile(q + 2 * kv, hidden),
+        tokens * projected + 2 * slots * kv,
+        tokens * (projected + hidden) + max(tile(hidden, q), reduced),
+    )
     if model.experts:
         size = model.expert_intermediate // dies
-        part = min(tokens, max(1, EXPERT_BYTES // (20 * model.chosen * size)))
+        part = min(tokens, max(1, EXPERT_BYTES // (4 * model.chosen * (3 * size + hidden))))
         products = part * model.chosen * (3 * size + hidden) + tokens * hidden
         # The parts and their whole; then the sum over the dies beside what each has.
         joined = tokens * hidden * (1 if part == tokens and dies == 1 else 2)
         feed_forward = tokens * (3 * hidden + model.experts + 3 * model.chosen) + max(products, joined)
-    elif model.gated:
-        feed_forward = tokens * max(3 * hidden + 3 * inner, 4 * hidden + inner + reduced)
     else:
-        feed_forward = tokens * max(3 * hidden + 2 * inner, 4 * hidden + inner + reduced)
+        # The layer's input, the residual and what attention gave; the first product, its activation, the second.
+        first = 2 * inner if model.gated else inner
+        kept = first if model.fused_kept else 0
+        feed_forward = max(
+            tokens * (3 * hidden + first) + tile(first, hidden),
+            tokens * (3 * hidden + first + inner),
+            tokens * (4 * hidden + kept + inner) + max(tile(hidden, inner), reduced),
+        )
     per_logit = SORT_BYTES_FEW_ROWS if seqs < FEW_ROWS else SORT_BYTES
     # Where padding was cut off, the sort works on a copy.
     per_logit += 4 if model.vocabulary % VOCABULARY_PADDING else 0
@@ -248,7 +312,7 @@ def need(
 ) -> Need:
     """What one of `dies` holds."""
     weights = weight_bytes(model, tensors, dies, storage)
-    activations = activation_bytes(model, dies, max_model_len, options)
+    activations = activation_bytes(model, dies, max_model_len, options, storage)
     outside = outside_bytes(dies) if options.outside is None else options.outside
     budget = int(options.memory * options.gpu_memory_utilization)
     return Need(
@@ -276,8 +340,12 @@ def longest_context(model: Model, tensors: list[Tensor], dies: int, options: Opt
     return 0
 
 
-def size_faults(model: Model, dies: int) -> list[str]:
-    """Why the model cannot be split over `dies`; empty where it can."""
+def size_faults(model: Model, dies: int, tensors: Iterable[Tensor] = (), storage: Storage | None = None) -> list[str]:
+    """Why the model cannot be split over `dies`; empty where it can.
+
+    Args:
+        tensors, storage: where they are given, groups are judged too.
+    """
     faults = []
     if model.heads % dies:
         faults.append(f"{model.heads} attention heads")
@@ -288,26 +356,54 @@ def size_faults(model: Model, dies: int) -> list[str]:
         faults.append(f"feed-forward layers of {inner}")
     if (-(-model.vocabulary // VOCABULARY_PADDING) * VOCABULARY_PADDING) % dies:
         faults.append(f"a vocabulary of {model.vocabulary}")
-    return faults
+    return faults or (group_faults(dies, tensors, storage) if storage and storage.group else [])
 
 
-def sizes_that_divide(model: Model, most: int) -> list[int]:
-    return [dies for dies in range(1, most + 1) if not size_faults(model, dies)]
+def group_faults(dies: int, tensors: Iterable[Tensor], storage: Storage) -> list[str]:
+    """Matrices of codes whose groups of columns would lie on two dies, with the numbers."""
+    if dies > 1 and storage.act_order:
+        return ["columns in the order of their activations (act-order), whose groups are scattered over all dies"]
+    whole = COLUMNS if storage.group == quantized.WHOLE else storage.group
+    faults: dict[str, str] = {}
+    for tensor in tensors:
+        if not is_matrix(tensor) or tensor.plain:
+            continue
+        columns = tensor.shape[1] // (dies if ROW.search(tensor.name) else 1)
+        if columns % whole:
+            name = tensor.name.split("*.")[-1].removesuffix(".weight")
+            better = [str(size) for size in quantized.GROUPS if columns % size == 0]
+            faults[name] = (
+                f"{name}'s {tensor.shape[1]} columns in groups of {whole} ({columns} a die: "
+                + (f"groups of {' or '.join(better)} would do)" if better else f"no multiple of {COLUMNS})")
+            )
+    return list(faults.values())
+
+
+def sizes_that_divide(
+    model: Model, most: int, tensors: Iterable[Tensor] = (), storage: Storage | None = None
+) -> list[int]:
+    tensors = list(tensors)
+    return [dies for dies in range(1, most + 1) if not size_faults(model, dies, tensors, storage)]
 
 
 def dies_needed(
     model: Model, tensors: list[Tensor], max_model_len: int, options: Options, storage: Storage, most: int = 64
 ) -> int | None:
     """Fewest dies on which a sequence of max_model_len fits; None where `most` are too few."""
-    for dies in sizes_that_divide(model, most):
+    for dies in sizes_that_divide(model, most, tensors, storage):
         if need(model, tensors, dies, max_model_len, options, storage).fits:
             return dies
     return None
 
 
-def model_faults(model: Model, dies: int) -> list[tuple[str, str]]:
-    """What the port's kernels cannot take of a model's sizes: (found, expected)."""
+def model_faults(model: Model, dies: int, storage: Storage) -> list[tuple[str, str]]:
+    """What the port's kernels cannot take of a model: (found, expected)."""
     found = []
+    if model.experts and storage.bits < 32:
+        found.append((
+            f"experts in {'float16 (dtype: half)' if storage.bits == 16 else 'quantized weights'}",
+            "experts in float32, of an unquantized checkpoint (dtype: float32)",
+        ))
     if model.head_size % 8 or model.head_size > LARGEST_HEAD:
         found.append((f"heads of size {model.head_size}", f"a multiple of 8 up to {LARGEST_HEAD}"))
     if model.experts and (model.hidden % EXPERT_ALIGNMENT or model.expert_intermediate // dies % EXPERT_ALIGNMENT):
@@ -335,71 +431,117 @@ def plan(
 
     Raises CapacityError where the model cannot be judged.
     """
-    recorded = list(recorded)
     model = read(config)
+    refused = refusals(config)
+    # What stands in files that are refused says nothing of a checkpoint that is served.
+    recorded = [] if refused else list(recorded)
     tensors = tensors_of(model, recorded)
     parameters = sum(tensor.elements for tensor in tensors)
     if context is None:
         context = min(4096, model.positions or 4096)
     if model.positions is not None and context > model.positions:
         raise CapacityError(f"plan_context {context}", f"at most the model's {model.positions} positions")
-    rows = []
-    for dies in LAYOUTS:
-        faults = size_faults(model, dies) + [found for found, _ in model_faults(model, dies)]
-        for name, storage in STORAGES.items():
-            row: dict[str, Any] = {"dies": dies, "storage": name, "served": storage.served, "faults": faults}
-            if not faults:
-                at = need(model, tensors, dies, context, options, storage)
-                row.update(
-                    fits=at.fits, weights=at.weights, activations=at.activations, outside=at.outside,
-                    cache=max(0, at.cache), token=at.block // at.block_size, needed=at.needed, blocks=at.blocks,
-                    longest=longest_context(model, tensors, dies, options, storage),
-                    sequences=min(options.max_num_seqs, at.tokens // context),
-                    tokens_per_second=DIE_BANDWIDTH / read_bytes(model, tensors, dies, storage),
-                )
-            rows.append({"fits": False, **row})
+    storages = {**STORAGES, **own_storage(model)}
+    rows = [
+        plan_row(model, tensors, dies, context, options, name, storage)
+        for dies in LAYOUTS for name, storage in storages.items()
+    ]
+    if refused:
+        rows = [{**row, "served": False} for row in rows]
+        verdict = [f"Expected: {expected}." for _, expected in refused]
+    else:
+        verdict = _verdict(model, tensors, context, options, rows, storages)
     return {
         "architecture": model.architecture, "parameters": parameters,
         "counted": "safetensors" if recorded else "config", "positions": model.positions, "context": context,
         "max_num_seqs": options.max_num_seqs, "gpu_memory_utilization": options.gpu_memory_utilization,
         "die": options.memory, "budget": int(options.memory * options.gpu_memory_utilization),
-        "refused": [found for found, _ in refusals(config)], "layouts": rows,
-        "verdict": _verdict(model, tensors, context, options, rows),
+        "refused": [found for found, _ in refused], "layouts": rows, "verdict": verdict,
     }
 
 
+def own_storage(model: Model) -> dict[str, Storage]:
+    """The storage of a quantized checkpoint itself, by its name in STORAGES; nothing for others."""
+    if model.quantization is None:
+        return {}
+    return {f"int{model.quantization.bits}": storage_of("half", model.quantization)}
+
+
+def plan_row(
+    model: Model, tensors: list[Tensor], dies: int, context: int, options: Options, name: str, storage: Storage
+) -> dict[str, Any]:
+    """One line of a plan."""
+    own = own_storage(model)
+    faults = size_faults(model, dies, tensors, storage) + [found for found, _ in model_faults(model, dies, storage)]
+    row: dict[str, Any] = {
+        "dies": dies, "storage": name, "checkpoint": checkpoint_of(storage),
+        # This very checkpoint; else another of the same model.
+        "served": name in own if own else storage.bits >= 16, "faults": faults,
+    }
+    if faults:
+        return {**row, "fits": False}
+    at = need(model, tensors, dies, context, options, storage)
+    return {
+        **row, "fits": at.fits, "weights": at.weights, "activations": at.activations, "outside": at.outside,
+        "cache": max(0, at.cache), "token": at.block // at.block_size, "needed": at.needed, "blocks": at.blocks,
+        "longest": longest_context(model, tensors, dies, options, storage),
+        "sequences": min(options.max_num_seqs, at.tokens // context),
+        "tokens_per_second": DIE_BANDWIDTH / read_bytes(model, tensors, dies, storage),
+    }
+
+
+def spelled(rows: Iterable[dict[str, Any]]) -> str:
+    """Rows as "fp32 on 4 die(s), fp16 on 2 or 4 die(s)"."""
+    by_storage: dict[str, list[str]] = {name: [] for name in STORAGES}
+    for row in rows:
+        by_storage[row["storage"]].append(str(row["dies"]))
+    return ", ".join(f"{name} on {' or '.join(dies)} die(s)" for name, dies in by_storage.items() if dies)
+
+
+def checkpoint_of(storage: Storage) -> str:
+    """The checkpoint of a model that is stored so."""
+    if storage.bits >= 16:
+        return "an unquantized checkpoint"
+    return f"a checkpoint in {storage.bits} bits, " + (
+        "a scale for each row" if storage.group == quantized.WHOLE else f"groups of {storage.group}"
+    )
+
+
 def _verdict(
-    model: Model, tensors: list[Tensor], context: int, options: Options, rows: list[dict[str, Any]]
+    model: Model, tensors: list[Tensor], context: int, options: Options, rows: list[dict[str, Any]],
+    storages: dict[str, Storage],
 ) -> list[str]:
     """What to do, in words."""
     budget = int(options.memory * options.gpu_memory_utilization)
     served = [row for row in rows if row["served"] and row["fits"]]
+    other = [row for row in rows if not row["served"] and row["fits"]]
     if served:
         best = served[-1]
         return [
-            f"Served today in {best['storage']} on {' or '.join(str(row['dies']) for row in served)} die(s); on "
-            f"{best['dies']}: {best['sequences']} sequence(s) of {context} tokens, or one of up to {best['longest']}."
+            f"Served in {spelled(served)}; in {best['storage']} on {best['dies']}: {best['sequences']} sequence(s) of "
+            f"{context} tokens, or one of up to {best['longest']}."
         ]
+    # The smallest storage that this checkpoint can have.
+    possible = [row["storage"] for row in rows if row["served"] and not row["faults"]]
+    name = (possible or [row["storage"] for row in rows if row["served"]])[-1]
     lines = []
-    storage = next(iter(STORAGES))
     for row in rows:
-        if row["storage"] == storage and not row["faults"]:
+        if row["storage"] == name and not row["faults"]:
             lines.append(
-                f"{row['dies']} die(s), {storage}: one sequence of {context} tokens needs {gib(row['needed'])} a die; "
+                f"{row['dies']} die(s), {name}: one sequence of {context} tokens needs {gib(row['needed'])} a die; "
                 f"{gib(budget)} are there" + (f", enough for {row['longest']} tokens." if row["longest"] else ".")
             )
     for row in rows:
-        if row["faults"] and row["storage"] == storage:
+        if row["faults"] and row["storage"] == name:
             lines.append(f"{row['dies']} die(s): {' and '.join(row['faults'])} cannot be split or served.")
-    count = dies_needed(model, tensors, context, options, STORAGES[storage])
-    later = [f"{row['storage']} on {row['dies']} die(s)" for row in rows if row["fits"]]
+    count = dies_needed(model, tensors, context, options, storages[name]) if possible else None
     return [
-        f"It fits no layout that is served today ({storage} on {', '.join(map(str, LAYOUTS))} dies).", *lines,
-        f"In {storage} it would take {count} dies." if count else f"In {storage} no number of dies up to 64 will do.",
-        f"It would fit in {'; '.join(later)}, which this version does not serve yet." if later
-        else "It fits in no other storage either.",
-        f"{LAYOUTS[-1]} dies hold {LAYOUTS[-1] * budget / 4e9:.0f} billion float32 numbers, cache and activations "
-        "among them: choose a smaller model, a shorter plan_context or a smaller plan_max_num_seqs.",
+        f"It fits no layout of {', '.join(map(str, LAYOUTS))} dies.", *lines,
+        f"In {name} it would take {count} dies." if count else f"In {name} no number of dies up to 64 will do.",
+        f"Another checkpoint of it would fit: {spelled(other)}." if other else "No other storage of it fits either.",
+        f"{LAYOUTS[-1]} dies hold {LAYOUTS[-1] * budget * 8 / storages[name].bits / 1e9:.0f} billion numbers of "
+        f"{storages[name].bits} bits, were there no cache and no activations: choose a smaller model, a shorter "
+        "plan_context or a smaller plan_max_num_seqs.",
     ]
 
 
@@ -418,7 +560,7 @@ def table(made: dict[str, Any]) -> list[str]:
             lines.append(f"{row['dies']:>4} {row['storage']:>7} cannot be split or served: {', '.join(row['faults'])}")
             continue
         sizes = [row[key] / GIB for key in ("weights", "activations", "outside", "cache")]
-        remark = [] if row["served"] else ["not served yet"]
+        remark = [] if row["served"] or made["refused"] else [f"takes {row['checkpoint']}"]
         if not row["fits"]:
             remark.append(f"does not fit: needs {gib(row['needed'])}")
         lines.append(

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "module_utils"))
+from host import quantized
 
 # vLLM 0.9.2's for a config that names no length.
 DEFAULT_POSITIONS = 2048
@@ -26,15 +31,31 @@ class UnknownModelError(CapacityError):
 
 @dataclass(frozen=True)
 class Tensor:
-    """Tensors of one shape; numbers in the name are written as *."""
+    """Tensors of one shape; numbers in the name are written as *.
+
+    Attributes:
+        plain: whether it is a matrix that a quantized checkpoint leaves as it was.
+    """
 
     name: str
     shape: tuple[int, ...]
     count: int = 1
+    plain: bool = False
 
     @property
     def elements(self) -> int:
         return math.prod(self.shape) * self.count
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What the matrices of a checkpoint are, as quantized.judge says."""
+
+    method: str
+    bits: int
+    group: int
+    act_order: bool
+    zeros: bool
 
 
 @dataclass(frozen=True)
@@ -45,8 +66,9 @@ class Model:
         positions: longest sequence; None where the config sets no bound.
         rotary: elements of the table of angles of the rotary embedding, 0 where there is none.
         gated: whether the feed-forward layers are gated.
-        query_norm, kept: see Family.
+        query_norm, fused_kept, kept: see Family.
         experts, chosen: experts of a layer, and how many a token goes through; 0 where there are none.
+        quantization: None for an unquantized checkpoint, and for one that is refused.
     """
 
     model_type: str
@@ -64,10 +86,12 @@ class Model:
     rotary: int
     gated: bool
     query_norm: bool
+    fused_kept: bool
     kept: int
     experts: int
     chosen: int
     expert_intermediate: int
+    quantization: Quantization | None
     config: dict[str, Any]
 
     def kv_heads_of(self, dies: int) -> int:
@@ -335,6 +359,8 @@ class Family:
         rotary: share of a head that is rotated where the config does not say; 0 without rotary embedding.
         inner: key of the size of the feed-forward layers, which is four times the hidden size where it is left out.
         query_norm: whether queries and keys are normalised, which makes copies of them.
+        fused_kept: whether vLLM's feed-forward layer still holds gate and up while it multiplies by down: it does
+            where their product has a name of its own (`gate_up`), and not where it overwrites the input (`x`).
         kept: tensors of the hidden size that vLLM's model holds while a layer runs, beside those of every decoder.
     """
 
@@ -345,22 +371,24 @@ class Family:
     rotary: float = 1.0
     inner: str = "intermediate_size"
     query_norm: bool = False
+    fused_kept: bool = False
     kept: int = 0
 
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(("LlamaForCausalLM", "LLaMAForCausalLM"), _llama_like()),
     "mistral": Family(("MistralForCausalLM",), _llama_like()),
-    "granite": Family(("GraniteForCausalLM",), _llama_like()),
-    "qwen2": Family(("Qwen2ForCausalLM",), _llama_like(qkv_bias=True)),
-    "qwen3": Family(("Qwen3ForCausalLM",), _llama_like(head_norms=True), query_norm=True),
-    "gemma": Family(("GemmaForCausalLM",), _llama_like(), tied=True),
-    "gemma2": Family(("Gemma2ForCausalLM",), _llama_like(GEMMA_NORMS), tied=True),
+    "granite": Family(("GraniteForCausalLM",), _llama_like(), fused_kept=True),
+    "qwen2": Family(("Qwen2ForCausalLM",), _llama_like(qkv_bias=True), fused_kept=True),
+    "qwen3": Family(("Qwen3ForCausalLM",), _llama_like(head_norms=True), query_norm=True,
+                    fused_kept=True),
+    "gemma": Family(("GemmaForCausalLM",), _llama_like(), tied=True, fused_kept=True),
+    "gemma2": Family(("Gemma2ForCausalLM",), _llama_like(GEMMA_NORMS), tied=True, fused_kept=True),
     "gemma3_text": Family(("Gemma3ForCausalLM",), _llama_like(GEMMA_NORMS, head_norms=True), tied=True,
-                          query_norm=True),
+                          query_norm=True, fused_kept=True),
     "olmo2": Family(("Olmo2ForCausalLM",),
                     _llama_like(("post_attention_layernorm", "post_feedforward_layernorm"), wide_norms=True),
-                    query_norm=True),
+                    query_norm=True, fused_kept=True),
     "phi": Family(("PhiForCausalLM",), _phi, gated=False, rotary=0.5),
     "phi3": Family(("Phi3ForCausalLM",), _phi3),
     "starcoder2": Family(("Starcoder2ForCausalLM",), _starcoder2, tied=True, gated=False),
@@ -442,6 +470,15 @@ def rotary_elements(config: dict[str, Any], share: float, head_size: int, positi
     return tables * size
 
 
+def served_quantization(config: dict[str, Any]) -> Quantization | None:
+    """What the port serves of quantized weights; None for others, which `refusals` names, and for unquantized ones."""
+    try:
+        found = quantized.judge(config)
+    except quantized.Refused:
+        return None
+    return Quantization(**found) if found else None
+
+
 def read(config: Any) -> Model:
     """A model by its config.json.
 
@@ -483,10 +520,12 @@ def read(config: Any) -> Model:
         rotary=rotary_elements(config, family.rotary if family else 1.0, head_size, positions),
         gated=family.gated if family else True,
         query_norm=bool(family and family.query_norm),
+        fused_kept=bool(family and family.fused_kept),
         kept=family.kept if family else 0,
         experts=experts,
         chosen=number(config, "num_experts_per_tok", "num_experts_per_token", default=1) if experts else 0,
         expert_intermediate=number(config, "moe_intermediate_size", default=intermediate),
+        quantization=served_quantization(config),
         config=config,
     )
 
@@ -494,6 +533,36 @@ def read(config: Any) -> Model:
 # Buffers that old checkpoints carry and vLLM does not load.
 BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(bias|masked_bias)$|rotary_emb\.|\.inv_freq$")
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.")
+# A quantized matrix, and what lies beside it in the file: scales, zero points, the order of the columns.
+CODES = re.compile(r"\.(qweight|weight_packed)$")
+BESIDE_CODES = re.compile(r"\.(qzeros|scales|g_idx|weight_scale|weight_zero_point|weight_shape|weight_g_idx)$")
+
+
+def whole_matrices(tensors: list[Tensor], quantization: Quantization) -> list[Tensor]:
+    """Tensors of a quantized checkpoint as those of the model: 32-bit words of codes become rows by columns.
+
+    GPTQ packs the columns of a matrix that stands on its side, AWQ its rows, compressed-tensors columns.
+    """
+    if not any(CODES.search(tensor.name) for tensor in tensors):
+        raise CapacityError(
+            f"no quantized matrix, though config.json says {quantization.method}", "the files of one checkpoint"
+        )
+    in_word, found = 32 // quantization.bits, []
+    for tensor in tensors:
+        if BESIDE_CODES.search(tensor.name):
+            continue
+        if not CODES.search(tensor.name):
+            found.append(replace(tensor, plain=len(tensor.shape) > 1))
+            continue
+        if len(tensor.shape) != 2:
+            raise CapacityError(f"{tensor.name} of shape {list(tensor.shape)}", "a matrix")
+        first, second = tensor.shape
+        rows, columns = {
+            "gptq": (second, first * in_word), "awq": (second * in_word, first),
+            "compressed-tensors": (first, second * in_word),
+        }[quantization.method]
+        found.append(Tensor(CODES.sub(".weight", tensor.name), (rows, columns), tensor.count))
+    return found
 
 
 def tensors_of(model: Model, recorded: Iterable[dict[str, Any]] = ()) -> list[Tensor]:
@@ -513,6 +582,12 @@ def tensors_of(model: Model, recorded: Iterable[dict[str, Any]] = ()) -> list[Te
                 f"one of {', '.join(FAMILIES)}, or weights in safetensors",
             )
         return family.tensors(model)
+    if model.quantization is not None:
+        tensors = whole_matrices(tensors, model.quantization)
+    elif any(CODES.search(tensor.name) for tensor in tensors):
+        raise CapacityError(
+            "quantized weights, and a config.json that names no way they are quantized", "quantization_config there"
+        )
     kept = [t for t in tensors if not BUFFERS.search(t.name) and not (model.tied and HEAD.search(t.name))]
     if not model.tied and not any(HEAD.search(tensor.name) for tensor in kept):
         kept.append(Tensor("lm_head.weight", (model.vocabulary, model.hidden)))
@@ -523,12 +598,10 @@ def refusals(config: Any) -> list[tuple[str, str]]:
     """What the port refuses in a config: (found, expected)."""
     config = text_config(config)
     found = []
-    quantization = config.get("quantization_config") or config.get("compression_config")
-    if quantization:
-        method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
-        found.append((
-            f"weights quantized with {method} (quantization_config)", "weights in float32, float16 or bfloat16",
-        ))
+    try:
+        quantized.judge(config)
+    except quantized.Refused as fault:
+        found.append((fault.found, fault.expected))
     works = "a decoder of one of the types " + ", ".join(FAMILIES)
     model_type = str(config.get("model_type", ""))
     if config.get("is_encoder_decoder"):

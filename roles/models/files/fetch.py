@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import quantized  # the role installs it beside this program
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.file_download import repo_folder_name
@@ -56,12 +57,12 @@ def choose(names: list[str]) -> list[str]:
 
 def check_config(path: Path) -> None:
     """Raise Fault where a K80 cannot serve what the configuration describes. Before the weights are fetched."""
-    quantization = json.loads(path.read_text()).get("quantization_config")
-    if quantization:
+    try:
+        quantized.judge(json.loads(path.read_text()))
+    except quantized.Refused as refused:
         raise Fault(
-            f"config.json: found weights quantized with {quantization.get('quant_method', 'an unnamed method')}; "
-            "expected float32, float16 or bfloat16. Choose the model as it was before quantization."
-        )
+            f"config.json: found {refused.found}; expected {refused.expected}. Choose another checkpoint of the model."
+        ) from None
 
 
 def digests(path: Path) -> tuple[str, str]:

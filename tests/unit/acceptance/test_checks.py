@@ -215,8 +215,17 @@ GOOD_LOG = (
 )
 
 
+HALF_LOG = "dtype: half: weights and KV cache are stored as float16, activations and arithmetic are float32.\n"
+
+
 def test_a_log_as_it_should_be():
     acceptance.judge_log(GOOD_LOG, "float32")
+    acceptance.judge_log(GOOD_LOG + HALF_LOG, "half")
+
+
+def test_weights_that_are_not_stored_as_asked():
+    with pytest.raises(api.Wrong, match="no line with: dtype: half"):
+        acceptance.judge_log(GOOD_LOG, "half")
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,8 @@ def test_an_untied_head_is_kept_though_no_file_holds_it():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 3, "group_size": 128}}, "AWQ 3"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantized with fp8"),
         ({"quantization_config": {"bits": 4}}, "unnamed"),
         ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
         ({"model_type": "deepseek_v3"}, "latent"),
@@ -124,9 +125,54 @@ def test_an_untied_head_is_kept_though_no_file_holds_it():
 def test_what_the_port_refuses(change, named):
     ((found, expected),) = refusals({**LLAMA_7B, **change})
     assert named in found
-    assert "float16" in expected if "quant" in found else "llama" in expected
+    assert expected
+    if "quantized" in found:
+        assert "GPTQ" in expected
+
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
+AWQ = {**GPTQ, "quant_method": "awq"}
+COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": {
+    "targets": ["Linear"], "weights": {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}}}}
+UP = "model.layers.*.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("said", "words", "others"),
+    [
+        (GPTQ, ("qweight", [512, 11008]), ("qzeros", "scales", "g_idx")),
+        ({**GPTQ, "bits": 8}, ("qweight", [1024, 11008]), ("qzeros", "scales", "g_idx")),
+        (AWQ, ("qweight", [4096, 1376]), ("qzeros", "scales")),
+        (COMPRESSED, ("weight_packed", [11008, 1024]), ("weight_scale", "weight_shape", "weight_zero_point")),
+    ],
+)
+def test_words_of_codes_are_matrices(said, words, others):
+    """Up's matrix has 11,008 rows of 4,096 columns however it is packed."""
+    name, shape = words
+    recorded = [
+        {"name": f"{UP}.{name}", "shape": shape, "count": 32},
+        *({"name": f"{UP}.{other}", "shape": [32, 11008], "count": 32} for other in others),
+        {"name": "lm_head.weight", "shape": [32000, 4096], "count": 1},
+        {"name": "model.norm.weight", "shape": [4096], "count": 1},
+    ]
+    up, head, norm = tensors_of(read({**LLAMA_7B, "quantization_config": said}), recorded)
+    assert (up.name, up.shape, up.count, up.plain) == (f"{UP}.weight", (11008, 4096), 32, False)
+    assert (head.plain, norm.plain) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("said", "name", "shape", "named"),
+    [(GPTQ, "weight", [8, 8], "no quantized matrix"), (None, "qweight", [8, 8], "no way they are quantized"),
+     (GPTQ, "qweight", [8], "shape")],
+)
+def test_files_and_config_of_different_checkpoints(said, name, shape, named):
+    recorded = [{"name": f"{UP}.{name}", "shape": shape, "count": 32}]
+    with pytest.raises(CapacityError, match=named):
+        tensors_of(read({**LLAMA_7B, "quantization_config": said}), recorded)
 
 
 def test_nothing_else_is_refused():
+    for said in (GPTQ, AWQ, COMPRESSED):
+        assert refusals({**LLAMA_7B, "quantization_config": said}) == []
     assert refusals(LLAMA_7B) == []
     assert not set(REFUSED) & set(FAMILIES)

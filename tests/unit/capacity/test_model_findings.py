@@ -18,9 +18,19 @@ def judge(config, device="kepler", faults=(), tensors=(), **keys):
     return found
 
 
+def quantized(**said):
+    """Llama 7B as GPTQ."""
+    own = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, **said}
+    return {**LLAMA_7B, "quantization_config": own}
+
+
 @pytest.mark.parametrize(
     ("config", "keys"),
-    [(LLAMA_7B, {}), (QWEN2_0_5B, {"tensor_parallel_size": 2}), (LLAMA_7B, {"max_model_len": 4096}),
+    [(LLAMA_7B, {}), (LLAMA_7B, {"dtype": "half", "tensor_parallel_size": 2, "dies": [0, 1]}),
+     (quantized(), {"tensor_parallel_size": 1, "extra_args": {"max-num-seqs": 8}}),
+     (quantized(), {"tensor_parallel_size": 2, "dtype": "half"}), (quantized(group_size=64), {"dtype": "half"}),
+     (quantized(desc_act=True), {"tensor_parallel_size": 1, "dtype": "half"}),
+     (QWEN2_0_5B, {"tensor_parallel_size": 2}), (LLAMA_7B, {"max_model_len": 4096}),
      (LLAMA_8B, {"max_model_len": 2048, "extra_args": {"max-num-seqs": 16}})],
 )
 def test_what_fits_has_no_findings(config, keys):
@@ -35,8 +45,8 @@ def test_models_of_the_hub_are_told_apart_by_their_revision():
     hub = {"model": "owner/name"}
     instances = [{"model": "/m"}, hub, {**hub, "revision": "a" * 40}, {"model": "/m"}]
     assert model_keys(instances) == ["/m", "owner/name@main", "owner/name@" + "a" * 40]
-    quantized = {"config": {**LLAMA_7B, "quantization_config": {"quant_method": "awq"}}, "tensors": [], "faults": []}
-    (found,) = model_findings({"owner/name@" + "a" * 40: quantized}, instances)
+    refused = {"config": {**LLAMA_7B, "quantization_config": {"quant_method": "fp8"}}, "tensors": [], "faults": []}
+    (found,) = model_findings({"owner/name@" + "a" * 40: refused}, instances)
     assert found["variable"] == "vllm_service_instances[2].model"
 
 
@@ -59,13 +69,69 @@ def test_heads_that_do_not_divide(config, size, named, sizes):
     assert found["expected"] == sizes
 
 
+@pytest.mark.parametrize(
+    ("said", "size", "named", "sizes"),
+    [({}, 4, "11008 columns in groups of 128 (2752 a die: groups of 32 or 64 would do)", "one of 1, 2"),
+     ({"desc_act": True}, 2, "act-order", "one of 1")],
+)
+@pytest.mark.parametrize("device", ["kepler", "cpu"])
+def test_groups_that_would_lie_on_two_dies(said, size, named, sizes, device):
+    (found,) = judge(quantized(**said), device, tensor_parallel_size=size)
+    assert found["variable"] == f"{WHERE}.tensor_parallel_size"
+    assert named in found["found"]
+    assert found["expected"] == sizes
+
+
+def test_half_is_offered_where_it_fits():
+    (found,) = judge(LLAMA_7B, dies=[0, 1], tensor_parallel_size=2)
+    assert found["next_step"].startswith("Set dtype to half, or spread it over 4 dies")
+    assert judge(LLAMA_7B, dies=[0, 1], tensor_parallel_size=2, dtype="half") == []
+    (found,) = judge(LLAMA_7B, dies=[0], tensor_parallel_size=1)
+    assert "half" not in found["next_step"]
+    assert "half" not in judge(LLAMA_7B, dies=[0], tensor_parallel_size=1, dtype="half")[0]["next_step"]
+
+
+def test_a_quantized_model_that_does_not_fit_is_counted_in_its_own_bytes():
+    """4 bits of 13 B are 6.7 GiB in half; with float32 embeddings 0.6 more, and a cache of twice the size."""
+    big = {**quantized(), "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
+           "num_attention_heads": 40, "num_key_value_heads": 40}
+    few = {"extra_args": {"max-num-seqs": 8}, "tensor_parallel_size": 1}
+    (half,) = judge(big, dtype="half", **few)
+    assert "weights 6.71 GiB" in half["found"]
+    (single,) = judge(big, **few)
+    assert "weights 7.32 GiB" in single["found"]
+    longest = int(re.search(r"which holds (\d+) tokens", half["expected"])[1])
+    assert judge(big, dtype="half", max_model_len=longest, **few) == []
+    assert int(re.search(r"which holds (\d+) tokens", single["expected"])[1]) < longest / 2
+
+
+@pytest.mark.parametrize("keys", [{"dtype": "half"}, {"said": True}])
+def test_experts_in_fewer_bits(keys):
+    config = {**MIXTRAL, "num_hidden_layers": 2}
+    if keys.pop("said", False):
+        config["quantization_config"] = quantized()["quantization_config"]
+    (found,) = judge(config, **keys)
+    assert found["variable"] == f"{WHERE}.model"
+    assert "experts" in found["found"]
+    assert "float32" in found["expected"]
+
+
+def test_files_of_another_checkpoint_than_the_config_says():
+    words = [{"name": "model.layers.*.mlp.up_proj.qweight", "dtype": "I32", "shape": [512, 11008], "count": 32}]
+    (found,) = judge(LLAMA_7B, tensors=words)
+    assert "no way they are quantized" in found["found"]
+    whole = [{"name": "model.layers.*.mlp.up_proj.weight", "dtype": "F16", "shape": [11008, 4096], "count": 32}]
+    (found,) = judge(quantized(), tensors=whole, tensor_parallel_size=1)
+    assert "no quantized matrix" in found["found"]
+
+
 def test_too_long_a_context_names_the_longest_that_fits():
     """In float32 four dies hold 8 billion parameters and some cache."""
     (found,) = judge(LLAMA_8B)
     assert found["variable"] == f"{WHERE}.max_model_len"
     assert "131072 tokens, the model's own length" in found["found"]
     assert "10.06 GiB" in found["expected"]
-    longest = int(re.search(r"Set max_model_len to (\d+) at most", found["next_step"])[1])
+    longest = int(re.search(r"[Ss]et max_model_len to (\d+) at most", found["next_step"])[1])
     assert judge(LLAMA_8B, max_model_len=longest) == []
     (found,) = judge(LLAMA_8B, max_model_len=longest + 1)
     assert f"holds {longest} tokens" in found["expected"]
@@ -75,7 +141,7 @@ def test_weights_that_do_not_fit_name_how_many_dies_would_do():
     (found,) = judge(LLAMA_7B, dies=[0, 1], tensor_parallel_size=2)
     assert found["variable"] == f"{WHERE}.model"
     assert "weights 12.5" in found["found"]
-    assert "Spread it over 4 dies" in found["next_step"]
+    assert "spread it over 4 dies" in found["next_step"]
     (found,) = judge(MIXTRAL)
     assert "Spread it over 32 dies" in found["next_step"]
 

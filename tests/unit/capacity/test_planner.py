@@ -1,15 +1,18 @@
 """Weights, cache and activations of a die, and the plan that follows."""
 
 import json
+import re
 
 import pytest
 from ansible.errors import AnsibleFilterError
 from kepler_capacity import capacity_plan, capacity_table
 from kepler_controller import capacity
 from kepler_controller.capacity import GIB, MIB, STORAGES, Options, need
-from kepler_controller.model_families import read, tensors_of
+from kepler_controller.model_families import Quantization, quantized, read, tensors_of
 from known_models import FALCON_7B, GPT2, LLAMA_7B, LLAMA_8B, LLAMA_13B, MIXTRAL, PARAMETERS, QWEN2_0_5B, QWEN2_7B
 
+WHOLE_ROW = quantized.WHOLE
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
 FP32, FP16, INT4 = (STORAGES[name] for name in ("fp32", "fp16", "int4"))
 WHOLE = Options(gpu_memory_utilization=0.9)
 
@@ -21,7 +24,6 @@ def weights(config, dies, storage=FP32):
 
 def test_one_die_has_all_parameters_and_the_table_of_angles():
     assert weights(LLAMA_7B, 1) == 4 * 6738415616 + 4 * 4096 * 128
-    assert weights(LLAMA_7B, 1, FP16) == 2 * 6738415616 + 4 * 4096 * 128
 
 
 def test_a_vocabulary_is_padded():
@@ -54,11 +56,79 @@ def test_routers_and_biases_behind_the_sum_stand_on_every_die():
         assert capacity.share(tensor, model, 4) == tensor.elements
 
 
-def test_four_bits_are_for_the_matrices_of_the_layers():
-    embeddings = 2 * 32000 * 4096
-    matrices = 6738415616 - embeddings - 65 * 4096
-    expected = matrices * (0.5 + 2.5 / 128) + 2 * (embeddings + 65 * 4096) + 4 * 4096 * 128
-    assert weights(LLAMA_7B, 1, INT4) == pytest.approx(expected, abs=1)
+# Llama 7B by hand: embedding and head, norms and the table of angles, and the matrices of the layers.
+EMBEDDINGS, FLOAT32 = 2 * 32000 * 4096, 65 * 4096 + 4096 * 128
+MATRICES = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+
+
+@pytest.mark.parametrize(
+    ("storage", "expected"),
+    [
+        (STORAGES["fp32"], 4 * (MATRICES + EMBEDDINGS + FLOAT32)),
+        (STORAGES["fp16"], 2 * (MATRICES + EMBEDDINGS) + 4 * FLOAT32),
+        # A scale and a zero point for 128 columns, 2 bytes each.
+        (STORAGES["int8"], MATRICES + MATRICES // 128 * 4 + 2 * EMBEDDINGS + 4 * FLOAT32),
+        (STORAGES["int4"], MATRICES // 2 + MATRICES // 128 * 4 + 2 * EMBEDDINGS + 4 * FLOAT32),
+        # Of the checkpoint: symmetric, so without zero points; 32 columns, and embeddings in float32.
+        (capacity.storage_of("float32", Quantization("gptq", 4, 32, False, False)),
+         MATRICES // 2 + MATRICES // 32 * 2 + 4 * EMBEDDINGS + 4 * FLOAT32),
+        # Whole rows: 4 of 4,096 in attention, 2 · 11,008 and 4,096 in the feed-forward layer.
+        (capacity.storage_of("half", Quantization("gptq", 8, WHOLE_ROW, False, True)),
+         MATRICES + 32 * (5 * 4096 + 2 * 11008) * 4 + 2 * EMBEDDINGS + 4 * FLOAT32),
+    ],
+)
+def test_weights_by_hand(storage, expected):
+    assert weights(LLAMA_7B, 1, storage) == expected
+
+
+def test_rows_that_are_one_group_keep_their_scale_on_every_die():
+    """Over four dies: a quarter of the rows of queries, keys, values, gate and up; all rows of o and down."""
+    storage = capacity.storage_of("half", Quantization("gptq", 4, WHOLE_ROW, False, False))
+    scales = 32 * ((3 * 4096 + 2 * 11008) // 4 + 2 * 4096) * 2
+    assert weights(LLAMA_7B, 4, storage) == MATRICES // 8 + scales + EMBEDDINGS // 2 + 4 * FLOAT32
+
+
+def test_a_matrix_that_the_checkpoint_left_as_it_was():
+    model = read({**LLAMA_7B, "quantization_config": GPTQ})
+    recorded = [{"name": "model.layers.*.mlp.up_proj.qweight", "shape": [512, 11008], "count": 30},
+                {"name": "model.layers.*.mlp.up_proj.weight", "shape": [11008, 4096], "count": 2}]
+    up = 11008 * 4096
+    head = 32000 * 4096
+    for dtype, size in (("half", 2), ("float32", 4)):
+        storage = capacity.storage_of(dtype, model.quantization)
+        planned = capacity.weight_bytes(model, tensors_of(model, recorded), 1, storage)
+        assert planned == 30 * (up // 2 + up // 128 * 2) + 2 * up * size + head * size + 4 * 4096 * 128
+
+
+@pytest.mark.parametrize(
+    ("said", "dies", "named"),
+    [
+        ({}, 2, None),
+        ({}, 4, r"mlp\.down_proj's 11008 columns in groups of 128 \(2752 a die: groups of 32 or 64 would do\)"),
+        ({"group_size": 64}, 4, None), ({"group_size": -1}, 4, None),
+        ({"group_size": -1}, 8, None), ({"group_size": -1}, 32, r"344 a die: no multiple of 32"),
+        ({"desc_act": True}, 1, None), ({"desc_act": True}, 2, "act-order"),
+        ({"desc_act": True, "group_size": -1}, 2, None),
+    ],
+)
+def test_groups_over_dies(said, dies, named):
+    model = read({**LLAMA_7B, "quantization_config": {**GPTQ, **said}})
+    faults = capacity.size_faults(model, dies, tensors_of(model), capacity.storage_of("half", model.quantization))
+    assert len(faults) == (1 if named else 0)
+    assert not named or re.search(named, faults[0])
+
+
+def test_whole_groups_are_asked_of_one_die_too():
+    falcon = read({**FALCON_7B, "quantization_config": GPTQ})
+    faults = capacity.size_faults(falcon, 1, tensors_of(falcon), capacity.storage_of("half", falcon.quantization))
+    assert any("4544 columns in groups of 128" in fault for fault in faults)
+
+
+def test_experts_are_float32():
+    model = read(MIXTRAL)
+    assert capacity.model_faults(model, 1, FP32) == []
+    assert "dtype: half" in capacity.model_faults(model, 1, FP16)[0][0]
+    assert "quantized" in capacity.model_faults(model, 1, INT4)[0][0]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +138,7 @@ def test_four_bits_are_for_the_matrices_of_the_layers():
 )
 def test_cache_of_a_token(config, dies, size):
     assert capacity.token_bytes(read(config), dies, FP32) == size
-    assert capacity.token_bytes(read(config), dies, INT4) == size // 2
+    assert capacity.token_bytes(read(config), dies, FP16) == capacity.token_bytes(read(config), dies, INT4) == size // 2
 
 
 @pytest.mark.parametrize(
@@ -105,6 +175,42 @@ def test_the_peak_of_the_activations():
     # A large vocabulary: sorting the logits of 256 sequences needs the most.
     sampler = 36 * 256 * 128256 + 4 * (2048 + 256) * 4096
     assert capacity.activation_bytes(read(LLAMA_8B), 1, 2048, Options()) == sampler + 2048 * 64 + 8320 * 1024
+
+
+def test_gate_and_up_are_held_where_the_model_still_names_them():
+    """Qwen 2's layer against Llama's of the same shape: while it multiplies by down, and over dies in the sum too."""
+    def of(kind, dies):
+        model = read({**LLAMA_7B, "model_type": kind})
+        return capacity.activation_bytes(model, dies, 4096, Options(max_num_seqs=8)) - 4096 * 64 - 8320 * 1024
+
+    assert of("llama", 1) == 4 * 4096 * (3 * 4096 + 3 * 11008)
+    assert of("qwen2", 1) == 4 * 4096 * (4 * 4096 + 3 * 11008)
+    assert of("llama", 4) == 4 * 4096 * (5 * 4096 + 2752)
+    assert of("qwen2", 4) == 4 * 4096 * (5 * 4096 + 3 * 2752)
+
+
+def test_activations_are_float32_and_products_take_a_tile():
+    """By hand, of Qwen 2's 7 B for 2,048 tokens: gate, up and their product, then 64 MiB of down beside them."""
+    model, options = read(QWEN2_7B), Options(max_num_seqs=4)
+    tokens, hidden, inner = 2048, 3584, 18944
+    fixed = tokens * 64 + 8320 * 1024
+    held = 4 * tokens * (4 * hidden + 3 * inner)
+    assert capacity.activation_bytes(model, 1, tokens, options, FP32) == held + fixed
+    for storage in (FP16, INT4):
+        assert capacity.activation_bytes(model, 1, tokens, options, storage) == held + 64 * MIB + fixed
+    # Its columns in their own order: the input of down once more.
+    scattered = capacity.storage_of("half", Quantization("gptq", 4, 128, True, False))
+    found = capacity.activation_bytes(model, 1, tokens, options, scattered)
+    assert found == held + 4 * tokens * inner + 64 * MIB + fixed
+
+
+def test_a_small_matrix_is_a_small_tile():
+    model = read(QWEN2_0_5B)
+    found = capacity.activation_bytes(model, 1, 64, Options(max_num_seqs=1, max_num_batched_tokens=64), FP16)
+    tokens, hidden, inner = 64, 896, 4864
+    assert 2 * inner * hidden < 16 * MIB
+    layer = tokens * (3 * hidden + 2 * inner) + 2 * inner * hidden
+    assert found == 4 * layer + tokens * 64 + 8320 * 1024
 
 
 def test_more_dies_have_smaller_activations_but_for_the_sampler():
@@ -193,23 +299,55 @@ def test_a_plan_of_seven_billion_parameters():
     assert len(made["layouts"]) == 12
     by = rows(made)
     assert [dies for dies in (1, 2, 4) if by[dies, "fp32"]["fits"]] == [4]
+    assert [dies for dies in (1, 2, 4) if by[dies, "fp16"]["fits"]] == [2, 4]
+    assert [dies for dies in (1, 2, 4) if by[dies, "int4"]["fits"]] == [1, 2]
     assert by[4, "fp32"]["longest"] == 4096
     assert by[4, "fp32"]["tokens_per_second"] == pytest.approx(150e9 * 4 / (4 * (6738415616 - 131072000)), rel=1e-3)
     assert by[4, "fp32"]["served"]
-    assert not by[4, "int4"]["served"]
-    assert "Served today in fp32 on 4" in made["verdict"][0]
+    assert by[2, "fp16"]["served"]
+    assert not by[1, "int4"]["served"]
+    assert by[1, "int4"]["checkpoint"] == "a checkpoint in 4 bits, groups of 128"
+    assert made["verdict"] == [
+        f"Served in fp32 on 4 die(s), fp16 on 2 or 4 die(s); in fp16 on 4: {by[4, 'fp16']['sequences']} sequence(s) of "
+        "4096 tokens, or one of up to 4096."
+    ]
+
+
+def test_decoding_is_as_fast_as_the_weights_are_small():
+    by = rows(capacity_plan(facts(LLAMA_13B)))
+    for storage, times in (("fp16", 2), ("int8", 3.9), ("int4", 7.3)):
+        faster = by[2, storage]["tokens_per_second"] / by[2, "fp32"]["tokens_per_second"]
+        assert faster == pytest.approx(times, rel=0.02)
+
+
+def test_thirteen_billion_parameters_on_four_dies():
+    """With 8 sequences of 4,096 tokens at most: half starts and holds four of them whole, four bits all eight."""
+    by = rows(capacity_plan(facts(LLAMA_13B), context=4096, max_num_seqs=8))
+    assert [by[4, name]["sequences"] for name in ("fp32", "fp16", "int8", "int4")] == [0, 4, 7, 8]
+    assert [by[4, name]["fits"] for name in ("fp32", "fp16", "int8", "int4")] == [False, True, True, True]
 
 
 def test_a_model_that_fits_nowhere_is_told_so():
-    made = capacity_plan(facts(LLAMA_13B))
+    made = capacity_plan(facts({**LLAMA_13B, "num_hidden_layers": 60}))
     assert not any(row["fits"] and row["served"] for row in made["layouts"])
     said = " ".join(made["verdict"])
-    assert "fits no layout that is served today" in said
-    assert "would take 8 dies" in said
-    assert "fp16 on 4" in said
+    assert "fits no layout of 1, 2, 4 dies" in said
+    assert "In fp16 it would take 8 dies" in said
+    assert "Another checkpoint of it would fit: int8 on 4 die(s), int4 on 2 or 4 die(s)." in said
     assert "10.06 GiB" in said
     nowhere = capacity_plan(facts({**LLAMA_13B, "num_hidden_layers": 400}))
-    assert "no other storage" in " ".join(nowhere["verdict"])
+    assert "No other storage" in " ".join(nowhere["verdict"])
+
+
+def test_a_mixture_is_planned_in_float32():
+    small = {**MIXTRAL, "num_hidden_layers": 4}
+    made = capacity_plan(facts(small))
+    assert {storage for (_, storage), row in rows(made).items() if not row["faults"]} == {"fp32"}
+    assert "Served in fp32" in made["verdict"][0]
+    assert "In fp32 it would take 32 dies." in capacity_plan(facts(MIXTRAL))["verdict"]
+    said = " ".join(capacity_plan(facts({**small, "quantization_config": GPTQ}))["verdict"])
+    assert "experts in quantized weights cannot be split or served" in said
+    assert "Another checkpoint of it would fit: fp32 on" in said
 
 
 def test_heads_that_cannot_be_split_are_named_in_the_table():
@@ -218,9 +356,29 @@ def test_heads_that_cannot_be_split_are_named_in_the_table():
     assert any(line.startswith("   2    fp32") for line in lines)
 
 
-def test_a_quantized_checkpoint_is_planned_and_said_to_be_refused():
-    lines = capacity_table(capacity_plan(facts({**LLAMA_7B, "quantization_config": {"quant_method": "gptq"}})))
-    assert any("gptq" in line and "Refused" in line for line in lines)
+def test_a_quantized_checkpoint_is_planned_as_it_is():
+    made = capacity_plan(facts({**LLAMA_7B, "quantization_config": {**GPTQ, "group_size": 64}}))
+    by = rows(made)
+    assert len(by) == 12
+    assert {storage for (_, storage), row in by.items() if row["served"]} == {"int4"}
+    assert by[4, "int4"]["fits"]
+    assert by[4, "int8"]["faults"]
+    assert by[1, "int4"]["weights"] == MATRICES // 2 + MATRICES // 64 * 2 + 2 * EMBEDDINGS + 4 * FLOAT32
+    assert by[4, "fp16"]["checkpoint"] == "an unquantized checkpoint"
+    assert "Served in int4 on 1 or 2 or 4" in made["verdict"][0]
+    assert any("takes an unquantized checkpoint" in line for line in capacity_table(made))
+
+
+@pytest.mark.parametrize("said", [{"quant_method": "fp8"}, {**GPTQ, "bits": 3}, {"quant_method": "bitsandbytes"}])
+def test_a_checkpoint_that_is_refused_is_planned_as_its_model(said):
+    tensors = [{"name": "model.layers.*.mlp.up_proj.qweight", "dtype": "I32", "shape": [10, 10], "count": 7}]
+    made = capacity_plan(facts({**LLAMA_7B, "quantization_config": said}, tensors))
+    assert (made["parameters"], made["counted"]) == (6738415616, "config")
+    assert not any(row["served"] for row in made["layouts"])
+    lines = capacity_table(made)
+    assert any(line.startswith("Refused at start: ") for line in lines)
+    assert any(line.startswith("Expected: ") for line in lines)
+    assert not any("Served" in line or "takes a" in line for line in lines)
 
 
 def test_sizes_of_files_go_before_the_formula():

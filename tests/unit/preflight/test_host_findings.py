@@ -200,7 +200,13 @@ def test_a_port_held_from_another_namespace():
 
 
 def test_a_port_that_another_instance_holds():
-    assert only(judge(host(ports=[listener("127.0.0.1", "vllm@other.service")])))
+    other = {**MODEL, "name": "other", "port": 8001}
+    assert only(judge(host(ports=[listener("127.0.0.1", "vllm@other.service")]), MODEL, other))
+
+
+def test_a_port_of_an_instance_that_leaves():
+    """It is stopped before the others start."""
+    assert judge(host(ports=[listener("127.0.0.1", "vllm@other.service")])) == []
 
 
 @pytest.mark.parametrize("socket", [listener("127.0.0.1", "vllm@demo.service"), listener("192.0.2.1", "nginx.service")])

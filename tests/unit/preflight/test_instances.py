@@ -39,6 +39,8 @@ def variables(findings):
         demo(dies=[3], tensor_parallel_size=1),
         demo(dies=[0, 1, 2, 3], tensor_parallel_size=2),
         demo(max_model_len=2048, served_model_name="demo", extra_args={"swap-space": 2, "seed": 0}),
+        demo(dtype="float32"),
+        demo(dtype="half"),
         demo(gpu_memory_utilization=0.95),
         demo(gpu_memory_utilization=0.1),
         demo(model="Qwen/Qwen2-0.5B", revision="0123456789abcdef0123456789abcdef01234567"),
@@ -104,6 +106,9 @@ def test_no_instance_is_no_fault():
         ("tensor_parallel_size", 5),
         ("dtype", "bfloat16"),
         ("dtype", "auto"),
+        ("dtype", "float16"),
+        ("dtype", "Half"),
+        ("dtype", ["half"]),
         ("dtype", 32),
         ("max_model_len", "2048"),
         ("max_model_len", NULL),
@@ -149,6 +154,12 @@ def test_a_wrong_value_is_named(key, value):
     assert variables(found) == [f"{WHERE}.{key}"]
     assert found[0]["severity"] == "error"
     assert all(found[0].values())
+
+
+def test_bfloat16_is_told_what_to_take_instead():
+    (found,) = judge(demo(dtype="bfloat16"))
+    assert "no bfloat16" in found["expected"]
+    assert "half" in found["expected"]
 
 
 @pytest.mark.parametrize("revision", ["main", "0123456", "0" * 41, "G" * 40, 7, NULL, "0" * 40 + "\n"])
@@ -199,8 +210,8 @@ def test_an_option_with_a_key_of_its_own(option):
 
 @pytest.mark.parametrize(
     ("option", "value", "named"),
-    [("ssl-certfile", "/c", "HTTP"), ("ssl-keyfile", "/k", "HTTP"), ("quantization", "awq", "float32"),
-     ("kv-cache-dtype", "fp8", "float32"), ("speculative-config", "{}", "one model"),
+    [("ssl-certfile", "/c", "HTTP"), ("ssl-keyfile", "/k", "HTTP"), ("quantization", "awq", "config.json"),
+     ("kv-cache-dtype", "fp8", "the key dtype"), ("speculative-config", "{}", "one model"),
      ("enable-expert-parallel", True, "split")],
 )
 def test_an_option_that_the_port_does_not_serve(option, value, named):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,39 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tests" / "unit" / "store"))
 
 
+def ansible(directory, facts, *arguments):
+    """Run ansible-playbook in `directory`; facts of hosts are kept in `facts`."""
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
+        "ANSIBLE_LOCAL_TEMP": str(directory / "local"),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.jsonfile",
+        "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(facts),
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "ansible", "playbook", *arguments], capture_output=True, text=True, env=environment,
+        cwd=directory, check=False,
+    )
+
+
+def gathered(factory):
+    """Directory of this machine's facts, which are gathered once a session: a third of what a short play takes."""
+    facts = factory.getbasetemp() / "facts"
+    if not facts.is_dir():
+        directory = factory.mktemp("gather")
+        (directory / "play.yml").write_text(yaml.safe_dump([{"name": "Gather", "hosts": "box"}]))
+        done = ansible(
+            directory, facts, "-i", "box,", "-c", "local", "-e", f"ansible_python_interpreter={sys.executable}",
+            "play.yml",
+        )
+        assert done.returncode == 0, done.stdout
+    return facts
+
+
 @pytest.fixture
-def play(tmp_path):
+def play(tmp_path, tmp_path_factory):
     """Run a play on the host `box`; return its exit status and output.
 
     tasks: the play's tasks. programs: scripts that stand first on the host's PATH, by name. keywords: of the play.
@@ -39,15 +71,12 @@ def play(tmp_path):
         host = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, **(variables or {})}
         inventory = tmp_path / "hosts.yml"
         inventory.write_text(json.dumps({"k80-hosts": {"hosts": {"box": host}}}))
-        command = [sys.executable, "-m", "ansible", "playbook", "-i", str(inventory), str(playbook), *options]
-        environment = {
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
-            "ANSIBLE_LOCAL_TEMP": str(tmp_path / "local"),
-            "ANSIBLE_NOCOLOR": "1",
-        }
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+        facts = tmp_path / "facts"
+        if keywords.get("gather_facts", True):
+            # A copy: what modules say of the host in a test is kept beside it.
+            shutil.rmtree(facts, ignore_errors=True)
+            shutil.copytree(gathered(tmp_path_factory), facts)
+        done = ansible(tmp_path, facts, "-i", str(inventory), str(playbook), *options)
         return done.returncode, done.stdout
 
     return run

@@ -1,9 +1,9 @@
 """Garbage collection: what is kept, what goes, and that nothing is ever half gone."""
 
 import os
+import shutil
 import subprocess
 import time
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -118,29 +118,29 @@ def test_keeping_nothing_is_refused(root):
 
 
 def test_a_kill_at_every_step(root, tmp_path):
-    numbers, made = count(), []
+    kept = str(tmp_path / "kept")
+    generations(root, 3)
+    make(root, "loose")
+    shutil.copytree(root, kept, symlinks=True)
 
     def prepare():
-        made.append("%s-%d" % (root, next(numbers)))
-        generations(made[-1], 3)
-        make(made[-1], "loose")
-        return made[-1]
+        build.remove_tree(root)
+        shutil.copytree(kept, root, symlinks=True)
 
-    def check(one):
-        assert_whole(one)
-        assert generation.number_of(os.path.join(one, "current")) == 3
-        collect.collect(one, keep=1)
-        assert generation.numbers(one) == [2, 3]
-        assert len(collect.outputs(one)) == 4
-        assert os.listdir(os.path.join(one, "trash")) == []
+    def check(_state):
+        assert_whole(root)
+        assert generation.number_of(os.path.join(root, "current")) == 3
+        collect.collect(root, keep=1)
+        assert generation.numbers(root) == [2, 3]
+        assert len(collect.outputs(root)) == 4
+        assert os.listdir(os.path.join(root, "trash")) == []
         # A build after it does not stumble over what was left.
-        make(one, "again")
-        assert_whole(one)
+        make(root, "again")
+        assert_whole(root)
 
     try:
-        assert walk(prepare, lambda one: collect.collect(one, keep=1), check) > 10
+        assert walk(prepare, lambda _state: collect.collect(root, keep=1), check) > 10
     finally:
-        for one in made:
-            build.remove_tree(one)
+        build.remove_tree(kept)
 
 

@@ -17,7 +17,7 @@ from vllm.platforms import current_platform
 
 from ..ops import attention as paged
 from ..ops import cache
-from ..settings import refuse_where
+from ..settings import CACHE_DTYPES, refuse_where
 from .metadata import CpuMetadataBuilder, GpuMetadataBuilder, KeplerMetadata
 
 HEAD_SIZES = range(8, 513, 8)
@@ -82,7 +82,7 @@ class KeplerImpl(AttentionImpl[KeplerMetadata]):
     ) -> None:
         refused = {
             f"head size {head_size} (a multiple of 8 up to 512 is expected)": head_size not in HEAD_SIZES,
-            f"KV cache type {kv_cache_dtype} (auto is expected)": kv_cache_dtype != "auto",
+            f"KV cache type {kv_cache_dtype} (auto is expected)": kv_cache_dtype not in CACHE_DTYPES,
             "block-sparse attention": blocksparse_params is not None,
             "a KV cache that layers share": kv_sharing_target_layer_name is not None,
             "attention in chunks of the context (Llama 4)": use_irope,

@@ -117,7 +117,8 @@ def experts_kernel(
 ) -> torch.Tensor:
     """As experts_reference, float32 on a GPU; both sizes multiples of 4."""
     top_k = experts.shape[1]
-    row_bytes = x.element_size() * top_k * (gate_up.shape[1] + 3 * down.shape[2])
+    # Gate and up, their product and the output of each row: 3 · intermediate_size + hidden_size.
+    row_bytes = x.element_size() * top_k * (gate_up.shape[1] + down.shape[2] + down.shape[1])
     at_once = max(1, MAX_BYTES // row_bytes)
     parts = [
         _experts_of_some(*(rows[start : start + at_once] for rows in (x, weights, experts)), gate_up, down, activation)

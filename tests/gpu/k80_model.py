@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""What the linear kernels should reach on a K80: a model of one step of decoding, predicted and never measured.
+
+usage: k80_model.py                     prints the tables; needs no GPU
+
+A product of N weights takes, on one die, the larger of
+
+    N · bytes of a weight / BANDWIDTH
+    N · max over the units (instructions of a weight on that unit / its rate) / (SMS · clock)
+
+The instructions are those of the inner loop in the sm_37 machine code (counted by tests/kernels), the rates those of
+the CUDA programming guide for compute capability 3.7. A token takes its products, LAUNCHES kernels a layer, and on
+several dies two sums over them a layer. Attention over the context is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+SMS = 13
+CLOCKS = {"562 MHz": 562e6, "875 MHz": 875e6}
+# Bytes a second of a die with ECC; 112 to 145 GB/s are reported for matrix-vector products.
+BANDWIDTH = 130e9
+# Lanes a clock of a multiprocessor. Four schedulers issue one instruction each: pairs are not counted on.
+RATES = {"issue": 128, "FFMA": 192, "logic": 160, "shift": 64, "multiply": 32, "convert": 32, "shared": 16}
+UNITS = {
+    "FFMA": "FFMA", "FADD": "FFMA", "FMUL": "FFMA", "LOP": "logic", "LOP32I": "logic", "IADD": "logic",
+    "IADD32I": "logic", "PRMT": "shift", "SHR": "shift", "SHL": "shift", "BFE": "shift", "ISCADD": "shift",
+    "SHFL": "multiply", "IMAD": "multiply", "IMUL": "multiply", "F2F": "convert", "I2F": "convert",
+    "LDS.128": "shared",
+}
+# Assumed: a kernel's launch on the device, kernels a layer, and a sum of one token's activations over four dies.
+LAUNCH, LAUNCHES, ALL_REDUCE = 5e-6, 12, 50e-6
+# A die's memory less what the engine and its context take.
+MEMORY = 10.2 * 2**30
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One cut of linear.cu on sm_37.
+
+    Attributes:
+        bytes: of a weight, with scales in groups of 128.
+        weights: a lane's in one pass of the inner loop.
+        registers, shared, threads: of a block.
+        loop: instructions of the pass; "issue" is all of them.
+    """
+
+    bytes: float
+    weights: int
+    registers: int
+    shared: int
+    threads: int
+    loop: dict[str, int]
+
+    def clocks(self) -> tuple[float, str]:
+        """Clocks of a multiprocessor for one weight, and the unit that takes them."""
+        used = dict.fromkeys(RATES, 0)
+        for name, count in self.loop.items():
+            used[name if name == "issue" else UNITS[name]] += count
+        return max((count / RATES[unit] / self.weights, unit) for unit, count in used.items())
+
+    def seconds(self, clock: float) -> float:
+        """Of one weight on one die."""
+        return max(self.bytes / BANDWIDTH, self.clocks()[0] / (SMS * clock))
+
+    def warps(self) -> int:
+        """Of the 64 that a multiprocessor can hold: by 128 K registers (8 a thread at a time), 112 KiB, 16 blocks."""
+        registers = -(-self.registers // 8) * 8 * self.threads
+        return min(131072 // registers, (112 << 10) // self.shared, 16, 2048 // self.threads) * self.threads // 32
+
+
+KERNELS = {
+    ("float16", 1): Kernel(2.0, 32, 71, 9344, 256, {"issue": 89, "FFMA": 32, "F2F": 32, "IMAD": 8, "LDS.128": 2}),
+    ("float16", 8): Kernel(2.0, 32, 128, 38912, 512, {"issue": 327, "FFMA": 256, "F2F": 32, "IMAD": 8, "LDS.128": 16}),
+    ("int8", 1): Kernel(1 + 1 / 64, 64, 72, 9344, 256, {
+        "issue": 187, "FFMA": 72, "LOP32I": 48, "PRMT": 16, "IMAD": 16, "F2F": 4, "LDS.128": 4}),
+    ("int4", 1): Kernel(0.5 + 1 / 64, 64, 65, 17408, 256, {
+        "issue": 172, "FFMA": 68, "LOP32I": 48, "SHR": 9, "BFE": 8, "IMAD": 8, "F2F": 2, "LDS.128": 8}),
+    ("int4", 4): Kernel(0.5 + 1 / 64, 128, 140, 17408, 256, {
+        "issue": 897, "FFMA": 544, "FADD": 24, "FMUL": 20, "LOP32I": 100, "SHR": 18, "BFE": 17, "SHFL": 12, "IMAD": 26,
+        "LDS.128": 32}),
+    ("int4", 8): Kernel(0.5 + 1 / 64, 128, 190, 34816, 256, {
+        "issue": 1606, "FFMA": 1088, "FADD": 48, "FMUL": 40, "LOP32I": 100, "SHR": 18, "BFE": 17, "SHFL": 24,
+        "IMAD": 34, "LDS.128": 64}),
+}
+# Layers, weights of a layer, weights of the last product (and of the embedding).
+MODELS = {
+    "Llama 7B": (32, 202_375_168, 131_072_000),
+    "Llama 3 8B": (32, 218_103_808, 525_336_576),
+    "Llama 13B": (40, 317_194_240, 163_840_000),
+}
+
+
+def kernel_rows() -> Iterator[dict[str, object]]:
+    """What bounds each kernel, at the base clock."""
+    for (weights, rows), kernel in KERNELS.items():
+        clocks, unit = kernel.clocks()
+        memory, work = kernel.bytes / BANDWIDTH, clocks / (SMS * CLOCKS["562 MHz"])
+        yield {
+            "weights": weights, "rows": rows, "instructions a weight": kernel.loop["issue"] / kernel.weights,
+            "registers": kernel.registers, "shared memory": kernel.shared, "warps of 64": kernel.warps(),
+            "memory, ps a weight": memory * 1e12, "arithmetic, ps a weight": work * 1e12,
+            "bound by": "memory" if memory >= work else unit,
+        }
+
+
+def token_seconds(model: str, weights: str, dies: int, clock: float) -> float | None:
+    """Of one token of one sequence; None where the weights do not fit. float32: cuBLAS, at the full bandwidth."""
+    layers, of_layer, of_head = MODELS[model]
+    size = 4.0 if weights == "float32" else KERNELS[weights, 1].bytes
+    head_size = 4.0 if weights == "float32" else 2.0
+    if (layers * of_layer * size + 2 * of_head * head_size) / dies > MEMORY:
+        return None
+    one = 4.0 / BANDWIDTH if weights == "float32" else KERNELS[weights, 1].seconds(clock)
+    head = 4.0 / BANDWIDTH if weights == "float32" else KERNELS["float16", 1].seconds(clock)
+    sums = 2 * ALL_REDUCE if dies > 1 else 0.0
+    return (layers * of_layer * one + of_head * head) / dies + layers * (LAUNCH * LAUNCHES + sums)
+
+
+def token_rows() -> Iterator[dict[str, object]]:
+    """Tokens a second of one sequence."""
+    for model in MODELS:
+        for weights in ("float32", "float16", "int8", "int4"):
+            row: dict[str, object] = {"model": model, "weights": weights}
+            for dies in (1, 4):
+                for name, clock in CLOCKS.items():
+                    took = token_seconds(model, weights, dies, clock)
+                    row[f"{dies} die{'s' if dies > 1 else ''}, {name}"] = "does not fit" if took is None else 1 / took
+            yield row
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Markdown, three digits."""
+    shown = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *shown]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def text() -> str:
+    """The model's tables, with what they assume."""
+    return f"""## On a K80: predicted, never measured on a K80
+
+{BANDWIDTH / 1e9:.0f} GB/s a die with ECC, {SMS} multiprocessors, one instruction a clock from each of four schedulers.
+Instructions of the inner loops in the sm_37 machine code; warps that fit a multiprocessor at once.
+
+{table(list(kernel_rows()))}
+Tokens a second of one sequence: the products, {LAUNCHES} kernels a layer of {LAUNCH * 1e6:.0f} µs each, and on four
+dies two sums a layer of {ALL_REDUCE * 1e6:.0f} µs each, both assumed; the last product in float16 where weights are
+not float32; attention over the context left out.
+
+{table(list(token_rows()))}"""
+
+
+if __name__ == "__main__":
+    print(text())

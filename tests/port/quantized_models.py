@@ -1,0 +1,255 @@
+"""Tiny models as float16 stores them, and tiny quantized checkpoints, with the greedy answers of what they stand for.
+
+The quantizer rounds to nearest. It and the writers share nothing with the port: they follow the formats.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from tiny_models import CONTEXT, FAMILIES, NEW_TOKENS, PROMPT_LENGTHS, SHAPE, TinyModel, greedy
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+# Groups of 128 columns fit both; half of either is a multiple of 64, for two ranks.
+SIZES = {"hidden_size": 128, "intermediate_size": 256}
+
+
+def fresh_model(family: str, seed: int, **differs: Any) -> Any:
+    """A model of transformers with random weights, biases and norms among them."""
+    kind, own = FAMILIES[family]
+    torch.manual_seed(seed)
+    config = transformers.AutoConfig.for_model(kind, **{**SHAPE, **SIZES, **own, **differs})
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name or "ln_" in name else 0.0, std=0.1)
+    return model
+
+
+def rounding_attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any,
+                       **named: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention over keys and values that were kept in float16."""
+    key, value = key.half().to(query.dtype), value.half().to(query.dtype)
+    return sys.modules[type(module).__module__].eager_attention_forward(module, query, key, value, *rest, **named)
+
+
+ALL_ATTENTION_FUNCTIONS["rounding"] = rounding_attention
+
+
+def expected(model: Any, directory: Path, half_cache: bool = False) -> TinyModel:
+    """Prompts, and the model's answers in float64.
+
+    The bound is float32's, as tiny_models has it. With half_cache the reference rounds keys and values to float16, and
+    float32 may round single ones the other way: the bound is then the most that all of these roundings together
+    change a logit of the answers.
+    """
+    prompts = [torch.randint(3, model.config.vocab_size, (length,)).tolist() for length in PROMPT_LENGTHS]
+    double = model.double()
+    model.config._attn_implementation = "rounding" if half_cache else "eager"
+    found = [greedy(double, prompt, NEW_TOKENS) for prompt in prompts]
+    terms = sum(SIZES.values())
+    bound = 2 * (2 * SHAPE["num_hidden_layers"] + 1) * terms * 2.0**-24 * max(largest for _, _, largest in found)
+    if half_cache:
+        for prompt, (ids, _, _) in zip(prompts, found, strict=True):
+            whole, logits = torch.tensor([prompt + ids]), {}
+            for implementation in ("eager", "rounding"):
+                model.config._attn_implementation = implementation
+                with torch.no_grad():
+                    logits[implementation] = double(whole, use_cache=False).logits
+            bound = max(bound, float((logits["eager"] - logits["rounding"]).abs().max()))
+    return TinyModel(directory, prompts, [ids for ids, _, _ in found], [margins for _, margins, _ in found], bound,
+                     CONTEXT)
+
+
+def stored_as_half(name: str, parameter: torch.Tensor) -> bool:
+    """Matrices: linear layers, embeddings and heads; not the positions of GPT-2, which are a plain torch layer."""
+    return parameter.dim() == 2 and "wpe" not in name
+
+
+def half_model(
+    family: str, directory: Path, seed: int, dtype: torch.dtype = torch.float32, **differs: Any
+) -> TinyModel:
+    """A checkpoint in `dtype`, and the answers of its weights rounded to float16, over a float16 cache."""
+    fresh_model(family, seed, **differs).to(dtype).save_pretrained(directory)
+    # Read anew: to() rounds the frequencies of the positions too.
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, torch_dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if stored_as_half(name, parameter):
+                parameter.copy_(parameter.half())
+    return expected(model, directory, half_cache=True)
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A weight [n, k], rounded to codes; value = scale · (code - zero).
+
+    Attributes:
+        codes: int64 [n, k].
+        scales: float32 [n, groups], numbers of float16.
+        zeros: int64 [n, groups].
+        group_of_column: int64 [k].
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    group_of_column: torch.Tensor
+
+    @property
+    def values(self) -> torch.Tensor:
+        zeros, scales = (part[:, self.group_of_column] for part in (self.zeros, self.scales))
+        return (self.codes - zeros).float() * scales
+
+
+def round_to_nearest(weight: torch.Tensor, bits: int, group: int, symmetric: bool, scattered: bool) -> Rounded:
+    """The weight in codes; `scattered`: the columns of a group lie anywhere (act-order)."""
+    n, k = weight.shape
+    group = k if group == -1 else group
+    order = torch.arange(k)
+    if scattered:
+        # Layers that vLLM fuses have the same input, so the same order.
+        order = torch.randperm(k, generator=torch.Generator().manual_seed(k))
+    group_of_column = torch.empty(k, dtype=torch.long)
+    group_of_column[order] = torch.arange(k) // group
+    parts = weight[:, order].view(n, k // group, group)
+    most = 2**bits - 1
+    if symmetric:
+        scales = (2 * parts.abs().amax(-1) / most).half().float()
+        zeros = torch.full(scales.shape, 2 ** (bits - 1))
+    else:
+        low, high = parts.amin(-1).clamp_max(0), parts.amax(-1).clamp_min(0)
+        scales = ((high - low) / most).half().float()
+        # GPTQ's first format stores one less, and no -1.
+        zeros = (-low / scales).round().long().clamp(1, most)
+    codes = ((weight / scales[:, group_of_column]).round().long() + zeros[:, group_of_column]).clamp(0, most)
+    return Rounded(codes, scales, zeros, group_of_column)
+
+
+def words_of(codes: torch.Tensor, bits: int, dim: int, order: tuple[int, ...] | None = None) -> torch.Tensor:
+    """int32 words of codes packed along `dim`; a word holds, from its lowest bits on, those that `order` names."""
+    per_word = 32 // bits
+    split = codes.unflatten(dim, (-1, per_word))
+    words = torch.zeros(split.select(dim + 1, 0).shape, dtype=torch.long)
+    for place, member in enumerate(order or range(per_word)):
+        words |= split.select(dim + 1, member) << bits * place
+    return torch.where(words >= 2**31, words - 2**32, words).int().contiguous()
+
+
+def gptq(rounded: Rounded, bits: int, stored_less: int) -> dict[str, torch.Tensor]:
+    return {
+        "qweight": words_of(rounded.codes.T, bits, 0),
+        "qzeros": words_of(rounded.zeros.T - stored_less, bits, 1),
+        "scales": rounded.scales.T.half().contiguous(),
+        "g_idx": rounded.group_of_column.int(),
+    }
+
+
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def awq(rounded: Rounded) -> dict[str, torch.Tensor]:
+    return {
+        "qweight": words_of(rounded.codes.T, 4, 1, AWQ_ORDER),
+        "qzeros": words_of(rounded.zeros.T, 4, 1, AWQ_ORDER),
+        "scales": rounded.scales.T.half().contiguous(),
+    }
+
+
+def compressed_tensors(rounded: Rounded, bits: int, symmetric: bool) -> dict[str, torch.Tensor]:
+    tensors = {
+        "weight_packed": words_of(rounded.codes, bits, 1),
+        "weight_scale": rounded.scales.half(),
+        "weight_shape": torch.tensor(rounded.codes.shape),
+    }
+    if not symmetric:
+        tensors["weight_zero_point"] = words_of(rounded.zeros, bits, 0)
+    return tensors
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of quantized checkpoint.
+
+    Attributes:
+        method: as config.json names it.
+        differs: what its quantization_config has that is not in the usual one.
+        kept: parts of the names of layers that are not quantized.
+    """
+
+    method: str
+    bits: int = 4
+    group: int = 32
+    symmetric: bool = False
+    act_order: bool = False
+    version: str = "gptq"
+    kept: tuple[str, ...] = ()
+
+    def config(self) -> dict[str, Any]:
+        if self.method == "gptq":
+            return {"quant_method": "gptq", "bits": self.bits, "group_size": self.group, "desc_act": self.act_order,
+                    "sym": self.symmetric, "checkpoint_format": self.version, "lm_head": False,
+                    "dynamic": {f"-:.*{part}.*": {} for part in self.kept}}
+        if self.method == "awq":
+            return {"quant_method": "awq", "bits": 4, "group_size": self.group, "zero_point": True, "version": "gemm",
+                    "modules_to_not_convert": list(self.kept) or None}
+        weights = {"num_bits": self.bits, "type": "int", "symmetric": self.symmetric, "dynamic": False,
+                   "actorder": None, "strategy": "channel" if self.group == -1 else "group",
+                   "group_size": None if self.group == -1 else self.group}
+        return {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+                "kv_cache_scheme": None, "sparsity_config": {},
+                "ignore": ["lm_head", *(f"re:.*{part}.*" for part in self.kept)],
+                "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None,
+                                              "output_activations": None}}}
+
+    def tensors(self, rounded: Rounded) -> dict[str, torch.Tensor]:
+        if self.method == "gptq":
+            return gptq(rounded, self.bits, 1 if self.version == "gptq" else 0)
+        return awq(rounded) if self.method == "awq" else compressed_tensors(rounded, self.bits, self.symmetric)
+
+
+def write(model: Any, directory: Path, kind: Kind) -> None:
+    """Write the model's checkpoint of this kind, and give the model the weights that it stands for."""
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear) or name == "lm_head" or any(part in name for part in kind.kept):
+            continue
+        weight = tensors.pop(f"{name}.weight")
+        rounded = round_to_nearest(weight, kind.bits, kind.group, kind.symmetric, kind.act_order)
+        tensors |= {f"{name}.{own}": tensor for own, tensor in kind.tensors(rounded).items()}
+        with torch.no_grad():
+            module.weight.copy_(rounded.values)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    config = {**model.config.to_dict(), "architectures": [type(model).__name__], "torch_dtype": "float32"}
+    (directory / "config.json").write_text(json.dumps({**config, "quantization_config": kind.config()}))
+
+
+def quantized_model(family: str, directory: Path, seed: int, kind: Kind, **differs: Any) -> TinyModel:
+    """A checkpoint of this kind, and the answers of the weights that it stands for."""
+    model = fresh_model(family, seed, **differs)
+    write(model, directory, kind)
+    return expected(model, directory)
+
+
+def rewrite_config(model: TinyModel, directory: Path, change: Callable[[dict[str, Any]], None]) -> TinyModel:
+    """A copy of the checkpoint whose config.json is changed."""
+    directory.mkdir()
+    for path in model.directory.iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    config = json.loads((directory / "config.json").read_text())
+    change(config)
+    (directory / "config.json").write_text(json.dumps(config))
+    return replace(model, directory=directory)

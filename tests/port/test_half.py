@@ -1,0 +1,99 @@
+"""dtype half: float16 weights and cache, float32 arithmetic."""
+
+import pytest
+import torch
+from conftest import generate
+from quantized_models import fresh_model, half_model, rewrite_config
+from safetensors.torch import load_file, save_file
+from serve_once import serve
+from tiny_models import TinyModel, assert_same
+
+# Enough for the prompts; a small cache is quicker to fill with zeros.
+BLOCKS = {"num_gpu_blocks_override": 128}
+MODELS = {
+    "llama": ("llama", {}),
+    "llama-bfloat16": ("llama", {"dtype": torch.bfloat16}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "qwen2": ("qwen2", {}),
+    "gpt2": ("gpt2", {"n_inner": 256}),
+}
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory, seed):
+    """Function from a name of MODELS to its model, made once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            family, options = MODELS[name]
+            made[name] = half_model(family, tmp_path_factory.mktemp(name), seed, **options)
+        return made[name]
+
+    return get
+
+
+def worker_of(llm):
+    return llm.llm_engine.model_executor.driver_worker.worker
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_are_those_of_rounded_weights(half, engine, name):
+    """Token for token what transformers answers with the weights, and the keys and values, rounded to float16."""
+    model = half(name)
+    # The bound leaves something to compare: most margins lie far above it.
+    assert (torch.tensor(model.margins) > model.bound).float().mean() > 0.8
+    llm = engine(model, dtype="half", **BLOCKS)
+    assert_same(model, generate(llm, model.prompts))
+    worker = worker_of(llm)
+    assert {tensor.dtype for cache in worker.cpu_cache for tensor in cache} == {torch.float16}
+    parameters = dict(worker.model_runner.model.named_parameters())
+    for own, parameter in parameters.items():
+        matrix = parameter.dim() == 2 and "wpe" not in own
+        assert parameter.dtype is (torch.float16 if matrix else torch.float32), own
+
+
+def test_cache_of_the_same_bytes_holds_twice_the_blocks(half, engine, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    blocks = [engine(half("llama"), dtype=dtype).llm_engine.cache_config.num_gpu_blocks for dtype in ("half", "float")]
+    assert blocks[0] == 2 * blocks[1]
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "qwen2"])
+def test_two_ranks(half, name):
+    model = half(name)
+    done = serve(model, dtype="half", tensor_parallel_size=2, **BLOCKS)
+    assert done.status == 0, done.printed
+    assert_same(model, done.ids)
+
+
+def with_value(model, directory, tensor, value):
+    """A copy of the checkpoint with one other number."""
+    model = rewrite_config(model, directory, lambda whole: None)
+    path = model.directory / "model.safetensors"
+    tensors = load_file(path)
+    tensors[tensor].view(-1)[5] = value
+    save_file(tensors, path, {"format": "pt"})
+    return model
+
+
+@pytest.mark.parametrize(("value", "found"), [(70000.0, "70144"), (float("-inf"), "inf"), (float("nan"), "nan")])
+@pytest.mark.parametrize("tensor", ["model.layers.1.self_attn.k_proj.weight", "model.embed_tokens.weight"])
+def test_what_float16_cannot_hold_is_refused(half, engine, tmp_path, tensor, value, found):
+    """The message names the tensor of the checkpoint and its magnitude; bfloat16 rounds 70000 to 70144."""
+    damaged = with_value(half("llama-bfloat16"), tmp_path / "model", tensor, value)
+    with pytest.raises(ValueError, match=rf"tensor {tensor} \(bfloat16 .*of magnitude {found}; expected at most 65504"):
+        engine(damaged, dtype="half", **BLOCKS)
+
+
+def test_a_norm_beyond_float16_is_served(half, engine, tmp_path):
+    """It is stored as float32."""
+    large = with_value(half("llama-bfloat16"), tmp_path / "model", "model.norm.weight", 70000.0)
+    engine(large, dtype="half", **BLOCKS)
+
+
+def test_experts_are_refused(engine, tmp_path, seed):
+    fresh_model("mixtral", seed).save_pretrained(tmp_path)
+    model = TinyModel(tmp_path, [], [], [], 0.0, 512)
+    with pytest.raises(ValueError, match=r"found float16 \(dtype: half\) experts; expected float32"):
+        engine(model, dtype="half", **BLOCKS)

@@ -1,0 +1,325 @@
+"""Quantized checkpoints: GPTQ, AWQ and compressed-tensors, and what is refused."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import generate
+from quantized_models import Kind, fresh_model, quantized_model, rewrite_config, write
+from safetensors.torch import load_file, save_file
+from serve_once import serve
+from tiny_models import TinyModel, assert_same
+from vllm_kepler.quantization import gptq
+from vllm_kepler.quantization.packed import PackedLinearMethod
+from vllm_kepler.quantization.scheme import Scheme
+
+BLOCKS = {"num_gpu_blocks_override": 128}
+KINDS = {
+    "gptq-32": Kind("gptq", group=32),
+    "gptq-64-v2": Kind("gptq", group=64, version="gptq_v2"),
+    "gptq-128-symmetric": Kind("gptq", group=128, symmetric=True),
+    "gptq-row": Kind("gptq", group=-1),
+    "gptq-8bit": Kind("gptq", bits=8, group=128),
+    "gptq-act-32": Kind("gptq", group=32, act_order=True),
+    "gptq-act-128-8bit-v2": Kind("gptq", bits=8, group=128, act_order=True, version="gptq_v2"),
+    "gptq-act-row": Kind("gptq", group=-1, act_order=True),
+    "gptq-some": Kind("gptq", group=64, kept=("o_proj", "layers.1.mlp")),
+    "awq-32": Kind("awq", group=32),
+    "awq-128": Kind("awq", group=128),
+    "awq-some": Kind("awq", group=64, kept=("down_proj", "layers.0.self_attn")),
+    "ct-4": Kind("compressed-tensors", group=32, symmetric=True),
+    "ct-4-asymmetric": Kind("compressed-tensors", group=128),
+    "ct-8-row": Kind("compressed-tensors", bits=8, group=-1, symmetric=True),
+    "ct-8-asymmetric": Kind("compressed-tensors", bits=8, group=64),
+    "ct-some": Kind("compressed-tensors", group=64, symmetric=True, kept=("down_proj", "layers.0.self_attn")),
+}
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory, seed):
+    """Function from a family and a name of KINDS to a model, made once."""
+    made = {}
+
+    def get(family, name):
+        if (family, name) not in made:
+            directory = tmp_path_factory.mktemp(f"{family}-{name}")
+            made[family, name] = quantized_model(family, directory, seed, KINDS[name])
+        return made[family, name]
+
+    return get
+
+
+def modules_of(llm):
+    return dict(llm.llm_engine.model_executor.driver_worker.worker.model_runner.model.named_modules())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_answers_are_those_of_the_dequantized_model(quantized, engine, name):
+    """Token for token; fused layers (qkv, gate and up) and layers of their own."""
+    model = quantized("llama", name)
+    llm = engine(model, **BLOCKS)
+    assert_same(model, generate(llm, model.prompts))
+    kind, packed = KINDS[name], 0
+    for path, module in modules_of(llm).items():
+        if not path.endswith("_proj"):
+            continue
+        kept = any(part in path.replace("qkv_proj", "self_attn") for part in kind.kept)
+        assert hasattr(module, "packed") is not kept, path
+        if not kept:
+            # Nothing of the checkpoint's own tensors stays beside what the kernels read.
+            assert not dict(module.named_parameters())
+            assert module.packed.bits == kind.bits
+            packed += 1
+    assert packed
+
+
+@pytest.mark.parametrize("name", ["gptq-32", "awq-32", "ct-4-asymmetric"])
+def test_bias(quantized, engine, name):
+    model = quantized("qwen2", name)
+    assert_same(model, generate(engine(model, **BLOCKS), model.prompts))
+
+
+def test_experts_of_mixtral(tmp_path, engine, seed):
+    """For a quantized Mixtral vLLM makes each expert of linear layers of its own."""
+    model = quantized_model("mixtral", tmp_path / "model", seed, Kind("gptq", group=32, kept=("moe.gate",)))
+    assert_same(model, generate(engine(model, **BLOCKS), model.prompts))
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("llama", "gptq-64-v2"), ("qwen2", "gptq-32"), ("llama", "gptq-row"), ("qwen2", "awq-32"), ("llama", "awq-some"),
+     ("llama", "ct-8-row"), ("llama", "ct-8-asymmetric")],
+)
+def test_two_ranks(quantized, family, name):
+    """Shards of columns (qkv, gate and up) and of rows (o, down)."""
+    model = quantized(family, name)
+    done = serve(model, tensor_parallel_size=2, **BLOCKS)
+    assert done.status == 0, done.printed
+    assert_same(model, done.ids)
+
+
+@pytest.mark.parametrize("name", ["gptq-act-32", "awq-some", "ct-8-row"])
+def test_half_stores_the_rest(quantized, engine, name):
+    """With dtype half what is not quantized, and the cache, are float16."""
+    llm = engine(quantized("qwen2", name), dtype="half", **BLOCKS)
+    worker = llm.llm_engine.model_executor.driver_worker.worker
+    assert {tensor.dtype for cache in worker.cpu_cache for tensor in cache} == {torch.float16}
+    for path, parameter in worker.model_runner.model.named_parameters():
+        assert parameter.dtype is (torch.float16 if parameter.dim() == 2 else torch.float32), path
+    assert all(len(ids) for ids in generate(llm, quantized("qwen2", name).prompts))
+
+
+LICENCE = Path(__file__).parents[1] / "models" / "licence-llama"
+# Tokens of one prompt; the fixture's engine has a context of 512.
+WINDOW = 500
+
+
+def perplexity(llm, tokens):
+    """exp of the mean negative log-likelihood of each token after the first of its window."""
+    from vllm import SamplingParams, TokensPrompt
+
+    windows = [tokens[start : start + WINDOW] for start in range(0, len(tokens), WINDOW)]
+    sampling = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+    done = llm.generate([TokensPrompt(prompt_token_ids=window) for window in windows], sampling, use_tqdm=False)
+    likelihoods = [
+        at[token].logprob
+        for output, window in zip(done, windows, strict=True)
+        for at, token in zip(output.prompt_logprobs[1:], window[1:], strict=True)
+    ]
+    assert len(likelihoods) == len(tokens) - len(windows)
+    return math.exp(-sum(likelihoods) / len(likelihoods))
+
+
+def test_perplexity(engine, tmp_path):
+    """Of a trained model on its own text: float16 within 1 %, 4 bits within 5 % of float32."""
+    text = " ".join((Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8").split())
+    tokens = transformers.AutoTokenizer.from_pretrained(LICENCE)(text, verbose=False)["input_ids"]
+    whole = TinyModel(LICENCE, [], [], [], 0.0, WINDOW)
+    exact = perplexity(engine(whole, **BLOCKS), tokens)
+    assert perplexity(engine(whole, dtype="half", **BLOCKS), tokens) == pytest.approx(exact, rel=0.01)
+    for kind in (KINDS["gptq-32"], KINDS["awq-32"], KINDS["ct-4"], Kind("gptq", group=64)):
+        directory = tmp_path / f"{kind.method}-{kind.group}"
+        write(transformers.AutoModelForCausalLM.from_pretrained(LICENCE), directory, kind)
+        found = perplexity(engine(replace(whole, directory=directory), **BLOCKS), tokens)
+        print(f"perplexity {exact:.5f}, {kind.method} in groups of {kind.group}: {found:.5f}")
+        assert found == pytest.approx(exact, rel=0.05)
+
+
+WORKS = "expected one of: GPTQ with 4 or 8 bits, AWQ with 4 bits"
+CT = KINDS["ct-4"].config()
+GROUP = CT["config_groups"]["group_0"]
+WEIGHTS = GROUP["weights"]
+
+
+def ct_group(**differs):
+    return {**CT, "config_groups": {"group_0": {**GROUP, **differs}}}
+
+
+REFUSED = {
+    "fp8": ({"quant_method": "fp8"}, "found fp8"),
+    "mxfp4": ({"quant_method": "mxfp4"}, "found mxfp4"),
+    "bitsandbytes": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "found bitsandbytes"),
+    "torchao": ({"quant_method": "torchao"}, "found torchao"),
+    "no method": ({"bits": 4}, "found none by name"),
+    "gptq marlin": ({**KINDS["gptq-32"].config(), "checkpoint_format": "marlin"}, "found gptq in the format marlin"),
+    "gptq is marlin": ({**KINDS["gptq-32"].config(), "is_marlin_format": True}, "found gptq in the format marlin"),
+    "gptq 3 bits": ({**KINDS["gptq-32"].config(), "bits": 3}, "found gptq with 3 bits"),
+    "gptq groups": ({**KINDS["gptq-32"].config(), "group_size": 16}, "found gptq with group size 16"),
+    "gptq head": ({**KINDS["gptq-32"].config(), "lm_head": True}, "found gptq with a quantized lm_head"),
+    "gptq 2 bits somewhere": (
+        {**KINDS["gptq-32"].config(), "dynamic": {r"+:.*\.down_proj": {"bits": 2}}}, "found gptq with 2 bits"),
+    "awq 8 bits": ({**KINDS["awq-32"].config(), "bits": 8}, "found awq with 8 bits"),
+    "awq gemv": ({**KINDS["awq-32"].config(), "version": "gemv"}, "found awq of version gemv"),
+    "w8a8": ({**CT, "format": "int-quantized"}, "found compressed-tensors in the format int-quantized"),
+    "activations": (
+        ct_group(input_activations={"num_bits": 8, "type": "int"}), "compressed-tensors with quantized activations"),
+    "fp8 weights": (ct_group(weights={**WEIGHTS, "type": "float", "num_bits": 8}), "with weights of type float"),
+    "act-order of groups": (ct_group(weights={**WEIGHTS, "actorder": "group"}), "with act-order of groups"),
+    "2 bits": (ct_group(weights={**WEIGHTS, "num_bits": 2}), "found compressed-tensors with 2 bits"),
+    "tensor": (ct_group(weights={**WEIGHTS, "strategy": "tensor"}), "with one scale a tensor"),
+    "sparse": ({**CT, "sparsity_config": {"format": "sparse-24-bitmask"}}, "with sparse weights"),
+    "kv cache": ({**CT, "kv_cache_scheme": {"num_bits": 8, "type": "float"}}, "with a quantized KV cache"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_weights_are_read(tmp_path, engine, tiny, name):
+    config, found = REFUSED[name]
+    model = rewrite_config(tiny("llama"), tmp_path / "model", lambda whole: whole.update(quantization_config=config))
+    (model.directory / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"quantization: ") as refusal:
+        engine(model)
+    assert found in str(refusal.value)
+    assert WORKS in str(refusal.value)
+
+
+@pytest.mark.parametrize("method", ["fp8", "bitsandbytes", "gptq"])
+def test_methods_by_name_need_a_checkpoint(tiny, engine, method):
+    with pytest.raises(ValueError, match=f"quantization: found {method}, and no quantization_config"):
+        engine(tiny("llama"), quantization=method)
+
+
+def test_a_method_by_name_beside_its_checkpoint(quantized, engine):
+    model = quantized("llama", "gptq-32")
+    assert_same(model, generate(engine(model, quantization="gptq", **BLOCKS), model.prompts))
+
+
+def test_one_line_for_the_user(quantized, tmp_path):
+    """The server's process ends with the message, and reads no weights."""
+    config = {"quant_method": "fp8"}
+    model = rewrite_config(quantized("llama", "gptq-32"), tmp_path / "model",
+                           lambda whole: whole.update(quantization_config=config))
+    done = serve(model)
+    assert done.status != 0
+    assert "quantization: found fp8; expected one of: GPTQ with 4 or 8 bits" in done.printed
+    assert "Loading safetensors" not in done.printed
+
+
+def test_act_order_over_ranks_is_refused(quantized, engine):
+    with pytest.raises(ValueError, match=r"tensor_parallel_size: found 2 and gptq with act-order .*; expected 1"):
+        engine(quantized("llama", "gptq-act-32"), tensor_parallel_size=2)
+
+
+SHARDS = {
+    "groups": (Scheme(4, 128), 64, 128, 256, "found 64 columns a rank (128 over 2) in groups of 128; expected whole"),
+    "columns": (Scheme(4, -1), 48, 96, 256, "found 48 columns a rank; expected a multiple of 32"),
+    "act-order": (Scheme(4, 32, act_order=True), 64, 128, 256, "found act-order (desc_act) and 2 ranks; expected one"),
+    "rows": (Scheme(4, 32), 64, 64, 28, "found 28 rows a rank; expected a multiple of 8"),
+}
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_shards_that_cannot_be_cut_are_refused(name):
+    """By the layer, while the model is built: no process is needed to see it."""
+    scheme, columns, all_columns, rows, found = SHARDS[name]
+    method = PackedLinearMethod("model.layers.0.o_proj", scheme, gptq.LAYOUT)
+    with pytest.raises(ValueError, match=r"^model\.layers\.0\.o_proj: ") as refusal:
+        method.create_weights(torch.nn.Module(), columns, [rows], all_columns, rows, torch.float32, weight_loader=None)
+    assert found in str(refusal.value)
+
+
+def test_quantized_experts_are_refused(engine, tmp_path, seed):
+    model = fresh_model("qwen3-moe", seed)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": KINDS["gptq-32"].config()}))
+    with pytest.raises(ValueError, match="found gptq experts; expected float32"):
+        engine(TinyModel(tmp_path, [], [], [], 0.0, 512), **BLOCKS)
+
+
+def test_different_schemes_in_a_fused_layer_are_refused(quantized, engine, tmp_path):
+    model = rewrite_config(quantized("llama", "gptq-32"), tmp_path / "model",
+                           lambda whole: whole["quantization_config"]["dynamic"].update({r"-:.*\.k_proj": {}}))
+    with pytest.raises(ValueError, match=r"qkv_proj: found different quantization of .*k_proj"):
+        engine(model, **BLOCKS)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def cut_in_header(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def scribble(path):
+    whole = bytearray(path.read_bytes())
+    whole[8:40] = b"x" * 32
+    path.write_bytes(bytes(whole))
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [(cut, r"found \d+ bytes; expected \d+, as its header says"), (cut_in_header, "found 100 bytes, of which"),
+     (scribble, "found a header that is no safetensors header")],
+)
+def test_damaged_files_are_refused(tiny, engine, tmp_path, damage, found):
+    model = rewrite_config(tiny("llama"), tmp_path / "model", lambda whole: None)
+    damage(model.directory / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"model\.safetensors: {found}.*Fetch the model again"):
+        engine(model)
+
+
+def changed(model, directory, change):
+    """A copy of a checkpoint whose tensors are changed."""
+    model = rewrite_config(model, directory, lambda whole: None)
+    path = model.directory / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape"),
+    [("model.layers.1.mlp.down_proj.qweight", (31, 128)), ("model.layers.0.self_attn.k_proj.scales", (4, 32)),
+     ("model.norm.weight", (64,))],
+)
+def test_a_tensor_of_another_shape_is_refused(quantized, engine, tmp_path, tensor, shape):
+    def change(tensors):
+        tensors[tensor] = torch.zeros(shape, dtype=tensors[tensor].dtype)
+
+    model = changed(quantized("llama", "gptq-32"), tmp_path / "model", change)
+    with pytest.raises(ValueError, match=rf"tensor {tensor} \(\w+ \[{', '.join(map(str, shape))}\]\): "):
+        engine(model, **BLOCKS)
+
+
+def test_a_missing_tensor_is_refused(quantized, engine, tmp_path):
+    model = changed(quantized("llama", "awq-32"), tmp_path / "model",
+                    lambda tensors: tensors.pop("model.layers.1.mlp.down_proj.qzeros"))
+    with pytest.raises(ValueError, match=r"found no weights for model\.layers\.1\.mlp\.down_proj\.qzeros \(1 in all\)"):
+        engine(model, **BLOCKS)
+
+
+def test_different_orders_in_a_fused_layer_are_refused(quantized, engine, tmp_path):
+    def change(tensors):
+        order = tensors["model.layers.0.self_attn.v_proj.g_idx"]
+        order.copy_(order.flip(0))
+
+    model = changed(quantized("llama", "gptq-act-32"), tmp_path / "model", change)
+    with pytest.raises(ValueError, match=r"qkv_proj: found different orders of columns \(g_idx\)"):
+        engine(model, **BLOCKS)

@@ -1,0 +1,210 @@
+"""Products with weights that are stored in fewer bits than float32: float16, and codes of 8 or 4 bits.
+
+Activations, arithmetic and results are float32. A code stands for scale · (code - zero), with one scale and one zero
+for each `group` neighbouring columns of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .library import LibraryError, library, matrix, pointer, stream_of
+from .registry import by_device
+
+# Rows of x that the kernels take; more go through float32 tiles of the weights and cuBLAS.
+MAX_ROWS = 16
+# Elements of such a tile: 64 MiB.
+TILE = 1 << 24
+# Columns that a lane reads at once, 16 bytes of codes of 4 bits: k and the group are multiples of it.
+ALIGNMENT = 32
+# Halves in 16 bytes: rows of float16 of another length go through the tiles.
+HALVES = 8
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight matrix [n, k] of codes, as the kernels read it.
+
+    Attributes:
+        bits: 4 or 8.
+        group: columns that share a scale: a power of two from 32 on, or k.
+        codes: int32 [n, k · bits / 32], on 16 bytes; the first column of a word in its lowest bits.
+        scales: float16 [n, k / group], times `unit`, a power of two that puts the largest near float16's end: scales
+            that come as float16 stay exact, and so do those of bfloat16 down to 2⁻²⁸ of the largest.
+        zeros: float16 [n, k / group]; None where each is the middle, 2 ** (bits - 1).
+        permutation: int32 [k]: column j is for column permutation[j] of x; None: they are in x's order.
+    """
+
+    bits: int
+    n: int
+    k: int
+    group: int
+    codes: torch.Tensor
+    scales: torch.Tensor
+    unit: float
+    zeros: torch.Tensor | None
+    permutation: torch.Tensor | None
+
+
+def pack(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    bits: int,
+    permutation: torch.Tensor | None = None,
+) -> Packed:
+    """Codes in the kernels' layout, on the device on which they come.
+
+    Args:
+        codes: uint8 [n, k], each below 2 ** bits; columns in the order of their groups.
+        scales: floating point [n, k / group], kept in float16.
+        zeros: whole numbers from 0 to 2 ** bits, of the scales' shape; None: all in the middle.
+        permutation: where columns were brought into the order of their groups (act-order): column j of `codes` is
+            for column permutation[j] of x.
+
+    Raises ValueError for sizes or numbers that the kernels do not take.
+    """
+    if bits not in (4, 8):
+        raise ValueError(f"weights of {bits} bits: expected 4 or 8")
+    n, k = codes.shape
+    groups = scales.shape[-1]
+    if k % ALIGNMENT:
+        raise ValueError(f"packed weights with {k} columns: expected a multiple of {ALIGNMENT}")
+    group = k // groups if groups and k % groups == 0 else 0
+    if group != k and (group < ALIGNMENT or group & (group - 1)):
+        raise ValueError(
+            f"{groups} scales for {k} columns: expected one for each group of 32, 64, 128, ... columns, or one a row"
+        )
+    for name, tensor in (("scales", scales), ("zeros", zeros)):
+        if tensor is not None and tensor.shape != (n, groups):
+            raise ValueError(f"{name} {tuple(tensor.shape)} for codes {(n, k)}: expected {(n, groups)}")
+    if codes.dtype is not torch.uint8 or (codes.numel() and int(codes.max()) >> bits):
+        raise ValueError(f"codes of {codes.dtype}, up to {codes.max()}: expected uint8 below {1 << bits}")
+    if permutation is not None and not torch.equal(
+        permutation.long().sort().values, torch.arange(k, device=permutation.device)
+    ):
+        raise ValueError(f"a permutation of {permutation.numel()} columns: expected each of 0 to {k - 1} once")
+    scales = scales.float()
+    largest = float(scales.abs().max()) if scales.numel() else 0.0
+    if not largest < float("inf"):
+        raise ValueError(f"scales up to {largest}: expected finite numbers")
+    unit = 2.0 ** (torch.frexp(torch.tensor(largest)).exponent.item() - 15) if largest else 1.0
+    if zeros is not None:
+        whole = zeros.float()
+        if not ((whole == whole.round()) & (whole >= 0) & (whole <= 1 << bits)).all():
+            raise ValueError(f"zeros of codes: expected whole numbers from 0 to {1 << bits}")
+        zeros = None if (whole == 1 << bits - 1).all() else whole.half().contiguous()
+    if bits == 4:
+        codes = codes[:, ::2] | codes[:, 1::2] << 4
+    return Packed(
+        bits, n, k, group, codes.contiguous().view(torch.int32), (scales / unit).half().contiguous(), unit, zeros,
+        None if permutation is None else permutation.int().contiguous(),
+    )
+
+
+def unpack(weights: Packed) -> torch.Tensor:
+    """What the codes stand for: float32 [n, k], columns in x's order."""
+    stored = _rows(weights.codes, weights, 0, weights.n)
+    if weights.permutation is None:
+        return stored
+    return torch.empty_like(stored).index_copy_(1, weights.permutation.long(), stored)
+
+
+def _rows_reference(codes: torch.Tensor, weights: Packed, first: int, last: int) -> torch.Tensor:
+    """Rows `first` to `last` (exclusive) as float32, columns in the stored order."""
+    raw = codes[first:last].contiguous().view(torch.uint8)
+    if weights.bits == 4:
+        raw = torch.stack((raw & 15, raw >> 4), -1).flatten(1)
+    values = raw.float().unflatten(1, (-1, weights.group))
+    middle = 1 << weights.bits - 1
+    zeros = middle if weights.zeros is None else weights.zeros[first:last].float()[..., None]
+    return ((values - zeros) * (weights.scales[first:last].float()[..., None] * weights.unit)).flatten(1)
+
+
+def _rows_kernel(codes: torch.Tensor, weights: Packed, first: int, last: int) -> torch.Tensor:
+    """As _rows_reference, on a GPU."""
+    out = torch.empty(last - first, weights.k, device=codes.device)
+    if out.numel():
+        zeros = None if weights.zeros is None else weights.zeros[first:]
+        library().linear_unpack(
+            out.data_ptr(), codes[first:].data_ptr(), weights.scales[first:].data_ptr(), pointer(zeros),
+            weights.unit, weights.bits, last - first, weights.k, weights.group, stream_of(codes),
+        )
+    return out
+
+
+_rows = by_device(_rows_reference, _rows_kernel)
+
+
+def half_reference(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x · weightᵀ.
+
+    Args:
+        x: float32 [..., k].
+        weight: float16 [n, k].
+
+    Returns:
+        float32 [..., n].
+    """
+    return x @ weight.float().T
+
+
+def half_kernel(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """As half_reference, on a GPU."""
+    n, k = weight.shape
+    if weight.dtype is not torch.float16 or not weight.is_contiguous():
+        raise LibraryError(f"found a weight of {weight.dtype}, strides {weight.stride()}; expected dense torch.float16")
+    rows = _dense(x, k)
+    out = rows.new_empty(len(rows), n)
+    if len(rows) > MAX_ROWS or k % HALVES:
+        _by_tiles(out, rows, lambda first, last: weight[first:last].float())
+    elif out.numel():
+        library().linear_half(
+            out.data_ptr(), rows.data_ptr(), weight.data_ptr(), len(rows), n, k, stream_of(rows)
+        )
+    return out.view(*x.shape[:-1], n)
+
+
+def packed_reference(x: torch.Tensor, weights: Packed) -> torch.Tensor:
+    """x · unpack(weights)ᵀ: float32 [..., n] for x float32 [..., k]."""
+    return x @ unpack(weights).T
+
+
+def packed_kernel(x: torch.Tensor, weights: Packed) -> torch.Tensor:
+    """As packed_reference, on a GPU."""
+    rows = _dense(x, weights.k)
+    if weights.permutation is not None:
+        rows = rows.index_select(1, weights.permutation)
+    out = rows.new_empty(len(rows), weights.n)
+    if len(rows) > MAX_ROWS:
+        _by_tiles(out, rows, lambda first, last: _rows(weights.codes, weights, first, last))
+    elif out.numel():
+        library().linear_packed(
+            out.data_ptr(), rows.data_ptr(), weights.codes.data_ptr(), weights.scales.data_ptr(),
+            pointer(weights.zeros), weights.unit, weights.bits, len(rows), weights.n, weights.k, weights.group,
+            stream_of(rows),
+        )
+    return out.view(*x.shape[:-1], weights.n)
+
+
+def _dense(x: torch.Tensor, k: int) -> torch.Tensor:
+    """x as [rows, k] without gaps, on 16 bytes."""
+    if x.shape[-1] != k:
+        raise LibraryError(f"found x {tuple(x.shape)} for a weight of {k} columns")
+    rows = matrix(x.contiguous())
+    return rows.clone() if rows.data_ptr() % 16 else rows
+
+
+def _by_tiles(out: torch.Tensor, x: torch.Tensor, tile: Callable[[int, int], torch.Tensor]) -> None:
+    """out = x · wᵀ, where tile(first, last) gives these rows of w as float32."""
+    step = max(1, TILE // x.shape[1])
+    for first in range(0, out.shape[1], step):
+        last = min(first + step, out.shape[1])
+        torch.mm(x, tile(first, last).T, out=out[:, first:last])
+
+
+half = by_device(half_reference, half_kernel)
+packed = by_device(packed_reference, packed_kernel)

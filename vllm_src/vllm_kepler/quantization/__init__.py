@@ -1,0 +1,4 @@
+"""How weights are stored that are not float32: float16, and the 4 and 8 bits of quantized checkpoints.
+
+All of it enters vLLM through its own plug-in point for quantization, `config.KeplerConfig`. Arithmetic stays float32.
+"""

@@ -1,0 +1,52 @@
+"""AWQ checkpoints (Lin et al., 2023), as AutoAWQ's version "gemm" writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .packed import Layout
+from .scheme import Scheme, checked, refuse
+
+LAYOUT = Layout(
+    codes="qweight", scales="scales", zeros="qzeros", group_of_column=None, shape=None, input_dim=0,
+    packed_input=False, order=(0, 2, 4, 6, 1, 3, 5, 7),
+)
+
+
+@dataclass(frozen=True)
+class AwqCheckpoint:
+    """What the config says.
+
+    Attributes:
+        scheme: of every quantized layer.
+        skipped: parts of names; a layer whose name has one of them is not quantized.
+    """
+
+    scheme: Scheme
+    skipped: tuple[str, ...]
+
+    method = "awq"
+    layout = LAYOUT
+
+    def scheme_of(self, name: str) -> Scheme | None:
+        return None if any(part in name for part in self.skipped) else self.scheme
+
+    def schemes(self) -> Sequence[Scheme]:
+        return [self.scheme]
+
+
+def read(config: Mapping[str, Any]) -> AwqCheckpoint:
+    """The checkpoint that a quantization_config describes.
+
+    Raises ValueError for what the port does not have.
+    """
+    version = str(config.get("version") or "gemm").lower()
+    if version != "gemm":
+        refuse(f"awq of version {version}")
+    bits = config.get("bits", config.get("w_bit"))
+    if bits != 4:
+        refuse(f"awq with {bits} bits")
+    scheme = checked(Scheme(bits, config.get("group_size", config.get("q_group_size"))), "awq")
+    return AwqCheckpoint(scheme, tuple(config.get("modules_to_not_convert") or ()))

@@ -1,0 +1,111 @@
+"""The port's quantization config: how each layer of a model is stored. vLLM asks it while it builds the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from vllm.model_executor.layers.fused_moe import FusedMoE
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization import _CUSTOMIZED_METHOD_TO_QUANT_CONFIG, register_quantization_config
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
+
+from . import awq, compressed_tensors, gptq
+from .half import HalfEmbeddingMethod, HalfLinearMethod
+from .packed import PackedLinearMethod
+from .scheme import METHOD, Checkpoint, Scheme, refuse
+
+READERS = {"gptq": gptq.read, "awq": awq.read, compressed_tensors.METHOD: compressed_tensors.read}
+
+
+def read(config: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint that the quantization_config of a model's config.json describes.
+
+    Raises ValueError for what the port does not have.
+    """
+    method = str(config.get("quant_method") or "none by name").lower().replace("_", "-")
+    if method not in READERS:
+        refuse(method)
+    return READERS[method](config)
+
+
+class KeplerConfig(QuantizationConfig):
+    """How the weights of a model are stored.
+
+    Attributes:
+        checkpoint: what is quantized; None where nothing is.
+        half: whether weights that are not quantized are stored as float16; else float32.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None = None, half: bool = False) -> None:
+        super().__init__()
+        self.checkpoint = checkpoint
+        self.half = half
+
+    @classmethod
+    def get_name(cls) -> str:
+        return METHOD
+
+    @classmethod
+    def get_supported_act_dtypes(cls) -> list[torch.dtype]:
+        # The platform refuses bfloat16, and makes float32 of float16, after this is asked.
+        return [torch.float32, torch.float16, torch.bfloat16]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return 37
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        return []
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> KeplerConfig:
+        return cls(read(config))
+
+    @classmethod
+    def override_quantization_method(cls, hf_quant_cfg: dict[str, Any], user_quant: str | None) -> str:
+        """Every quantized checkpoint is the port's, or refused, here: before upstream's own methods are asked."""
+        read(hf_quant_cfg)
+        return METHOD
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        if isinstance(layer, LinearBase):
+            scheme = self.scheme_of(prefix)
+            if scheme is not None:
+                return PackedLinearMethod(prefix, scheme, self.checkpoint.layout)
+            return HalfLinearMethod(prefix) if self.half else UnquantizedLinearMethod()
+        if isinstance(layer, VocabParallelEmbedding):
+            return HalfEmbeddingMethod(prefix) if self.half else UnquantizedEmbeddingMethod()
+        if isinstance(layer, FusedMoE):
+            found = f"{self.checkpoint.method} experts" if self.checkpoint else "float16 (dtype: half) experts"
+            raise ValueError(
+                f"{prefix}: found {found}; expected float32: the Kepler port stores the experts of a mixture in no "
+                "other way. Serve an unquantized checkpoint of the model with dtype: float32."
+            )
+        return None
+
+    def scheme_of(self, prefix: str) -> Scheme | None:
+        """The scheme of a layer by vLLM's name for it; None where it is not quantized.
+
+        Raises ValueError where it is made of several of the checkpoint's layers, and these differ.
+        """
+        if self.checkpoint is None:
+            return None
+        parent, _, own = prefix.rpartition(".")
+        parts = [f"{parent}.{part}" if parent else part for part in self.packed_modules_mapping.get(own, [own])]
+        schemes = [self.checkpoint.scheme_of(part) for part in parts]
+        if any(scheme != schemes[0] for scheme in schemes):
+            raise ValueError(
+                f"{prefix}: found different quantization of {', '.join(parts)}; expected one for all, which vLLM "
+                "fuses. Choose another checkpoint of the model."
+            )
+        return schemes[0]
+
+
+def register() -> None:
+    """Add the method to vLLM's; a second call changes nothing."""
+    if METHOD not in _CUSTOMIZED_METHOD_TO_QUANT_CONFIG:
+        register_quantization_config(METHOD)(KeplerConfig)

@@ -1,0 +1,64 @@
+"""The port's model loader: upstream's, which says which tensor of the checkpoint is at fault."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from dataclasses import replace
+
+import torch
+from vllm.config import LoadConfig, LoadFormat, ModelConfig, VllmConfig
+from vllm.logger import init_logger
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+from .half import halve_embeddings
+
+logger = init_logger("vllm.kepler.loader")
+
+# What upstream's weight loaders raise for a tensor that the model has no place for.
+FAULTS = (AssertionError, IndexError, KeyError, RuntimeError, ValueError)
+
+
+class KeplerLoader(DefaultModelLoader):
+    """Loads a checkpoint in the format that its files have.
+
+    Raises ValueError, which names the tensor, for one that the model, or float16, has no place for, and for weights
+    that the checkpoint lacks.
+    """
+
+    def __init__(self, load_config: LoadConfig) -> None:
+        # load_format names this class.
+        super().__init__(replace(load_config, load_format=LoadFormat.AUTO))
+        self._half = False
+        self._tensor = "none"
+
+    def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig) -> torch.nn.Module:
+        self._half = getattr(vllm_config.quant_config, "half", False)
+        return super().load_model(vllm_config, model_config)
+
+    def get_all_weights(
+        self, model_config: ModelConfig, model: torch.nn.Module
+    ) -> Generator[tuple[str, torch.Tensor], None, None]:
+        for name, tensor in super().get_all_weights(model_config, model):
+            self._tensor = f"{name} ({str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)})"
+            yield name, tensor
+
+    def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
+        if self._half:
+            halve_embeddings(model)
+        expected = {name for name, parameter in model.named_parameters() if not getattr(parameter, "optional", False)}
+        begin = time.perf_counter()
+        try:
+            loaded = model.load_weights(self.get_all_weights(model_config, model))
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except FAULTS as error:
+            reason = str(error) or "the model has no place for this shape"
+            raise ValueError(f"{model_config.model}: tensor {self._tensor}: {reason}") from error
+        logger.info("Loading weights took %.2f seconds", time.perf_counter() - begin)
+        missing = sorted(expected - loaded) if loaded is not None else []
+        if missing:
+            raise ValueError(
+                f"{model_config.model}: found no weights for {', '.join(missing[:5])} ({len(missing)} in all); "
+                "expected all of the model's. Fetch the model again, or choose another checkpoint of it."
+            )

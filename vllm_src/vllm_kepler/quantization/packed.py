@@ -1,0 +1,218 @@
+"""Linear layers of quantized checkpoints: loaded as the checkpoint packs them, then packed for the port's kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.model_executor.layers import linear as upstream
+from vllm.model_executor.parameter import (
+    BasevLLMParameter,
+    ChannelQuantScaleParameter,
+    GroupQuantScaleParameter,
+    PackedColumnParameter,
+    PackedvLLMParameter,
+    RowvLLMParameter,
+)
+
+from ..ops import linear
+from .scheme import WHOLE_ROW, Scheme
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a kind of checkpoint keeps a linear layer [n, k]: int32 words of codes, scales, and words of zeros.
+
+    Zeros are packed along n in every kind.
+
+    Attributes:
+        codes, scales, zeros: names of the tensors.
+        group_of_column: name of int32 [k], the group of each column; None where columns are in order.
+        shape: name of a tensor that repeats [n, k], of no use here; None where there is none.
+        input_dim: dimension along k: 0 or 1; n is the other.
+        packed_input: whether codes are packed along k; else along n.
+        order: which of its columns (or rows) a word holds, from its lowest bits on; None: in order.
+    """
+
+    codes: str
+    scales: str
+    zeros: str
+    group_of_column: str | None
+    shape: str | None
+    input_dim: int
+    packed_input: bool
+    order: tuple[int, ...] | None = None
+
+
+class PackedLinearMethod(upstream.LinearMethodBase):
+    """A linear layer of codes of 4 or 8 bits."""
+
+    def __init__(self, name: str, scheme: Scheme, layout: Layout) -> None:
+        self.name = name
+        self.scheme = scheme
+        self.layout = layout
+
+    def create_weights(
+        self,
+        layer: torch.nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        weight_loader: Callable[..., Any],
+        **named: Any,
+    ) -> None:
+        """Parameters as the checkpoint has them.
+
+        Raises ValueError for a shard that cannot be cut out of the checkpoint.
+        """
+        scheme, layout = self.scheme, self.layout
+        n, k = sum(output_partition_sizes), input_size_per_partition
+        self._check_shard(k, output_partition_sizes, input_size)
+        whole_row = scheme.group == WHOLE_ROW
+        groups = 1 if whole_row else k // scheme.group
+        # Rows that are one group keep their scale on every rank.
+        dims = {"output_dim": 1 - layout.input_dim, "weight_loader": weight_loader}
+        both = {**dims, "input_dim": layout.input_dim}
+        words = {"packed_factor": scheme.per_word}
+
+        def empty(rows: int, columns: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+            return torch.zeros((rows, columns) if layout.input_dim else (columns, rows), dtype=dtype)
+
+        if layout.packed_input:
+            codes, codes_dim = empty(n, k // scheme.per_word), layout.input_dim
+        else:
+            codes, codes_dim = empty(n // scheme.per_word, k), 1 - layout.input_dim
+        parameters = {layout.codes: PackedvLLMParameter(data=codes, packed_dim=codes_dim, **words, **both)}
+        scales = empty(n, groups, torch.float32)
+        parameters[layout.scales] = (
+            ChannelQuantScaleParameter(data=scales, **dims) if whole_row
+            else GroupQuantScaleParameter(data=scales, **both)
+        )
+        if scheme.has_zeros:
+            zeros = {"data": empty(n // scheme.per_word, groups), "packed_dim": 1 - layout.input_dim, **words}
+            parameters[layout.zeros] = (
+                PackedColumnParameter(**zeros, **dims) if whole_row else PackedvLLMParameter(**zeros, **both)
+            )
+        if layout.group_of_column:
+            order = torch.arange(k, dtype=torch.int32) // (k // groups)
+            loader = same_for_all(weight_loader, self.name)
+            parameters[layout.group_of_column] = RowvLLMParameter(data=order, input_dim=0, weight_loader=loader)
+        if layout.shape:
+            parameters[layout.shape] = BasevLLMParameter(
+                data=torch.zeros(2, dtype=torch.int64), weight_loader=weight_loader
+            )
+        for name, parameter in parameters.items():
+            # The loader does not miss them: columns are in order then, and the shape is known.
+            parameter.optional = name in (layout.group_of_column, layout.shape)
+            layer.register_parameter(name, parameter)
+
+    def _check_shard(self, k: int, output_sizes: list[int], input_size: int) -> None:
+        scheme = self.scheme
+        if k % linear.ALIGNMENT:
+            raise ValueError(
+                f"{self.name}: found {k} columns a rank; expected a multiple of {linear.ALIGNMENT}. Choose another "
+                "tensor_parallel_size."
+            )
+        if scheme.group != WHOLE_ROW and k % scheme.group:
+            raise ValueError(
+                f"{self.name}: found {k} columns a rank ({input_size} over {input_size // k}) in groups of "
+                f"{scheme.group}; expected whole groups on each rank. Choose another tensor_parallel_size."
+            )
+        if scheme.act_order and scheme.group != WHOLE_ROW and k != input_size:
+            raise ValueError(
+                f"{self.name}: found act-order (desc_act) and {input_size // k} ranks; expected one: each rank's "
+                "columns would need the scales of all groups. Choose tensor_parallel_size 1, or a checkpoint without "
+                "act-order."
+            )
+        for size in output_sizes:
+            if size % scheme.per_word:
+                raise ValueError(
+                    f"{self.name}: found {size} rows a rank; expected a multiple of {scheme.per_word}, as many as "
+                    "the checkpoint packs in a word. Choose another tensor_parallel_size."
+                )
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Put `layer.packed`, what the kernels read, in the place of the parameters."""
+        scheme, layout = self.scheme, self.layout
+        codes_dim = layout.input_dim if layout.packed_input else 1 - layout.input_dim
+        codes = self._rows(unpack_words(getattr(layer, layout.codes).data, scheme.bits, codes_dim, layout.order))
+        scales = self._rows(getattr(layer, layout.scales).data)
+        zeros = permutation = None
+        if scheme.has_zeros:
+            words = getattr(layer, layout.zeros).data
+            zeros = self._rows(unpack_words(words, scheme.bits, 1 - layout.input_dim, layout.order))
+            # In more bits than a code has: an offset may lead to 2^bits.
+            zeros = zeros.float() + scheme.zero_offset
+        if layout.group_of_column:
+            permutation = order_of_groups(getattr(layer, layout.group_of_column).data, scales.shape[1], self.name)
+            if permutation is not None:
+                codes = codes[:, permutation]
+        for name in (layout.codes, layout.scales, layout.zeros, layout.group_of_column, layout.shape):
+            if name and hasattr(layer, name):
+                delattr(layer, name)
+        try:
+            layer.packed = linear.pack(codes, scales, zeros, scheme.bits, permutation)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: found {error}. Choose another checkpoint of the model.") from None
+
+    def _rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the checkpoint as [n, ...]."""
+        return tensor if self.layout.input_dim else tensor.T
+
+    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        out = linear.packed(x, layer.packed)
+        return out if bias is None else out + bias
+
+
+# Upstream hands the parameter classes above their own loaders only where it knows the method by name.
+if PackedLinearMethod.__name__ not in upstream.WEIGHT_LOADER_V2_SUPPORTED:
+    upstream.WEIGHT_LOADER_V2_SUPPORTED.append(PackedLinearMethod.__name__)
+
+
+def unpack_words(words: torch.Tensor, bits: int, dim: int, order: tuple[int, ...] | None) -> torch.Tensor:
+    """Codes, uint8, of int32 words [a, b] that are packed along `dim`: that dimension grows by 32 / bits."""
+    per_word, mask = 32 // bits, (1 << bits) - 1
+    codes = torch.empty(*words.shape[: dim + 1], per_word, *words.shape[dim + 1 :], dtype=torch.uint8,
+                        device=words.device)
+    for place, member in enumerate(order or range(per_word)):
+        codes.select(dim + 1, member).copy_(words >> bits * place & mask)
+    return codes.flatten(dim, dim + 1)
+
+
+def order_of_groups(group_of_column: torch.Tensor, groups: int, name: str) -> torch.Tensor | None:
+    """Columns in the order of their groups; None where they are in it already.
+
+    Raises ValueError for groups of different sizes.
+    """
+    columns = len(group_of_column)
+    # A rank's groups count from its first.
+    own = group_of_column.long() - group_of_column.min()
+    if torch.equal(own, torch.arange(columns, device=own.device) // (columns // groups)):
+        return None
+    counts = own.bincount(minlength=groups).tolist()
+    if counts != [columns // groups] * groups:
+        raise ValueError(
+            f"{name}: found groups of {min(counts)} to {max(counts)} columns; expected {groups} of "
+            f"{columns // groups}. Choose another checkpoint of the model."
+        )
+    return torch.argsort(own, stable=True)
+
+
+def same_for_all(load: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A loader for a tensor that fused layers share; it refuses a second one that differs."""
+    seen: list[torch.Tensor] = []
+
+    def load_once(parameter: torch.nn.Parameter, loaded: torch.Tensor, *shard: Any, **named: Any) -> Any:
+        if seen and not torch.equal(seen[0], loaded):
+            raise ValueError(
+                f"{name}: found different orders of columns (g_idx) in layers that vLLM fuses; expected one. Choose a "
+                "checkpoint without act-order."
+            )
+        seen.append(loaded)
+        return load(parameter, loaded, *shard, **named)
+
+    return load_once
