@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from quantized_models import Kind, half_model, quantized_model
 from serve_once import serve
 from tiny_models import FAMILIES, WINDOW, assert_same, make
 
@@ -85,6 +86,32 @@ def test_tensor_parallel(tiny, family, ranks, peer_to_peer):
         pytest.skip(f"needs {ranks} GPUs")
     environment = {} if peer_to_peer else {"NCCL_P2P_DISABLE": "1"}
     assert_same(tiny(family), on_gpu(tiny(family), ranks, environment).ids)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_half(tmp_path, seed, family):
+    model = half_model(family, tmp_path, seed)
+    assert_same(model, on_gpu(model, dtype="half").ids)
+
+
+@pytest.mark.parametrize("kind", [
+    Kind("gptq", group=32, act_order=True), Kind("gptq", bits=8, group=128), Kind("awq", group=64),
+    Kind("compressed-tensors", group=-1, symmetric=True),
+], ids=lambda kind: f"{kind.method}-{kind.bits}")
+def test_quantized(tmp_path, seed, kind):
+    model = quantized_model("llama", tmp_path, seed, kind)
+    assert_same(model, on_gpu(model).ids)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("dtype", ["float32", "half"])
+def test_quantized_tensor_parallel(tmp_path, seed, ranks, dtype):
+    if ranks > GPUS:
+        pytest.skip(f"needs {ranks} GPUs")
+    model = quantized_model("qwen2", tmp_path, seed, Kind("gptq", group=32))
+    done = on_gpu(model, ranks, dtype=dtype)
+    if dtype == "float32":
+        assert_same(model, done.ids)
 
 
 def test_a_window_hides_what_lies_before_it(tmp_path, seed):

@@ -67,10 +67,10 @@ def ask(api: openai.OpenAI, model: str, prompt: str, session: str | None = None)
 
 
 class Streams:
-    """`count` clients that ask for one stream after the other, from `with` to its end."""
+    """`count` clients that ask for one stream after the other, `pause` s between two, from `with` to its end."""
 
-    def __init__(self, address: Address, references: dict[str, str], count: int, retries: int = RETRIES) -> None:
-        self.address, self.references, self.count, self.retries = address, references, count, retries
+    def __init__(self, address: Address, references: dict[str, str], count: int, pause: float = 0) -> None:
+        self.address, self.references, self.count, self.pause = address, references, count, pause
         self.tally = Tally()
         self.over = threading.Event()
         self.thread = threading.Thread(target=lambda: asyncio.run(self.run()))
@@ -88,13 +88,14 @@ class Streams:
         limits = httpx2.Limits(max_connections=None)
         async with httpx2.AsyncClient(verify=self.address.trust(), trust_env=False, limits=limits, timeout=600) as http:
             api = openai.AsyncOpenAI(
-                base_url=self.address.url, api_key=self.address.key, http_client=http, max_retries=self.retries
+                base_url=self.address.url, api_key=self.address.key, http_client=http, max_retries=RETRIES
             )
             await asyncio.gather(*(self.client(api, number) for number in range(self.count)))
 
     async def client(self, api: openai.AsyncOpenAI, number: int) -> None:
         prompts, session = list(self.references), f"client-{number}"
         while not self.over.is_set():
+            await asyncio.sleep(self.pause)
             prompt = prompts[number % len(prompts)]
             number += 1
             try:
