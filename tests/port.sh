@@ -5,4 +5,6 @@ cd "$(dirname "$0")/.."
 
 . tests/serving.sh
 cd tests/port
-exec env PYTHONPATH="$runner" PYTHONDONTWRITEBYTECODE=1 "$serving/bin/python" -m pytest -q "$@" . ../models
+# Most of the time an engine starts, on one core: two of them at a time.
+exec env PYTHONPATH="$runner" PYTHONDONTWRITEBYTECODE=1 "$serving/bin/python" -m pytest -q --numprocesses auto --dist worksteal \
+    "$@" . ../models
