@@ -112,8 +112,8 @@ def room_findings(
     model: Model, tensors: list[Tensor], instance: dict[str, Any], where: str
 ) -> list[dict[str, str]]:
     """A finding where weights and one sequence of the longest context do not fit a die."""
-    dies, options = instance["tensor_parallel_size"], capacity.options_of(instance)
-    storage = storage_of(instance["dtype"], model.quantization)
+    dies, options = setting(instance, "tensor_parallel_size"), capacity.options_of(instance)
+    storage = storage_of(setting(instance, "dtype"), model.quantization)
     length = instance.get("max_model_len") or model.positions or DEFAULT_POSITIONS
     at = need(model, tensors, dies, length, options, storage)
     if at.fits:
@@ -161,10 +161,10 @@ def one_model_findings(
         if refused:
             return faults + refused
         model = read(facts["config"])
-        storage = storage_of(instance["dtype"], model.quantization)
+        storage = storage_of(setting(instance, "dtype"), model.quantization)
         tensors = tensors_of(model, facts["tensors"]) if model.quantization else []
-        dies = instance["tensor_parallel_size"]
-        found = split_findings(model, tensors, storage, dies, len(instance["dies"]), where)
+        dies = setting(instance, "tensor_parallel_size")
+        found = split_findings(model, tensors, storage, dies, len(setting(instance, "dies")), where)
         found += length_findings(model, instance, where)
         if on_kepler and not found and not faults:
             found += room_findings(model, tensors_of(model, facts["tensors"]), instance, where)

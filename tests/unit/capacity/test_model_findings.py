@@ -10,8 +10,7 @@ WHERE = "vllm_service_instances[0]"
 
 
 def judge(config, device="kepler", faults=(), tensors=(), **keys):
-    instance = {"name": "demo", "model": "/m", "dies": [0, 1, 2, 3], "tensor_parallel_size": 4, "dtype": "float32",
-                **keys}
+    instance = {"name": "demo", "model": "/m", **keys}
     models = {"/m": {"config": config, "tensors": list(tensors), "faults": list(faults)}}
     found = model_findings(models, [instance], device)
     assert all(all(item.values()) for item in found)
