@@ -10,6 +10,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 from kepler_controller import capacity
 from kepler_controller.capacity import Options, Storage, gib, need, storage_of
 from kepler_controller.findings import finding, shown
@@ -23,8 +24,8 @@ from kepler_controller.model_families import (
     refusals,
     tensors_of,
 )
+from kepler_instances import INSTANCES, setting
 
-INSTANCES = "vllm_service_instances"
 # What the module model_facts says of a directory that holds no weights at all.
 NO_WEIGHTS = "no weights"
 
