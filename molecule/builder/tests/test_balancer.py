@@ -22,12 +22,11 @@ from standin import hosts as standins
 from standin.settings import BUILDER
 from streams import TOKENS, Address, Streams, ask
 
-SECONDS, UPGRADES, ROLLBACKS = (
+# Few clients during an upgrade: the play needs the machine's cores too.
+SECONDS, UPGRADES, ROLLBACKS, CLIENTS = (
     int(os.environ.get(f"STANDIN_{name}", default))
-    for name, default in (("STREAM_SECONDS", 20), ("UPGRADES", 1), ("ROLLBACKS", 0))
+    for name, default in (("STREAM_SECONDS", 20), ("UPGRADES", 1), ("ROLLBACKS", 0), ("CLIENTS", 3))
 )
-# Clients during an upgrade; the play needs the machine's cores too.
-CLIENTS = int(os.environ.get("STANDIN_CLIENTS", 3))
 SERVERS = ("k80-first", "k80-second")
 BASE = f"https://127.0.0.1:{BUILDER.port}"
 LICENCE = " ".join((PROJECT / "LICENSE").read_text().split())
