@@ -1,8 +1,7 @@
 """The balancer before two servers: real nginx, real vLLM, the real `openai` client.
 
 Environment: STANDIN_STREAM_SECONDS, STANDIN_UPGRADES, STANDIN_ROLLBACKS and STANDIN_CLIENTS make the tests under load
-longer and harder; the figures of docs/load-balancer.md name those that they were taken with. The scenario `default` has
-a generation that goes back by itself, so that here it is only tried when asked for.
+longer and harder. Upgrades take minutes each and run with STANDIN_LONG=1, or where a number of them is asked for.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ import openai
 import pytest
 from conftest import PROJECT
 from standin import hosts as standins
-from standin.settings import BUILDER
+from standin.settings import BUILDER, LONG
 from streams import TOKENS, Address, Streams, ask
 
 # Few clients during an upgrade: the play needs the machine's cores too.
 SECONDS, UPGRADES, ROLLBACKS, CLIENTS = (
     int(os.environ.get(f"STANDIN_{name}", default))
-    for name, default in (("STREAM_SECONDS", 20), ("UPGRADES", 1), ("ROLLBACKS", 0), ("CLIENTS", 3))
+    for name, default in (("STREAM_SECONDS", 20), ("UPGRADES", int(LONG)), ("ROLLBACKS", int(LONG)), ("CLIENTS", 3))
 )
 SERVERS = ("k80-first", "k80-second")
 BASE = f"https://127.0.0.1:{BUILDER.port}"

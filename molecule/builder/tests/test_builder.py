@@ -22,7 +22,7 @@ PICTURE = (
 def test_every_host_holds_the_same_bytes(fleet):
     pictures = {name: fleet[name].check_output(PICTURE) for name in HOSTS}
     assert len(set(pictures.values())) == 1, pictures
-    assert len(fleet["k80-first"].check_output(f"ls {STORE}").split()) == 6
+    assert len(fleet["k80-first"].check_output(f"ls {STORE}").split()) >= 6
 
 
 @pytest.mark.parametrize("name", TAKING)

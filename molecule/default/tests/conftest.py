@@ -14,8 +14,9 @@ sys.path.insert(0, str(PROJECT / "molecule" / "shared"))
 
 from standin import engine  # noqa: E402
 from standin import hosts as standins  # noqa: E402
-from standin.settings import TEST  # noqa: E402
+from standin.settings import LONG, TEST  # noqa: E402
 
+minutes = pytest.mark.skipif(not LONG, reason="takes minutes: STANDIN_LONG=1 runs it")
 MODEL = standins.model_name()
 URL = f"http://127.0.0.1:{TEST.port}"
 

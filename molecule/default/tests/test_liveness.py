@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from conftest import MODEL, TEST
+from conftest import MODEL, TEST, minutes
 
 UNIT = "vllm@demo.service"
 WATCHDOG = 30
@@ -114,6 +114,7 @@ def test_a_killed_server_comes_back(server):
     assert server.answers()
 
 
+@minutes
 def test_a_killed_supervisor_leaves_nobody(server):
     ranks = server.spawned()
     assert len(ranks) >= 2
@@ -146,6 +147,7 @@ def test_a_rank_that_hangs_starves_the_watchdog(server):
     assert server.answers()
 
 
+@minutes
 def test_many_long_requests_are_no_hang(server):
     """Longer than the watchdog, all ranks busy: nobody restarts it."""
     before, end = server.show("InvocationID"), time.monotonic() + 1.5 * WATCHDOG
@@ -165,6 +167,7 @@ def test_many_long_requests_are_no_hang(server):
     assert server.answers()
 
 
+@minutes
 def test_a_port_that_is_taken_and_freed(server):
     server.host.check_output(f"systemctl stop {UNIT}")
     listen = f"/usr/libexec/platform-python -m http.server --bind 0.0.0.0 {PORT}"
@@ -181,6 +184,7 @@ def test_a_port_that_is_taken_and_freed(server):
     assert server.answers()
 
 
+@minutes
 def test_a_full_disk(server):
     """Neither the home nor anything else on a disk is needed to start or to answer."""
     server.host.check_output("mount -t tmpfs -o size=64k,mode=0755 full /var/lib/vllm && chown vllm: /var/lib/vllm")
@@ -226,6 +230,7 @@ def test_failing_for_good_is_said_and_ends(server):
     server.ready()
 
 
+@minutes
 def test_an_engine_that_never_starts_gives_up(server):
     """Five starts, longer and longer pauses, then the state `failed` and one sentence that says why."""
     drop = DROPIN.replace("test.conf", "wrong.conf")

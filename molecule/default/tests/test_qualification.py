@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, minutes
 
 KEPT = "/var/lib/kepler/qualification"
 REPORT = PROJECT / "qualification-reports" / "k80-standin.html"
@@ -67,6 +67,7 @@ def hot(k80):
     k80.check_output("mv /usr/bin/nvidia-smi.kept /usr/bin/nvidia-smi")
 
 
+@minutes
 def test_a_die_that_gets_hot_costs_its_board_and_not_the_service(k80, play, hot):
     """Two dies serve, with one warning; the next run leaves that alone."""
     k80.check_output(f"rm {KEPT}/stamp.json")
@@ -84,6 +85,7 @@ def test_a_die_that_gets_hot_costs_its_board_and_not_the_service(k80, play, hot)
     assert "demo: on dies 0, 1 instead of dies 0, 1, 2, 3" in printed
 
 
+@minutes
 def test_a_repaired_host_serves_as_asked(k80, play):
     status, printed = play(
         "k80-standin", "qualification_seconds=2", "qualification_retry=true", playbook="playbooks/serve.yml"

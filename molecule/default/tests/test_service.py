@@ -10,7 +10,7 @@ import urllib.request
 
 import openai
 import pytest
-from conftest import MODEL, PROJECT, URL
+from conftest import LONG, MODEL, PROJECT, URL
 
 sys.path.insert(0, str(PROJECT / "tests" / "port"))
 from random_bodies import SECRET, bodies
@@ -185,13 +185,13 @@ def test_a_bad_request_is_refused(key, body, status):
     assert post(body, key) == status
 
 
-def test_ten_thousand_random_bodies(k80, key):
+def test_random_bodies(k80, key):
     """No answer is the server's fault, it is the same server afterwards, and its log holds nothing of the bodies."""
     before = k80.check_output("systemctl show vllm@demo --property InvocationID --value")
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        found = collections.Counter(pool.map(lambda body: post(body, key), bodies(10_000, seed=6)))
+        found = collections.Counter(pool.map(lambda body: post(body, key), bodies(10_000 if LONG else 1_000, seed=6)))
     assert set(found) == {200, 400, 404}, found
-    assert found[400] > 8000
+    assert found[400] > 0.8 * found.total()
     assert k80.check_output("systemctl show vllm@demo --property InvocationID --value") == before
     log = k80.check_output("journalctl --unit vllm@demo --no-pager --output cat")
     assert SECRET not in log

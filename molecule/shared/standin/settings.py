@@ -14,6 +14,8 @@ CACHE = Path(os.environ.get("KEPLER_CACHE") or Path.home() / ".cache" / "vllm-ke
 ARTIFACTS = CACHE / "artifacts"
 STATE = CACHE / "standin"
 IMAGE = "vllm-kepler/el8-standin"
+# Whether the tests that take minutes each run as well.
+LONG = bool(os.environ.get("STANDIN_LONG"))
 DEFAULT_MODEL = PROJECT / "tests" / "models" / "licence-llama"
 
 
