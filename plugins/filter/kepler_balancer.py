@@ -11,11 +11,12 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+from kepler_controller.addresses import address_of, is_loopback
 from kepler_controller.findings import finding, is_integer, shown
+from kepler_instances import setting
 
-# What an instance is when neither it nor its host says otherwise; the defaults of the role vllm_service.
-HOST, PORT = "127.0.0.1", 8000
 # Paths of the balancer itself.
 RESERVED = ("health", "v1")
 POOL = re.compile("[a-z0-9][a-z0-9._-]*")
@@ -28,13 +29,6 @@ CLIENT = re.compile("[A-Za-z0-9][A-Za-z0-9._@-]*")
 def error(name: str, found: str, expected: str, next_step: str) -> dict[str, str]:
     """A finding about the variable load_balancer_NAME."""
     return finding("error", f"load_balancer_{name}", found, expected, next_step)
-
-
-def is_loopback(host: Any) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def is_any(host: Any) -> bool:
@@ -65,16 +59,12 @@ def balancer_pools(hosts: Mapping[str, Mapping], members: list[str], balancer: s
                     f"vllm_service_instances of {host}: found {shown(item)}; expected a mapping with name and model. "
                     "playbooks/preflight.yml says more."
                 )
-            instance = {"host": HOST, "port": PORT, **defaults, **item}
-            if is_any(instance["host"]):
-                address = values.get("load_balancer_address") or values.get("ansible_host") or host
-                address = "127.0.0.1" if host == balancer else address
-            else:
-                address = instance["host"]
+            instance = {**defaults, **item}
+            listens = setting(instance, "host")
             pools.setdefault(pool_name(model_name(instance)), []).append({
                 "name": f"{host}/{instance['name']}",
-                "address": str(address),
-                "port": instance["port"],
+                "address": address_of(host, values, balancer) if is_any(listens) else str(listens),
+                "port": setting(instance, "port"),
                 "key_file": instance.get("api_key_file") or "",
             })
     return pools

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import sys
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+from kepler_controller.addresses import is_loopback
 from kepler_controller.capacity import DTYPES, UTILIZATION
 from kepler_controller.findings import finding, is_integer, shown
 
@@ -109,13 +109,6 @@ REFUSED_OPTIONS = {
     "speculative-config": ("one model alone: the port has no speculative decoding", "Leave it out."),
     "enable-expert-parallel": ("every expert split over the dies", "Leave it out."),
 }
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def instances_with_defaults(instances: Any, defaults: dict) -> Any:

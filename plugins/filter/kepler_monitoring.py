@@ -10,7 +10,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-from kepler_balancer import balancer_pools, is_loopback
+from kepler_balancer import balancer_pools
+from kepler_controller.addresses import address_of, is_loopback
 from kepler_controller.findings import finding, is_integer, shown
 
 
@@ -40,10 +41,8 @@ def host_targets(hosts: Mapping[str, Mapping], members: list[str], prometheus: s
     """What listens on `port` of each host of `members`."""
     found = []
     for host in members:
-        values = hosts[host]
-        address = values.get("load_balancer_address") or values.get("ansible_host") or host
-        address = "127.0.0.1" if host == prometheus else str(address)
-        found.append({"targets": [joined(address, port)], "labels": {"instance": host, "host": host}})
+        target = joined(address_of(host, hosts[host], prometheus), port)
+        found.append({"targets": [target], "labels": {"instance": host, "host": host}})
     return found
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import httpx2
 import openai
 
+# What the fleet serves.
+MODEL = "licence"
 TOKENS = 32
 # A server that restarts is away for half a minute; its client comes back as the answer's Retry-After says.
 RETRIES = 20
@@ -41,28 +43,26 @@ class Address:
         url: with /v1.
         key: of the client.
         certificate: the balancer's own, in PEM.
-        model: name of the pool's model.
     """
 
     url: str
     key: str
     certificate: str
-    model: str
 
     def trust(self) -> ssl.SSLContext:
         return ssl.create_default_context(cadata=self.certificate)
 
-    def client(self, **options: object) -> openai.OpenAI:
-        """A client that trusts this certificate alone."""
+    def client(self) -> openai.OpenAI:
+        """A client that trusts this certificate alone and asks once."""
         http = httpx2.Client(verify=self.trust(), trust_env=False)
-        return openai.OpenAI(**{"base_url": self.url, "api_key": self.key, "http_client": http, **options})
+        return openai.OpenAI(base_url=self.url, api_key=self.key, http_client=http, max_retries=0)
 
 
-def ask(api: openai.OpenAI, model: str, prompt: str, session: str | None = None) -> openai.types.Completion:
+def ask(api: openai.OpenAI, prompt: str, session: str | None = None) -> openai.types.Completion:
     """The greedy answer to one prompt."""
     headers = {"X-Session-ID": session} if session else None
     return api.completions.create(
-        model=model, prompt=prompt, max_tokens=TOKENS, temperature=0, extra_headers=headers
+        model=MODEL, prompt=prompt, max_tokens=TOKENS, temperature=0, extra_headers=headers
     )
 
 
@@ -114,7 +114,7 @@ class Streams:
         """The text of one streamed answer. Raises openai.OpenAIError and httpx2.HTTPError."""
         before, text, end = time.monotonic(), "", None
         parts = await api.completions.create(
-            model=self.address.model, prompt=prompt, max_tokens=TOKENS, temperature=0, stream=True,
+            model=MODEL, prompt=prompt, max_tokens=TOKENS, temperature=0, stream=True,
             extra_headers={"X-Session-ID": session},
         )
         async for part in parts:

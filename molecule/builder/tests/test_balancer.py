@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import ssl
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import openai
 import pytest
-from conftest import PROJECT
+from conftest import INVENTORY
+from generations import LINE, NAN, active, changed_port
+from licence import LICENCE, PROMPTS, follows
 from standin import hosts as standins
 from standin.settings import BUILDER, LONG
 from streams import TOKENS, Address, Streams, ask
@@ -28,59 +30,32 @@ SECONDS, UPGRADES, ROLLBACKS, CLIENTS = (
 )
 SERVERS = ("k80-first", "k80-second")
 BASE = f"https://127.0.0.1:{BUILDER.port}"
-LICENCE = " ".join((PROJECT / "LICENSE").read_text().split())
-# What a norm of the port ends with.
-GOOD = "    out.copy_(scaled.to(input.dtype) * weight)\n"
-# Passages that the licence has once.
-PROMPTS = [
-    "You may reproduce and distribute copies of the Work or Derivative Works",
-    "Unless You explicitly state otherwise, any Contribution intentionally submitted",
-    "This License does not grant permission to use the trade names,",
-    "If You institute patent litigation against any entity",
-    "While redistributing the Work or Derivative Works thereof,",
-]
 
 
 @pytest.fixture(scope="module")
 def address(fleet) -> Address:
     balancer = fleet["k80-builder"]
     key = balancer.check_output("cut -d' ' -f2 /etc/kepler-standin/clients")
-    return Address(f"{BASE}/v1", key, balancer.check_output("cat /etc/kepler-standin/certificate.pem"), "licence")
+    return Address(f"{BASE}/v1", key, balancer.check_output("cat /etc/kepler-standin/certificate.pem"))
 
 
 @pytest.fixture(scope="module")
 def api(address) -> openai.OpenAI:
-    return address.client(max_retries=0)
+    return address.client()
 
 
 @pytest.fixture(scope="module")
 def references(api) -> dict[str, str]:
     """What each prompt is answered when nothing else is asked; the licence, as the model has learnt it."""
-    answers = {prompt: ask(api, "licence", prompt).choices[0].text for prompt in PROMPTS}
+    answers = {prompt: ask(api, prompt).choices[0].text for prompt in PROMPTS}
     for prompt, text in answers.items():
-        assert len(text.split()) > 5
-        assert LICENCE.partition(prompt)[2].startswith(text.rstrip("\N{REPLACEMENT CHARACTER}"))
+        assert follows(prompt, text), text
     return answers
 
 
-@pytest.fixture(scope="module")
-def ports(tmp_path_factory):
-    """Function that copies the port with one line of its norm changed."""
-
-    def changed(name: str, old: str, new: str) -> str:
-        port = tmp_path_factory.mktemp(name) / "vllm_src"
-        shutil.copytree(PROJECT / "vllm_src", port, ignore=shutil.ignore_patterns("upstream", "__pycache__"))
-        norm = port / "vllm_kepler" / "ops" / "norm.py"
-        assert old in norm.read_text()
-        norm.write_text(norm.read_text().replace(old, new))
-        return str(port)
-
-    return changed
-
-
-def upgrade(*arguments: str) -> tuple[int, str]:
-    inventory = str(PROJECT / "molecule" / "builder" / "inventory")
-    return standins.play(BUILDER, "-i", inventory, "playbooks/upgrade.yml", *arguments)
+def upgrade(port: Path) -> tuple[int, str]:
+    """Move host after host to a generation with this port: (exit status, what the playbook printed)."""
+    return standins.play(BUILDER, "-i", str(INVENTORY), "playbooks/upgrade.yml", "-e", f"__vllm_port={port}")
 
 
 def get(path: str, address: Address, key: str | None = None) -> tuple[int, str]:
@@ -98,10 +73,6 @@ def finished(server: str, address: Address) -> float:
     status, metrics = get(f"/metrics/{server}/main", address, address.key)
     assert status == 200
     return sum(map(float, re.findall(r"^vllm:request_success_total{.*} (\S+)$", metrics, re.MULTILINE)))
-
-
-def active(host) -> int:
-    return int(host.check_output("basename $(readlink /opt/kepler/current)"))
 
 
 def is_well(server: str, address: Address) -> bool:
@@ -125,7 +96,7 @@ def test_only_who_has_a_key_is_answered(fleet, address):
 
 
 def test_neither_keys_nor_prompts_are_in_a_log(fleet, address, api):
-    ask(api, "licence", "a-prompt-that-nobody-else-has")
+    ask(api, "a-prompt-that-nobody-else-has")
     for host in fleet.values():
         log = host.check_output("journalctl --no-pager")
         assert address.key not in log
@@ -141,7 +112,7 @@ def test_a_session_stays_on_one_server(api, address):
     for number in range(12):
         before = [finished(server, address) for server in SERVERS]
         for turn in range(3):
-            ask(api, "licence", " ".join(LICENCE.split()[: 20 + 10 * turn]), f"conversation-{number}")
+            ask(api, " ".join(LICENCE.split()[: 20 + 10 * turn]), f"conversation-{number}")
         made = [finished(server, address) - was for server, was in zip(SERVERS, before, strict=True)]
         assert sorted(made) == [0, 3]
         used.add(made.index(3))
@@ -188,12 +159,12 @@ def test_a_server_that_is_killed(fleet, address, references):
 
 
 @pytest.mark.parametrize("number", range(UPGRADES))
-def test_an_upgrade_that_nobody_notices(fleet, address, references, ports, number):
+def test_an_upgrade_that_nobody_notices(fleet, address, references, tmp_path, number):
     """Host after host moves to a new generation while clients stream."""
     before = {server: active(fleet[server]) for server in SERVERS}
-    port = ports("next", GOOD, f"{GOOD}    # Of {time.time():.0f}.\n")
+    port = changed_port(tmp_path, f"{LINE}    # Of {time.time():.0f}.\n")
     with Streams(address, references, CLIENTS, pause=1) as tally:
-        status, printed = upgrade("-e", f"__vllm_port={port}")
+        status, printed = upgrade(port)
     print(f"{tally.answered} streams, longest silence {tally.seconds:.1f} s")
     assert status == 0, printed[-3000:]
     assert all(active(fleet[server]) > before[server] for server in SERVERS)
@@ -203,12 +174,12 @@ def test_an_upgrade_that_nobody_notices(fleet, address, references, ports, numbe
 
 
 @pytest.mark.parametrize("number", range(ROLLBACKS))
-def test_a_bad_generation_that_nobody_notices(fleet, address, references, ports, number):
+def test_a_bad_generation_that_nobody_notices(fleet, address, references, tmp_path, number):
     """It answers nothing but NaN, so no client is ever answered by it; the host after it keeps what it has."""
     before = {server: active(fleet[server]) for server in SERVERS}
-    port = ports("bad", GOOD, "    out.fill_(float('nan'))\n")
+    port = changed_port(tmp_path, NAN)
     with Streams(address, references, CLIENTS, pause=1) as tally:
-        status, printed = upgrade("-e", f"__vllm_port={port}")
+        status, printed = upgrade(port)
     print(f"{tally.answered} streams, longest silence {tally.seconds:.1f} s")
     assert status != 0
     assert "which answers. The hosts after it were not touched" in printed, printed[-3000:]

@@ -11,20 +11,12 @@ import urllib.request
 import openai
 import pytest
 from conftest import LONG, MODEL, PROJECT, URL
+from licence import PROMPTS, follows
 
 sys.path.insert(0, str(PROJECT / "tests" / "port"))
 from random_bodies import SECRET, bodies
 
 TOKENS = 40
-LICENCE = " ".join((PROJECT / "LICENSE").read_text().split())
-# Passages that the licence has once; each must go on word for word.
-PROMPTS = [
-    "You may reproduce and distribute copies of the Work or Derivative Works",
-    "Unless You explicitly state otherwise, any Contribution intentionally submitted",
-    "This License does not grant permission to use the trade names,",
-    "If You institute patent litigation against any entity",
-    "While redistributing the Work or Derivative Works thereof,",
-]
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +52,6 @@ def post(body, key):
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
-
-
-def follows(prompt, text):
-    """Whether `text` is how the licence goes on after `prompt`."""
-    return LICENCE.partition(prompt)[2].startswith(text.rstrip("\N{REPLACEMENT CHARACTER}")) and len(text.split()) > 5
 
 
 def test_the_unit_runs(k80):

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
-from conftest import PROJECT
+from generations import NAN, active, changed_port
 
 STORE = "/opt/kepler"
-
-
-def active(host) -> int:
-    return int(host.check_output(f"basename $(readlink {STORE}/current)"))
 
 
 def outputs(host, number: int) -> dict[str, str]:
@@ -21,14 +16,7 @@ def outputs(host, number: int) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def broken_port(tmp_path_factory):
-    """The port with a norm that computes nothing but NaN: it starts, passes /health, and answers garbage."""
-    port = tmp_path_factory.mktemp("port") / "vllm_src"
-    shutil.copytree(PROJECT / "vllm_src", port, ignore=shutil.ignore_patterns("upstream", "__pycache__"))
-    norm = port / "vllm_kepler" / "ops" / "norm.py"
-    good = "    out.copy_(scaled.to(input.dtype) * weight)\n"
-    assert good in norm.read_text()
-    norm.write_text(norm.read_text().replace(good, "    out.fill_(float('nan'))\n"))
-    return port
+    return changed_port(tmp_path_factory.mktemp("port"), NAN)
 
 
 def test_a_generation_that_answers_garbage_goes_back_by_itself(k80, play, broken_port):

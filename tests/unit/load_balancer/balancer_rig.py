@@ -14,9 +14,9 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+from ansible_run import ansible_playbook
+
 KEYS = {"alice": "AliceKey-0123456789.abc", "bob": "bobkey+0123456789/DEF="}
 UPSTREAM_KEY = "the-servers-own-key-0123"
 # Why nothing can run here, or nothing. The files belong to root, and the program is nginx (nginx-light on Debian).
@@ -170,14 +170,7 @@ def play(directory, variables, *options, group=None, tasks_from="configure"):
     box = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, **variables}
     inventory = directory / "hosts.yml"
     inventory.write_text(json.dumps({"k80_balancer": {"hosts": {"box": box}}, "k80-hosts": {"hosts": group or {}}}))
-    done = subprocess.run(
-        [sys.executable, "-m", "ansible", "playbook", "-i", str(inventory), str(playbook), *options],
-        capture_output=True, text=True, cwd=directory, check=False,
-        env={
-            **os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
-            "ANSIBLE_LOCAL_TEMP": str(directory / "local"), "ANSIBLE_NOCOLOR": "1",
-        },
-    )  # fmt: skip
+    done = ansible_playbook(directory, "-i", inventory, playbook, *options)
     return done.returncode, done.stdout
 
 

@@ -131,12 +131,6 @@ def test_an_instance_that_is_none_is_said(item):
         judge.balancer_pools({"box": {"vllm_service_instances": [item]}}, ["box"], "box")
 
 
-def test_what_an_instance_is_by_default_is_the_servers_own_default():
-    defaults = yaml.safe_load((ROOT / "roles/vllm_service/defaults/main.yml").read_text())
-    theirs = defaults["vllm_service_instance_defaults"]
-    assert (theirs["host"], theirs["port"]) == (judge.HOST, judge.PORT)
-
-
 @pytest.mark.parametrize(
     ("line", "found"),
     [

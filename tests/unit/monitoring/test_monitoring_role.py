@@ -1,7 +1,6 @@
 """What the role writes for Prometheus, and what it refuses."""
 
 import json
-import os
 import subprocess
 import sys
 from hashlib import sha256
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible_run import ansible_playbook
 from test_alert_rules import PROMTOOL, needs_promtool
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,14 +36,7 @@ def play(directory, hosts, tasks, *options, where="localhost", variables=None):
         "all": {"hosts": {"localhost": local}, "vars": {"monitoring_directory": str(directory / "out"),
                                                        **(variables or {})}},
     }))  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "ansible", "playbook", "-i", str(inventory), str(playbook), *options],
-        capture_output=True, text=True, cwd=directory, check=False,
-        env={
-            **os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
-            "ANSIBLE_LOCAL_TEMP": str(directory / "local"), "ANSIBLE_NOCOLOR": "1",
-        },
-    )  # fmt: skip
+    done = ansible_playbook(directory, "-i", inventory, playbook, *options)
     return done.returncode, done.stdout
 
 

@@ -3,12 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from ansible_run import ansible_playbook
 
 ROOT = Path(__file__).resolve().parents[3]
 # What the store's tests share.
@@ -17,19 +17,10 @@ sys.path.insert(0, str(ROOT / "tests" / "unit" / "store"))
 
 def ansible(directory, facts, *arguments):
     """Run ansible-playbook in `directory`; facts of hosts are kept in `facts`."""
-    environment = {
-        **os.environ,
-        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-        "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
-        "ANSIBLE_LOCAL_TEMP": str(directory / "local"),
-        "ANSIBLE_NOCOLOR": "1",
-        "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.jsonfile",
-        "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(facts),
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "ansible", "playbook", *arguments], capture_output=True, text=True, env=environment,
-        cwd=directory, check=False,
-    )
+    return ansible_playbook(
+        directory, *arguments,
+        ANSIBLE_CACHE_PLUGIN="ansible.builtin.jsonfile", ANSIBLE_CACHE_PLUGIN_CONNECTION=str(facts),
+    )  # fmt: skip
 
 
 def gathered(factory):

@@ -4,12 +4,12 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from ansible_run import ansible_playbook
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -150,12 +150,8 @@ def test_the_playbook_alone_writes_a_report_for_each_host(tmp_path):
     local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ansible_become": False,
              "preflight_pci_root": str(tmp_path / "none"), "preflight_store_root": str(tmp_path / "kepler")}
     inventory.write_text(json.dumps({"k80-hosts": {"hosts": {"one": local, "two": local}}}))
-    done = subprocess.run(
-        [sys.executable, "-m", "ansible", "playbook", "-i", inventory, ROOT / "playbooks" / "preflight.yml",
-         "-e", "preflight_json=reports"],
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "PWD": str(tmp_path)},
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )
+    playbook = ROOT / "playbooks" / "preflight.yml"
+    done = ansible_playbook(tmp_path, "-i", inventory, playbook, "-e", "preflight_json=reports")
     assert done.returncode != 0
     assert "changed=1" not in done.stdout
     for name in ("one", "two"):
