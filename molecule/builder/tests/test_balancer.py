@@ -6,7 +6,9 @@ longer and harder. Upgrades take minutes each and run with STANDIN_LONG=1, or wh
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
+import random
 import re
 import ssl
 import time
@@ -117,6 +119,37 @@ def test_a_session_stays_on_one_server(api, address):
         assert sorted(made) == [0, 3]
         used.add(made.index(3))
     assert used == {0, 1}
+
+
+def hit_rate(host) -> float:
+    """Percent of the prompts' blocks that the host's server has found in its prefix cache since it started."""
+    asked = host.check_output("date +%s").strip()
+    end = time.monotonic() + 60
+    while not (rates := re.findall(r"hit rate: .*CPU: ([\d.]+)%", host.check_output(
+        f"journalctl --unit vllm@main --since @{asked} --output cat"
+    ))):
+        assert time.monotonic() < end, "the server says nothing of its prefix cache"
+        time.sleep(1)
+    return float(rates[-1])
+
+
+def converse(api: openai.OpenAI, names: list[str | None]) -> None:
+    """A new conversation of five turns for each name of a session, all at a time; None: without one."""
+    texts = [random.sample(LICENCE.split(), 150) for _ in names]
+    with concurrent.futures.ThreadPoolExecutor(len(names)) as clients:
+        for words in range(30, 151, 30):
+            prompts = [" ".join(text[:words]) for text in texts]
+            list(clients.map(lambda prompt, name: ask(api, prompt, name), prompts, names))
+
+
+def test_conversations_find_their_prefix_again(fleet, api):
+    """By X-Session-ID a turn meets the server that has the turns before in its cache; else often the other one."""
+    converse(api, [None] * 8)
+    scattered = [hit_rate(fleet[server]) for server in SERVERS]
+    converse(api, [f"talk-{number}" for number in range(8)])
+    together = [hit_rate(fleet[server]) for server in SERVERS]
+    print(f"prefix cache, percent of all so far: {scattered} without sessions, then {together}")
+    assert all(after > before for before, after in zip(scattered, together, strict=True))
 
 
 def test_200_streams(fleet, address, references):
