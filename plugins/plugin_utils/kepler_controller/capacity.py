@@ -399,11 +399,8 @@ def dies_needed(
 def model_faults(model: Model, dies: int, storage: Storage) -> list[tuple[str, str]]:
     """What the port's kernels cannot take of a model: (found, expected)."""
     found = []
-    if model.experts and storage.bits < 32:
-        found.append((
-            f"experts in {'float16 (dtype: half)' if storage.bits == 16 else 'quantized weights'}",
-            "experts in float32, of an unquantized checkpoint (dtype: float32)",
-        ))
+    if model.experts and storage.act_order:
+        found.append(("experts in GPTQ with act-order (desc_act)", "a checkpoint of it without act-order"))
     if model.head_size % 8 or model.head_size > LARGEST_HEAD:
         found.append((f"heads of size {model.head_size}", f"a multiple of 8 up to {LARGEST_HEAD}"))
     if model.experts and (model.hidden % EXPERT_ALIGNMENT or model.expert_intermediate // dies % EXPERT_ALIGNMENT):
@@ -431,12 +428,14 @@ def plan(
 
     Raises CapacityError where the model cannot be judged.
     """
-    model = read(config)
     refused = refusals(config)
     # What stands in files that are refused says nothing of a checkpoint that is served.
     recorded = [] if refused else list(recorded)
+    model = read(config, recorded)
     tensors = tensors_of(model, recorded)
     parameters = sum(tensor.elements for tensor in tensors)
+    in_gguf = model.quantization is not None and model.quantization.method == "gguf"
+    counted = "config" if not recorded else "a GGUF file" if in_gguf else "safetensors"
     if context is None:
         context = min(4096, model.positions or 4096)
     if model.positions is not None and context > model.positions:
@@ -453,7 +452,7 @@ def plan(
         verdict = _verdict(model, tensors, context, options, rows, storages)
     return {
         "architecture": model.architecture, "parameters": parameters,
-        "counted": "safetensors" if recorded else "config", "positions": model.positions, "context": context,
+        "counted": counted, "positions": model.positions, "context": context,
         "max_num_seqs": options.max_num_seqs, "gpu_memory_utilization": options.gpu_memory_utilization,
         "die": options.memory, "budget": int(options.memory * options.gpu_memory_utilization),
         "refused": [found for found, _ in refused], "layouts": rows, "verdict": verdict,

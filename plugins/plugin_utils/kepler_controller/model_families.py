@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "module_utils"))
-from host import quantized
+from host import gguf_file, quantized
 
 # vLLM 0.9.2's for a config that names no length.
 DEFAULT_POSITIONS = 2048
@@ -479,8 +479,25 @@ def served_quantization(config: dict[str, Any]) -> Quantization | None:
     return Quantization(**found) if found else None
 
 
-def read(config: Any) -> Model:
-    """A model by its config.json.
+def gguf_quantization(recorded: Iterable[dict[str, Any]]) -> Quantization | None:
+    """What the port makes of a GGUF file's matrices: codes of as many bits as most have; None where they have none.
+
+    Matrices that it keeps in more bits are counted as an unquantized model's, which is more than they take.
+    """
+    elements: dict[int, int] = {}
+    zeros = False
+    for item in recorded:
+        bits = gguf_file.BITS.get(item.get("dtype"))
+        if bits and ".layers." in item["name"]:
+            elements[bits] = elements.get(bits, 0) + math.prod(item["shape"]) * item["count"]
+            zeros |= item["dtype"] not in gguf_file.SYMMETRIC
+    if not elements:
+        return None
+    return Quantization("gguf", max(elements, key=elements.__getitem__), GGUF_GROUP, act_order=False, zeros=zeros)
+
+
+def read(config: Any, recorded: Iterable[dict[str, Any]] = ()) -> Model:
+    """A model by its config.json, and by its tensors where they are those of a GGUF file.
 
     Raises CapacityError, with what was found and expected, where it cannot be read.
     """
@@ -525,7 +542,7 @@ def read(config: Any) -> Model:
         experts=experts,
         chosen=number(config, "num_experts_per_tok", "num_experts_per_token", default=1) if experts else 0,
         expert_intermediate=number(config, "moe_intermediate_size", default=intermediate),
-        quantization=served_quantization(config),
+        quantization=served_quantization(config) or gguf_quantization(recorded),
         config=config,
     )
 
@@ -536,6 +553,10 @@ HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.")
 # A quantized matrix, and what lies beside it in the file: scales, zero points, the order of the columns.
 CODES = re.compile(r"\.(qweight|weight_packed)$")
 BESIDE_CODES = re.compile(r"\.(qzeros|scales|g_idx|weight_scale|weight_zero_point|weight_shape|weight_g_idx)$")
+
+
+# Columns that share a scale once a GGUF file's blocks are unpacked.
+GGUF_GROUP = 32
 
 
 def whole_matrices(tensors: list[Tensor], quantization: Quantization) -> list[Tensor]:
@@ -573,6 +594,7 @@ def tensors_of(model: Model, recorded: Iterable[dict[str, Any]] = ()) -> list[Te
 
     Raises CapacityError where nothing is recorded and the family is none of FAMILIES.
     """
+    recorded = list(recorded)
     tensors = [Tensor(item["name"], tuple(item["shape"]), item["count"]) for item in recorded]
     if not tensors:
         family = FAMILIES.get(model.model_type)
@@ -582,7 +604,13 @@ def tensors_of(model: Model, recorded: Iterable[dict[str, Any]] = ()) -> list[Te
                 f"one of {', '.join(FAMILIES)}, or weights in safetensors",
             )
         return family.tensors(model)
-    if model.quantization is not None:
+    if model.quantization is not None and model.quantization.method == "gguf":
+        tensors = [
+            replace(tensor, plain=len(tensor.shape) > 1
+                    and not 0 < gguf_file.BITS.get(item["dtype"], 0) <= model.quantization.bits)
+            for tensor, item in zip(tensors, recorded, strict=True)
+        ]
+    elif model.quantization is not None:
         tensors = whole_matrices(tensors, model.quantization)
     elif any(CODES.search(tensor.name) for tensor in tensors):
         raise CapacityError(

@@ -264,3 +264,12 @@ def test_a_key_file_that_is_none_is_refused(tmp_path, spoil, message):
     assert message in " ".join(printed.split())
     assert "load_balancer_keys_file: found" in printed
     assert not (tmp_path / "etc" / "nginx.conf").exists()
+
+
+def test_an_address_made_of_facts_that_nobody_gathered():
+    values = {"load_balancer_address": "{{ ansible_facts.default_ipv4.address }}", "vllm_service_instances": [
+        {"name": "main", "model": "/m/x", "host": "0.0.0.0"}
+    ]}  # fmt: skip
+    assert judge.balancer_pools({"box": values}, ["box"], "box")["x"][0]["address"] == "127.0.0.1"
+    with pytest.raises(judge.AnsibleFilterError, match=r"address of box: found .{{ ansible_facts.* Write it out"):
+        judge.balancer_pools({"box": values}, ["box"], "other")
