@@ -30,8 +30,8 @@ for step in ${*:-operators linear engine guided qualification capacity benchmark
     echo "== $step"
     case "$step" in
         operators) test tests/gpu/test_attention.py tests/gpu/test_operators.py ;;
-        linear) test tests/gpu/test_linear.py ;;
-        engine) test tests/gpu/test_engine.py ;;
+        linear) test tests/gpu/test_linear.py tests/gpu/test_moe.py ;;
+        engine) test tests/gpu/test_engine.py tests/gpu/test_graphs.py ;;
         guided) test tests/port/test_guided.py ;;
         qualification) test -s tests/gpu/test_qualification.py ;;
         capacity) test -s tests/gpu/test_capacity.py ;;
@@ -40,7 +40,9 @@ for step in ${*:-operators linear engine guided qualification capacity benchmark
             "$KEPLER_PYTHON" tests/gpu/bench_attention.py --out "$out"
             "$KEPLER_PYTHON" tests/gpu/bench_operators.py --out "$out"
             "$KEPLER_PYTHON" tests/gpu/bench_linear.py --out "$out"
+            "$KEPLER_PYTHON" tests/gpu/bench_moe.py --out "$out"
             "$KEPLER_PYTHON" tests/gpu/bench_engine.py --out "$out"
+            "$KEPLER_PYTHON" tests/gpu/bench_graphs.py --out "$out"
             ;;
         *) echo "gpu.sh: found $step; expected operators, linear, engine, guided, qualification, capacity, sanitizer or benchmarks" >&2; exit 2 ;;
     esac

@@ -62,6 +62,9 @@ KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
         "float32, or half for weights and cache in float16 (sm_37 computes in float32 alone and has no bfloat16: a "
         "bfloat16 checkpoint is served with half or float32)",
     ),
+    "cuda_graphs": (
+        False, lambda value: isinstance(value, bool), "true for CUDA graphs of decoding steps, or false, without quotes"
+    ),
     "max_model_len": (None, lambda value: is_integer(value) and value >= 1, "an integer from 1"),
     "gpu_memory_utilization": (
         None,
@@ -97,7 +100,7 @@ KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     ),
 }
 # Options of vLLM that an instance has a key of its own for.
-NOT_OPTIONS = ("name", "dies", "memory_max", "cpu_quota", "nice", "extra_args")
+NOT_OPTIONS = ("name", "dies", "cuda_graphs", "memory_max", "cpu_quota", "nice", "extra_args")
 OWN_OPTIONS = {key.replace("_", "-") for key in KEYS if key not in NOT_OPTIONS} | {"api-key"}
 # Options of vLLM that no instance can have, and what goes instead.
 TLS = "plain HTTP, by which its unit looks at the server", "Let the load balancer speak TLS."
@@ -107,6 +110,7 @@ REFUSED_OPTIONS = {
     "quantization": ("what the checkpoint's own config.json says", "Leave it out; serve a quantized checkpoint."),
     "kv-cache-dtype": ("a cache in the type that the key dtype names", "Leave it out; set dtype to half or float32."),
     "speculative-config": ("one model alone: the port has no speculative decoding", "Leave it out."),
+    "enforce-eager": ("what the key cuda_graphs says", "Leave it out; without cuda_graphs: true a server is eager."),
     "enable-expert-parallel": ("every expert split over the dies", "Leave it out."),
 }
 

@@ -46,6 +46,10 @@ options:
     description: How its weights and KV cache are stored, C(float32) or C(half).
     type: str
     default: float32
+  cuda_graphs:
+    description: Whether it decodes with CUDA graphs; on the CPU no server does.
+    type: bool
+    default: false
   concurrency:
     description: Requests at a time in C(load) and C(decisions).
     type: int
@@ -130,6 +134,7 @@ def main():
             "device": {"type": "str", "choices": ["kepler", "verify", "cpu"], "default": "kepler"},
             "dies": {"type": "list", "elements": "int", "default": []},
             "dtype": {"type": "str", "default": "float32"},
+            "cuda_graphs": {"type": "bool", "default": False},
             "concurrency": {"type": "int", "default": 8},
             "requests": {"type": "int", "default": 32},
             "long_tokens": {"type": "int", "default": 500, "no_log": False},

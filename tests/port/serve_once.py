@@ -25,23 +25,34 @@ class Served:
         status: its exit status.
         printed: all that it printed.
         ids: the answer to each prompt; None where it gave none.
+        logprobs: of the tokens of each answer, where they were asked for.
         preemptions: how often a sequence was thrown out of the cache.
         swapped: blocks that went to the host's memory.
+        replays: how often rank 0 replayed a CUDA graph.
     """
 
     status: int
     printed: str
     ids: list[list[int]] | None = None
+    logprobs: list[list[float]] | None = None
     preemptions: int = 0
     swapped: int = 0
+    replays: int = 0
 
 
-def serve(model: TinyModel, environment: dict[str, str] | None = None, copies: int = 1, **options: Any) -> Served:
+def serve(
+    model: TinyModel,
+    environment: dict[str, str] | None = None,
+    copies: int = 1,
+    with_logprobs: bool = False,
+    **options: Any,
+) -> Served:
     """Answer a model's prompts, each `copies` times over, in a new process; options are those of vllm.LLM."""
     request = {
         "model": str(model.directory),
         "prompts": [prompt for _ in range(copies) for prompt in model.prompts],
         "tokens": len(model.answers[0]),
+        "logprobs": 0 if with_logprobs else None,
         "options": {"max_model_len": model.context, "max_num_seqs": 16, **options},
     }
     done = subprocess.run(
@@ -53,24 +64,39 @@ def serve(model: TinyModel, environment: dict[str, str] | None = None, copies: i
 
 
 def main() -> None:
+    import torch
     from vllm import LLM, SamplingParams, TokensPrompt
     from vllm.worker.cache_engine import CacheEngine
 
-    request, swapped = json.load(sys.stdin), []
-    swap_out = CacheEngine.swap_out
+    request, swapped, replays = json.load(sys.stdin), [], []
+    swap_out, replay = CacheEngine.swap_out, torch.cuda.CUDAGraph.replay
 
     def count(engine: CacheEngine, blocks: Any) -> None:
         swapped.append(len(blocks))
         swap_out(engine, blocks)
 
-    CacheEngine.swap_out = count
+    def count_replay(graph: torch.cuda.CUDAGraph) -> None:
+        replays.append(graph)
+        replay(graph)
+
+    CacheEngine.swap_out, torch.cuda.CUDAGraph.replay = count, count_replay
     llm = LLM(request["model"], skip_tokenizer_init=True, disable_log_stats=False, **request["options"])
-    sampling = SamplingParams(temperature=0, max_tokens=request["tokens"], ignore_eos=True, detokenize=False)
+    sampling = SamplingParams(temperature=0, max_tokens=request["tokens"], ignore_eos=True, detokenize=False,
+                              logprobs=request["logprobs"])
     prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in request["prompts"]]
     done = llm.generate(prompts, sampling, use_tqdm=False)
     preemptions = sum(scheduler.num_cumulative_preemption for scheduler in llm.llm_engine.scheduler)
-    ids = [list(output.outputs[0].token_ids) for output in done]
-    print(MARK + json.dumps({"ids": ids, "preemptions": preemptions, "swapped": sum(swapped)}), flush=True)
+    answers = [output.outputs[0] for output in done]
+    logprobs = None
+    if request["logprobs"] is not None:
+        logprobs = [
+            [chosen[token].logprob for token, chosen in zip(answer.token_ids, answer.logprobs, strict=True)]
+            for answer in answers
+        ]
+    print(MARK + json.dumps({
+        "ids": [list(answer.token_ids) for answer in answers], "logprobs": logprobs, "preemptions": preemptions,
+        "swapped": sum(swapped), "replays": len(replays),
+    }), flush=True)
 
 
 if __name__ == "__main__":

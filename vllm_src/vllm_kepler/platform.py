@@ -35,6 +35,8 @@ class KeplerCpuPlatform(settings.KeplerSettings, CpuPlatform):
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
         logger.info("VLLM_KEPLER_DEVICE=cpu: the CPU stands in for the Kepler GPU, V0 engine, eager, float32.")
+        if settings.wants_graphs():
+            logger.warning("%s=1 changes nothing here: the CPU has no CUDA graphs.", settings.GRAPHS)
         settings.settle(vllm_config)
         parallel = vllm_config.parallel_config
         if parallel.worker_cls == "auto":

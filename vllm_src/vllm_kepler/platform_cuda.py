@@ -35,10 +35,13 @@ class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
         capability = cls.get_device_capability()
-        if capability < (7, 0):
-            logger.info("Kepler GPU detected (sm < 70): forcing eager mode and disabling CUDA graphs.")
-        else:
-            logger.info("VLLM_KEPLER_VERIFY=1: forcing eager mode and disabling CUDA graphs, as on a Kepler GPU.")
+        graphs = settings.wants_graphs()
+        logger.info(
+            "%s: %s.",
+            "Kepler GPU detected (sm < 70)" if capability < (7, 0) else "VLLM_KEPLER_VERIFY=1, as on a Kepler GPU",
+            f"{settings.GRAPHS}=1, CUDA graphs for decoding" if graphs
+            else "forcing eager mode and disabling CUDA graphs",
+        )
         kernels = library.library()
         kernels.check_runs_on(capability)
         logger.info(
@@ -46,7 +49,7 @@ class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
             cls.get_device_name(), capability.as_version_str(), kernels.version, ", ".join(kernels.architectures),
             kernels.path,
         )
-        settings.settle(vllm_config)
+        settings.settle(vllm_config, graphs)
         parallel = vllm_config.parallel_config
         if parallel.worker_cls == "auto":
             parallel.worker_cls = "vllm.worker.worker.Worker"

@@ -24,11 +24,25 @@ BLOCK_SIZES = (8, 16, 32)
 DEFAULT_BLOCK_SIZE = 16
 # What the KV cache may be: of the activations' dtype, or float16; by vLLM's names.
 CACHE_DTYPES = ("auto", "half")
+GRAPHS = "VLLM_KEPLER_CUDA_GRAPHS"
+# Numbers of sequences that a graph is captured for. Beyond 16 rows a step is arithmetic, which hides its launches.
+CAPTURE_SIZES = (1, 2, 4, 8, 16)
 
 
 def force_v0() -> None:
     """The V1 engine compiles; ours runs eagerly in V0."""
     os.environ["VLLM_USE_V1"] = "0"
+
+
+def wants_graphs() -> bool:
+    """Whether decoding steps are to be replayed as CUDA graphs.
+
+    Raises ValueError where the switch has a value that it does not know.
+    """
+    value = os.environ.get(GRAPHS, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{GRAPHS}: found {value!r}; expected 1 for CUDA graphs, or no value for eager decoding.")
+    return value == "1"
 
 
 def refuse_where(is_asked: bool, what: str) -> None:
@@ -51,6 +65,12 @@ class KeplerSettings:
     @classmethod
     def verify_quantization(cls, quant: str) -> None:
         """Raise ValueError for a method that is asked for by name and has no quantization_config in config.json."""
+        if quant == "gguf":
+            # So upstream takes a model that is a GGUF file.
+            raise ValueError(
+                "model: found a GGUF file; expected its directory, with the config.json and the tokenizer of its model "
+                "beside it: a file holds only parts of both."
+            )
         if quant != METHOD:
             raise ValueError(
                 f"quantization: found {quant}, and no quantization_config in the model's config.json; expected one of: "
@@ -78,8 +98,10 @@ class KeplerSettings:
         return BACKEND
 
 
-def settle(config: VllmConfig) -> None:
+def settle(config: VllmConfig, graphs: bool = False) -> None:
     """Decide what the port decides: eager, float32 arithmetic, no custom all-reduce, no compilation.
+
+    With `graphs`, decoding steps of few sequences are replayed as CUDA graphs; all else is eager.
 
     dtype half says how weights and KV cache are stored. vLLM calls this again for what it made of a config that went
     through here before.
@@ -97,7 +119,10 @@ def settle(config: VllmConfig) -> None:
                 "computes in float32 and stores weights as float32 or float16. Leave dtype out for float32."
             )
         settle_storage(config)
-        model.enforce_eager = True
+        if graphs and (model.enforce_eager or model.runner_type == "pooling"):
+            found = "enforce_eager: true" if model.enforce_eager else "a model that generates no tokens"
+            raise ValueError(f"{GRAPHS}: found 1 and {found}; expected one of the two. Leave {GRAPHS} out.")
+        model.enforce_eager = not graphs
         model.disable_cascade_attn = True
     if config.speculative_config is not None:
         raise ValueError("speculative_config: found one; the Kepler port has no speculative decoding. Leave it out.")
@@ -121,8 +146,11 @@ def settle(config: VllmConfig) -> None:
                 "float16."
             )
     parallel.disable_custom_all_reduce = True
-    config.compilation_config.level = CompilationLevel.NO_COMPILATION
-    config.compilation_config.cudagraph_capture_sizes = []
+    compilation, most = config.compilation_config, config.scheduler_config.max_num_seqs
+    compilation.level = CompilationLevel.NO_COMPILATION
+    compilation.cudagraph_capture_sizes = list({min(size, most) for size in CAPTURE_SIZES}) if graphs else []
+    # Again: before the platform was asked, upstream did it for its own sizes.
+    compilation.init_with_cudagraph_sizes(compilation.cudagraph_capture_sizes)
 
 
 def settle_storage(config: VllmConfig) -> None:
@@ -132,6 +160,7 @@ def settle_storage(config: VllmConfig) -> None:
     """
     from vllm.config import LoadFormat
 
+    from .quantization import gguf
     from .quantization.config import KeplerConfig
     from .quantization.loader import KeplerLoader
 
@@ -140,6 +169,7 @@ def settle_storage(config: VllmConfig) -> None:
     # Else it is a name, whose files vLLM fetches later.
     if directory.is_dir():
         check_files(directory)
+        gguf.settle(config, directory)
     if config.load_config.load_format == LoadFormat.AUTO:
         config.load_config.load_format = KeplerLoader
     if model.dtype == torch.float16:

@@ -29,7 +29,7 @@ LEAST_MEAN = -5.0
 # Answers under load that may differ from those given alone: sums in another order turn a tie around.
 TIES = 0.05
 
-LOG_WANTED = ("V0 LLM engine", "enforce_eager=True", "Torch SDPA attention backend")
+LOG_WANTED = ("V0 LLM engine", "Torch SDPA attention backend")
 LOG_UNWANTED = ("FlashAttention", "xformers", "Triton", "Traceback")
 
 
@@ -323,14 +323,15 @@ def log(asked):
         raise Wrong("%s does not run" % unit)
     return judge_log(
         output_of("journalctl", "--quiet", "--no-pager", "--output", "cat", "_SYSTEMD_INVOCATION_ID=" + invocation),
-        asked.dtype,
+        asked.dtype, asked.cuda_graphs and asked.device != "cpu",
     )
 
 
-def judge_log(text, dtype):
+def judge_log(text, dtype, cuda_graphs=False):
     """As `log`, of the log's text."""
     # Half is how weights and cache are stored; the engine computes in float32 either way.
     wanted = LOG_WANTED + ("dtype=torch.float32",) + (("dtype: half",) if dtype == "half" else ())
+    wanted += ("enforce_eager=False", "CUDA graphs: captured") if cuda_graphs else ("enforce_eager=True",)
     missing = [line for line in wanted if line not in text]
     if missing:
         raise Wrong("no line with: " + ", ".join(missing))

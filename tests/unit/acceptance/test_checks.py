@@ -15,7 +15,7 @@ from host import acceptance, api  # noqa: E402
 
 OPTIONS = {
     "name": "main", "device": "kepler", "dies": [0, 1], "dtype": "float32", "concurrency": 4, "requests": 12,
-    "long_tokens": 200, "golden": [], "golden_prompts": ["one", "two"], "golden_tokens": 6,
+    "cuda_graphs": False, "long_tokens": 200, "golden": [], "golden_prompts": ["one", "two"], "golden_tokens": 6,
 }
 
 
@@ -215,12 +215,33 @@ GOOD_LOG = (
 )
 
 
+GRAPHS_LOG = GOOD_LOG.replace("True", "False") + (
+    "CUDA graphs: captured decoding steps of 1, 2, 4, 8, 16 sequences, up to 4096 tokens each; they take 60 MiB beside "
+    "the KV cache.\n"
+)
 HALF_LOG = "dtype: half: weights and KV cache are stored as float16, activations and arithmetic are float32.\n"
 
 
 def test_a_log_as_it_should_be():
     acceptance.judge_log(GOOD_LOG, "float32")
     acceptance.judge_log(GOOD_LOG + HALF_LOG, "half")
+
+
+def test_a_log_of_cuda_graphs():
+    """They are there where they were asked for, and nowhere else."""
+    acceptance.judge_log(GRAPHS_LOG, "float32", cuda_graphs=True)
+    with pytest.raises(api.Wrong, match="no line with: enforce_eager=True"):
+        acceptance.judge_log(GRAPHS_LOG, "float32")
+    with pytest.raises(api.Wrong, match="no line with: enforce_eager=False, CUDA graphs: captured"):
+        acceptance.judge_log(GOOD_LOG, "float32", cuda_graphs=True)
+
+
+@pytest.mark.parametrize(("device", "line"), [("kepler", "enforce_eager=False"), ("cpu", "enforce_eager=True")])
+def test_the_log_follows_the_inventory(check, monkeypatch, device, line):
+    """The CPU has no CUDA graphs, whatever the inventory says."""
+    written = {"systemctl": "InvocationID=7", "journalctl": GRAPHS_LOG if device == "kepler" else GOOD_LOG}
+    monkeypatch.setattr(acceptance, "output_of", lambda program, *arguments: written[program])
+    assert line in check("log", device=device, cuda_graphs=True)[0]
 
 
 def test_weights_that_are_not_stored_as_asked():

@@ -41,6 +41,8 @@ def variables(findings):
         demo(max_model_len=2048, served_model_name="demo", extra_args={"swap-space": 2, "seed": 0}),
         demo(dtype="float32"),
         demo(dtype="half"),
+        demo(cuda_graphs=True),
+        demo(cuda_graphs=False),
         demo(gpu_memory_utilization=0.95),
         demo(gpu_memory_utilization=0.1),
         demo(model="Qwen/Qwen2-0.5B", revision="0123456789abcdef0123456789abcdef01234567"),
@@ -110,6 +112,9 @@ def test_no_instance_is_no_fault():
         ("dtype", "Half"),
         ("dtype", ["half"]),
         ("dtype", 32),
+        ("cuda_graphs", "true"),
+        ("cuda_graphs", 1),
+        ("cuda_graphs", NULL),
         ("max_model_len", "2048"),
         ("max_model_len", NULL),
         ("dies", NULL),
@@ -212,7 +217,7 @@ def test_an_option_with_a_key_of_its_own(option):
     ("option", "value", "named"),
     [("ssl-certfile", "/c", "HTTP"), ("ssl-keyfile", "/k", "HTTP"), ("quantization", "awq", "config.json"),
      ("kv-cache-dtype", "fp8", "the key dtype"), ("speculative-config", "{}", "one model"),
-     ("enable-expert-parallel", True, "split")],
+     ("enable-expert-parallel", True, "split"), ("enforce-eager", True, "the key cuda_graphs")],
 )
 def test_an_option_that_the_port_does_not_serve(option, value, named):
     (found,) = judge(demo(extra_args={option: value}))

@@ -93,6 +93,11 @@ def test_limits_of_an_instance(write, limits, lines):
     assert found == lines
 
 
+@pytest.mark.parametrize(("said", "on"), [({}, False), ({"cuda_graphs": False}, False), ({"cuda_graphs": True}, True)])
+def test_cuda_graphs_only_when_asked(write, said, on):
+    assert ("VLLM_KEPLER_CUDA_GRAPHS=1\n" in write("instance.env.j2", said)) == on
+
+
 def test_the_hub_is_left_alone_unless_asked(write):
     assert "HF_HUB_OFFLINE=1\n" in write("instance.env.j2")
     assert "HF_HUB_OFFLINE" not in write("instance.env.j2", vllm_service_hub_offline=False)

@@ -12,12 +12,12 @@ from vllm.attention.backends.abstract import (
     AttentionMetadataBuilder,
     AttentionType,
 )
-from vllm.attention.backends.utils import CommonAttentionState
 from vllm.platforms import current_platform
 
 from ..ops import attention as paged
 from ..ops import cache
 from ..settings import CACHE_DTYPES, refuse_where
+from .graphs import KeplerState
 from .metadata import CpuMetadataBuilder, GpuMetadataBuilder, KeplerMetadata
 
 HEAD_SIZES = range(8, 513, 8)
@@ -39,8 +39,8 @@ class KeplerBackend(AttentionBackend):
         return KeplerMetadata
 
     @staticmethod
-    def get_state_cls() -> type[CommonAttentionState]:
-        return CommonAttentionState
+    def get_state_cls() -> type[KeplerState]:
+        return KeplerState
 
     @staticmethod
     def get_builder_cls() -> type[AttentionMetadataBuilder]:

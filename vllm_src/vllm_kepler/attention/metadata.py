@@ -28,7 +28,7 @@ class KeplerMetadata(AttentionMetadata):
         decode_seq_lens: int32 [num_decodes]: tokens of each sequence, the new one included.
         decode_block_tables: int32 [num_decodes, max_blocks].
         max_decode_seq_len: the largest of decode_seq_lens.
-        use_cuda_graph: asked by upstream's GPU model runner; the port runs eagerly.
+        use_cuda_graph: whether the step replays a graph; the batch is then padded to the graph's size.
     """
 
     query_start_loc: torch.Tensor
@@ -128,4 +128,5 @@ class GpuMetadataBuilder(CommonMetadataBuilder[KeplerMetadata]):
             decode_seq_lens=common["seq_lens_tensor"][prefills:],
             decode_block_tables=common["block_tables"][prefills:],
             max_decode_seq_len=common["max_decode_seq_len"],
+            use_cuda_graph=common["use_cuda_graph"],
         )

@@ -21,7 +21,7 @@ class Operator:
         schema: as upstream declares it: callers pass arguments by position.
         reference: plain torch; writes into the arguments that the schema marks. What the CPU runs, and what the
             kernel is checked against.
-        kernel: the same over the kernel library, for tensors of a GPU; None where no tensor is involved.
+        kernel: the same over the kernel library, for tensors of a GPU; None where it takes none.
     """
 
     namespace: str
@@ -55,9 +55,9 @@ _libraries: dict[str, torch.library.Library] = {}
 
 def operators() -> list[Operator]:
     """Every operator of the port that upstream calls."""
-    from . import activation, norm, queries, rotary
+    from . import activation, graphs, norm, queries, rotary
 
-    return [operator for family in (norm, activation, rotary, queries) for operator in family.OPERATORS]
+    return [operator for family in (norm, activation, rotary, graphs, queries) for operator in family.OPERATORS]
 
 
 def install() -> None:

@@ -1,0 +1,107 @@
+"""Decoding with CUDA graphs: the same answers as without, and graphs that were replayed.
+
+A model has five prompts of 1 to 120 tokens and 24 tokens are answered to each, so that a batch is padded to eight
+sequences and its sequences grow into new blocks of the cache.
+"""
+
+import pytest
+from quantized_models import Kind, half_model, quantized_model
+from test_engine import GPUS, on_gpu
+from tiny_models import NEW_TOKENS, PROMPT_LENGTHS, assert_same, make
+from vllm_kepler.settings import GRAPHS
+
+pytestmark = pytest.mark.skipif(GPUS == 0, reason="needs an NVIDIA GPU")
+ON = {GRAPHS: "1"}
+# After the step that reads all prompts, one step for each further token.
+STEPS = NEW_TOKENS - 1
+MODELS = {
+    "llama": make, "qwen2": make, "gpt2": make, "mistral": make, "gemma2": make, "mixtral": make,
+    "llama-half": half_model,
+    "llama-gptq": lambda *arguments: quantized_model(*arguments, Kind("gptq", group=32, act_order=True)),
+    "qwen2-awq": lambda *arguments: quantized_model(*arguments, Kind("awq", group=64)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_answers_are_those_without_graphs(tmp_path, seed, name):
+    """Ids equal to the reference, and logarithms of probabilities to those of the eager engine.
+
+    A logit is within bound / 2 of the exact one, a logarithm of a probability within bound: two engines differ by
+    twice as much at most.
+    """
+    family, _, half = name.partition("-")
+    model = MODELS[name](family, tmp_path, seed)
+    dtype = "half" if half == "half" else "float32"
+    graphs = on_gpu(model, environment=ON, with_logprobs=True, dtype=dtype)
+    eager = on_gpu(model, with_logprobs=True, dtype=dtype)
+    assert "captured decoding steps of 1, 2, 4, 8, 16 sequences" in graphs.printed
+    assert graphs.replays >= STEPS
+    assert eager.replays == 0
+    assert_same(model, graphs.ids)
+    assert_same(model, eager.ids)
+    for ids, others, found, expected in zip(graphs.ids, eager.ids, graphs.logprobs, eager.logprobs, strict=True):
+        # A tie that float32 cannot decide may part the answers: what follows is not comparable.
+        same = next((i for i, pair in enumerate(zip(ids, others, strict=True)) if pair[0] != pair[1]), len(ids))
+        assert found[:same] == pytest.approx(expected[:same], abs=2 * model.bound, rel=0)
+
+
+@pytest.mark.parametrize(("copies", "most", "sizes"), [(1, 1, "1"), (1, 3, "1, 2, 3"), (3, 64, "1, 2, 4, 8, 16")])
+def test_batches_of_other_sizes(tiny, copies, most, sizes):
+    """One sequence at a time; three, which then are two and one; and fifteen of sixteen."""
+    model = tiny("llama")
+    done = on_gpu(model, environment=ON, copies=copies, max_num_seqs=most)
+    assert f"captured decoding steps of {sizes} sequences" in done.printed
+    assert done.replays >= STEPS * -(-copies * len(PROMPT_LENGTHS) // most)
+    for copy in range(copies):
+        assert_same(model, done.ids[copy * len(PROMPT_LENGTHS) : (copy + 1) * len(PROMPT_LENGTHS)])
+
+
+def test_a_larger_batch_is_eager(tiny):
+    model, copies = tiny("llama"), 4
+    done = on_gpu(model, environment=ON, copies=copies, max_num_seqs=32)
+    assert done.replays == 0
+    for copy in range(copies):
+        assert_same(model, done.ids[copy * len(PROMPT_LENGTHS) : (copy + 1) * len(PROMPT_LENGTHS)])
+
+
+def test_a_longer_sequence_is_eager(tiny):
+    """Graphs are captured for contexts of up to 64 tokens: the prompt of 120 keeps its batch out of them."""
+    model = tiny("llama")
+    done = on_gpu(model, environment=ON, max_seq_len_to_capture=64, max_num_seqs=4)
+    assert "up to 64 tokens each" in done.printed
+    assert 0 < done.replays < STEPS * 2
+    assert_same(model, done.ids)
+
+
+@pytest.mark.parametrize("mode", ["recompute", "swap"])
+def test_preemption(tiny, mode):
+    """Sequences leave the batch, and come back to other blocks."""
+    model = tiny("llama")
+    done = on_gpu(
+        model, environment=ON, copies=3, num_gpu_blocks_override=model.context // 16, preemption_mode=mode
+    )
+    assert done.preemptions > 0
+    assert done.replays > STEPS
+    for copy in range(3):
+        assert_same(model, done.ids[copy * len(PROMPT_LENGTHS) : (copy + 1) * len(PROMPT_LENGTHS)])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_beside_chunked_prefill(tiny, family):
+    """Steps that read a chunk are eager, those between and after them are not."""
+    model = tiny(family)
+    done = on_gpu(model, environment=ON, enable_chunked_prefill=True, max_num_batched_tokens=48)
+    assert done.replays > 0
+    assert_same(model, done.ids)
+
+
+@pytest.mark.parametrize("peer_to_peer", [True, False], ids=["p2p", "no-p2p"])
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_tensor_parallel(tiny, family, peer_to_peer):
+    """The sums over the ranks are in the graphs."""
+    if GPUS < 2:
+        pytest.skip("needs 2 GPUs")
+    environment = {**ON, **({} if peer_to_peer else {"NCCL_P2P_DISABLE": "1"})}
+    done = on_gpu(tiny(family), 2, environment)
+    assert done.replays >= STEPS
+    assert_same(tiny(family), done.ids)

@@ -1,0 +1,99 @@
+"""Decoding steps as CUDA graphs: what upstream's GPU model runner asks of the backend while it captures and replays.
+
+A graph is captured for each of a few batch sizes and replayed with what its input tensors hold by then. A batch of
+another size is padded: its rows beyond the sequences have one token, that lies in no slot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from vllm.attention.backends.utils import CommonAttentionState
+from vllm.logger import init_logger
+
+from ..settings import GRAPHS
+from .metadata import KeplerMetadata
+
+logger = init_logger("vllm.kepler.graphs")
+
+# A thread of PyTorch 2.0's NCCL groups asks each second after collectives that it has not yet seen end, and that breaks
+# a capture on any other thread. Those within the graphs are not its own: vLLM calls NCCL itself.
+WATCHDOG_SECONDS = 2.5
+# Tensors of a graph that the port fills anew for each step, by their names in the metadata.
+INPUTS = ("decode_seq_lens", "decode_block_tables")
+
+
+class KeplerState(CommonAttentionState):
+    """Upstream's state of an attention backend, for the port's metadata."""
+
+    @contextmanager
+    def graph_capture(self, max_batch_size: int) -> Iterator[None]:
+        """Around the capture of all sizes; says what they took.
+
+        Raises RuntimeError, with what to do, for a step that cannot be captured.
+        """
+        if self.runner.parallel_config.world_size > 1:
+            torch.cuda.synchronize()
+            time.sleep(WATCHDOG_SECONDS)
+        # What the profiling run has left in torch's cache would hide what the graphs take.
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info()[0]
+        try:
+            with super().graph_capture(max_batch_size):
+                yield
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"CUDA graphs: the decoding step could not be captured: {error}. Serve without graphs (leave {GRAPHS} "
+                "out), or lower gpu_memory_utilization if memory ran out."
+            ) from error
+        torch.cuda.empty_cache()
+        sizes = sorted(self.runner.vllm_config.compilation_config.cudagraph_capture_sizes)
+        logger.info(
+            "CUDA graphs: captured decoding steps of %s sequences, up to %d tokens each; they take %.0f MiB beside the "
+            "KV cache.",
+            ", ".join(map(str, sizes)), self.runner.max_seq_len_to_capture,
+            (free - torch.cuda.mem_get_info()[0]) / (1 << 20),
+        )
+
+    def graph_capture_get_metadata_for_batch(
+        self, batch_size: int, is_encoder_decoder_model: bool = False
+    ) -> KeplerMetadata:
+        """Metadata of a decoding step, on the tensors that every replay reads.
+
+        The launch is for the longest context: blocks past a sequence's length end at once.
+        """
+        lens = self._graph_seq_lens[:batch_size]
+        tables = self._graph_block_tables[:batch_size]
+        return KeplerMetadata(
+            num_prefills=0,
+            num_prefill_tokens=0,
+            num_decode_tokens=batch_size,
+            slot_mapping=self._graph_slot_mapping[:batch_size],
+            multi_modal_placeholder_index_maps=None,
+            enable_kv_scales_calculation=False,
+            query_start_loc=lens.new_zeros(1),
+            max_query_len=0,
+            prefill_seq_lens=lens[:0],
+            prefill_block_tables=tables[:0],
+            decode_seq_lens=lens,
+            decode_block_tables=tables,
+            max_decode_seq_len=self.runner.max_seq_len_to_capture,
+            use_cuda_graph=True,
+        )
+
+    def get_graph_input_buffers(
+        self, attn_metadata: KeplerMetadata, is_encoder_decoder_model: bool = False
+    ) -> dict[str, Any]:
+        """What a graph reads; upstream fills slot_mapping itself."""
+        return {name: getattr(attn_metadata, name) for name in ("slot_mapping", *INPUTS)}
+
+    def prepare_graph_input_buffers(
+        self, input_buffers: dict[str, Any], attn_metadata: KeplerMetadata, is_encoder_decoder_model: bool = False
+    ) -> None:
+        """Fill the graph's tensors before a replay."""
+        for name in INPUTS:
+            input_buffers[name].copy_(getattr(attn_metadata, name), non_blocking=True)
