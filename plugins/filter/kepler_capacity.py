@@ -125,7 +125,7 @@ def room_findings(
     said = "" if instance.get("max_model_len") else ", the model's own length"
     steps = []
     half = storage_of("half", model.quantization)
-    if need(model, tensors, dies, length, options, half).fits and not model.experts:
+    if need(model, tensors, dies, length, options, half).fits:
         steps.append("Set dtype to half")
     if longest:
         steps.append(f"{'set' if steps else 'Set'} max_model_len to {longest} at most")
@@ -161,7 +161,7 @@ def one_model_findings(
         ]
         if refused:
             return faults + refused
-        model = read(facts["config"])
+        model = read(facts["config"], facts["tensors"])
         storage = storage_of(setting(instance, "dtype"), model.quantization)
         tensors = tensors_of(model, facts["tensors"]) if model.quantization else []
         dies = setting(instance, "tensor_parallel_size")

@@ -9,6 +9,8 @@ import os
 import re
 import struct
 
+from . import gguf_file
+
 # The longest header that the format's own library accepts.
 MAX_HEADER = 100 * 1000 * 1000
 # Bits of an element.
@@ -117,6 +119,25 @@ def parts(directory, index):
     return files
 
 
+def gguf_weights(directory, names):
+    """As weights, of a directory whose weights are GGUF files."""
+    path = os.path.join(directory, names[0])
+    try:
+        if len(names) > 1:
+            path = directory
+            raise Fault(", ".join(names), "one GGUF file: keep the one to serve, join one that is split")
+        return gguf_file.header(path), []
+    except gguf_file.Damaged:
+        fault = Fault("%d bytes" % os.path.getsize(path), "a whole GGUF file: copy it again")
+    except gguf_file.Unserved as error:
+        fault = Fault(str(error), gguf_file.WORKS)
+    except OSError as error:
+        fault = Fault(error.strerror or "an error", "a file that can be read")
+    except Fault as error:
+        fault = error
+    return [], [{"file": path, "found": fault.found, "expected": fault.expected}]
+
+
 def weights(directory):
     """([(name, dtype, shape)], [faults]) of a directory; no tensors where the weights are no safetensors."""
     names = os.listdir(directory)
@@ -125,9 +146,11 @@ def weights(directory):
     # Where there is no index, vLLM takes all files that end so, safetensors before others.
     files = dict.fromkeys(safetensors or [name for name in names if name.endswith((".bin", ".pt"))])
     if not files and index is None:
-        found = "only GGUF weights" if any(name.endswith(".gguf") for name in names) else "no weights"
-        expected = "one of %s" % ", ".join((SAFETENSORS, INDEX, PICKLE, PICKLE_INDEX))
-        return [], [{"file": directory, "found": found, "expected": expected}]
+        gguf = sorted(name for name in names if name.endswith(".gguf"))
+        if gguf:
+            return gguf_weights(directory, gguf)
+        expected = "one of %s, or one GGUF file" % ", ".join((SAFETENSORS, INDEX, PICKLE, PICKLE_INDEX))
+        return [], [{"file": directory, "found": "no weights", "expected": expected}]
     faults, tensors = [], []
     try:
         files = parts(directory, index) if index else files
@@ -157,6 +180,9 @@ def model_of(path):
     if not os.path.exists(path):
         return None
     is_directory = os.path.isdir(path)
+    if not is_directory and path.endswith(".gguf"):
+        expected = "its directory, with the model's config.json and tokenizer beside it"
+        return {"config": None, "tensors": [], "faults": [{"file": path, "found": "a GGUF file", "expected": expected}]}
     config_path = os.path.join(path, "config.json") if is_directory else path
     config, faults, tensors = None, [], []
     try:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from ansible.errors import AnsibleFilterError
@@ -124,11 +125,18 @@ def test_whole_groups_are_asked_of_one_die_too():
     assert any("4544 columns in groups of 128" in fault for fault in faults)
 
 
-def test_experts_are_float32():
+def test_experts_are_stored_as_all_matrices_but_in_the_order_of_activations():
     model = read(MIXTRAL)
-    assert capacity.model_faults(model, 1, FP32) == []
-    assert "dtype: half" in capacity.model_faults(model, 1, FP16)[0][0]
-    assert "quantized" in capacity.model_faults(model, 1, INT4)[0][0]
+    for storage in (FP32, FP16, INT4):
+        assert capacity.model_faults(model, 4, storage) == []
+    ((found, expected),) = capacity.model_faults(model, 1, replace(INT4, act_order=True))
+    assert "act-order" in found
+    assert "without act-order" in expected
+    assert capacity.model_faults(read(LLAMA_7B), 1, replace(INT4, act_order=True)) == []
+    numbers = 32 * 8 * 3 * 4096 * 14336 / 4
+    experts = [tensor for tensor in tensors_of(model) if ".experts." in tensor.name]
+    for storage, size in ((FP32, 4), (FP16, 2), (INT4, (4 + 32 / 128) / 8)):
+        assert sum(capacity.held_bytes(tensor, model, 4, storage) for tensor in experts) == numbers * size
 
 
 @pytest.mark.parametrize(
@@ -339,15 +347,17 @@ def test_a_model_that_fits_nowhere_is_told_so():
     assert "No other storage" in " ".join(nowhere["verdict"])
 
 
-def test_a_mixture_is_planned_in_float32():
+def test_a_mixture_is_planned_in_every_storage():
     small = {**MIXTRAL, "num_hidden_layers": 4}
     made = capacity_plan(facts(small))
-    assert {storage for (_, storage), row in rows(made).items() if not row["faults"]} == {"fp32"}
-    assert "Served in fp32" in made["verdict"][0]
-    assert "In fp32 it would take 32 dies." in capacity_plan(facts(MIXTRAL))["verdict"]
-    said = " ".join(capacity_plan(facts({**small, "quantization_config": GPTQ}))["verdict"])
-    assert "experts in quantized weights cannot be split or served" in said
-    assert "Another checkpoint of it would fit: fp32 on" in said
+    assert [row["faults"] for row in rows(made).values()] == [[]] * len(rows(made))
+    assert "fp32 on 4 die(s)" in made["verdict"][0]
+    assert "fp16 on" in made["verdict"][0]
+    whole = " ".join(capacity_plan(facts(MIXTRAL))["verdict"])
+    assert "Another checkpoint of it would fit: int4 on 4 die(s)." in whole
+    ordered = {**GPTQ, "desc_act": True}
+    said = " ".join(capacity_plan(facts({**small, "quantization_config": ordered}))["verdict"])
+    assert "experts in GPTQ with act-order (desc_act) cannot be split or served" in said
 
 
 def test_heads_that_cannot_be_split_are_named_in_the_table():
@@ -385,6 +395,35 @@ def test_sizes_of_files_go_before_the_formula():
     tensors = [{"name": "model.layers.*.mlp.up_proj.weight", "dtype": "F16", "shape": [10, 10], "count": 7}]
     made = capacity_plan(facts({**LLAMA_7B, "tie_word_embeddings": True}, tensors))
     assert (made["parameters"], made["counted"]) == (700, "safetensors")
+
+
+def test_a_gguf_file_is_planned_by_the_types_of_its_tensors():
+    """By hand: Q4_K in 4 bits, a scale and a zero for 32 columns; Q6_K and the tables as dtype says; more than 4 bits
+    as an unquantized matrix, fewer as the most."""
+    def layer(part, dtype, count):
+        return {"name": f"model.layers.*.{part}.weight", "dtype": dtype, "shape": [4096, 4096], "count": count}
+
+    tensors = [
+        {"name": "model.embed_tokens.weight", "dtype": "Q6_K", "shape": [32000, 4096], "count": 1},
+        layer("self_attn.q_proj", "Q4_K", 30), layer("self_attn.v_proj", "Q6_K", 2), layer("mlp.up_proj", "Q5_0", 1),
+        {"name": "model.norm.weight", "dtype": "F32", "shape": [4096], "count": 1},
+    ]
+    config = {**LLAMA_7B, "tie_word_embeddings": True}
+    model = read(config, tensors)
+    assert model.quantization == Quantization("gguf", 4, 32, act_order=False, zeros=True)
+    square = 4096 * 4096
+    for dtype, size in (("half", 2), ("float32", 4)):
+        storage = capacity.storage_of(dtype, model.quantization)
+        assert capacity.weight_bytes(model, tensors_of(model, tensors), 1, storage) == (
+            size * 32000 * 4096 + 30 * square * 5 // 8 + 3 * size * square + 4 * (4096 + 4096 * 128)
+        )
+    made = capacity_plan(facts(config, tensors))
+    assert made["counted"] == "a GGUF file"
+    assert {row["storage"] for row in made["layouts"] if row["served"]} == {"int4"}
+    only = [layer("mlp.up_proj", "Q8_0", 5), layer("self_attn.q_proj", "Q4_0", 2)]
+    assert read(config, only).quantization == Quantization("gguf", 8, 32, act_order=False, zeros=False)
+    assert not any(tensor.plain for tensor in tensors_of(read(config, only), only))
+    assert read(config, [layer("mlp.up_proj", "F16", 5)]).quantization is None
 
 
 def test_a_model_is_planned_before_its_weights_are_there():

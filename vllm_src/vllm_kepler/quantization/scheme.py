@@ -16,7 +16,8 @@ WHOLE_ROW = -1
 SMALLEST_GROUP = 32
 WORKS = (
     "GPTQ with 4 or 8 bits, AWQ with 4 bits (version gemm), compressed-tensors pack-quantized with 4 or 8 bits and "
-    "unquantized activations (w4a16, w8a16), or no quantization"
+    "unquantized activations (w4a16, w8a16), a directory with one GGUF file of a Llama, Mistral, Qwen2 or Qwen3 (Q4_0, "
+    "Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, F16, BF16, F32), its config.json and its tokenizer, or no quantization"
 )
 
 
@@ -42,6 +43,10 @@ class Scheme:
     def per_word(self) -> int:
         """Codes in an int32."""
         return 32 // self.bits
+
+    def columns(self, k: int) -> int:
+        """Columns of a group, of k in a row."""
+        return k if self.group == WHOLE_ROW else self.group
 
 
 class Checkpoint(Protocol):

@@ -1,0 +1,292 @@
+"""GGUF files: what is repacked, what is served, and what is refused."""
+
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from conftest import generate
+from gguf import GGMLQuantizationType as Type
+from gguf_models import SIZES, WITH_OFFSETS, gguf_model, scales_and_offsets, stored, write
+from quantized_models import fresh_model
+from serve_once import serve
+from tiny_models import TinyModel, assert_same
+from vllm_kepler.ops import linear
+from vllm_kepler.quantization.gguf_linear import BITS, GROUP, GgufLinearMethod, pack, unpack_blocks
+
+PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
+sys.path[:0] = [str(PLUGINS / "plugin_utils"), str(PLUGINS / "module_utils")]
+from host import model_files  # noqa: E402
+from kepler_controller import model_families  # noqa: E402
+from kepler_controller.capacity import storage_of, weight_bytes  # noqa: E402
+
+BLOCKS = {"num_gpu_blocks_override": 128}
+
+
+@pytest.mark.parametrize("kind", BITS, ids=lambda kind: kind.name)
+def test_codes_stand_for_what_the_file_does(kind, seed):
+    """Bit for bit where there are no offsets; else within the rounding of scale and zero to float16."""
+    torch.manual_seed(seed)
+    weight = (torch.randn(48, 512) * torch.rand(48, 1).exp2()).numpy()
+    # Groups of zeros, of one number, and of small ones around a large number.
+    weight[3, 64:128], weight[5, :256], weight[7, 256:] = 0, -0.75, -50 + 1e-4 * weight[7, 256:]
+    rows = stored(weight, kind)
+    exact = torch.from_numpy(gguf.dequantize(rows, kind))
+    found = linear.unpack(pack(unpack_blocks(torch.from_numpy(rows), kind)))
+    assert not torch.isnan(found).any()
+    if kind not in WITH_OFFSETS:
+        assert torch.equal(found, exact)
+        return
+    scales, offsets = (torch.from_numpy(part) for part in scales_and_offsets(rows, kind))
+    parts = exact.double().unflatten(1, (-1, GROUP))
+    # scale · code = value + offset. One rounding of each term, float32's beside them, and scales below float16's range.
+    bound = (2.0**-11 + 2.0**-21) * ((parts + offsets).abs() + offsets.abs()) + 2.0**-24 * scales.abs().max()
+    assert ((found.unflatten(1, (-1, GROUP)) - parts).abs() <= bound).all()
+    assert not torch.equal(found, exact)
+
+
+def mixed(name):
+    """As files of type Q4_K_M: Q6_K for the head and some values and down projections, Q4_K for the rest."""
+    if name in ("token_embd.weight", "output.weight"):
+        return Type.Q6_K
+    return Type.Q6_K if name in ("blk.0.attn_v.weight", "blk.0.ffn_down.weight", "blk.1.ffn_up.weight") else Type.Q4_K
+
+
+def several(name):
+    """Every other type; parts of fused layers differ."""
+    kinds = {"attn_q": Type.Q5_K, "attn_k": Type.Q5_0, "attn_v": Type.F16, "attn_output": Type.Q8_0,
+             "ffn_gate": Type.Q5_1, "ffn_up": Type.BF16, "ffn_down": Type.Q4_1, "token_embd": Type.Q4_K}
+    return next((kind for part, kind in kinds.items() if part in name), Type.F32)
+
+
+MODELS = {
+    # Its files are those of a Llama.
+    "mistral": ("mistral", lambda name: Type.Q4_0, {"tie_word_embeddings": True}),
+    "q4_k_m": ("llama", mixed, {}),
+    "several": ("llama", several, {"attention_bias": True, "rope_scaling": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64}}),
+    "qwen2": ("qwen2", mixed, {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", lambda name: Type.Q8_0, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory, seed):
+    """Function from a name of MODELS to its model, made once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            family, kind_of, differs = MODELS[name]
+            made[name] = gguf_model(family, tmp_path_factory.mktemp(name), seed, kind_of, **differs)
+        return made[name]
+
+    return get
+
+
+def model_inside(llm):
+    return llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_are_those_of_the_dequantized_model(model_of, engine, name):
+    model = model_of(name)
+    # The bound leaves something to compare.
+    assert (torch.tensor(model.margins) > model.bound).float().mean() > 0.7
+    assert_same(model, generate(engine(model, **BLOCKS), model.prompts, len(model.answers[0])))
+
+
+def test_pieces_of_fused_layers(model_of, engine):
+    """Neighbouring parts of a form are one product, floats are of the dtype that is asked for, and all of it takes the
+    bytes that the planner counts from the file's header."""
+    made = model_of("q4_k_m")
+    model = model_inside(engine(made, dtype="half", **BLOCKS))
+    pieces = {path: module.pieces for path, module in model.named_modules() if hasattr(module, "pieces")}
+    forms = {
+        path: [(piece.bits, piece.n) if isinstance(piece, linear.Packed) else (str(piece.dtype), len(piece))
+               for piece in own]
+        for path, own in pieces.items()
+    }
+    assert len(forms) == 8
+    assert forms["model.layers.0.self_attn.qkv_proj"] == [(4, 384), ("torch.float16", 128)]
+    assert forms["model.layers.1.self_attn.qkv_proj"] == [(4, 512)]
+    assert forms["model.layers.1.mlp.gate_up_proj"] == [(4, 512), ("torch.float16", 512)]
+    assert forms["model.layers.0.mlp.down_proj"] == [("torch.float16", 256)]
+    assert model.model.embed_tokens.weight.dtype is torch.float16
+    held = [*model.parameters(), *model.buffers()]
+    for piece in (piece for own in pieces.values() for piece in own):
+        held += [piece.codes, piece.scales, piece.zeros] if isinstance(piece, linear.Packed) else [piece]
+    facts = model_files.model_of(str(made.directory))
+    planned = model_families.read(facts["config"], facts["tensors"])
+    tensors = model_families.tensors_of(planned, facts["tensors"])
+    assert weight_bytes(planned, tensors, 1, storage_of("half", planned.quantization)) == sum(
+        kept.numel() * kept.element_size() for kept in held)
+
+
+@pytest.mark.parametrize("name", ["q4_k_m", "qwen2", "qwen3"])
+def test_the_planner_names_the_tensors_as_the_model_does(model_of, name):
+    directory = model_of(name).directory
+    facts = model_files.model_of(str(directory))
+    assert facts["faults"] == []
+    found, known = Counter(), Counter()
+    for recorded, counted in ((facts["tensors"], found), ((), known)):
+        for tensor in model_families.tensors_of(model_families.read(facts["config"], recorded), recorded):
+            counted[tensor.name, tensor.shape] += tensor.count
+    assert found == known
+
+
+def test_two_ranks(model_of):
+    """A rank's columns end in the middle of a block of 256 where vLLM cuts o_proj."""
+    model = model_of("q4_k_m")
+    assert SIZES["hidden_size"] // 2 % 256
+    done = serve(model, tensor_parallel_size=2, **BLOCKS)
+    assert done.status == 0, done.printed
+    assert_same(model, done.ids)
+
+
+@pytest.fixture
+def refusal(engine, tmp_path, seed):
+    """Function that writes a tiny file, changed, and returns why the engine refuses it."""
+
+    def get(change=lambda tensors: None, family="llama", after=lambda directory: None, **options):
+        directory = tmp_path / "model"
+        write(fresh_model(family, seed, **SIZES), directory, lambda name: Type.Q4_0, change=change)
+        after(directory)
+        with pytest.raises(ValueError) as error:
+            engine(TinyModel(directory, [], [], [], 0.0, 512), **{**BLOCKS, **options})
+        return str(error.value)
+
+    return get
+
+
+WORKS = "expected one of: GPTQ with 4 or 8 bits, AWQ with 4 bits"
+
+
+@pytest.mark.parametrize("kind", [Type.IQ4_NL, Type.Q2_K, Type.TQ1_0], ids=lambda kind: kind.name)
+def test_other_types_are_refused(refusal, kind):
+    size, nbytes = gguf.GGML_QUANT_SIZES[kind]
+
+    def change(tensors):
+        rows, _ = tensors["blk.1.ffn_up.weight"]
+        tensors["blk.1.ffn_up.weight"] = rows[:, :1].repeat(SIZES["hidden_size"] // size * nbytes, 1), kind
+
+    said = refusal(change)
+    assert f"found a GGUF file with weights of the type {kind.name} (blk.1.ffn_up.weight)" in said
+    assert WORKS in said and "Q4_K" in said
+
+
+def test_other_architectures_are_refused(refusal):
+    """Even those whose names upstream knows: the converter changes their weights."""
+    said = refusal(family="gemma")
+    assert "found a GGUF file of the architecture gemma and a config.json of a gemma" in said and WORKS in said
+
+
+def cut(directory):
+    path = directory / "model.gguf"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def cut_in_header(directory):
+    path = directory / "model.gguf"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def empty(directory):
+    (directory / "model.gguf").write_bytes(b"")
+
+
+def scribble(directory):
+    path = directory / "model.gguf"
+    path.write_bytes(b"GGML" + path.read_bytes()[4:])
+
+
+@pytest.mark.parametrize("damage", [cut, cut_in_header, empty, scribble])
+def test_damaged_files_are_refused(refusal, damage):
+    said = refusal(after=damage)
+    assert "model.gguf: found a file that is cut short or damaged" in said and "Fetch the model again" in said
+
+
+def test_split_files_are_refused(refusal):
+    """By the names, and by what the one file says that has lost its others."""
+
+    def name_two(directory):
+        for part in (1, 2):
+            shutil.copy(directory / "model.gguf", directory / f"model-0000{part}-of-00002.gguf")
+        (directory / "model.gguf").unlink()
+
+    said = refusal(after=name_two)
+    assert "found model-00001-of-00002.gguf, model-00002-of-00002.gguf; expected one GGUF file" in said
+
+
+def test_a_part_of_a_split_file_is_refused(refusal):
+    def one_part(directory):
+        whole = gguf.GGUFReader(directory / "model.gguf")
+        writer = gguf.GGUFWriter(directory / "part.gguf", "llama")
+        writer.add_uint16("split.count", 2)
+        for tensor in whole.tensors[:5]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        (directory / "model.gguf").unlink()
+
+    assert "found a part of a split GGUF file (part.gguf; join it" in refusal(after=one_part)
+
+
+def test_a_file_and_a_config_that_differ_are_refused(refusal, tmp_path):
+    """Tensors that are missing, that the model has no place for, and of another shape."""
+    assert "found no weights for model.layers.0.mlp.up_proj.weight" in refusal(
+        lambda tensors: tensors.pop("blk.0.ffn_up.weight"))
+    shutil.rmtree(tmp_path / "model")
+    assert "found a tensor blk.0.attn_q.bias, for which the model of config.json has no place" in refusal(
+        lambda tensors: tensors.update({"blk.0.attn_q.bias": tensors["blk.0.attn_norm.weight"]}))
+    shutil.rmtree(tmp_path / "model")
+    assert "found scaled rotary frequencies (rope_freqs.weight) and no rope_scaling" in refusal(
+        lambda tensors: tensors.update({"rope_freqs.weight": tensors["blk.0.attn_norm.weight"]}))
+    shutil.rmtree(tmp_path / "model")
+    assert "found no weights for model.norm.weight" in refusal(lambda tensors: tensors.pop("output_norm.weight"))
+    shutil.rmtree(tmp_path / "model")
+
+    def shorten(tensors):
+        rows, kind = tensors["blk.1.attn_v.weight"]
+        tensors["blk.1.attn_v.weight"] = rows[:64], kind
+
+    said = refusal(shorten)
+    assert "tensor model.layers.1.self_attn.v_proj.weight (uint8 [64, 144]): found 64 rows of 256 columns" in said
+
+
+def test_what_float16_cannot_hold_is_refused(refusal):
+    def change(tensors):
+        tensors["blk.1.attn_output.weight"] = torch.full((256, 256), 70000.0).numpy(), Type.F32
+
+    said = refusal(change, dtype="half")
+    assert "self_attn.o_proj: found a weight of magnitude 70000; expected at most 65504" in said
+
+
+def test_a_quantization_config_beside_a_file_is_refused(refusal):
+    def add(directory):
+        path = directory / "config.json"
+        awq = '"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32}'
+        path.write_text(path.read_text().rstrip().removesuffix("}") + f", {awq}}}")
+
+    assert "found the quantized weights of model.gguf and a quantization_config in config.json" in refusal(after=add)
+
+
+def test_the_file_itself_is_no_model(model_of, engine):
+    """Upstream reads config and tokenizer out of it then, both in part."""
+    model = model_of("mistral")
+    with pytest.raises(ValueError, match="expected its directory"):
+        engine(TinyModel(model.directory / "model.gguf", [], [], [], 0.0, 512), hf_config_path=str(model.directory))
+
+
+def test_columns_that_cannot_be_split_are_refused():
+    """By the layer, while the model is built: no process is needed to see it."""
+    method = GgufLinearMethod("model.layers.0.o_proj", [Type.Q4_0], half=False)
+    found = r"found 48 columns a rank \(96 over 2\) in groups of 32; expected whole groups"
+    with pytest.raises(ValueError, match=found):
+        method.create_weights(torch.nn.Module(), 48, [64], 96, 64, torch.float32, weight_loader=None)

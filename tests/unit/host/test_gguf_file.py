@@ -1,0 +1,127 @@
+"""GGUF files: what their headers say, and what is refused."""
+
+import struct
+
+import pytest
+from host import gguf_file, model_files
+
+Q4_0, Q4_K, Q6_K, F32 = 2, 12, 14, 0
+# Name, shape as a model has it, number of the type.
+TENSORS = [
+    ("token_embd.weight", (96, 256), Q6_K), ("blk.0.attn_q.weight", (256, 256), Q4_K),
+    ("blk.1.attn_q.weight", (256, 256), Q4_K), ("blk.0.attn_q_norm.weight", (64,), F32),
+    ("blk.0.ffn_down.weight", (256, 512), Q6_K), ("output_norm.weight", (256,), F32), ("rope_freqs.weight", (32,), F32),
+]
+VALUES = [("general.architecture", 8, "llama"), ("general.alignment", 4, 64), ("tokens", 9, (8, ["a", "bc"])),
+          ("scores", 9, (6, [1.0, 2.0]))]
+
+
+def text(value):
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def value_bytes(kind, value):
+    if kind == 8:
+        return text(value)
+    if kind == 9:
+        inner, items = value
+        return struct.pack("<IQ", inner, len(items)) + b"".join(value_bytes(inner, item) for item in items)
+    return struct.pack("<" + gguf_file.VALUES[kind], value)
+
+
+def write(path, tensors=TENSORS, values=VALUES, version=3):
+    """A file by the format's specification; the data are zeros."""
+    infos, end = b"", 0
+    for name, shape, number in tensors:
+        _, columns, block = gguf_file.TYPES.get(number, ("", 1, 1))
+        elements = 1
+        for length in shape:
+            elements *= length
+        infos += text(name) + struct.pack("<I%dQIQ" % len(shape), len(shape), *(shape[::-1] + (number, end)))
+        end += -(-elements // columns * block // 64) * 64
+    said = b"".join(text(name) + struct.pack("<I", kind) + value_bytes(kind, value) for name, kind, value in values)
+    whole = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(values)) + said + infos
+    path.write_bytes(whole + bytes(-len(whole) % 64 + end))
+    return path
+
+
+@pytest.fixture
+def directory(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def fault(directory):
+    (said,) = model_files.model_of(str(directory))["faults"]
+    return said["found"]
+
+
+def test_tensors_have_the_names_of_the_model(directory):
+    write(directory / "any.gguf")
+    said = model_files.model_of(str(directory))
+    assert said["faults"] == []
+    assert said["tensors"] == [
+        {"name": "model.embed_tokens.weight", "dtype": "Q6_K", "shape": [96, 256], "count": 1},
+        {"name": "model.layers.*.mlp.down_proj.weight", "dtype": "Q6_K", "shape": [256, 512], "count": 1},
+        {"name": "model.layers.*.self_attn.q_norm.weight", "dtype": "F32", "shape": [64], "count": 1},
+        {"name": "model.layers.*.self_attn.q_proj.weight", "dtype": "Q4_K", "shape": [256, 256], "count": 2},
+        {"name": "model.norm.weight", "dtype": "F32", "shape": [256], "count": 1},
+    ]
+
+
+def test_a_file_that_is_cut_anywhere(directory):
+    path = write(directory / "any.gguf", TENSORS[:2])
+    whole = path.read_bytes()
+    for length in [*range(0, 500, 7), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        assert fault(directory) == "%d bytes" % length
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"tensors": [("blk.0.ffn_up.weight", (256, 256), 20)]}, "weights of the type number 20 (blk.0.ffn_up.weight)"),
+        ({"tensors": [("blk.0.ffn_up_exps.weight", (2, 8, 256), 2)]}, "a tensor blk.0.ffn_up_exps.weight"),
+        ({"values": [("general.architecture", 8, "gemma")]}, "the architecture gemma"),
+        ({"values": []}, "the architecture None"),
+        (
+            {"values": [VALUES[0], ("split.count", 2, 3)]},
+            "a part of a split file (join it with llama-gguf-split --merge)",
+        ),
+    ],
+)
+def test_what_is_not_served(directory, changed, found):
+    write(directory / "any.gguf", **changed)
+    (said,) = model_files.model_of(str(directory))["faults"]
+    assert (said["found"], said["expected"]) == (found, gguf_file.WORKS)
+    assert "Q4_K" in gguf_file.WORKS
+
+
+@pytest.mark.parametrize("version", [1, 4])
+def test_other_versions(directory, version):
+    path = write(directory / "any.gguf", version=version)
+    assert fault(directory) == "%d bytes" % path.stat().st_size
+
+
+def test_several_files(directory):
+    for name in ("b.gguf", "a.gguf"):
+        write(directory / name)
+    assert fault(directory) == "a.gguf, b.gguf"
+
+
+def test_the_file_itself_is_no_model(directory):
+    (said,) = model_files.model_of(str(write(directory / "any.gguf")))["faults"]
+    assert said["found"] == "a GGUF file"
+    assert "its directory" in said["expected"]
+
+
+@pytest.mark.parametrize("value", [("general.alignment", 8, "x"), ("general.alignment", 4, 0), ("split.count", 8, "2")])
+def test_values_of_another_kind(directory, value):
+    path = write(directory / "any.gguf", values=[VALUES[0], value])
+    assert fault(directory) == "%d bytes" % path.stat().st_size
+
+
+def test_safetensors_go_before(directory):
+    write(directory / "any.gguf")
+    (directory / "model.safetensors").write_bytes(b"")
+    assert "begin with no header" in fault(directory)

@@ -1,0 +1,279 @@
+"""Linear layers of GGUF files: blocks as the file has them, repacked for the port's kernels as a layer is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+import gguf
+import torch
+from gguf import GGMLQuantizationType as Type
+from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.model_executor.layers import linear as upstream
+from vllm.model_executor.parameter import BasevLLMParameter
+
+from ..ops import linear
+from .half import refuse_overflow
+
+# Bits of the codes in which a type is served; the other types are served as floats.
+BITS = {Type.Q4_0: 4, Type.Q4_1: 4, Type.Q4_K: 4, Type.Q5_0: 8, Type.Q5_1: 8, Type.Q5_K: 8, Type.Q8_0: 8}
+# Columns that share a scale and an offset.
+GROUP = 32
+LARGEST = torch.finfo(torch.float16).max
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Rows of codes.
+
+    Attributes:
+        bits: 4 or 8.
+        codes: uint8 [n, k].
+        scales: float32 [n, k / 32].
+        offsets: float32 [n, k / 32]: value = scale · code - offset; None: value = scale · (code - 2^(bits - 1)).
+    """
+
+    bits: int
+    codes: torch.Tensor
+    scales: torch.Tensor
+    offsets: torch.Tensor | None
+
+
+def unpack_blocks(rows: torch.Tensor, kind: Type) -> Codes:
+    """The codes of rows of a file, uint8 [n, bytes], on the device on which they come.
+
+    ggml's ggml-quants.h and its dequantize_row functions define the blocks.
+    """
+    size, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    blocks = rows.unflatten(1, (-1, nbytes))
+    scale, offset, used = halves(blocks[..., :2]), None, 2
+    if kind in (Type.Q4_K, Type.Q5_K):
+        scales, mins = scales_and_mins(blocks[..., 4:16])
+        scale, offset, used = scale * scales, halves(blocks[..., 2:4]) * mins, 16
+    elif kind in (Type.Q4_1, Type.Q5_1):
+        offset, used = -halves(blocks[..., 2:4]), 4
+    if kind == Type.Q8_0:
+        # Signed bytes.
+        codes = blocks[..., used:] ^ 128
+    else:
+        # The low nibbles of a run of bytes are its first columns, the high ones the next as many.
+        run = min(GROUP, size // 2)
+        nibbles = blocks[..., nbytes - size // 2 :].unflatten(-1, (-1, run))
+        codes = torch.stack((nibbles & 15, nibbles >> 4), -2).flatten(-3)
+        fifth = blocks[..., used : nbytes - size // 2]
+        if kind == Type.Q5_K:
+            codes |= torch.stack([fifth >> bit & 1 for bit in range(8)], -2).flatten(-2) << 4
+        elif kind in (Type.Q5_0, Type.Q5_1):
+            codes |= torch.stack([fifth >> bit & 1 for bit in range(8)], -1).flatten(-2) << 4
+        if kind == Type.Q5_0:
+            # Its zero, 16, becomes the middle of 8 bits.
+            codes += 112
+    return Codes(BITS[kind], codes.flatten(1), scale.flatten(1), None if offset is None else offset.flatten(1))
+
+
+def halves(data: torch.Tensor) -> torch.Tensor:
+    """float32 [..., 1] of the two bytes of a float16 in uint8 [..., 2]."""
+    return data.contiguous().view(torch.float16).float()
+
+
+def scales_and_mins(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The 8 scales and the 8 minima, of 6 bits, in the 12 bytes of a block of 256 columns."""
+    first, second, third = data.unflatten(-1, (3, 4)).unbind(-2)
+    scales = torch.cat((first & 63, third & 15 | first >> 6 << 4), -1)
+    mins = torch.cat((second & 63, third >> 4 | second >> 6 << 4), -1)
+    return scales, mins
+
+
+def pack(codes: Codes) -> linear.Packed:
+    """The codes for the kernels, which keep scale and zero = offset / scale in float16.
+
+    Scales that the file has as float16 stay exact. The product of Q4_K's and Q5_K's two scales, and every zero that
+    comes of an offset, are rounded: a value by at most 2⁻¹¹ · (scale · code + |offset|).
+    """
+    if codes.offsets is None:
+        return linear.pack(codes.codes, codes.scales, None, codes.bits)
+    scales, offsets, whole = codes.scales, codes.offsets, codes.codes
+    # Groups in which codes are nothing beside the offset: scale · (code - zero) = offset · (0 - 1).
+    flat = offsets.abs() > LARGEST * scales.abs()
+    if flat.any():
+        scales = torch.where(flat, offsets, scales)
+        whole = whole.unflatten(1, (-1, GROUP)).masked_fill(flat[..., None], 0).flatten(1)
+    packed = linear.pack(whole, scales, None, codes.bits)
+    # By the scale as it is kept: its rounding does not move the offset.
+    kept = packed.scales.float() * packed.unit
+    zeros = torch.where(kept == 0, 0.0, offsets / kept).clamp(-LARGEST, LARGEST)
+    return replace(packed, zeros=zeros.half().contiguous())
+
+
+@dataclass
+class Assembly:
+    """A rank's share of a layer, which comes part by part and is packed with the last of them.
+
+    Attributes:
+        name: of the layer.
+        kinds: how the file has each part.
+        sizes: rows of each part on this rank.
+        columns: those of this rank.
+        all_columns: those of the file.
+        half: whether floats are stored as float16; else float32.
+        parts: what has come.
+        pieces: what the layer multiplies with, in the order of its rows; None until all parts have come.
+    """
+
+    name: str
+    kinds: Sequence[Type]
+    sizes: Sequence[int]
+    columns: int
+    all_columns: int
+    half: bool
+    parts: dict[int, Codes | torch.Tensor] = field(default_factory=dict)
+    pieces: list[linear.Packed | torch.Tensor] | None = None
+
+    def take(
+        self, part: int, rows: torch.Tensor, place: int, places: int, column_place: int, device: torch.device
+    ) -> None:
+        """Keep one of `places` equal shares of a part's rows, and of these the columns of one rank.
+
+        Raises ValueError for a tensor of another shape than config.json gives it.
+        """
+        kind, size = self.kinds[part], self.sizes[part]
+        block_columns, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        found = (len(rows), rows[0].numel() * rows.element_size() * block_columns // block_bytes)
+        if found != (size * places, self.all_columns):
+            raise ValueError(
+                f"found {found[0]} rows of {found[1]} columns; expected {size * places} of {self.all_columns}, as "
+                "config.json says"
+            )
+        rows = rows.narrow(0, place * size, size)
+        first, last = column_place * self.columns, (column_place + 1) * self.columns
+        if kind in BITS:
+            codes = unpack_blocks(rows.to(device), kind)
+            groups = slice(first // GROUP, last // GROUP)
+            offsets = None if codes.offsets is None else codes.offsets[:, groups]
+            self.parts[part] = Codes(codes.bits, codes.codes[:, first:last], codes.scales[:, groups], offsets)
+        else:
+            values = torch.from_numpy(gguf.dequantize(rows.numpy(), kind))[:, first:last]
+            if self.half:
+                refuse_overflow(values, self.name)
+            self.parts[part] = values.to(device, torch.float16 if self.half else torch.float32)
+        if len(self.parts) == len(self.kinds):
+            self.pieces = join([self.parts[index] for index in range(len(self.kinds))])
+            self.parts.clear()
+
+
+class GgufParameter(BasevLLMParameter):
+    """Hands what upstream's layers load to its assembly; it has no elements of its own."""
+
+    # For parts that come in one tensor.
+    output_dim = 0
+
+    def __init__(self, data: torch.Tensor, assembly: Assembly, weight_loader: Callable[..., Any]) -> None:
+        super().__init__(data, weight_loader)
+        self.assembly = assembly
+
+    def load_column_parallel_weight(self, loaded_weight: torch.Tensor) -> None:
+        self._take(0, loaded_weight, get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size())
+
+    def load_row_parallel_weight(self, loaded_weight: torch.Tensor) -> None:
+        self._take(0, loaded_weight, 0, 1, get_tensor_model_parallel_rank())
+
+    def load_merged_column_weight(self, loaded_weight: torch.Tensor, *, shard_id: int, **named: Any) -> None:
+        self._take(shard_id, loaded_weight, get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size())
+
+    def load_qkv_weight(self, loaded_weight: torch.Tensor, *, shard_id: str, num_heads: int, **named: Any) -> None:
+        # num_heads: ranks that share a head of keys and values.
+        share = 1 if shard_id == "q" else num_heads
+        self._take(
+            "qkv".index(shard_id), loaded_weight, get_tensor_model_parallel_rank() // share,
+            get_tensor_model_parallel_world_size() // share,
+        )
+
+    def _take(self, part: int, rows: torch.Tensor, place: int, places: int, column_place: int = 0) -> None:
+        self.assembly.take(part, rows, place, places, column_place, self.device)
+
+
+def join(parts: Sequence[Codes | torch.Tensor]) -> list[linear.Packed | torch.Tensor]:
+    """Pieces of a layer: neighbouring parts that are stored alike are one."""
+
+    def form(part: Codes | torch.Tensor) -> tuple[int, bool]:
+        return (part.bits, part.offsets is None) if isinstance(part, Codes) else (0, False)
+
+    pieces = []
+    for (bits, _), group in groupby(parts, form):
+        alike = list(group)
+        if not bits:
+            pieces.append(torch.cat(alike))
+            continue
+        offsets = [part.offsets for part in alike]
+        pieces.append(pack(Codes(
+            bits, torch.cat([part.codes for part in alike]), torch.cat([part.scales for part in alike]),
+            None if offsets[0] is None else torch.cat(offsets),
+        )))
+    return pieces
+
+
+class GgufLinearMethod(upstream.LinearMethodBase):
+    """A linear layer of a GGUF file, of one tensor of it or of several that vLLM fuses.
+
+    `kinds` says how each of these is stored; `half`, whether floats are stored as float16.
+    """
+
+    def __init__(self, name: str, kinds: Sequence[Type], half: bool) -> None:
+        self.name, self.kinds, self.half = name, kinds, half
+
+    def create_weights(
+        self,
+        layer: torch.nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        weight_loader: Callable[..., Any],
+        **named: Any,
+    ) -> None:
+        """The parameter that takes what is loaded.
+
+        Raises ValueError for a shard that cannot be cut out of the file.
+        """
+        k, sizes = input_size_per_partition, output_partition_sizes
+        # The file has them in one.
+        kinds = self.kinds * len(sizes) if len(self.kinds) == 1 else self.kinds
+        if k % GROUP and any(kind in BITS for kind in kinds):
+            raise ValueError(
+                f"{self.name}: found {k} columns a rank ({input_size} over {input_size // k}) in groups of {GROUP}; "
+                "expected whole groups on each rank. Choose another tensor_parallel_size."
+            )
+        assembly = Assembly(self.name, kinds, sizes, k, input_size, self.half)
+        weight = GgufParameter(torch.empty(0), assembly=assembly, weight_loader=weight_loader)
+        layer.register_parameter("weight", weight)
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Put `layer.pieces`, what it multiplies with, in the place of the parameter.
+
+        Raises ValueError where a part has not come.
+        """
+        pieces = layer.weight.assembly.pieces
+        if pieces is None:
+            raise ValueError(f"{self.name}: found no weights for a part of it; expected all. Fetch the model again.")
+        del layer.weight
+        layer.pieces = pieces
+
+    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        products = [product(x, piece) for piece in layer.pieces]
+        out = products[0] if len(products) == 1 else torch.cat(products, -1)
+        return out if bias is None else out + bias
+
+
+def product(x: torch.Tensor, piece: linear.Packed | torch.Tensor) -> torch.Tensor:
+    """x · pieceᵀ in float32."""
+    if isinstance(piece, linear.Packed):
+        return linear.packed(x, piece)
+    return linear.half(x, piece) if piece.dtype is torch.float16 else torch.nn.functional.linear(x, piece)
+
+
+# Upstream hands a parameter's class its own loaders only where it knows the method by name.
+if GgufLinearMethod.__name__ not in upstream.WEIGHT_LOADER_V2_SUPPORTED:
+    upstream.WEIGHT_LOADER_V2_SUPPORTED.append(GgufLinearMethod.__name__)
