@@ -51,6 +51,20 @@ def kernels() -> None:
         weights, experts = moe.topk_softmax(torch.randn(tokens, num_experts, device="cuda"), 2, True)
         gate_up, down = (torch.randn(num_experts, *shape, device="cuda") for shape in ((40, 36), (36, 20)))
         moe.experts_forward(torch.randn(tokens, 36, device="cuda"), gate_up, down, weights, experts, "silu")
+    for num_experts, tokens in ((40, 3), (12, 5), (3, 5), (3, 20), (2, 200)):
+        weights, experts = moe.topk_softmax(torch.randn(tokens, num_experts, device="cuda"), 2, True)
+        for bits in (16, 8, 4):
+            matrices = [torch.randn(num_experts, n, k, device="cuda").half() for n, k in ((320, 96), (96, 160))]
+            if bits < 16:
+                matrices = [
+                    linear.pack(
+                        torch.randint(0, 1 << bits, (num_experts * n, k), dtype=torch.uint8, device="cuda"),
+                        torch.rand(num_experts * n, k // 32, device="cuda"), None, bits,
+                    )
+                    for _, n, k in (matrix.shape for matrix in matrices)
+                ]
+            x = torch.randn(tokens, 96, device="cuda")
+            moe.experts_forward(x, *matrices, weights, experts, "silu")
     for n, k, group in ((37, 96, 32), (130, 4224, 128)):
         half = torch.randn(n, k, device="cuda").half()
         for bits in (4, 8):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Groups of 128 columns fit both; half of either is a multiple of 64, for two ranks.
 SIZES = {"hidden_size": 128, "intermediate_size": 256}
+NOTHING: Mapping[str, Any] = {}
+# A mixture in which every token goes through an expert of its own besides.
+SHARED = {"qwen2-moe": ("qwen2_moe", {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+                                      "shared_expert_intermediate_size": 128, "decoder_sparse_step": 1})}
 
 
 def fresh_model(family: str, seed: int, **differs: Any) -> Any:
     """A model of transformers with random weights, biases and norms among them."""
-    kind, own = FAMILIES[family]
+    kind, own = {**FAMILIES, **SHARED}[family]
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(kind, **{**SHAPE, **SIZES, **own, **differs})
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
@@ -44,17 +48,23 @@ def rounding_attention(module: Any, query: torch.Tensor, key: torch.Tensor, valu
 ALL_ATTENTION_FUNCTIONS["rounding"] = rounding_attention
 
 
-def expected(model: Any, directory: Path, half_cache: bool = False) -> TinyModel:
-    """Prompts, and the model's answers in float64.
+def expected(
+    model: Any,
+    directory: Path,
+    half_cache: bool = False,
+    lengths: Sequence[int] = PROMPT_LENGTHS,
+    tokens: int = NEW_TOKENS,
+) -> TinyModel:
+    """Prompts of these lengths, and the model's answers of so many tokens, in float64.
 
     The bound is float32's, as tiny_models has it. With half_cache the reference rounds keys and values to float16, and
     float32 may round single ones the other way: the bound is then the most that all of these roundings together
     change a logit of the answers.
     """
-    prompts = [torch.randint(3, model.config.vocab_size, (length,)).tolist() for length in PROMPT_LENGTHS]
+    prompts = [torch.randint(3, model.config.vocab_size, (length,)).tolist() for length in lengths]
     double = model.double()
     model.config._attn_implementation = "rounding" if half_cache else "eager"
-    found = [greedy(double, prompt, NEW_TOKENS) for prompt in prompts]
+    found = [greedy(double, prompt, tokens) for prompt in prompts]
     terms = sum(SIZES.values())
     bound = 2 * (2 * SHAPE["num_hidden_layers"] + 1) * terms * 2.0**-24 * max(largest for _, _, largest in found)
     if half_cache:
@@ -70,14 +80,23 @@ def expected(model: Any, directory: Path, half_cache: bool = False) -> TinyModel
 
 
 def stored_as_half(name: str, parameter: torch.Tensor) -> bool:
-    """Matrices: linear layers, embeddings and heads; not the positions of GPT-2, which are a plain torch layer."""
-    return parameter.dim() == 2 and "wpe" not in name
+    """Matrices: linear layers, embeddings and heads; not the positions of GPT-2 nor routers: plain torch layers."""
+    return parameter.dim() == 2 and not any(part in name for part in ("wpe", ".gate.", "shared_expert_gate"))
 
 
 def half_model(
-    family: str, directory: Path, seed: int, dtype: torch.dtype = torch.float32, **differs: Any
+    family: str,
+    directory: Path,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    asked: Mapping[str, Any] = NOTHING,
+    **differs: Any,
 ) -> TinyModel:
-    """A checkpoint in `dtype`, and the answers of its weights rounded to float16, over a float16 cache."""
+    """A checkpoint in `dtype`, and the answers of its weights rounded to float16, over a float16 cache.
+
+    Args:
+        asked: lengths and tokens, as `expected` takes them.
+    """
     fresh_model(family, seed, **differs).to(dtype).save_pretrained(directory)
     # Read anew: to() rounds the frequencies of the positions too.
     model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -87,7 +106,33 @@ def half_model(
         for name, parameter in model.named_parameters():
             if stored_as_half(name, parameter):
                 parameter.copy_(parameter.half())
-    return expected(model, directory, half_cache=True)
+    made = expected(model, directory, half_cache=True, **asked)
+    if routing_is_decided(model, made):
+        return made
+    return half_model(family, directory, seed + 1, dtype, asked, **differs)
+
+
+@torch.no_grad()
+def routing_is_decided(model: Any, made: TinyModel) -> bool:
+    """Whether rounding keys and values leaves each token the same experts: no bound on logits holds where it does not.
+
+    The gap between the last expert that is chosen and the next is more than what all of the roundings change of it.
+    """
+    routers = [module for name, module in model.named_modules() if name.endswith(".gate")]
+    if not routers:
+        return True
+    logits: dict[str, list[torch.Tensor]] = {"eager": [], "rounding": []}
+    for implementation, seen in logits.items():
+        model.config._attn_implementation = implementation
+        hooks = [router.register_forward_hook(lambda *call, seen=seen: seen.append(call[-1])) for router in routers]
+        for prompt, ids in zip(made.prompts, made.answers, strict=True):
+            model(torch.tensor([prompt + ids]), use_cache=False)
+        for hook in hooks:
+            hook.remove()
+    exact, rounded = (torch.cat(seen) for seen in logits.values())
+    chosen = model.config.num_experts_per_tok
+    top = rounded.topk(chosen + 1).values
+    return bool((top[:, -2] - top[:, -1] > 2 * (exact - rounded).abs().amax(1)).all())
 
 
 @dataclass(frozen=True)
@@ -237,11 +282,13 @@ def write(model: Any, directory: Path, kind: Kind) -> None:
     (directory / "config.json").write_text(json.dumps({**config, "quantization_config": kind.config()}))
 
 
-def quantized_model(family: str, directory: Path, seed: int, kind: Kind, **differs: Any) -> TinyModel:
-    """A checkpoint of this kind, and the answers of the weights that it stands for."""
+def quantized_model(
+    family: str, directory: Path, seed: int, kind: Kind, asked: Mapping[str, Any] = NOTHING, **differs: Any
+) -> TinyModel:
+    """A checkpoint of this kind, and the answers of the weights that it stands for; `asked` as half_model has it."""
     model = fresh_model(family, seed, **differs)
     write(model, directory, kind)
-    return expected(model, directory)
+    return expected(model, directory, **asked)
 
 
 def rewrite_config(model: TinyModel, directory: Path, change: Callable[[dict[str, Any]], None]) -> TinyModel:

@@ -43,7 +43,11 @@ QUANTIZED = {
     "awq-some": Kind("awq", group=64, kept=("down_proj",)),
     "compressed-tensors": Kind("compressed-tensors", group=32, symmetric=True),
     "compressed-tensors-row-8": Kind("compressed-tensors", bits=8, group=-1),
+    "experts": Kind("gptq", group=32, kept=("moe.gate",)),
+    "experts-row-8": Kind("compressed-tensors", bits=8, group=-1, symmetric=True, kept=("moe.gate",)),
 }
+# What is asked of the reference, which no test here looks at.
+ASKED = {"lengths": (1,), "tokens": 1}
 
 TOKENS = CONTEXT - 32
 PLAIN = {"hidden_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8, "vocab_size": 320,
@@ -99,7 +103,8 @@ def test_the_engine_knows_the_architectures(name):
 
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [("llama", "float32"), ("gpt2", "float32"), ("qwen3-moe", "float32"), ("llama", "half"), ("gpt2", "half")],
+    [("llama", "float32"), ("gpt2", "float32"), ("qwen3-moe", "float32"), ("llama", "half"), ("gpt2", "half"),
+     ("mixtral", "half")],
 )
 def test_weights_are_those_that_the_engine_keeps(engine, tiny, family, dtype):
     """One die: parameters and the table of the rotary embedding, byte for byte."""
@@ -123,12 +128,13 @@ def test_weights_are_those_that_the_engine_keeps(engine, tiny, family, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "half"])
 def test_weights_of_a_quantized_checkpoint_are_those_that_the_engine_keeps(engine, tmp_path, seed, name, dtype):
     """Codes, scales and zero points as planned from the headers of the files, byte for byte."""
-    made = quantized_model("llama", tmp_path, seed, QUANTIZED[name])
+    family = "mixtral" if name.startswith("experts") else "llama"
+    made = quantized_model(family, tmp_path, seed, QUANTIZED[name], ASKED)
     model = engine(made, dtype=dtype).llm_engine.model_executor.driver_worker.model_runner.model
     held = [*model.parameters(), *model.buffers()]
     for module in model.modules():
-        packed = getattr(module, "packed", None)
-        tensors = (packed.codes, packed.scales, packed.zeros) if packed is not None else ()
+        packed = [getattr(module, own) for own in ("packed", "w13_packed", "w2_packed") if hasattr(module, own)]
+        tensors = [tensor for weights in packed for tensor in (weights.codes, weights.scales, weights.zeros)]
         held += [tensor for tensor in tensors if tensor is not None]
     kept = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in held}
     facts = model_files.model_of(str(tmp_path))

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from conftest import generate
-from quantized_models import fresh_model, half_model, rewrite_config
+from quantized_models import half_model, rewrite_config
 from safetensors.torch import load_file, save_file
 from serve_once import serve
-from tiny_models import TinyModel, assert_same
+from tiny_models import assert_same
 
 # Enough for the prompts; a small cache is quicker to fill with zeros.
 BLOCKS = {"num_gpu_blocks_override": 128}
@@ -90,10 +90,3 @@ def test_a_norm_beyond_float16_is_served(half, engine, tmp_path):
     """It is stored as float32."""
     large = with_value(half("llama-bfloat16"), tmp_path / "model", "model.norm.weight", 70000.0)
     engine(large, dtype="half", **BLOCKS)
-
-
-def test_experts_are_refused(engine, tmp_path, seed):
-    fresh_model("mixtral", seed).save_pretrained(tmp_path)
-    model = TinyModel(tmp_path, [], [], [], 0.0, 512)
-    with pytest.raises(ValueError, match=r"found float16 \(dtype: half\) experts; expected float32"):
-        engine(model, dtype="half", **BLOCKS)

@@ -1,6 +1,5 @@
 """Quantized checkpoints: GPTQ, AWQ and compressed-tensors, and what is refused."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 import torch
 import transformers
 from conftest import generate
-from quantized_models import Kind, fresh_model, quantized_model, rewrite_config, write
+from quantized_models import Kind, quantized_model, rewrite_config, write
 from safetensors.torch import load_file, save_file
 from serve_once import serve
 from tiny_models import TinyModel, assert_same
@@ -80,12 +79,6 @@ def test_answers_are_those_of_the_dequantized_model(quantized, engine, name):
 @pytest.mark.parametrize("name", ["gptq-32", "awq-32", "ct-4-asymmetric"])
 def test_bias(quantized, engine, name):
     model = quantized("qwen2", name)
-    assert_same(model, generate(engine(model, **BLOCKS), model.prompts))
-
-
-def test_experts_of_mixtral(tmp_path, engine, seed):
-    """For a quantized Mixtral vLLM makes each expert of linear layers of its own."""
-    model = quantized_model("mixtral", tmp_path / "model", seed, Kind("gptq", group=32, kept=("moe.gate",)))
     assert_same(model, generate(engine(model, **BLOCKS), model.prompts))
 
 
@@ -240,15 +233,6 @@ def test_shards_that_cannot_be_cut_are_refused(name):
     with pytest.raises(ValueError, match=r"^model\.layers\.0\.o_proj: ") as refusal:
         method.create_weights(torch.nn.Module(), columns, [rows], all_columns, rows, torch.float32, weight_loader=None)
     assert found in str(refusal.value)
-
-
-def test_quantized_experts_are_refused(engine, tmp_path, seed):
-    model = fresh_model("qwen3-moe", seed)
-    model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": KINDS["gptq-32"].config()}))
-    with pytest.raises(ValueError, match="found gptq experts; expected float32"):
-        engine(TinyModel(tmp_path, [], [], [], 0.0, 512), **BLOCKS)
 
 
 def test_different_schemes_in_a_fused_layer_are_refused(quantized, engine, tmp_path):

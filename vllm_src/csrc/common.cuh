@@ -46,6 +46,14 @@ __device__ __forceinline__ void store4(__half* p, float4 v) {
   *reinterpret_cast<uint2*>(p) = *reinterpret_cast<const uint2*>(pairs);
 }
 
+// Weights of 8 and 4 bits: the shift that gives a column's group; -1 for a size that is not taken.
+inline int shift_of(int group, int k) {
+  if (group == k) return 31;
+  for (int shift = 5; shift < 31; ++shift)
+    if (group == 1 << shift) return k % group ? -1 : shift;
+  return -1;
+}
+
 inline bool aligned16(const void* p) { return reinterpret_cast<size_t>(p) % 16 == 0; }
 
 // Cuts a row of `items` into `chunks` blocks of `threads`, one item a thread; the grid is rows × chunks in x, the only

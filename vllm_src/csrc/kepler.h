@@ -58,16 +58,24 @@ int kepler_swap_blocks(const void* source, void* destination, const int64_t* pai
 /* Softmax over num_experts (1..512) logits, then the top_k largest, the lower expert first among equals. */
 int kepler_topk_softmax(float* weights, int* experts, const float* logits, int tokens, int num_experts, int top_k,
                         int renormalize, void* stream);
-/* Sorts num_rows (token, choice) rows by expert, each expert padded to a multiple of tile (16 or 64) with num_rows.
+/* Sorts num_rows (token, choice) rows by expert, each padded with num_rows to a multiple of tile (2, 4, .. 64).
  * sorted_rows: int32 of kepler_moe_capacity elements; tile_experts: int32 [capacity / tile]; num_sorted: int32 [1]. */
 int kepler_moe_capacity(int num_rows, int num_experts, int tile);
 int kepler_moe_sort(int* sorted_rows, int* tile_experts, int* num_sorted, const int* experts, int num_rows,
                     int num_experts, int tile, void* stream);
-/* out[r] = x[r / rows_per_x] · weight[expert of r]^T (· scales[r] unless null). out: [num_rows, n]; x: [.., k];
- * weight: [num_experts, n, k]; k a multiple of 4, addresses 16-byte aligned. */
-int kepler_moe_product(float* out, const float* x, const float* weight, const float* scales, const int* sorted_rows,
+/* out[r] = x[r / rows_per_x] · weight[expert of r]^T (· row_scales[r] unless null). out: [num_rows, n]; x: [.., k];
+ * weight: [num_experts, n, k] in float32, float16 or codes by bits (32, 16, 8, 4); scales, zeros, unit and group are
+ * those of codes, as kepler_linear_packed has them; k a multiple of 4, addresses 16-byte aligned; tile: 16 or 64. */
+int kepler_moe_product(float* out, const float* x, const void* weight, const void* scales, const void* zeros,
+                       float unit, int bits, int group, const float* row_scales, const int* sorted_rows,
                        const int* tile_experts, const int* num_sorted, int num_rows, int num_experts, int n, int k,
                        int rows_per_x, int tile, void* stream);
+/* The same for tiles of 1, 2, 4 or 8 rows and no float32; k a multiple of 8, of codes of 32. Tiles of 1 are not sorted:
+ * tile_experts holds each row's expert, sorted_rows and num_sorted are null. */
+int kepler_moe_linear(float* out, const float* x, const void* weight, const void* scales, const void* zeros,
+                      float unit, int bits, int group, const float* row_scales, const int* sorted_rows,
+                      const int* tile_experts, const int* num_sorted, int num_rows, int num_experts, int n, int k,
+                      int rows_per_x, int tile, void* stream);
 
 /* out[r] = x[r] · weight^T. out: [rows, n]; x: [rows, k], rows 1..16, 16-byte aligned; linear.cu says more.
  * weight: float16 [n, k], k a multiple of 8, 16-byte aligned. */

@@ -90,54 +90,103 @@ __global__ void __launch_bounds__(kSortThreads) sort_kernel(int* sorted_rows, in
 
 constexpr int kTileN = 64, kTileK = 16, kProductThreads = 256;
 
+// How the weights of all experts are stored, as linear.cuh has it: four neighbouring columns of a row as float32.
+struct Weights {
+  const void* at;
+  const __half* scales;
+  const __half* zeros;
+  float unit;
+  int groups, group_shift;  // the group of column c is c >> group_shift
+};
+
+struct Float {
+  static __device__ __forceinline__ Vec<4> load(const Weights& w, size_t row, int k, int column) {
+    return kepler::load<4>(static_cast<const float*>(w.at) + row * k + column);
+  }
+};
+
+struct Half {
+  static __device__ __forceinline__ Vec<4> load(const Weights& w, size_t row, int k, int column) {
+    const uint2 v = __ldg(reinterpret_cast<const uint2*>(static_cast<const __half*>(w.at) + row * k + column));
+    const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&v.x));
+    const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&v.y));
+    return {{low.x, low.y, high.x, high.y}};
+  }
+};
+
+// Under the exponent of 2^23 a code's bits are that code, without a conversion; taking off 2^23 + zero is exact.
+template <int kBits>
+struct Coded {
+  static __device__ __forceinline__ Vec<4> load(const Weights& w, size_t row, int k, int column) {
+    constexpr unsigned kMask = (1u << kBits) - 1, kExponent = 0x4b000000;
+    const char* codes = static_cast<const char*>(w.at) + (row * k + column) * kBits / 8;
+    const unsigned word = kBits == 4 ? __ldg(reinterpret_cast<const unsigned short*>(codes))
+                                     : __ldg(reinterpret_cast<const unsigned*>(codes));
+    const size_t group = row * w.groups + (column >> w.group_shift);
+    const float scale = __half2float(__ldg(w.scales + group)) * w.unit;
+    const float zero = 0x1p23f + (w.zeros ? __half2float(__ldg(w.zeros + group)) : static_cast<float>(kMask / 2 + 1));
+    Vec<4> v;
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      v.at[j] = (__uint_as_float(kExponent | (word >> kBits * j & kMask)) - zero) * scale;
+    return v;
+  }
+};
+
 // kTileM × 64 outputs a block, kTileM / 16 × 4 a thread.
-template <int kTileM>
+template <typename F, int kTileM>
 __global__ void __launch_bounds__(kProductThreads)
-    product_kernel(float* out, const float* __restrict__ x, const float* __restrict__ weight,
-                   const float* __restrict__ scales, const int* __restrict__ sorted_rows,
-                   const int* __restrict__ tile_experts, const int* __restrict__ num_sorted, int num_rows, int n,
-                   int k, int rows_per_x) {
+    product_kernel(float* out, const float* __restrict__ x, Weights weights, const float* __restrict__ row_scales,
+                   const int* __restrict__ sorted_rows, const int* __restrict__ tile_experts,
+                   const int* __restrict__ num_sorted, int num_rows, int n, int k, int rows_per_x) {
   constexpr int kRows = kTileM / 16;
-  // One column more than needed, so that the transposed stores do not all meet in one bank.
-  __shared__ float a[kTileK][kTileM + 1], b[kTileK][kTileN + 1];
+  // Four columns more than needed: rows begin at 16 bytes, and the transposed stores do not all meet in one bank.
+  __shared__ __align__(16) float a[kTileK][kTileM + 4], b[kTileK][kTileN + 4];
   const int first = blockIdx.y * kTileM;
   if (first >= *num_sorted) return;
   const int n0 = blockIdx.x * kTileN, t = threadIdx.x;
-  weight += static_cast<long long>(tile_experts[blockIdx.y]) * n * k;
   const int at = t / 4, k4 = t % 4 * 4;
   const int row = at < kTileM ? sorted_rows[first + at] : num_rows;
   const float* from_x = row < num_rows ? x + static_cast<long long>(row / rows_per_x) * k : nullptr;
-  const float* from_w = n0 + at < n ? weight + static_cast<long long>(n0 + at) * k : nullptr;
-  const int tm = t / 16 * kRows, tn = t % 16;
+  const size_t weight_row = static_cast<size_t>(tile_experts[blockIdx.y]) * n + n0 + at;
+  const int tm = t / 16 * kRows, tn = t % 16 * 4;
   float sum[kRows][4] = {};
+  Vec<4> va = {}, vb = {};
+  const auto fetch = [&](int column) {
+    va = vb = {};
+    if (column >= k) return;
+    if (from_x) va = load<4>(from_x + column);
+    if (n0 + at < n) vb = F::load(weights, weight_row, k, column);
+  };
+  fetch(k4);
   for (int k0 = 0; k0 < k; k0 += kTileK) {
-    Vec<4> va = {}, vb = {};
-    if (k0 + k4 < k) {
-      if (from_x) va = load<4>(from_x + k0 + k4);
-      if (from_w) vb = load<4>(from_w + k0 + k4);
-    }
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       if (at < kTileM) a[k4 + j][at] = va.at[j];
       b[k4 + j][at] = vb.at[j];
     }
     __syncthreads();
+    // The next step's are on their way while this one's are multiplied.
+    fetch(k0 + kTileK + k4);
 #pragma unroll
-    for (int kk = 0; kk < kTileK; ++kk)
+    for (int kk = 0; kk < kTileK; ++kk) {
+      const Vec<kRows> x_at = load<kRows>(&a[kk][tm]);
+      const Vec<4> w_at = load<4>(&b[kk][tn]);
 #pragma unroll
       for (int i = 0; i < kRows; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; ++j) sum[i][j] = fmaf(a[kk][tm + i], b[kk][tn + 16 * j], sum[i][j]);
+        for (int j = 0; j < 4; ++j) sum[i][j] = fmaf(x_at.at[i], w_at.at[j], sum[i][j]);
+    }
     __syncthreads();
   }
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int to = sorted_rows[first + tm + i];
     if (to >= num_rows) continue;
-    const float scale = scales ? scales[to] : 1.f;
+    const float scale = row_scales ? row_scales[to] : 1.f;
 #pragma unroll
     for (int j = 0; j < 4; ++j)
-      if (n0 + tn + 16 * j < n) out[static_cast<long long>(to) * n + n0 + tn + 16 * j] = sum[i][j] * scale;
+      if (n0 + tn + j < n) out[static_cast<long long>(to) * n + n0 + tn + j] = sum[i][j] * scale;
   }
 }
 
@@ -164,7 +213,8 @@ extern "C" int kepler_moe_capacity(int num_rows, int num_experts, int tile) {
 
 extern "C" int kepler_moe_sort(int* sorted_rows, int* tile_experts, int* num_sorted, const int* experts, int num_rows,
                                int num_experts, int tile, void* stream) {
-  if (num_rows <= 0 || num_experts <= 0 || num_experts > kepler::kMaxExperts || (tile != 16 && tile != 64))
+  if (num_rows <= 0 || num_experts <= 0 || num_experts > kepler::kMaxExperts || tile < 2 || tile > 64 ||
+      tile & (tile - 1))
     return cudaErrorInvalidValue;
   kepler::sort_kernel<<<1, kepler::kSortThreads, 0, static_cast<cudaStream_t>(stream)>>>(
       sorted_rows, tile_experts, num_sorted, experts, num_rows, num_experts, tile,
@@ -172,18 +222,26 @@ extern "C" int kepler_moe_sort(int* sorted_rows, int* tile_experts, int* num_sor
   return cudaGetLastError();
 }
 
-extern "C" int kepler_moe_product(float* out, const float* x, const float* weight, const float* scales,
-                                  const int* sorted_rows, const int* tile_experts, const int* num_sorted,
-                                  int num_rows, int num_experts, int n, int k, int rows_per_x, int tile,
-                                  void* stream) {
+extern "C" int kepler_moe_product(float* out, const float* x, const void* weight, const void* scales, const void* zeros,
+                                  float unit, int bits, int group, const float* row_scales, const int* sorted_rows,
+                                  const int* tile_experts, const int* num_sorted, int num_rows, int num_experts, int n,
+                                  int k, int rows_per_x, int tile, void* stream) {
   using namespace kepler;
+  const bool coded = bits == 4 || bits == 8;
   if (num_rows <= 0 || num_experts <= 0 || n <= 0 || k <= 0 || k % 4 || rows_per_x <= 0 ||
-      (tile != 16 && tile != 64) || !aligned16(x) || !aligned16(weight))
+      (tile != 16 && tile != 64) || !aligned16(x) || !aligned16(weight) || (!coded && bits != 16 && bits != 32) ||
+      (coded && shift_of(group, k) < 0))
     return cudaErrorInvalidValue;
   const dim3 grid((n + kTileN - 1) / kTileN, kepler_moe_capacity(num_rows, num_experts, tile) / tile);
   if (grid.y > 65535) return cudaErrorInvalidValue;
-  const auto kernel = tile == 16 ? product_kernel<16> : product_kernel<64>;
+  const Weights weights = {weight, static_cast<const __half*>(scales), static_cast<const __half*>(zeros), unit,
+                           coded ? k / group : 0, coded ? shift_of(group, k) : 0};
+  const bool small = tile == 16;
+  const auto kernel = bits == 32   ? (small ? product_kernel<Float, 16> : product_kernel<Float, 64>)
+                      : bits == 16 ? (small ? product_kernel<Half, 16> : product_kernel<Half, 64>)
+                      : bits == 8  ? (small ? product_kernel<Coded<8>, 16> : product_kernel<Coded<8>, 64>)
+                                   : (small ? product_kernel<Coded<4>, 16> : product_kernel<Coded<4>, 64>);
   kernel<<<grid, kProductThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      out, x, weight, scales, sorted_rows, tile_experts, num_sorted, num_rows, n, k, rows_per_x);
+      out, x, weights, row_scales, sorted_rows, tile_experts, num_sorted, num_rows, n, k, rows_per_x);
   return cudaGetLastError();
 }

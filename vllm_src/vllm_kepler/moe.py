@@ -34,16 +34,31 @@ class KeplerMoEMethod(UnquantizedFusedMoEMethod):
         hidden_size: int,
         intermediate_size_per_partition: int,
         params_dtype: torch.dtype,
-        **extra_weight_attrs: Any,
+        weight_loader: Callable[..., Any],
+        **named: Any,
     ) -> None:
         refuse_where(layer.activation not in ("silu", "gelu"), f"experts with the activation {layer.activation}")
         refuse_where(layer.apply_router_weight_on_input, "router weights on the experts' input")
         refuse_where(layer.expert_map is not None, "experts spread over the ranks (enable_expert_parallel)")
         for name, size in (("hidden", hidden_size), ("intermediate", intermediate_size_per_partition)):
             refuse_where(size % moe.ALIGNMENT != 0, f"experts of {name} size {size} (a multiple of 4 is expected)")
-        super().create_weights(
-            layer, num_experts, hidden_size, intermediate_size_per_partition, params_dtype, **extra_weight_attrs
+        self.create_parameters(
+            layer, num_experts, hidden_size, intermediate_size_per_partition, params_dtype,
+            weight_loader=noting(weight_loader), **named,
         )
+        for name, parameter in layer.named_parameters(recurse=False):
+            if getattr(parameter, "optional", False):
+                continue
+            shards = ("w1", "w3") if name.startswith("w13_") else ("w2",)
+            parameter.awaited = {(expert, shard) for expert in range(num_experts) for shard in shards}
+
+    def create_parameters(self, *sizes: Any, **named: Any) -> None:
+        """Parameters of the names and shapes that the layer's weight loader fills."""
+        super().create_weights(*sizes, **named)
+
+    def matrices(self, layer: torch.nn.Module) -> tuple[moe.Experts, moe.Experts]:
+        """The experts' matrices, gate and up in one and down, as vllm_kepler.ops.moe takes them."""
+        return layer.w13_weight, layer.w2_weight
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """The weights stay as they are loaded; upstream packs them for another library here."""
@@ -75,7 +90,21 @@ class KeplerMoEMethod(UnquantizedFusedMoEMethod):
             )
         else:
             weights, experts = moe.topk_softmax(router_logits, top_k, renormalize)
-        return moe.experts_forward(x, layer.w13_weight, layer.w2_weight, weights.float(), experts.int(), activation)
+        return moe.experts_forward(x, *self.matrices(layer), weights.float(), experts.int(), activation)
+
+
+def noting(load: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer's weight loader that takes what came off the parameter's `awaited`: pairs of expert and shard."""
+
+    def load_noted(parameter: torch.nn.Parameter, loaded: torch.Tensor, *shard: Any, **named: Any) -> Any:
+        if "expert_id" in named and loaded.dim() < 3:
+            parameter.awaited.discard((named["expert_id"], named.get("shard_id")))
+        else:
+            # Some checkpoints have all experts in one tensor.
+            parameter.awaited.clear()
+        return load(parameter, loaded, *shard, **named)
+
+    return load_noted
 
 
 def register() -> None:

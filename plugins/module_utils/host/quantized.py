@@ -12,8 +12,8 @@ GROUPS = (32, 64, 128)
 WHOLE = -1
 WORKS = (
     "weights in float32, float16 or bfloat16; GPTQ of 4 or 8 bits with groups of 32, 64 or 128 columns or of whole "
-    "rows, act-order too; AWQ of 4 bits with groups of 32, 64 or 128; compressed-tensors pack-quantized of 4 or 8 bits "
-    "with unquantized activations (w4a16, w8a16)"
+    "rows, act-order too but for experts; AWQ of 4 bits with groups of 32, 64 or 128; compressed-tensors "
+    "pack-quantized of 4 or 8 bits with unquantized activations (w4a16, w8a16)"
 )
 # Layouts that the port reads; others are those of other GPUs' kernels.
 FORMATS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}

@@ -104,15 +104,17 @@ def test_a_quantized_model_that_does_not_fit_is_counted_in_its_own_bytes():
     assert int(re.search(r"which holds (\d+) tokens", single["expected"])[1]) < longest / 2
 
 
-@pytest.mark.parametrize("keys", [{"dtype": "half"}, {"said": True}])
-def test_experts_in_fewer_bits(keys):
+def test_experts_in_fewer_bits():
+    few = {"extra_args": {"max-num-seqs": 8}, "max_model_len": 1024, "dies": [0], "tensor_parallel_size": 1}
     config = {**MIXTRAL, "num_hidden_layers": 2}
-    if keys.pop("said", False):
-        config["quantization_config"] = quantized()["quantization_config"]
-    (found,) = judge(config, **keys)
+    assert judge(config, dtype="half", **few) == []
+    config["quantization_config"] = {**quantized()["quantization_config"], "desc_act": False}
+    assert judge(config, **few) == []
+    config["quantization_config"]["desc_act"] = True
+    (found,) = judge(config, **few)
     assert found["variable"] == f"{WHERE}.model"
-    assert "experts" in found["found"]
-    assert "float32" in found["expected"]
+    assert "experts in GPTQ with act-order" in found["found"]
+    assert "without act-order" in found["expected"]
 
 
 def test_files_of_another_checkpoint_than_the_config_says():

@@ -107,14 +107,14 @@ def pack(
 
 def unpack(weights: Packed) -> torch.Tensor:
     """What the codes stand for: float32 [n, k], columns in x's order."""
-    stored = _rows(weights.codes, weights, 0, weights.n)
+    stored = unpack_rows(weights, 0, weights.n)
     if weights.permutation is None:
         return stored
     return torch.empty_like(stored).index_copy_(1, weights.permutation.long(), stored)
 
 
 def _rows_reference(codes: torch.Tensor, weights: Packed, first: int, last: int) -> torch.Tensor:
-    """Rows `first` to `last` (exclusive) as float32, columns in the stored order."""
+    """As unpack_rows."""
     raw = codes[first:last].contiguous().view(torch.uint8)
     if weights.bits == 4:
         raw = torch.stack((raw & 15, raw >> 4), -1).flatten(1)
@@ -125,7 +125,7 @@ def _rows_reference(codes: torch.Tensor, weights: Packed, first: int, last: int)
 
 
 def _rows_kernel(codes: torch.Tensor, weights: Packed, first: int, last: int) -> torch.Tensor:
-    """As _rows_reference, on a GPU."""
+    """As unpack_rows, on a GPU."""
     out = torch.empty(last - first, weights.k, device=codes.device)
     if out.numel():
         zeros = None if weights.zeros is None else weights.zeros[first:]
@@ -137,6 +137,11 @@ def _rows_kernel(codes: torch.Tensor, weights: Packed, first: int, last: int) ->
 
 
 _rows = by_device(_rows_reference, _rows_kernel)
+
+
+def unpack_rows(weights: Packed, first: int, last: int) -> torch.Tensor:
+    """Rows `first` to `last` (exclusive) as float32, columns in the stored order."""
+    return _rows(weights.codes, weights, first, last)
 
 
 def half_reference(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -180,7 +185,7 @@ def packed_kernel(x: torch.Tensor, weights: Packed) -> torch.Tensor:
         rows = rows.index_select(1, weights.permutation)
     out = rows.new_empty(len(rows), weights.n)
     if len(rows) > MAX_ROWS:
-        _by_tiles(out, rows, lambda first, last: _rows(weights.codes, weights, first, last))
+        _by_tiles(out, rows, lambda first, last: unpack_rows(weights, first, last))
     elif out.numel():
         library().linear_packed(
             out.data_ptr(), rows.data_ptr(), weights.codes.data_ptr(), weights.scales.data_ptr(),

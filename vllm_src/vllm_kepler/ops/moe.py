@@ -5,16 +5,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 
+from . import linear
 from .activation import FUNCTIONS
-from .library import ACTIVATIONS, library, matrix, stream_of
+from .library import ACTIVATIONS, LibraryError, library, matrix, pointer, stream_of
 from .registry import by_device
+
+# Matrices of all experts: float32 or float16 [num_experts, n, k], or packed as one of num_experts · n rows.
+Experts = torch.Tensor | linear.Packed
 
 # Memory of the rows between the two products, in bytes: more tokens are taken a part at a time.
 MAX_BYTES = 1 << 27
 # Rows of a tile of the grouped product; the small one where an expert has few rows.
 SMALL_TILE, LARGE_TILE = 16, 64
+# Rows of a tile of the kernels for few rows, and by the bits of a weight up to how many rows of an expert, on average,
+# each is the fastest on one H200; they take no float32.
+FEW_TILES = (1, 2, 4, 8)
+FEW_ROWS = {16: (0.25, 0.5, 4, LARGE_TILE), 8: (0.5, 1, 16, LARGE_TILE), 4: (0.5, 2, 16, LARGE_TILE)}
+BITS = {torch.float32: 32, torch.float16: 16}
 # Rows are read four elements at a time.
 ALIGNMENT = 4
 
@@ -78,10 +90,18 @@ def grouped_topk(
     return weights, experts.int()
 
 
+def expert_of(matrices: Experts, expert: int, num_experts: int, dtype: torch.dtype) -> torch.Tensor:
+    """One expert's matrix [n, k]."""
+    if isinstance(matrices, torch.Tensor):
+        return matrices[expert].to(dtype)
+    n = matrices.n // num_experts
+    return linear.unpack_rows(matrices, expert * n, (expert + 1) * n).to(dtype)
+
+
 def experts_reference(
     x: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
+    gate_up: Experts,
+    down: Experts,
     weights: torch.Tensor,
     experts: torch.Tensor,
     activation: str,
@@ -90,8 +110,8 @@ def experts_reference(
 
     Args:
         x: [num_tokens, hidden_size].
-        gate_up: [num_experts, 2 · intermediate_size, hidden_size]: the gate's rows, then the others.
-        down: [num_experts, hidden_size, intermediate_size].
+        gate_up: matrices [2 · intermediate_size, hidden_size]: the gate's rows, then the others.
+        down: matrices [hidden_size, intermediate_size].
         weights, experts: [num_tokens, top_k], as topk_softmax gives them.
         activation: "silu" or "gelu".
 
@@ -99,26 +119,34 @@ def experts_reference(
         [num_tokens, hidden_size].
     """
     out = torch.zeros_like(x)
+    num_experts = count_of(down, x.shape[1])
     for expert in experts.unique().tolist():
         token, choice = (experts == expert).nonzero(as_tuple=True)
-        gate, up = (x[token] @ gate_up[expert].T).chunk(2, dim=-1)
-        product = (FUNCTIONS[activation](gate) * up) @ down[expert].T
+        gate, up = (x[token] @ expert_of(gate_up, expert, num_experts, x.dtype).T).chunk(2, dim=-1)
+        inner = FUNCTIONS[activation](gate) * up
+        product = inner @ expert_of(down, expert, num_experts, x.dtype).T
         out.index_add_(0, token, product * weights[token, choice, None])
     return out
 
 
+def count_of(matrices: Experts, n: int) -> int:
+    """How many matrices of n rows there are."""
+    return len(matrices) if isinstance(matrices, torch.Tensor) else matrices.n // n
+
+
 def experts_kernel(
     x: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
+    gate_up: Experts,
+    down: Experts,
     weights: torch.Tensor,
     experts: torch.Tensor,
     activation: str,
 ) -> torch.Tensor:
-    """As experts_reference, float32 on a GPU; both sizes multiples of 4."""
-    top_k = experts.shape[1]
+    """As experts_reference, x and weights float32, on a GPU; both sizes multiples of 4."""
+    top_k, num_experts = experts.shape[1], count_of(down, x.shape[1])
+    gate_up, down = stored(gate_up, num_experts), stored(down, num_experts)
     # Gate and up, their product and the output of each row: 3 · intermediate_size + hidden_size.
-    row_bytes = x.element_size() * top_k * (gate_up.shape[1] + down.shape[2] + down.shape[1])
+    row_bytes = x.element_size() * top_k * (gate_up.n + down.k + down.n)
     at_once = max(1, MAX_BYTES // row_bytes)
     parts = [
         _experts_of_some(*(rows[start : start + at_once] for rows in (x, weights, experts)), gate_up, down, activation)
@@ -128,40 +156,112 @@ def experts_kernel(
     return parts[0] if len(parts) == 1 else torch.cat([x[:0], *parts])
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Matrices of all experts as the launchers take them.
+
+    Attributes:
+        count: of the matrices.
+        n, k: rows and columns of one.
+        bits: 32, 16, 8 or 4.
+        arguments: the launchers' arguments from the weights to the group.
+    """
+
+    count: int
+    n: int
+    k: int
+    bits: int
+    arguments: tuple[Any, ...]
+
+
+def stored(matrices: Experts, count: int) -> Stored:
+    """Raises LibraryError for a dtype or strides that the kernels do not take."""
+    if isinstance(matrices, linear.Packed):
+        arguments = (
+            matrices.codes.data_ptr(), matrices.scales.data_ptr(), pointer(matrices.zeros), matrices.unit,
+            matrices.bits, matrices.group,
+        )
+        return Stored(count, matrices.n // count, matrices.k, matrices.bits, arguments)
+    if matrices.dtype not in BITS or not matrices.is_contiguous():
+        raise LibraryError(
+            f"found experts of {matrices.dtype}, strides {matrices.stride()}; expected dense float32 or float16"
+        )
+    bits = BITS[matrices.dtype]
+    return Stored(count, *matrices.shape[1:], bits, (matrices.data_ptr(), None, None, 1.0, bits, 0))
+
+
+def tile_of(matrices: Stored, num_rows: int) -> int:
+    """Rows of a tile for so many rows of all experts together."""
+    rows = num_rows / matrices.count
+    if matrices.bits == 32 or matrices.k % linear.HALVES:
+        return LARGE_TILE if rows >= SMALL_TILE else SMALL_TILE
+    if rows > FEW_ROWS[matrices.bits][-1]:
+        return LARGE_TILE
+    return next(tile for tile, most in zip(FEW_TILES, FEW_ROWS[matrices.bits], strict=True) if rows <= most)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Rows sorted by expert into tiles, or for tiles of one row as they are.
+
+    Attributes:
+        tile: rows of a tile.
+        tensors: sorted_rows, tile_experts and num_sorted of csrc/kepler.h.
+    """
+
+    tile: int
+    tensors: tuple[torch.Tensor | None, ...]
+
+
+def order_of(experts: torch.Tensor, num_experts: int, tile: int) -> Order:
+    """Sort the rows of experts, int32 [num_tokens, top_k] without gaps."""
+    if tile == 1:
+        return Order(tile, (None, experts, None))
+    lib, num_rows = library(), experts.numel()
+    capacity = lib.moe_capacity(num_rows, num_experts, tile)
+    tensors = tuple(experts.new_empty(count) for count in (capacity, capacity // tile, 1))
+    lib.moe_sort(
+        *(tensor.data_ptr() for tensor in tensors), experts.data_ptr(), num_rows, num_experts, tile, stream_of(experts)
+    )
+    return Order(tile, tensors)
+
+
+def product(
+    x: torch.Tensor, matrices: Stored, order: Order, num_rows: int, row_scales: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Each row of x by its expert's matrix: float32 [num_rows, n]; a row of x is for num_rows / len(x) rows."""
+    out, lib = x.new_empty(num_rows, matrices.n), library()
+    launch = lib.moe_product if order.tile >= SMALL_TILE else lib.moe_linear
+    launch(
+        out.data_ptr(), x.data_ptr(), *matrices.arguments, pointer(row_scales), *map(pointer, order.tensors), num_rows,
+        matrices.count, matrices.n, matrices.k, num_rows // len(x), order.tile, stream_of(x),
+    )
+    return out
+
+
 def _experts_of_some(
     x: torch.Tensor,
     weights: torch.Tensor,
     experts: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
+    gate_up: Stored,
+    down: Stored,
     activation: str,
 ) -> torch.Tensor:
-    lib, stream = library(), stream_of(x)
     x, weights, experts = matrix(x.contiguous()), weights.contiguous(), experts.contiguous()
-    num_experts, double_size, hidden_size = gate_up.shape
-    size, top_k = double_size // 2, experts.shape[1]
     num_rows = experts.numel()
-    tile = LARGE_TILE if num_rows >= LARGE_TILE * num_experts else SMALL_TILE
-    capacity = lib.moe_capacity(num_rows, num_experts, tile)
-    sorted_rows, tile_experts, num_sorted = (
-        experts.new_empty(count) for count in (capacity, capacity // tile, 1)
-    )
-    order = (sorted_rows.data_ptr(), tile_experts.data_ptr(), num_sorted.data_ptr())
-    lib.moe_sort(*order, experts.data_ptr(), num_rows, num_experts, tile, stream)
+    orders: dict[int, Order] = {}
 
-    both, inner, outer = (x.new_empty(num_rows, count) for count in (double_size, size, hidden_size))
-    lib.moe_product(
-        both.data_ptr(), x.data_ptr(), gate_up.data_ptr(), None, *order, num_rows, num_experts, double_size,
-        hidden_size, top_k, tile, stream,
+    def multiply(by: torch.Tensor, matrices: Stored, row_scales: torch.Tensor | None = None) -> torch.Tensor:
+        tile = tile_of(matrices, num_rows)
+        if tile not in orders:
+            orders[tile] = order_of(experts, matrices.count, tile)
+        return product(by, matrices, orders[tile], num_rows, row_scales)
+
+    both, inner = multiply(x, gate_up), x.new_empty(num_rows, down.k)
+    library().activation_and_mul(
+        ACTIVATIONS[activation], inner.data_ptr(), both.data_ptr(), num_rows, down.k, down.k, gate_up.n, stream_of(x)
     )
-    lib.activation_and_mul(
-        ACTIVATIONS[activation], inner.data_ptr(), both.data_ptr(), num_rows, size, size, double_size, stream
-    )
-    lib.moe_product(
-        outer.data_ptr(), inner.data_ptr(), down.data_ptr(), weights.data_ptr(), *order, num_rows, num_experts,
-        hidden_size, size, 1, tile, stream,
-    )
-    return outer.view(-1, top_k, hidden_size).sum(1)
+    return multiply(inner, down, weights).view(len(x), -1, down.n).sum(1)
 
 
 experts_forward = by_device(experts_reference, experts_kernel)

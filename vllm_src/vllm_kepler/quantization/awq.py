@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,9 @@ class AwqCheckpoint:
     layout = LAYOUT
 
     def scheme_of(self, name: str) -> Scheme | None:
-        return None if any(part in name for part in self.skipped) else self.scheme
+        # "gate" is an expert layer's router, not a gate_proj.
+        is_skipped = any(re.search(rf"{re.escape(part)}(?!_proj)", name) for part in self.skipped)
+        return None if is_skipped else self.scheme
 
     def schemes(self) -> Sequence[Scheme]:
         return [self.scheme]

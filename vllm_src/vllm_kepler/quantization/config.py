@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from vllm.model_executor.layers.quantization import _CUSTOMIZED_METHOD_TO_QUANT_
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
 
-from . import awq, compressed_tensors, gptq
+from ..moe import KeplerMoEMethod
+from . import awq, compressed_tensors, experts, gptq
+from .experts import HalfExpertsMethod, PackedExpertsMethod, parts_of
 from .half import HalfEmbeddingMethod, HalfLinearMethod
 from .packed import PackedLinearMethod
 from .scheme import METHOD, Checkpoint, Scheme, refuse
@@ -80,11 +82,10 @@ class KeplerConfig(QuantizationConfig):
         if isinstance(layer, VocabParallelEmbedding):
             return HalfEmbeddingMethod(prefix) if self.half else UnquantizedEmbeddingMethod()
         if isinstance(layer, FusedMoE):
-            found = f"{self.checkpoint.method} experts" if self.checkpoint else "float16 (dtype: half) experts"
-            raise ValueError(
-                f"{prefix}: found {found}; expected float32: the Kepler port stores the experts of a mixture in no "
-                "other way. Serve an unquantized checkpoint of the model with dtype: float32."
-            )
+            scheme = self.scheme_of_experts(prefix, layer.global_num_experts)
+            if scheme is not None:
+                return PackedExpertsMethod(layer, prefix, scheme, self.checkpoint.layout)
+            return HalfExpertsMethod(layer, prefix) if self.half else KeplerMoEMethod(layer.moe_config)
         return None
 
     def scheme_of(self, prefix: str) -> Scheme | None:
@@ -96,16 +97,29 @@ class KeplerConfig(QuantizationConfig):
             return None
         parent, _, own = prefix.rpartition(".")
         parts = [f"{parent}.{part}" if parent else part for part in self.packed_modules_mapping.get(own, [own])]
+        return self._scheme_of_all(prefix, parts)
+
+    def scheme_of_experts(self, prefix: str, num_experts: int) -> Scheme | None:
+        """As scheme_of, for all experts of a layer."""
+        if self.checkpoint is None:
+            return None
+        return self._scheme_of_all(
+            prefix, [f"{prefix}.{expert}.{part}" for expert in range(num_experts) for part in parts_of(prefix)]
+        )
+
+    def _scheme_of_all(self, prefix: str, parts: Sequence[str]) -> Scheme | None:
         schemes = [self.checkpoint.scheme_of(part) for part in parts]
-        if any(scheme != schemes[0] for scheme in schemes):
-            raise ValueError(
-                f"{prefix}: found different quantization of {', '.join(parts)}; expected one for all, which vLLM "
-                "fuses. Choose another checkpoint of the model."
-            )
+        for part, scheme in zip(parts, schemes, strict=True):
+            if scheme != schemes[0]:
+                raise ValueError(
+                    f"{prefix}: found different quantization of {parts[0]} and {part}; expected one for all "
+                    f"{len(parts)} layers that vLLM fuses. Choose another checkpoint of the model."
+                )
         return schemes[0]
 
 
 def register() -> None:
-    """Add the method to vLLM's; a second call changes nothing."""
+    """Add the method to vLLM's, and what its experts need; a second call changes nothing."""
     if METHOD not in _CUSTOMIZED_METHOD_TO_QUANT_CONFIG:
         register_quantization_config(METHOD)(KeplerConfig)
+        experts.register()

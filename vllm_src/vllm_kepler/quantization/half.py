@@ -40,14 +40,8 @@ def checking(load: Callable[..., Any], name: str) -> Callable[..., Any]:
     return load_checked
 
 
-def product(layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x · weightᵀ + bias in float32, for x [..., k] and a float16 weight [n, k]."""
-    out = linear.half(x, layer.weight)
-    return out if bias is None else out + bias
-
-
-class HalfLinearMethod(UnquantizedLinearMethod):
-    """A linear layer whose weight is float16."""
+class HalfWeight:
+    """What float16 layers have in common; stands before upstream's method among the bases."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -58,29 +52,22 @@ class HalfLinearMethod(UnquantizedLinearMethod):
         super().create_weights(
             *sizes, params_dtype=torch.float16, weight_loader=checking(weight_loader, self.name), **named
         )
+
+    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x · weightᵀ + bias in float32, for x [..., k] and a float16 weight [n, k]."""
+        out = linear.half(x, layer.weight)
+        return out if bias is None else out + bias
+
+
+class HalfLinearMethod(HalfWeight, UnquantizedLinearMethod):
+    """A linear layer whose weight is float16."""
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """The weight stays as it is loaded; upstream packs it for another library here."""
 
-    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return product(layer, x, bias)
 
-
-class HalfEmbeddingMethod(UnquantizedEmbeddingMethod):
+class HalfEmbeddingMethod(HalfWeight, UnquantizedEmbeddingMethod):
     """An embedding, or a head, whose weight is float16."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def create_weights(
-        self, *sizes: Any, weight_loader: Callable[..., Any], params_dtype: torch.dtype, **named: Any
-    ) -> None:
-        super().create_weights(
-            *sizes, params_dtype=torch.float16, weight_loader=checking(weight_loader, self.name), **named
-        )
-
-    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return product(layer, x, bias)
 
     def embedding(self, layer: torch.nn.Module, input_: torch.Tensor) -> torch.Tensor:
         return embedding(input_, layer.weight).float()

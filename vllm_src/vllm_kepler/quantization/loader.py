@@ -57,6 +57,12 @@ class KeplerLoader(DefaultModelLoader):
             raise ValueError(f"{model_config.model}: tensor {self._tensor}: {reason}") from error
         logger.info("Loading weights took %.2f seconds", time.perf_counter() - begin)
         missing = sorted(expected - loaded) if loaded is not None else []
+        # Experts share a parameter: one that came does not stand for the others.
+        missing += [
+            f"{name} of expert {expert} ({shard})"
+            for name, parameter in model.named_parameters() if name not in missing
+            for expert, shard in sorted(getattr(parameter, "awaited", ()))
+        ]
         if missing:
             raise ValueError(
                 f"{model_config.model}: found no weights for {', '.join(missing[:5])} ({len(missing)} in all); "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,11 @@ class Layout:
     packed_input: bool
     order: tuple[int, ...] | None = None
 
+    @property
+    def codes_dim(self) -> int:
+        """Dimension along which codes are packed."""
+        return self.input_dim if self.packed_input else 1 - self.input_dim
+
 
 class PackedLinearMethod(upstream.LinearMethodBase):
     """A linear layer of codes of 4 or 8 bits."""
@@ -71,34 +76,27 @@ class PackedLinearMethod(upstream.LinearMethodBase):
         """
         scheme, layout = self.scheme, self.layout
         n, k = sum(output_partition_sizes), input_size_per_partition
-        self._check_shard(k, output_partition_sizes, input_size)
-        whole_row = scheme.group == WHOLE_ROW
-        groups = 1 if whole_row else k // scheme.group
+        check_shard(self.name, scheme, k, output_partition_sizes, input_size)
+        empty = empty_tensors(scheme, layout, n, k)
         # Rows that are one group keep their scale on every rank.
         dims = {"output_dim": 1 - layout.input_dim, "weight_loader": weight_loader}
         both = {**dims, "input_dim": layout.input_dim}
         words = {"packed_factor": scheme.per_word}
-
-        def empty(rows: int, columns: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
-            return torch.zeros((rows, columns) if layout.input_dim else (columns, rows), dtype=dtype)
-
-        if layout.packed_input:
-            codes, codes_dim = empty(n, k // scheme.per_word), layout.input_dim
-        else:
-            codes, codes_dim = empty(n // scheme.per_word, k), 1 - layout.input_dim
-        parameters = {layout.codes: PackedvLLMParameter(data=codes, packed_dim=codes_dim, **words, **both)}
-        scales = empty(n, groups, torch.float32)
-        parameters[layout.scales] = (
-            ChannelQuantScaleParameter(data=scales, **dims) if whole_row
-            else GroupQuantScaleParameter(data=scales, **both)
-        )
+        parameters = {
+            layout.codes: PackedvLLMParameter(data=empty[layout.codes], packed_dim=layout.codes_dim, **words, **both),
+            layout.scales: (
+                ChannelQuantScaleParameter(data=empty[layout.scales], **dims) if scheme.group == WHOLE_ROW
+                else GroupQuantScaleParameter(data=empty[layout.scales], **both)
+            ),
+        }
         if scheme.has_zeros:
-            zeros = {"data": empty(n // scheme.per_word, groups), "packed_dim": 1 - layout.input_dim, **words}
+            zeros = {"data": empty[layout.zeros], "packed_dim": 1 - layout.input_dim, **words}
             parameters[layout.zeros] = (
-                PackedColumnParameter(**zeros, **dims) if whole_row else PackedvLLMParameter(**zeros, **both)
+                PackedColumnParameter(**zeros, **dims) if scheme.group == WHOLE_ROW
+                else PackedvLLMParameter(**zeros, **both)
             )
         if layout.group_of_column:
-            order = torch.arange(k, dtype=torch.int32) // (k // groups)
+            order = torch.arange(k, dtype=torch.int32) // scheme.columns(k)
             loader = same_for_all(weight_loader, self.name)
             parameters[layout.group_of_column] = RowvLLMParameter(data=order, input_dim=0, weight_loader=loader)
         if layout.shape:
@@ -110,43 +108,12 @@ class PackedLinearMethod(upstream.LinearMethodBase):
             parameter.optional = name in (layout.group_of_column, layout.shape)
             layer.register_parameter(name, parameter)
 
-    def _check_shard(self, k: int, output_sizes: list[int], input_size: int) -> None:
-        scheme = self.scheme
-        if k % linear.ALIGNMENT:
-            raise ValueError(
-                f"{self.name}: found {k} columns a rank; expected a multiple of {linear.ALIGNMENT}. Choose another "
-                "tensor_parallel_size."
-            )
-        if scheme.group != WHOLE_ROW and k % scheme.group:
-            raise ValueError(
-                f"{self.name}: found {k} columns a rank ({input_size} over {input_size // k}) in groups of "
-                f"{scheme.group}; expected whole groups on each rank. Choose another tensor_parallel_size."
-            )
-        if scheme.act_order and scheme.group != WHOLE_ROW and k != input_size:
-            raise ValueError(
-                f"{self.name}: found act-order (desc_act) and {input_size // k} ranks; expected one: each rank's "
-                "columns would need the scales of all groups. Choose tensor_parallel_size 1, or a checkpoint without "
-                "act-order."
-            )
-        for size in output_sizes:
-            if size % scheme.per_word:
-                raise ValueError(
-                    f"{self.name}: found {size} rows a rank; expected a multiple of {scheme.per_word}, as many as "
-                    "the checkpoint packs in a word. Choose another tensor_parallel_size."
-                )
-
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Put `layer.packed`, what the kernels read, in the place of the parameters."""
-        scheme, layout = self.scheme, self.layout
-        codes_dim = layout.input_dim if layout.packed_input else 1 - layout.input_dim
-        codes = self._rows(unpack_words(getattr(layer, layout.codes).data, scheme.bits, codes_dim, layout.order))
-        scales = self._rows(getattr(layer, layout.scales).data)
-        zeros = permutation = None
-        if scheme.has_zeros:
-            words = getattr(layer, layout.zeros).data
-            zeros = self._rows(unpack_words(words, scheme.bits, 1 - layout.input_dim, layout.order))
-            # In more bits than a code has: an offset may lead to 2^bits.
-            zeros = zeros.float() + scheme.zero_offset
+        layout, permutation = self.layout, None
+        codes, scales, zeros = read_tensors(
+            self.scheme, layout, {name: parameter.data for name, parameter in layer.named_parameters(recurse=False)}
+        )
         if layout.group_of_column:
             permutation = order_of_groups(getattr(layer, layout.group_of_column).data, scales.shape[1], self.name)
             if permutation is not None:
@@ -155,13 +122,9 @@ class PackedLinearMethod(upstream.LinearMethodBase):
             if name and hasattr(layer, name):
                 delattr(layer, name)
         try:
-            layer.packed = linear.pack(codes, scales, zeros, scheme.bits, permutation)
+            layer.packed = linear.pack(codes, scales, zeros, self.scheme.bits, permutation)
         except ValueError as error:
             raise ValueError(f"{self.name}: found {error}. Choose another checkpoint of the model.") from None
-
-    def _rows(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor of the checkpoint as [n, ...]."""
-        return tensor if self.layout.input_dim else tensor.T
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         out = linear.packed(x, layer.packed)
@@ -171,6 +134,63 @@ class PackedLinearMethod(upstream.LinearMethodBase):
 # Upstream hands the parameter classes above their own loaders only where it knows the method by name.
 if PackedLinearMethod.__name__ not in upstream.WEIGHT_LOADER_V2_SUPPORTED:
     upstream.WEIGHT_LOADER_V2_SUPPORTED.append(PackedLinearMethod.__name__)
+
+
+def check_shard(name: str, scheme: Scheme, k: int, output_sizes: list[int], input_size: int) -> None:
+    """Raise ValueError where a rank's k of input_size columns, or its rows, cannot be cut out of a checkpoint."""
+    if k % linear.ALIGNMENT:
+        raise ValueError(
+            f"{name}: found {k} columns a rank; expected a multiple of {linear.ALIGNMENT}. Choose another "
+            "tensor_parallel_size."
+        )
+    if scheme.group != WHOLE_ROW and k % scheme.group:
+        raise ValueError(
+            f"{name}: found {k} columns a rank ({input_size} over {input_size // k}) in groups of "
+            f"{scheme.group}; expected whole groups on each rank. Choose another tensor_parallel_size."
+        )
+    if scheme.act_order and scheme.group != WHOLE_ROW and k != input_size:
+        raise ValueError(
+            f"{name}: found act-order (desc_act) and {input_size // k} ranks; expected one: each rank's "
+            "columns would need the scales of all groups. Choose tensor_parallel_size 1, or a checkpoint without "
+            "act-order."
+        )
+    for size in output_sizes:
+        if size % scheme.per_word:
+            raise ValueError(
+                f"{name}: found {size} rows a rank; expected a multiple of {scheme.per_word}, as many as "
+                "the checkpoint packs in a word. Choose another tensor_parallel_size."
+            )
+
+
+def empty_tensors(scheme: Scheme, layout: Layout, n: int, k: int, *before: int) -> dict[str, torch.Tensor]:
+    """Tensors of zeros by name, to load what a checkpoint has for a matrix [n, k]; `before` are dimensions in front."""
+    groups = k // scheme.columns(k)
+
+    def empty(rows: int, columns: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.zeros(*before, *((rows, columns) if layout.input_dim else (columns, rows)), dtype=dtype)
+
+    along_k, along_n = (k // scheme.per_word, n) if layout.packed_input else (k, n // scheme.per_word)
+    tensors = {layout.codes: empty(along_n, along_k), layout.scales: empty(n, groups, torch.float32)}
+    if scheme.has_zeros:
+        tensors[layout.zeros] = empty(n // scheme.per_word, groups)
+    return tensors
+
+
+def read_tensors(
+    scheme: Scheme, layout: Layout, tensors: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Codes, scales and zeros of a matrix [n, k], as linear.pack takes them, out of a checkpoint's tensors."""
+
+    def rows(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if layout.input_dim else tensor.T
+
+    codes = rows(unpack_words(tensors[layout.codes], scheme.bits, layout.codes_dim, layout.order))
+    scales, zeros = rows(tensors[layout.scales]), None
+    if scheme.has_zeros:
+        zeros = rows(unpack_words(tensors[layout.zeros], scheme.bits, 1 - layout.input_dim, layout.order))
+        # In more bits than a code has: an offset may lead to 2^bits.
+        zeros = zeros.float() + scheme.zero_offset
+    return codes, scales, zeros
 
 
 def unpack_words(words: torch.Tensor, bits: int, dim: int, order: tuple[int, ...] | None) -> torch.Tensor:

@@ -1,0 +1,168 @@
+"""Experts of mixtures that are stored in fewer bits than float32: float16, and the codes of quantized checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from vllm.model_executor.layers.fused_moe import FusedMoE
+from vllm.model_executor.layers.fused_moe.layer import FusedMoeWeightScaleSupported
+from vllm.model_executor.models.registry import ModelRegistry
+from vllm.model_executor.utils import set_weight_attrs
+
+from ..moe import KeplerMoEMethod
+from ..ops import linear, moe
+from .half import checking
+from .packed import Layout, check_shard, empty_tensors, read_tensors
+from .scheme import WHOLE_ROW, Scheme
+
+# What a layer's weight loader calls the gate's and the other matrix in one, and the last.
+BOTH, DOWN = "w13", "w2"
+
+
+class HalfExpertsMethod(KeplerMoEMethod):
+    """Experts whose weights are float16."""
+
+    def __init__(self, layer: FusedMoE, name: str) -> None:
+        super().__init__(layer.moe_config)
+        self.name = name
+
+    def create_parameters(
+        self,
+        layer: torch.nn.Module,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        params_dtype: torch.dtype,
+        weight_loader: Callable[..., Any],
+        **named: Any,
+    ) -> None:
+        super().create_parameters(
+            layer, num_experts, hidden_size, intermediate_size, torch.float16,
+            weight_loader=checking(weight_loader, self.name), **named,
+        )
+
+
+class PackedExpertsMethod(KeplerMoEMethod):
+    """Experts of codes of 4 or 8 bits."""
+
+    def __init__(self, layer: FusedMoE, name: str, scheme: Scheme, layout: Layout) -> None:
+        super().__init__(layer.moe_config)
+        self.name = name
+        self.scheme = scheme
+        self.layout = layout
+        if scheme.act_order:
+            refuse_act_order(name)
+
+    def create_parameters(
+        self,
+        layer: torch.nn.Module,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        params_dtype: torch.dtype,
+        weight_loader: Callable[..., Any],
+        **named: Any,
+    ) -> None:
+        """The checkpoint's tensors of all experts, one above the other.
+
+        Raises ValueError for a shard that cannot be cut out of the checkpoint.
+        """
+        scheme, layout, ranks = self.scheme, self.layout, layer.tp_size
+        check_shard(f"{self.name}.{BOTH}", scheme, hidden_size, [intermediate_size] * 2, hidden_size)
+        check_shard(f"{self.name}.{DOWN}", scheme, intermediate_size, [hidden_size], intermediate_size * ranks)
+        strategy = FusedMoeWeightScaleSupported.CHANNEL if scheme.group == WHOLE_ROW else (
+            FusedMoeWeightScaleSupported.GROUP
+        )
+        # Without is_transposed the loader takes the dimension before the last for the one along the rows.
+        attributes = {
+            "weight_loader": weight_loader, "is_transposed": layout.input_dim == 0, "quant_method": strategy.value,
+            **named,
+        }
+        for part, n, k in ((BOTH, 2 * intermediate_size, hidden_size), (DOWN, hidden_size, intermediate_size)):
+            tensors = empty_tensors(scheme, layout, n, k, num_experts)
+            loaders = dict.fromkeys(tensors, weight_loader)
+            if layout.group_of_column:
+                loaders[layout.group_of_column] = in_order(self.name, scheme)
+            if layout.shape:
+                loaders[layout.shape] = passing_over
+            for name, loader in loaders.items():
+                optional = name not in tensors
+                parameter = torch.nn.Parameter(
+                    torch.empty(0, dtype=torch.int32) if optional else tensors[name], requires_grad=False
+                )
+                set_weight_attrs(parameter, {**attributes, "weight_loader": loader, "optional": optional})
+                layer.register_parameter(f"{part}_{name}", parameter)
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Put `layer.w13_packed` and `layer.w2_packed`, what the kernels read, in the place of the parameters."""
+        for part in (BOTH, DOWN):
+            parameters = {
+                name.removeprefix(f"{part}_"): parameter.data
+                for name, parameter in layer.named_parameters(recurse=False) if name.startswith(f"{part}_")
+            }
+            for name in parameters:
+                delattr(layer, f"{part}_{name}")
+            setattr(layer, f"{part}_packed", self._pack(parameters))
+
+    def _pack(self, tensors: dict[str, torch.Tensor]) -> linear.Packed:
+        """The matrices [n, k] of all experts as one of num_experts · n rows."""
+        wanted = [name for name in (self.layout.codes, self.layout.scales, self.layout.zeros) if name in tensors]
+        whole: list[torch.Tensor] | None = None
+        num_experts = len(tensors[self.layout.codes])
+        for expert in range(num_experts):
+            parts = read_tensors(self.scheme, self.layout, {name: tensors[name][expert] for name in wanted})
+            if whole is None:
+                whole = [None if part is None else part.new_empty(num_experts, *part.shape) for part in parts]
+            for to, part in zip(whole, parts, strict=True):
+                if part is not None:
+                    to[expert] = part
+        tensors.clear()
+        codes, scales, zeros = (None if part is None else part.flatten(0, 1) for part in whole)
+        try:
+            return linear.pack(codes, scales, zeros, self.scheme.bits)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: found {error}. Choose another checkpoint of the model.") from None
+
+    def matrices(self, layer: torch.nn.Module) -> tuple[moe.Experts, moe.Experts]:
+        return layer.w13_packed, layer.w2_packed
+
+
+def refuse_act_order(name: str) -> NoReturn:
+    """Raise ValueError for experts whose columns lie in the order of their activations."""
+    raise ValueError(
+        f"{name}: found experts with act-order (desc_act, g_idx); expected columns in the order of their groups: each "
+        "expert would take its input in an order of its own. Choose a checkpoint without act-order."
+    )
+
+
+def in_order(name: str, scheme: Scheme) -> Callable[..., Any]:
+    """A loader for the groups of an expert's columns, which need no memory where they are in order."""
+
+    def load_order(parameter: torch.nn.Parameter, loaded: torch.Tensor, *shard: Any, **named: Any) -> bool:
+        columns = len(loaded)
+        if not torch.equal(loaded.long().cpu(), torch.arange(columns) // scheme.columns(columns)):
+            refuse_act_order(name)
+        return True
+
+    return load_order
+
+
+def passing_over(parameter: torch.nn.Parameter, loaded: torch.Tensor, *shard: Any, **named: Any) -> bool:
+    """A loader for what nobody reads."""
+    return True
+
+
+def parts_of(prefix: str) -> tuple[str, ...]:
+    """What a checkpoint calls an expert's matrices."""
+    # As Mixtral has them, and those after it that took its name for the block.
+    return ("w1", "w2", "w3") if "block_sparse_moe" in prefix else ("gate_proj", "up_proj", "down_proj")
+
+
+def register() -> None:
+    """Serve a quantized Mixtral by the class of the unquantized one.
+
+    Upstream's class for it runs each expert on all tokens: its method for such experts was not there yet.
+    """
+    ModelRegistry.models["QuantMixtralForCausalLM"] = ModelRegistry.models["MixtralForCausalLM"]
