@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from serve_once import serve
 from tiny_models import TinyModel, assert_same
 from vllm_kepler.quantization import gptq
+from vllm_kepler.quantization.config import read
 from vllm_kepler.quantization.packed import PackedLinearMethod
-from vllm_kepler.quantization.scheme import Scheme
+from vllm_kepler.quantization.scheme import WORKS, Scheme
 
 BLOCKS = {"num_gpu_blocks_override": 128}
 KINDS = {
@@ -142,7 +143,6 @@ def test_perplexity(engine, tmp_path):
         assert found == pytest.approx(exact, rel=0.05)
 
 
-WORKS = "expected one of: GPTQ with 4 or 8 bits, AWQ with 4 bits"
 CT = KINDS["ct-4"].config()
 GROUP = CT["config_groups"]["group_0"]
 WEIGHTS = GROUP["weights"]
@@ -180,14 +180,21 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_what_works(name):
+    config, found = REFUSED[name]
+    with pytest.raises(ValueError, match=r"^quantization: ") as refusal:
+        read(config)
+    assert found in str(refusal.value)
+    assert WORKS in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["fp8", "bitsandbytes", "gptq marlin", "w8a8"])
 def test_refused_before_weights_are_read(tmp_path, engine, tiny, name):
     config, found = REFUSED[name]
     model = rewrite_config(tiny("llama"), tmp_path / "model", lambda whole: whole.update(quantization_config=config))
     (model.directory / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"quantization: ") as refusal:
+    with pytest.raises(ValueError, match=rf"quantization: {found}"):
         engine(model)
-    assert found in str(refusal.value)
-    assert WORKS in str(refusal.value)
 
 
 @pytest.mark.parametrize("method", ["fp8", "bitsandbytes", "gptq"])

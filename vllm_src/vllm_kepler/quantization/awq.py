@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .packed import Layout
-from .scheme import Scheme, checked, refuse
+from .scheme import GROUPS, Scheme, checked, refuse
 
 LAYOUT = Layout(
     codes="qweight", scales="scales", zeros="qzeros", group_of_column=None, shape=None, input_dim=0,
@@ -48,8 +48,9 @@ def read(config: Mapping[str, Any]) -> AwqCheckpoint:
     version = str(config.get("version") or "gemm").lower()
     if version != "gemm":
         refuse(f"awq of version {version}")
-    bits = config.get("bits", config.get("w_bit"))
-    if bits != 4:
-        refuse(f"awq with {bits} bits")
-    scheme = checked(Scheme(bits, config.get("group_size", config.get("q_group_size"))), "awq")
+    bits, group = (
+        config[other] if config.get(other) is not None else config.get(name)
+        for name, other in (("bits", "w_bit"), ("group_size", "q_group_size"))
+    )
+    scheme = checked(Scheme(bits, group), "awq", bits=(4,), groups=GROUPS[:-1])
     return AwqCheckpoint(scheme, tuple(config.get("modules_to_not_convert") or ()))

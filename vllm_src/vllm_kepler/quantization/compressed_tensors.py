@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .packed import Layout
-from .scheme import WHOLE_ROW, Scheme, checked, refuse
+from .scheme import GROUPS, WHOLE_ROW, Scheme, checked, refuse
 
 LAYOUT = Layout(
     codes="weight_packed", scales="weight_scale", zeros="weight_zero_point", group_of_column=None,
@@ -90,4 +90,4 @@ def _scheme(group: Mapping[str, Any]) -> Scheme:
         refuse(f"{METHOD} with act-order of groups (actorder: {order})")
     size = weights.get("group_size") if strategy == "group" else WHOLE_ROW
     scheme = Scheme(weights.get("num_bits"), size, has_zeros=not weights.get("symmetric", True))
-    return checked(scheme, METHOD)
+    return checked(scheme, METHOD, groups=GROUPS[:-1] if strategy == "group" else (WHOLE_ROW,))

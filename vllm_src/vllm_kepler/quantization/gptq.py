@@ -50,7 +50,7 @@ def read(config: Mapping[str, Any]) -> GptqCheckpoint:
 
     Raises ValueError for what the port does not have.
     """
-    written = config.get("checkpoint_format") or "gptq"
+    written = str(config.get("checkpoint_format") or "gptq").lower()
     if written not in FORMATS or config.get("is_marlin_format"):
         refuse(f"gptq in the format {'marlin' if config.get('is_marlin_format') else written}")
     if config.get("lm_head"):

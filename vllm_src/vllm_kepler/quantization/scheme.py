@@ -13,7 +13,7 @@ from typing import NoReturn, Protocol
 METHOD = "kepler"
 BITS = (4, 8)
 WHOLE_ROW = -1
-SMALLEST_GROUP = 32
+GROUPS = (32, 64, 128, WHOLE_ROW)
 WORKS = (
     "GPTQ with 4 or 8 bits, AWQ with 4 bits (version gemm), compressed-tensors pack-quantized with 4 or 8 bits and "
     "unquantized activations (w4a16, w8a16), a directory with one GGUF file of a Llama, Mistral, Qwen2 or Qwen3 (Q4_0, "
@@ -66,14 +66,14 @@ def refuse(found: str) -> NoReturn:
     raise ValueError(f"quantization: found {found}; expected one of: {WORKS}. Choose such a checkpoint of the model.")
 
 
-def checked(scheme: Scheme, method: str) -> Scheme:
+def checked(scheme: Scheme, method: str, bits: Sequence[int] = BITS, groups: Sequence[int] = GROUPS) -> Scheme:
     """The scheme itself.
 
-    Raises ValueError for bits or groups that the port does not have.
+    Raises ValueError for bits or groups that the port does not have for the method.
     """
-    if scheme.bits not in BITS:
+    # True is 1 and 4.0 is 4, but no checkpoint means that.
+    if type(scheme.bits) is not int or scheme.bits not in bits:
         refuse(f"{method} with {scheme.bits} bits")
-    group = scheme.group
-    if group != WHOLE_ROW and (not isinstance(group, int) or group < SMALLEST_GROUP or group & (group - 1)):
-        refuse(f"{method} with group size {group} (32, 64, 128, ..., or -1 for the whole row, is expected)")
+    if type(scheme.group) is not int or scheme.group not in groups:
+        refuse(f"{method} with group size {scheme.group} (one of {', '.join(map(str, groups))} is expected)")
     return scheme
