@@ -52,3 +52,8 @@ def test_preemption(tiny, engine):
     for index in range(4):
         assert_same(model, got[index::4])
     assert llm.llm_engine.scheduler[0].num_cumulative_preemption > 0
+
+
+def test_the_cache_is_no_larger_than_its_sequences_need(tiny, engine):
+    """16 sequences of 512 tokens, in blocks of 16."""
+    assert engine(tiny("llama")).llm_engine.cache_config.num_gpu_blocks == 16 * 512 // 16

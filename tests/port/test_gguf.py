@@ -23,8 +23,6 @@ from host import model_files  # noqa: E402
 from kepler_controller import model_families  # noqa: E402
 from kepler_controller.capacity import storage_of, weight_bytes  # noqa: E402
 
-BLOCKS = {"num_gpu_blocks_override": 128}
-
 
 @pytest.mark.parametrize("kind", BITS, ids=lambda kind: kind.name)
 def test_codes_stand_for_what_the_file_does(kind, seed):
@@ -97,14 +95,14 @@ def test_answers_are_those_of_the_dequantized_model(model_of, engine, name):
     model = model_of(name)
     # The bound leaves something to compare.
     assert (torch.tensor(model.margins) > model.bound).float().mean() > 0.7
-    assert_same(model, generate(engine(model, **BLOCKS), model.prompts, len(model.answers[0])))
+    assert_same(model, generate(engine(model), model.prompts, len(model.answers[0])))
 
 
 def test_pieces_of_fused_layers(model_of, engine):
     """Neighbouring parts of a form are one product, floats are of the dtype that is asked for, and all of it takes the
     bytes that the planner counts from the file's header."""
     made = model_of("q4_k_m")
-    model = model_inside(engine(made, dtype="half", **BLOCKS))
+    model = model_inside(engine(made, dtype="half"))
     pieces = {path: module.pieces for path, module in model.named_modules() if hasattr(module, "pieces")}
     forms = {
         path: [(piece.bits, piece.n) if isinstance(piece, linear.Packed) else (str(piece.dtype), len(piece))
@@ -143,7 +141,7 @@ def test_two_ranks(model_of):
     """A rank's columns end in the middle of a block of 256 where vLLM cuts o_proj."""
     model = model_of("q4_k_m")
     assert SIZES["hidden_size"] // 2 % 256
-    done = serve(model, tensor_parallel_size=2, **BLOCKS)
+    done = serve(model, tensor_parallel_size=2)
     assert done.status == 0, done.printed
     assert_same(model, done.ids)
 
@@ -157,7 +155,7 @@ def refusal(engine, tmp_path, seed):
         write(fresh_model(family, seed, **SIZES), directory, lambda name: Type.Q4_0, change=change)
         after(directory)
         with pytest.raises(ValueError) as error:
-            engine(TinyModel(directory, [], [], [], 0.0, 512), **{**BLOCKS, **options})
+            engine(TinyModel(directory, [], [], [], 0.0, 512), **options)
         return str(error.value)
 
     return get

@@ -9,7 +9,6 @@ from serve_once import serve
 from tiny_models import assert_same
 
 # Enough for the prompts; a small cache is quicker to fill with zeros.
-BLOCKS = {"num_gpu_blocks_override": 128}
 MODELS = {
     "llama": ("llama", {}),
     "llama-bfloat16": ("llama", {"dtype": torch.bfloat16}),
@@ -43,7 +42,7 @@ def test_answers_are_those_of_rounded_weights(half, engine, name):
     model = half(name)
     # The bound leaves something to compare: most margins lie far above it.
     assert (torch.tensor(model.margins) > model.bound).float().mean() > 0.8
-    llm = engine(model, dtype="half", **BLOCKS)
+    llm = engine(model, dtype="half")
     assert_same(model, generate(llm, model.prompts))
     worker = worker_of(llm)
     assert {tensor.dtype for cache in worker.cpu_cache for tensor in cache} == {torch.float16}
@@ -53,16 +52,15 @@ def test_answers_are_those_of_rounded_weights(half, engine, name):
         assert parameter.dtype is (torch.float16 if matrix else torch.float32), own
 
 
-def test_cache_of_the_same_bytes_holds_twice_the_blocks(half, engine, monkeypatch):
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    blocks = [engine(half("llama"), dtype=dtype).llm_engine.cache_config.num_gpu_blocks for dtype in ("half", "float")]
-    assert blocks[0] == 2 * blocks[1]
+def test_a_block_of_the_cache_takes_half_the_bytes(half, engine):
+    sizes = [worker_of(engine(half("llama"), dtype=dtype)).get_cache_block_size_bytes() for dtype in ("half", "float")]
+    assert 2 * sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "qwen2"])
 def test_two_ranks(half, name):
     model = half(name)
-    done = serve(model, dtype="half", tensor_parallel_size=2, **BLOCKS)
+    done = serve(model, dtype="half", tensor_parallel_size=2)
     assert done.status == 0, done.printed
     assert_same(model, done.ids)
 
@@ -83,10 +81,10 @@ def test_what_float16_cannot_hold_is_refused(half, engine, tmp_path, tensor, val
     """The message names the tensor of the checkpoint and its magnitude; bfloat16 rounds 70000 to 70144."""
     damaged = with_value(half("llama-bfloat16"), tmp_path / "model", tensor, value)
     with pytest.raises(ValueError, match=rf"tensor {tensor} \(bfloat16 .*of magnitude {found}; expected at most 65504"):
-        engine(damaged, dtype="half", **BLOCKS)
+        engine(damaged, dtype="half")
 
 
 def test_a_norm_beyond_float16_is_served(half, engine, tmp_path):
     """It is stored as float32."""
     large = with_value(half("llama-bfloat16"), tmp_path / "model", "model.norm.weight", 70000.0)
-    engine(large, dtype="half", **BLOCKS)
+    engine(large, dtype="half")

@@ -17,7 +17,6 @@ from vllm_kepler.quantization.scheme import Scheme
 
 # Routing and experts are slow in transformers: a few tokens, and a prompt that gives each expert several rows.
 ASKED = {"lengths": (1, 33), "tokens": 8}
-BLOCKS = {"num_gpu_blocks_override": 128}
 # Checkpoints leave routers as they are.
 ROUTERS = ("moe.gate", "mlp.gate", "shared_expert_gate")
 # name -> (family, kind); Mixtral's matrices have 128 and 256 columns, the experts of Qwen 128 and 64.
@@ -107,7 +106,7 @@ def layers_of(llm):
 def test_float16(made, engine, family):
     """Token for token what transformers answers with the weights, and the keys and values, rounded to float16."""
     model = made(family)
-    llm = engine(model, dtype="half", **BLOCKS)
+    llm = engine(model, dtype="half")
     assert_same(model, answers(llm, model))
     for layer in layers_of(llm).values():
         assert {parameter.dtype for parameter in layer.parameters()} == {torch.float16}
@@ -117,7 +116,7 @@ def test_float16(made, engine, family):
 def test_codes(made, engine, name):
     """Token for token what transformers answers with the weights that the checkpoint stands for."""
     model = made(name)
-    llm = engine(model, **BLOCKS)
+    llm = engine(model)
     assert_same(model, answers(llm, model))
     kind = QUANTIZED[name][1]
     for path, layer in layers_of(llm).items():
@@ -132,7 +131,7 @@ def test_codes(made, engine, name):
 def test_half_stores_the_rest(made, engine):
     """With dtype half the experts that a checkpoint leaves as they were are float16."""
     model = made("gptq-some")
-    for path, layer in layers_of(engine(model, dtype="half", **BLOCKS)).items():
+    for path, layer in layers_of(engine(model, dtype="half")).items():
         assert hasattr(layer, "w13_packed") is ("layers.0" in path)
         assert {parameter.dtype for parameter in layer.parameters()} <= {torch.float16}
 
@@ -141,13 +140,13 @@ def test_gate_is_the_router_and_not_a_gate_proj(made, engine, tmp_path):
     """AWQ lists parts of names that are not quantized."""
     model = rewrite_config(made("awq-32"), tmp_path / "model",
                            lambda whole: whole["quantization_config"].update(modules_to_not_convert=["gate"]))
-    assert_same(model, answers(engine(model, **BLOCKS), model))
+    assert_same(model, answers(engine(model), model))
 
 
 @pytest.mark.parametrize(("name", "options"), [("qwen2-moe", {"dtype": "half"}), ("gptq-32", {})])
 def test_two_ranks(made, name, options):
     model = made(name)
-    done = serve(model, tensor_parallel_size=2, **options, **BLOCKS)
+    done = serve(model, tensor_parallel_size=2, **options)
     assert done.status == 0, done.printed
     assert_same(model, done.ids)
 
@@ -225,7 +224,7 @@ def test_what_float16_cannot_hold_is_refused(made, engine, tmp_path):
     tensor = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
     model = changed(made("mixtral"), tmp_path / "model", lambda tensors: tensors[tensor][5, 7].fill_(70000))
     with pytest.raises(ValueError, match=rf"tensor {tensor} \(.*of magnitude 70000; expected at most 65504"):
-        engine(model, dtype="half", **BLOCKS)
+        engine(model, dtype="half")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +236,7 @@ def test_a_missing_expert_is_refused(made, engine, tmp_path, name, tensor, found
     """One tensor of the other experts' file does not stand for it, in float32 neither."""
     model = changed(made(name), tmp_path / "model", lambda tensors: tensors.pop(tensor))
     with pytest.raises(ValueError, match=rf"found no weights for model\.layers.*experts\.{found} \(1 in all\)"):
-        engine(model, **BLOCKS)
+        engine(model)
 
 
 def test_different_schemes_in_a_layer_are_refused(made, engine, tmp_path):
@@ -245,7 +244,7 @@ def test_different_schemes_in_a_layer_are_refused(made, engine, tmp_path):
     model = rewrite_config(made("gptq-32"), tmp_path / "model",
                            lambda whole: whole["quantization_config"]["dynamic"].update({rule: {}}))
     with pytest.raises(ValueError, match=r"layers\.1\..*experts: found different quantization of .*\.3\.w2; expected"):
-        engine(model, **BLOCKS)
+        engine(model)
 
 
 def test_scattered_columns_are_refused(made, engine, tmp_path):
@@ -255,12 +254,12 @@ def test_scattered_columns_are_refused(made, engine, tmp_path):
         lambda tensors: tensors["model.layers.0.block_sparse_moe.experts.1.w1.g_idx"].copy_(torch.arange(128) % 4),
     )
     with pytest.raises(ValueError, match=r"tensor .*experts\.1\.w1\.g_idx .*found experts with act-order"):
-        engine(scattered, **BLOCKS)
+        engine(scattered)
     said = rewrite_config(made("gptq-32"), tmp_path / "said",
                           lambda whole: whole["quantization_config"].update(desc_act=True))
     (said.directory / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"^model\.layers\.0\..*experts: found experts with act-order"):
-        engine(said, **BLOCKS)
+        engine(said)
 
 
 SHARDS = {

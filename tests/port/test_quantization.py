@@ -17,7 +17,6 @@ from vllm_kepler.quantization.config import read
 from vllm_kepler.quantization.packed import PackedLinearMethod
 from vllm_kepler.quantization.scheme import WORKS, Scheme
 
-BLOCKS = {"num_gpu_blocks_override": 128}
 KINDS = {
     "gptq-32": Kind("gptq", group=32),
     "gptq-64-v2": Kind("gptq", group=64, version="gptq_v2"),
@@ -61,7 +60,7 @@ def modules_of(llm):
 def test_answers_are_those_of_the_dequantized_model(quantized, engine, name):
     """Token for token; fused layers (qkv, gate and up) and layers of their own."""
     model = quantized("llama", name)
-    llm = engine(model, **BLOCKS)
+    llm = engine(model)
     assert_same(model, generate(llm, model.prompts))
     kind, packed = KINDS[name], 0
     for path, module in modules_of(llm).items():
@@ -80,7 +79,7 @@ def test_answers_are_those_of_the_dequantized_model(quantized, engine, name):
 @pytest.mark.parametrize("name", ["gptq-32", "awq-32", "ct-4-asymmetric"])
 def test_bias(quantized, engine, name):
     model = quantized("qwen2", name)
-    assert_same(model, generate(engine(model, **BLOCKS), model.prompts))
+    assert_same(model, generate(engine(model), model.prompts))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ def test_bias(quantized, engine, name):
 def test_two_ranks(quantized, family, name):
     """Shards of columns (qkv, gate and up) and of rows (o, down)."""
     model = quantized(family, name)
-    done = serve(model, tensor_parallel_size=2, **BLOCKS)
+    done = serve(model, tensor_parallel_size=2)
     assert done.status == 0, done.printed
     assert_same(model, done.ids)
 
@@ -99,7 +98,7 @@ def test_two_ranks(quantized, family, name):
 @pytest.mark.parametrize("name", ["gptq-act-32", "awq-some", "ct-8-row"])
 def test_half_stores_the_rest(quantized, engine, name):
     """With dtype half what is not quantized, and the cache, are float16."""
-    llm = engine(quantized("qwen2", name), dtype="half", **BLOCKS)
+    llm = engine(quantized("qwen2", name), dtype="half")
     worker = llm.llm_engine.model_executor.driver_worker.worker
     assert {tensor.dtype for cache in worker.cpu_cache for tensor in cache} == {torch.float16}
     for path, parameter in worker.model_runner.model.named_parameters():
@@ -133,12 +132,12 @@ def test_perplexity(engine, tmp_path):
     text = " ".join((Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8").split())
     tokens = transformers.AutoTokenizer.from_pretrained(LICENCE)(text, verbose=False)["input_ids"]
     whole = TinyModel(LICENCE, [], [], [], 0.0, WINDOW)
-    exact = perplexity(engine(whole, **BLOCKS), tokens)
-    assert perplexity(engine(whole, dtype="half", **BLOCKS), tokens) == pytest.approx(exact, rel=0.01)
+    exact = perplexity(engine(whole), tokens)
+    assert perplexity(engine(whole, dtype="half"), tokens) == pytest.approx(exact, rel=0.01)
     for kind in (KINDS["gptq-32"], KINDS["awq-32"], KINDS["ct-4"], Kind("gptq", group=64)):
         directory = tmp_path / f"{kind.method}-{kind.group}"
         write(transformers.AutoModelForCausalLM.from_pretrained(LICENCE), directory, kind)
-        found = perplexity(engine(replace(whole, directory=directory), **BLOCKS), tokens)
+        found = perplexity(engine(replace(whole, directory=directory)), tokens)
         print(f"perplexity {exact:.5f}, {kind.method} in groups of {kind.group}: {found:.5f}")
         assert found == pytest.approx(exact, rel=0.05)
 
@@ -205,7 +204,7 @@ def test_methods_by_name_need_a_checkpoint(tiny, engine, method):
 
 def test_a_method_by_name_beside_its_checkpoint(quantized, engine):
     model = quantized("llama", "gptq-32")
-    assert_same(model, generate(engine(model, quantization="gptq", **BLOCKS), model.prompts))
+    assert_same(model, generate(engine(model, quantization="gptq"), model.prompts))
 
 
 def test_one_line_for_the_user(quantized, tmp_path):
@@ -246,7 +245,7 @@ def test_different_schemes_in_a_fused_layer_are_refused(quantized, engine, tmp_p
     model = rewrite_config(quantized("llama", "gptq-32"), tmp_path / "model",
                            lambda whole: whole["quantization_config"]["dynamic"].update({r"-:.*\.k_proj": {}}))
     with pytest.raises(ValueError, match=r"qkv_proj: found different quantization of .*k_proj"):
-        engine(model, **BLOCKS)
+        engine(model)
 
 
 def cut(path):
@@ -296,14 +295,14 @@ def test_a_tensor_of_another_shape_is_refused(quantized, engine, tmp_path, tenso
 
     model = changed(quantized("llama", "gptq-32"), tmp_path / "model", change)
     with pytest.raises(ValueError, match=rf"tensor {tensor} \(\w+ \[{', '.join(map(str, shape))}\]\): "):
-        engine(model, **BLOCKS)
+        engine(model)
 
 
 def test_a_missing_tensor_is_refused(quantized, engine, tmp_path):
     model = changed(quantized("llama", "awq-32"), tmp_path / "model",
                     lambda tensors: tensors.pop("model.layers.1.mlp.down_proj.qzeros"))
     with pytest.raises(ValueError, match=r"found no weights for model\.layers\.1\.mlp\.down_proj\.qzeros \(1 in all\)"):
-        engine(model, **BLOCKS)
+        engine(model)
 
 
 def test_different_orders_in_a_fused_layer_are_refused(quantized, engine, tmp_path):
@@ -313,4 +312,4 @@ def test_different_orders_in_a_fused_layer_are_refused(quantized, engine, tmp_pa
 
     model = changed(quantized("llama", "gptq-act-32"), tmp_path / "model", change)
     with pytest.raises(ValueError, match=r"qkv_proj: found different orders of columns \(g_idx\)"):
-        engine(model, **BLOCKS)
+        engine(model)
