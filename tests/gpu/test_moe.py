@@ -7,17 +7,14 @@ by (2.13 (k + 16) + 8) u g p. The second product adds (size + 16) u of its own, 
 top_k + 8.
 """
 
-import os
-
 import pytest
 import torch
 from quantized_models import Kind, half_model, quantized_model
-from serve_once import serve
+from test_engine import GPUS, on_gpu
 from tiny_models import assert_same
 from vllm_kepler.ops import linear, moe
 from vllm_kepler.ops.library import LibraryError
 
-GPUS = torch.cuda.device_count()
 pytestmark = pytest.mark.skipif(GPUS == 0, reason="needs an NVIDIA GPU")
 UNIT = 2.0**-24
 STORAGES = ["float32", "float16", "int8", "int8-zeros", "int4", "int4-zeros"]
@@ -147,12 +144,4 @@ def test_engine(tmp_path, seed, name):
         model = quantized_model(family, tmp_path, seed, kind, asked)
     else:
         model = half_model(family, tmp_path, seed, asked=asked)
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-    done = serve(
-        model,
-        {"VLLM_KEPLER_DEVICE": "", "VLLM_KEPLER_VERIFY": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-         "CUDA_VISIBLE_DEVICES": str(worker % GPUS)},
-        dtype="float32" if kind else "half", gpu_memory_utilization=0.3, swap_space=1, num_gpu_blocks_override=512,
-    )
-    assert done.status == 0, done.printed[-8000:]
-    assert_same(model, done.ids)
+    assert_same(model, on_gpu(model, dtype="float32" if kind else "half").ids)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_models import CONTEXT, FAMILIES, NEW_TOKENS, PROMPT_LENGTHS, SHAPE, TinyModel, greedy
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -300,3 +300,15 @@ def rewrite_config(model: TinyModel, directory: Path, change: Callable[[dict[str
     change(config)
     (directory / "config.json").write_text(json.dumps(config))
     return replace(model, directory=directory)
+
+
+def rewrite_tensors(
+    model: TinyModel, directory: Path, change: Callable[[dict[str, torch.Tensor]], None]
+) -> TinyModel:
+    """A copy of the checkpoint whose tensors are changed."""
+    model = rewrite_config(model, directory, lambda whole: None)
+    path = model.directory / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+    return model

@@ -3,12 +3,10 @@
 import pytest
 import torch
 from conftest import generate
-from quantized_models import half_model, rewrite_config
-from safetensors.torch import load_file, save_file
+from quantized_models import half_model, rewrite_tensors
 from serve_once import serve
 from tiny_models import assert_same
 
-# Enough for the prompts; a small cache is quicker to fill with zeros.
 MODELS = {
     "llama": ("llama", {}),
     "llama-bfloat16": ("llama", {"dtype": torch.bfloat16}),
@@ -67,12 +65,11 @@ def test_two_ranks(half, name):
 
 def with_value(model, directory, tensor, value):
     """A copy of the checkpoint with one other number."""
-    model = rewrite_config(model, directory, lambda whole: None)
-    path = model.directory / "model.safetensors"
-    tensors = load_file(path)
-    tensors[tensor].view(-1)[5] = value
-    save_file(tensors, path, {"format": "pt"})
-    return model
+
+    def change(tensors):
+        tensors[tensor].view(-1)[5] = value
+
+    return rewrite_tensors(model, directory, change)
 
 
 @pytest.mark.parametrize(("value", "found"), [(70000.0, "70144"), (float("-inf"), "inf"), (float("nan"), "nan")])

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import generate
-from quantized_models import Kind, half_model, quantized_model, rewrite_config, round_to_nearest
-from safetensors.torch import load_file, save_file
+from quantized_models import Kind, half_model, quantized_model, rewrite_config, rewrite_tensors, round_to_nearest
 from serve_once import serve
 from tiny_models import assert_same
 from vllm.model_executor.layers.fused_moe import FusedMoE
@@ -210,19 +209,9 @@ def test_shards(seed, name, ranks):
         assert torch.equal(linear.unpack(layer.w2_packed), torch.cat([e["w2"].values[:, part] for e in rounded]))
 
 
-def changed(model, directory, change):
-    """A copy of a checkpoint whose tensors are changed."""
-    model = rewrite_config(model, directory, lambda whole: None)
-    path = model.directory / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, {"format": "pt"})
-    return model
-
-
 def test_what_float16_cannot_hold_is_refused(made, engine, tmp_path):
     tensor = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
-    model = changed(made("mixtral"), tmp_path / "model", lambda tensors: tensors[tensor][5, 7].fill_(70000))
+    model = rewrite_tensors(made("mixtral"), tmp_path / "model", lambda tensors: tensors[tensor][5, 7].fill_(70000))
     with pytest.raises(ValueError, match=rf"tensor {tensor} \(.*of magnitude 70000; expected at most 65504"):
         engine(model, dtype="half")
 
@@ -234,7 +223,7 @@ def test_what_float16_cannot_hold_is_refused(made, engine, tmp_path):
 )
 def test_a_missing_expert_is_refused(made, engine, tmp_path, name, tensor, found):
     """One tensor of the other experts' file does not stand for it, in float32 neither."""
-    model = changed(made(name), tmp_path / "model", lambda tensors: tensors.pop(tensor))
+    model = rewrite_tensors(made(name), tmp_path / "model", lambda tensors: tensors.pop(tensor))
     with pytest.raises(ValueError, match=rf"found no weights for model\.layers.*experts\.{found} \(1 in all\)"):
         engine(model)
 
@@ -249,7 +238,7 @@ def test_different_schemes_in_a_layer_are_refused(made, engine, tmp_path):
 
 def test_scattered_columns_are_refused(made, engine, tmp_path):
     """By the config, before weights are read, and where the config does not say so by the tensor."""
-    scattered = changed(
+    scattered = rewrite_tensors(
         made("gptq-32"), tmp_path / "scattered",
         lambda tensors: tensors["model.layers.0.block_sparse_moe.experts.1.w1.g_idx"].copy_(torch.arange(128) % 4),
     )

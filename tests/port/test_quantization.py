@@ -8,8 +8,7 @@ import pytest
 import torch
 import transformers
 from conftest import generate
-from quantized_models import Kind, quantized_model, rewrite_config, write
-from safetensors.torch import load_file, save_file
+from quantized_models import Kind, quantized_model, rewrite_config, rewrite_tensors, write
 from serve_once import serve
 from tiny_models import TinyModel, assert_same
 from vllm_kepler.quantization import gptq
@@ -274,16 +273,6 @@ def test_damaged_files_are_refused(tiny, engine, tmp_path, damage, found):
         engine(model)
 
 
-def changed(model, directory, change):
-    """A copy of a checkpoint whose tensors are changed."""
-    model = rewrite_config(model, directory, lambda whole: None)
-    path = model.directory / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, {"format": "pt"})
-    return model
-
-
 @pytest.mark.parametrize(
     ("tensor", "shape"),
     [("model.layers.1.mlp.down_proj.qweight", (31, 128)), ("model.layers.0.self_attn.k_proj.scales", (4, 32)),
@@ -293,13 +282,13 @@ def test_a_tensor_of_another_shape_is_refused(quantized, engine, tmp_path, tenso
     def change(tensors):
         tensors[tensor] = torch.zeros(shape, dtype=tensors[tensor].dtype)
 
-    model = changed(quantized("llama", "gptq-32"), tmp_path / "model", change)
+    model = rewrite_tensors(quantized("llama", "gptq-32"), tmp_path / "model", change)
     with pytest.raises(ValueError, match=rf"tensor {tensor} \(\w+ \[{', '.join(map(str, shape))}\]\): "):
         engine(model)
 
 
 def test_a_missing_tensor_is_refused(quantized, engine, tmp_path):
-    model = changed(quantized("llama", "awq-32"), tmp_path / "model",
+    model = rewrite_tensors(quantized("llama", "awq-32"), tmp_path / "model",
                     lambda tensors: tensors.pop("model.layers.1.mlp.down_proj.qzeros"))
     with pytest.raises(ValueError, match=r"found no weights for model\.layers\.1\.mlp\.down_proj\.qzeros \(1 in all\)"):
         engine(model)
@@ -310,6 +299,6 @@ def test_different_orders_in_a_fused_layer_are_refused(quantized, engine, tmp_pa
         order = tensors["model.layers.0.self_attn.v_proj.g_idx"]
         order.copy_(order.flip(0))
 
-    model = changed(quantized("llama", "gptq-act-32"), tmp_path / "model", change)
+    model = rewrite_tensors(quantized("llama", "gptq-act-32"), tmp_path / "model", change)
     with pytest.raises(ValueError, match=r"qkv_proj: found different orders of columns \(g_idx\)"):
         engine(model)

@@ -24,6 +24,7 @@ from licence import LICENCE, PROMPTS, follows
 from standin import hosts as standins
 from standin.settings import BUILDER, LONG
 from streams import TOKENS, Address, Streams, ask
+from waiting import until
 
 # Few clients during an upgrade: the play needs the machine's cores too.
 SECONDS, UPGRADES, ROLLBACKS, CLIENTS = (
@@ -75,10 +76,7 @@ def is_well(server: str, address: Address) -> bool:
 
 
 def wait_until_well(address: Address) -> None:
-    end = time.monotonic() + 300
-    while not all(is_well(server, address) for server in SERVERS):
-        assert time.monotonic() < end, "a server does not come back"
-        time.sleep(1)
+    until(lambda: all(is_well(server, address) for server in SERVERS), "a server does not come back", seconds=300)
 
 
 def test_only_who_has_a_key_is_answered(fleet, address):
@@ -113,10 +111,10 @@ def test_a_session_stays_on_one_server(fleet, api):
     for session in range(sessions):
         for turn in range(turns):
             ask(api, " ".join(LICENCE.split()[: 20 + 10 * turn]), f"conversation-{session}")
-    end = time.monotonic() + 60
-    while len(asked := servers_asked(fleet["k80-builder"])[before:]) < sessions * turns:
-        assert time.monotonic() < end, asked
-        time.sleep(1)
+    asked = until(
+        lambda: servers_asked(fleet["k80-builder"])[before:], "not in the balancer's log",
+        lambda asked: len(asked) >= sessions * turns, seconds=60,
+    )
     used = [set(asked[turns * session : turns * (session + 1)]) for session in range(sessions)]
     assert all(len(servers) == 1 for servers in used), used
     assert len(set.union(*used)) == 2
@@ -125,12 +123,11 @@ def test_a_session_stays_on_one_server(fleet, api):
 def hit_rate(host) -> float:
     """Percent of the prompts' blocks that the host's server has found in its prefix cache since it started."""
     asked = host.check_output("date +%s").strip()
-    end = time.monotonic() + 60
-    while not (rates := re.findall(r"hit rate: .*CPU: ([\d.]+)%", host.check_output(
-        f"journalctl --unit vllm@main --since @{asked} --output cat"
-    ))):
-        assert time.monotonic() < end, "the server says nothing of its prefix cache"
-        time.sleep(1)
+    log = f"journalctl --unit vllm@main --since @{asked} --output cat"
+    rates = until(
+        lambda: re.findall(r"hit rate: .*CPU: ([\d.]+)%", host.check_output(log)),
+        "the server says nothing of its prefix cache", seconds=60,
+    )
     return float(rates[-1])
 
 

@@ -9,7 +9,6 @@ import re
 import shutil
 import socket
 import subprocess
-import time
 import urllib.request
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from conftest import INVENTORY
 from generations import active
 from standin import hosts as standins
 from standin.settings import BUILDER
+from waiting import until
 
 SERVERS = ("k80-first", "k80-second")
 TEXTFILE = "/var/lib/node_exporter/textfile_collector/kepler.prom"
@@ -83,32 +83,28 @@ def prometheus(files, tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    process = subprocess.Popen(
-        [PROMETHEUS, f"--config.file={files / 'kepler.yml'}", f"--web.listen-address={address}",
-         f"--storage.tsdb.path={tmp_path_factory.mktemp('prometheus')}", "--log.level=error"],
-    )
+    command = [
+        PROMETHEUS, f"--config.file={files / 'kepler.yml'}", f"--web.listen-address={address}",
+        f"--storage.tsdb.path={tmp_path_factory.mktemp('prometheus')}", "--log.level=error",
+    ]
+
+    def is_ready() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{address}/-/ready", timeout=60):
+                return True
+        except OSError:
+            return False
 
     def ask(path: str) -> dict:
         with urllib.request.urlopen(f"http://{address}/api/v1/{path}", timeout=60) as answer:
             return json.load(answer)["data"]
 
-    yield ask
-    process.terminate()
-    process.wait()
-
-
-def until(read, is_there, what: str):
-    """What `read` says as soon as `is_there` holds of it."""
-    end = time.monotonic() + 120
-    while True:
+    with subprocess.Popen(command) as process:
         try:
-            found = read()
-        except OSError as error:
-            found = error
-        if not isinstance(found, OSError) and is_there(found):
-            return found
-        assert time.monotonic() < end, f"{what}: {found}"
-        time.sleep(1)
+            until(is_ready, "Prometheus does not start")
+            yield ask
+        finally:
+            process.terminate()
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -135,7 +131,7 @@ def test_the_collector_writes_what_the_host_is(fleet, files, server):
 
 def test_the_exporter_runs_as_nobody_in_particular_on_loopback(fleet, files):
     host = fleet["k80-first"]
-    answer = until(lambda: host.run("curl --silent --fail http://127.0.0.1:9835/metrics").stdout, bool, "no answer")
+    answer = until(lambda: host.run("curl --silent --fail http://127.0.0.1:9835/metrics").stdout, "no answer")
     assert int(answer.split()[1]) > 60000
     address = host.check_output("hostname --ip-address").split()[0]
     assert fleet["k80-second"].run(f"curl --silent --max-time 10 http://{address}:9835/metrics").rc != 0
@@ -154,7 +150,7 @@ def test_prometheus_reaches_each_server_through_the_balancer(prometheus):
         return {item["labels"]["instance"]: item["health"] for item in targets if item["scrapePool"] == "kepler-vllm"}
 
     wanted = {f"{server}/main": "up" for server in SERVERS}
-    until(states, wanted.__eq__, "not all are up")
+    until(states, "not all are up", wanted.__eq__)
     found = prometheus("query?query=count(vllm:num_requests_running)by(instance)")["result"]
     assert {item["metric"]["instance"] for item in found} == set(wanted)
 
@@ -164,6 +160,6 @@ def test_prometheus_evaluates_every_rule(prometheus):
         return [rule for group in prometheus("rules")["groups"] for rule in group["rules"]]
 
     found = until(
-        rules, lambda rules: rules and all(rule["health"] != "unknown" for rule in rules), "rules without a value"
+        rules, "rules without a value", lambda rules: rules and all(rule["health"] != "unknown" for rule in rules)
     )
     assert [rule for rule in found if rule["health"] != "ok"] == []

@@ -13,7 +13,7 @@ from vllm.model_executor.utils import set_weight_attrs
 
 from ..moe import KeplerMoEMethod
 from ..ops import linear, moe
-from .half import checking
+from .half import HalfWeights
 from .packed import Layout, check_shard, empty_tensors, read_tensors
 from .scheme import WHOLE_ROW, Scheme
 
@@ -21,27 +21,12 @@ from .scheme import WHOLE_ROW, Scheme
 BOTH, DOWN = "w13", "w2"
 
 
-class HalfExpertsMethod(KeplerMoEMethod):
+class HalfExpertsMethod(HalfWeights, KeplerMoEMethod):
     """Experts whose weights are float16."""
 
     def __init__(self, layer: FusedMoE, name: str) -> None:
         super().__init__(layer.moe_config)
         self.name = name
-
-    def create_parameters(
-        self,
-        layer: torch.nn.Module,
-        num_experts: int,
-        hidden_size: int,
-        intermediate_size: int,
-        params_dtype: torch.dtype,
-        weight_loader: Callable[..., Any],
-        **named: Any,
-    ) -> None:
-        super().create_parameters(
-            layer, num_experts, hidden_size, intermediate_size, torch.float16,
-            weight_loader=checking(weight_loader, self.name), **named,
-        )
 
 
 class PackedExpertsMethod(KeplerMoEMethod):

@@ -16,6 +16,7 @@ from vllm.model_executor.parameter import BasevLLMParameter
 
 from ..ops import linear
 from .half import refuse_overflow
+from .packed import check_groups, loading_by_parameters
 
 # Bits of the codes in which a type is served; the other types are served as floats.
 BITS = {Type.Q4_0: 4, Type.Q4_1: 4, Type.Q4_K: 4, Type.Q5_0: 8, Type.Q5_1: 8, Type.Q5_K: 8, Type.Q8_0: 8}
@@ -214,6 +215,7 @@ def join(parts: Sequence[Codes | torch.Tensor]) -> list[linear.Packed | torch.Te
     return pieces
 
 
+@loading_by_parameters
 class GgufLinearMethod(upstream.LinearMethodBase):
     """A linear layer of a GGUF file, of one tensor of it or of several that vLLM fuses.
 
@@ -241,11 +243,8 @@ class GgufLinearMethod(upstream.LinearMethodBase):
         k, sizes = input_size_per_partition, output_partition_sizes
         # The file has them in one.
         kinds = self.kinds * len(sizes) if len(self.kinds) == 1 else self.kinds
-        if k % GROUP and any(kind in BITS for kind in kinds):
-            raise ValueError(
-                f"{self.name}: found {k} columns a rank ({input_size} over {input_size // k}) in groups of {GROUP}; "
-                "expected whole groups on each rank. Choose another tensor_parallel_size."
-            )
+        if any(kind in BITS for kind in kinds):
+            check_groups(self.name, GROUP, k, input_size)
         assembly = Assembly(self.name, kinds, sizes, k, input_size, self.half)
         weight = GgufParameter(torch.empty(0), assembly=assembly, weight_loader=weight_loader)
         layer.register_parameter("weight", weight)
@@ -272,8 +271,3 @@ def product(x: torch.Tensor, piece: linear.Packed | torch.Tensor) -> torch.Tenso
     if isinstance(piece, linear.Packed):
         return linear.packed(x, piece)
     return linear.half(x, piece) if piece.dtype is torch.float16 else torch.nn.functional.linear(x, piece)
-
-
-# Upstream hands a parameter's class its own loaders only where it knows the method by name.
-if GgufLinearMethod.__name__ not in upstream.WEIGHT_LOADER_V2_SUPPORTED:
-    upstream.WEIGHT_LOADER_V2_SUPPORTED.append(GgufLinearMethod.__name__)

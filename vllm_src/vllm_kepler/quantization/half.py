@@ -40,11 +40,10 @@ def checking(load: Callable[..., Any], name: str) -> Callable[..., Any]:
     return load_checked
 
 
-class HalfWeight:
-    """What float16 layers have in common; stands before upstream's method among the bases."""
+class HalfWeights:
+    """Float16 weights for the layer `name`; stands before the method whose weights they are among the bases."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
     def create_weights(
         self, *sizes: Any, weight_loader: Callable[..., Any], params_dtype: torch.dtype, **named: Any
@@ -53,20 +52,27 @@ class HalfWeight:
             *sizes, params_dtype=torch.float16, weight_loader=checking(weight_loader, self.name), **named
         )
 
+
+class HalfMatrix(HalfWeights):
+    """One float16 matrix that a layer multiplies with."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x · weightᵀ + bias in float32, for x [..., k] and a float16 weight [n, k]."""
         out = linear.half(x, layer.weight)
         return out if bias is None else out + bias
 
 
-class HalfLinearMethod(HalfWeight, UnquantizedLinearMethod):
+class HalfLinearMethod(HalfMatrix, UnquantizedLinearMethod):
     """A linear layer whose weight is float16."""
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """The weight stays as it is loaded; upstream packs it for another library here."""
 
 
-class HalfEmbeddingMethod(HalfWeight, UnquantizedEmbeddingMethod):
+class HalfEmbeddingMethod(HalfMatrix, UnquantizedEmbeddingMethod):
     """An embedding, or a head, whose weight is float16."""
 
     def embedding(self, layer: torch.nn.Module, input_: torch.Tensor) -> torch.Tensor:

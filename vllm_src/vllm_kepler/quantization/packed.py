@@ -51,6 +51,14 @@ class Layout:
         return self.input_dim if self.packed_input else 1 - self.input_dim
 
 
+def loading_by_parameters(method: type) -> type:
+    """Let upstream's layers leave loading to the classes of a method's parameters: it knows such methods by name."""
+    if method.__name__ not in upstream.WEIGHT_LOADER_V2_SUPPORTED:
+        upstream.WEIGHT_LOADER_V2_SUPPORTED.append(method.__name__)
+    return method
+
+
+@loading_by_parameters
 class PackedLinearMethod(upstream.LinearMethodBase):
     """A linear layer of codes of 4 or 8 bits."""
 
@@ -131,11 +139,6 @@ class PackedLinearMethod(upstream.LinearMethodBase):
         return out if bias is None else out + bias
 
 
-# Upstream hands the parameter classes above their own loaders only where it knows the method by name.
-if PackedLinearMethod.__name__ not in upstream.WEIGHT_LOADER_V2_SUPPORTED:
-    upstream.WEIGHT_LOADER_V2_SUPPORTED.append(PackedLinearMethod.__name__)
-
-
 def check_shard(name: str, scheme: Scheme, k: int, output_sizes: list[int], input_size: int) -> None:
     """Raise ValueError where a rank's k of input_size columns, or its rows, cannot be cut out of a checkpoint."""
     if k % linear.ALIGNMENT:
@@ -143,11 +146,8 @@ def check_shard(name: str, scheme: Scheme, k: int, output_sizes: list[int], inpu
             f"{name}: found {k} columns a rank; expected a multiple of {linear.ALIGNMENT}. Choose another "
             "tensor_parallel_size."
         )
-    if scheme.group != WHOLE_ROW and k % scheme.group:
-        raise ValueError(
-            f"{name}: found {k} columns a rank ({input_size} over {input_size // k}) in groups of "
-            f"{scheme.group}; expected whole groups on each rank. Choose another tensor_parallel_size."
-        )
+    if scheme.group != WHOLE_ROW:
+        check_groups(name, scheme.group, k, input_size)
     if scheme.act_order and scheme.group != WHOLE_ROW and k != input_size:
         raise ValueError(
             f"{name}: found act-order (desc_act) and {input_size // k} ranks; expected one: each rank's "
@@ -160,6 +160,15 @@ def check_shard(name: str, scheme: Scheme, k: int, output_sizes: list[int], inpu
                 f"{name}: found {size} rows a rank; expected a multiple of {scheme.per_word}, as many as "
                 "the checkpoint packs in a word. Choose another tensor_parallel_size."
             )
+
+
+def check_groups(name: str, group: int, k: int, input_size: int) -> None:
+    """Raise ValueError where a rank's k of input_size columns are not whole groups."""
+    if k % group:
+        raise ValueError(
+            f"{name}: found {k} columns a rank ({input_size} over {input_size // k}) in groups of {group}; expected "
+            "whole groups on each rank. Choose another tensor_parallel_size."
+        )
 
 
 def empty_tensors(scheme: Scheme, layout: Layout, n: int, k: int, *before: int) -> dict[str, torch.Tensor]:
