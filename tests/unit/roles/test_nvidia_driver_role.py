@@ -375,11 +375,12 @@ def test_the_persistence_daemon_runs_before_uvm_and_servers_with_its_mode_on():
     start = [line for line in unit if line.startswith("ExecStart=")]
     daemon = "/usr/bin/nvidia-persistenced --user nvidia-persistenced --persistence-mode"
     assert start == ["ExecStart=", f"ExecStart={daemon}"]
-    (task,) = [
-        task for task in yaml.safe_load((ROLE / "tasks/configure.yml").read_text())
-        if task.get("ansible.builtin.copy", {}).get("src") == "kepler-persistenced.conf"
-    ]
-    assert task["ansible.builtin.copy"]["dest"] == "/etc/systemd/system/nvidia-persistenced.service.d/kepler.conf"
+    tasks = yaml.safe_load((ROLE / "tasks/configure.yml").read_text())
+    (files,) = [task["host_files"]["files"] for task in tasks if "host_files" in task]
+    (dest,) = [item["dest"] for item in files if item["src"] == "kepler-persistenced.conf"]
+    assert dest == "{{ __nvidia_driver_dropin }}"
+    dropin = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__nvidia_driver_dropin"]
+    assert dropin == "/etc/systemd/system/nvidia-persistenced.service.d/kepler.conf"
 
 
 # Options of nvidia-smi that set clocks, power, compute mode or reset a die.
