@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
 from . import artifacts, demo, engine, hosts, image
-from .settings import CACHE, FLEETS, PROJECT, STATE
+from .settings import CACHE, FLEETS, LOGS, PROJECT, STATE
 
 SHARED = str(PROJECT / "molecule" / "shared" / "molecule.yml")
 # Scenarios of molecule and the fleets that they run on.
 SCENARIOS = {"default": "test", "kernel_update": "update", "builder": "builder", "offline": "offline"}
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# A task with the first lines of its result; a test, with the lines that say why.
+FAILURE = re.compile(r"^(?:fatal: .*(?:\n {4}.*){0,20}|E {3}.*|(?:FAILED|ERROR) \S+::.*)$", re.MULTILINE)
 
 
 def down(fleet: str, keep_engine: bool = False) -> None:
@@ -30,6 +36,24 @@ def down(fleet: str, keep_engine: bool = False) -> None:
     print(f"Removed. What was downloaded stays in {CACHE}.")
 
 
+def recorded(command: list[str], environment: dict[str, str], log: Path) -> int:
+    """Exit status of `command`; what it prints goes to the file `log` too."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file, subprocess.Popen(
+        command, cwd=PROJECT, env=environment, text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            file.write(line)
+    return process.returncode
+
+
+def failures(printed: str) -> list[str]:
+    """What Ansible and pytest say of failures, of all that they printed: the stand-ins' end hides it otherwise."""
+    return [match[0] for match in FAILURE.finditer(COLOUR.sub("", printed))]
+
+
 def molecule(arguments: list[str]) -> None:
     """Run molecule with the environment that its scenarios read; the stand-ins are gone afterwards.
 
@@ -38,21 +62,26 @@ def molecule(arguments: list[str]) -> None:
     named = argparse.ArgumentParser(add_help=False)
     named.add_argument("-s", "--scenario-name")
     name, rest = named.parse_known_args(arguments)
-    everything = rest[:1] == ["test"] and not name.scenario_name
+    # Other commands may open a shell.
+    testing = rest[:1] == ["test"]
+    everything = testing and not name.scenario_name
     engine.ensure()
     status = 0
     try:
         for scenario in SCENARIOS if everything else (name.scenario_name or "default",):
             environment = hosts.ansible_environment(FLEETS[SCENARIOS[scenario]])
             command = ["molecule", "--base-config", SHARED, *rest[:1], "--scenario-name", scenario, *rest[1:]]
-            status = subprocess.run(command, cwd=PROJECT, env=environment).returncode
-            if status:
+            if not testing:
+                status = subprocess.call(command, cwd=PROJECT, env=environment)
+            elif status := recorded(command, environment, log := LOGS / f"molecule-{scenario}.log"):
                 break
     finally:
-        if "test" in arguments:
+        if testing:
             for fleet in SCENARIOS.values():
                 down(fleet, keep_engine=True)
             down("test")
+    if status and testing:
+        print(f"What failed, as {log} has it:", *failures(log.read_text()), sep="\n")
     raise SystemExit(status)
 
 

@@ -13,6 +13,7 @@ PROJECT = Path(__file__).resolve().parents[3]
 CACHE = Path(os.environ.get("KEPLER_CACHE") or Path.home() / ".cache" / "vllm-kepler")
 ARTIFACTS = CACHE / "artifacts"
 STATE = CACHE / "standin"
+LOGS = CACHE / "logs"
 IMAGE = "vllm-kepler/el8-standin"
 # Whether the tests that take minutes each run as well.
 LONG = bool(os.environ.get("STANDIN_LONG"))
