@@ -23,7 +23,7 @@ from generations import LINE, NAN, active, changed_port
 from licence import LICENCE, PROMPTS, follows
 from standin import hosts as standins
 from standin.settings import BUILDER, LONG
-from streams import TOKENS, Address, Streams, ask
+from streams import MODEL, TOKENS, Address, Streams, ask
 from waiting import until
 
 # Few clients during an upgrade: the play needs the machine's cores too.
@@ -120,34 +120,36 @@ def test_a_session_stays_on_one_server(fleet, api):
     assert len(set.union(*used)) == 2
 
 
-def hit_rate(host) -> float:
-    """Percent of the prompts' blocks that the host's server has found in its prefix cache since it started."""
-    asked = host.check_output("date +%s").strip()
-    log = f"journalctl --unit vllm@main --since @{asked} --output cat"
-    rates = until(
-        lambda: re.findall(r"hit rate: .*CPU: ([\d.]+)%", host.check_output(log)),
-        "the server says nothing of its prefix cache", seconds=60,
-    )
-    return float(rates[-1])
+def share_found(api: openai.OpenAI, names: list[str | None]) -> float:
+    """A conversation of five turns for each name of a session, all at a time: share of the prompts that was cached.
 
-
-def converse(api: openai.OpenAI, names: list[str | None]) -> None:
-    """A new conversation of five turns for each name of a session, all at a time; None: without one."""
+    names: None stands for no session.
+    """
     texts = [random.sample(LICENCE.split(), 150) for _ in names]
+
+    def turn(text: list[str], name: str | None) -> openai.types.CompletionUsage:
+        messages = [{"role": "user", "content": " ".join(text)}]
+        headers = {"X-Session-ID": name} if name else None
+        return api.chat.completions.create(
+            model=MODEL, messages=messages, max_tokens=8, temperature=0, extra_headers=headers
+        ).usage
+
     with concurrent.futures.ThreadPoolExecutor(len(names)) as clients:
-        for words in range(30, 151, 30):
-            prompts = [" ".join(text[:words]) for text in texts]
-            list(clients.map(lambda prompt, name: ask(api, prompt, name), prompts, names))
+        usages = [
+            usage for words in range(30, 151, 30)
+            for usage in clients.map(turn, [text[:words] for text in texts], names)
+        ]
+    cached = (usage.prompt_tokens_details.cached_tokens for usage in usages if usage.prompt_tokens_details)
+    return sum(cached) / sum(usage.prompt_tokens for usage in usages)
 
 
-def test_conversations_find_their_prefix_again(fleet, api):
+def test_conversations_find_their_prefix_again(api):
     """By X-Session-ID a turn meets the server that has the turns before in its cache; else often the other one."""
-    converse(api, [None] * 8)
-    scattered = [hit_rate(fleet[server]) for server in SERVERS]
-    converse(api, [f"talk-{number}" for number in range(8)])
-    together = [hit_rate(fleet[server]) for server in SERVERS]
-    print(f"prefix cache, percent of all so far: {scattered} without sessions, then {together}")
-    assert all(after > before for before, after in zip(scattered, together, strict=True))
+    # An odd number: else requests that are dealt out in turns would find their server again by themselves.
+    names = [f"talk-{number}" for number in range(9)]
+    scattered, together = share_found(api, [None] * len(names)), share_found(api, names)
+    print(f"prefix cache: {scattered:.1%} of the prompts without sessions, {together:.1%} with")
+    assert together > scattered
 
 
 def test_200_streams(fleet, address, references):

@@ -151,8 +151,13 @@ def test_prometheus_reaches_each_server_through_the_balancer(prometheus):
 
     wanted = {f"{server}/main": "up" for server in SERVERS}
     until(states, "not all are up", wanted.__eq__)
-    found = prometheus("query?query=count(vllm:num_requests_running)by(instance)")["result"]
-    assert {item["metric"]["instance"] for item in found} == set(wanted)
+
+    def reporting() -> set[str]:
+        found = prometheus("query?query=count(vllm:num_requests_running)by(instance)")["result"]
+        return {item["metric"]["instance"] for item in found}
+
+    # What was scraped is there to be asked for a moment later.
+    until(reporting, "not all report", set(wanted).__eq__)
 
 
 def test_prometheus_evaluates_every_rule(prometheus):
