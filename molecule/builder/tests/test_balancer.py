@@ -7,6 +7,7 @@ longer and harder. Upgrades take minutes each and run with STANDIN_LONG=1, or wh
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import os
 import random
 import re
@@ -23,7 +24,7 @@ from generations import LINE, NAN, active, changed_port
 from licence import LICENCE, PROMPTS, follows
 from standin import hosts as standins
 from standin.settings import BUILDER, LONG
-from streams import MODEL, TOKENS, Address, Streams, ask
+from streams import TOKENS, Address, Streams, ask
 from waiting import until
 
 # Few clients during an upgrade: the play needs the machine's cores too.
@@ -120,34 +121,43 @@ def test_a_session_stays_on_one_server(fleet, api):
     assert len(set.union(*used)) == 2
 
 
-def share_found(api: openai.OpenAI, names: list[str | None]) -> float:
-    """A conversation of five turns for each name of a session, all at a time: share of the prompts that was cached.
+def cached(fleet) -> tuple[float, float]:
+    """Prompt tokens that the servers found in their prefix cache since they started, and all their prompt tokens."""
+    found, asked = 0.0, 0.0
+    since = {server: fleet[server].check_output("date +%s").strip() for server in SERVERS}
+    for server, start in since.items():
+        log = f"journalctl --unit vllm@main --since @{start} --output cat"
+        rates = until(
+            lambda host=fleet[server], log=log: re.findall(r"hit rate: .*CPU: ([\d.]+)%", host.check_output(log)),
+            "the server says nothing of its prefix cache", seconds=60,
+        )
+        metrics = fleet[server].check_output("curl --silent --fail http://127.0.0.1:8000/metrics")
+        tokens = float(re.search(r"^vllm:prompt_tokens_total{.*} (.*)$", metrics, re.MULTILINE)[1])
+        found, asked = found + float(rates[-1]) / 100 * tokens, asked + tokens
+    return found, asked
 
-    names: None stands for no session.
-    """
+
+def converse(api: openai.OpenAI, names: list[str | None]) -> None:
+    """A new conversation of five turns for each name of a session, all at a time; None: without one."""
     texts = [random.sample(LICENCE.split(), 150) for _ in names]
-
-    def turn(text: list[str], name: str | None) -> openai.types.CompletionUsage:
-        messages = [{"role": "user", "content": " ".join(text)}]
-        headers = {"X-Session-ID": name} if name else None
-        return api.chat.completions.create(
-            model=MODEL, messages=messages, max_tokens=8, temperature=0, extra_headers=headers
-        ).usage
-
     with concurrent.futures.ThreadPoolExecutor(len(names)) as clients:
-        usages = [
-            usage for words in range(30, 151, 30)
-            for usage in clients.map(turn, [text[:words] for text in texts], names)
-        ]
-    cached = (usage.prompt_tokens_details.cached_tokens for usage in usages if usage.prompt_tokens_details)
-    return sum(cached) / sum(usage.prompt_tokens for usage in usages)
+        for words in range(30, 151, 30):
+            prompts = [" ".join(text[:words]) for text in texts]
+            list(clients.map(lambda prompt, name: ask(api, prompt, name), prompts, names))
 
 
-def test_conversations_find_their_prefix_again(api):
+def test_conversations_find_their_prefix_again(fleet, api):
     """By X-Session-ID a turn meets the server that has the turns before in its cache; else often the other one."""
     # An odd number: else requests that are dealt out in turns would find their server again by themselves.
     names = [f"talk-{number}" for number in range(9)]
-    scattered, together = share_found(api, [None] * len(names)), share_found(api, names)
+    sums = [cached(fleet)]
+    for sessions in ([None] * len(names), names):
+        converse(api, sessions)
+        sums.append(cached(fleet))
+    scattered, together = (
+        (found - found_before) / (asked - asked_before)
+        for (found_before, asked_before), (found, asked) in itertools.pairwise(sums)
+    )
     print(f"prefix cache: {scattered:.1%} of the prompts without sessions, {together:.1%} with")
     assert together > scattered
 
