@@ -73,7 +73,7 @@ def test_a_port_in_use(k80, play):
         k80.run("systemctl stop kepler-test-listener")
 
 
-def test_a_wrong_hash_in_the_lock(k80, play, tmp_path):
+def test_a_wrong_hash_in_the_lock(k80, play, tmp_path, monkeypatch):
     """The file is there and is another one: nothing is built from it."""
     lock = shutil.copytree(PROJECT / "files" / "lock", tmp_path / "lock")
     path = lock / "sources.yml"
@@ -84,7 +84,8 @@ def test_a_wrong_hash_in_the_lock(k80, play, tmp_path):
     # Other hash, other path: the store is asked to build, and refuses.
     current = k80.check_output("readlink /opt/kepler/current")
     outputs = k80.check_output("ls /opt/kepler/store")
-    status, printed = play("k80-standin", f"kepler_lock_dir={lock}")
+    monkeypatch.setenv("KEPLER_LOCK_DIR", str(lock))
+    status, printed = play("k80-standin")
     assert status != 0
     for part in ("source vllm", f"has the sha256 {right}", f"expected {wrong}", "files/lock"):
         assert part in printed, printed[-3000:]

@@ -69,9 +69,10 @@ def test_a_run_changes_nothing(play):
     assert "changed=0" in printed.split("PLAY RECAP")[1]
 
 
-def test_a_later_lock_alone_moves_nothing(k80, play, later_lock):
+def test_a_later_lock_alone_moves_nothing(k80, play, later_lock, monkeypatch):
     before = installed(k80)
-    status, printed = play("-e", f"kepler_lock_dir={later_lock}")
+    monkeypatch.setenv("KEPLER_LOCK_DIR", str(later_lock))
+    status, printed = play()
     assert status != 0
     assert "nvidia_driver_move" in printed, printed[-3000:]
     assert "Run playbooks/upgrade.yml: it moves kernel and driver as one." in printed
@@ -86,9 +87,10 @@ def test_the_upgrade_playbook_may_move():
         assert "nvidia_driver_move" not in (PROJECT / f"{name}.yml").read_text()
 
 
-def test_an_upgrade_moves_all_of_it_as_one(k80, lock, play, later_lock):
+def test_an_upgrade_moves_all_of_it_as_one(k80, lock, play, later_lock, monkeypatch):
     """Last: the host is another one afterwards."""
-    arguments = ("-e", f"kepler_lock_dir={later_lock}", "-e", '{"nvidia_driver_move": true}')
+    monkeypatch.setenv("KEPLER_LOCK_DIR", str(later_lock))
+    arguments = ("-e", '{"nvidia_driver_move": true}')
     status, printed = play(*arguments)
     assert status == 0, printed[-3000:]
     later = repos.later(lock["rpms"])

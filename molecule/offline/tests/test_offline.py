@@ -54,13 +54,14 @@ def test_the_host_s_own_dnf_does_not_know_the_bundle(k80):
     assert "gpgcheck = 1" in k80.check_output("cat /etc/yum.repos.d/kepler-offline.repo")
 
 
-def test_a_bundle_of_another_lock_is_refused(k80, play, tmp_path):
+def test_a_bundle_of_another_lock_is_refused(k80, play, tmp_path, monkeypatch):
     lock = tmp_path / "lock"
     shutil.copytree(PROJECT / "files" / "lock", lock)
     text = (lock / "sources.yml").read_text()
     (lock / "sources.yml").write_text(text.replace("provenance:", "provenance: not", 1))
     before = k80.check_output("ls -la --time-style=full-iso /var/lib/kepler/bundle /opt/kepler")
-    status, printed = play("playbooks/host.yml", "-e", f"offline_bundle={BUNDLE}", "-e", f"kepler_lock_dir={lock}")
+    monkeypatch.setenv("KEPLER_LOCK_DIR", str(lock))
+    status, printed = play("playbooks/host.yml", "-e", f"offline_bundle={BUNDLE}")
     assert status != 0
     assert "made from another lock" in printed, printed[-3000:]
     assert k80.check_output("ls -la --time-style=full-iso /var/lib/kepler/bundle /opt/kepler") == before

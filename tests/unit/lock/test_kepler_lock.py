@@ -1,4 +1,4 @@
-"""The lookup kepler_lock: the lock that is there holds, and a lock that does not is refused in one message."""
+"""The vars plugin kepler_lock: the lock that is there holds, and a lock that does not is refused in one message."""
 
 import importlib.util
 import shutil
@@ -9,7 +9,7 @@ import yaml
 from ansible.errors import AnsibleError
 
 PROJECT = Path(__file__).resolve().parents[3]
-spec = importlib.util.spec_from_file_location("kepler_lock", PROJECT / "plugins" / "lookup" / "kepler_lock.py")
+spec = importlib.util.spec_from_file_location("kepler_lock", PROJECT / "plugins" / "vars" / "kepler_lock.py")
 kepler_lock = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(kepler_lock)
 

@@ -54,7 +54,6 @@ def play(tmp_path, tmp_path_factory):
         playbook.write_text(yaml.safe_dump([{
             "name": "Play",
             "hosts": "k80-hosts",
-            "vars_files": [str(ROOT / "playbooks" / "vars" / "lock.yml")],
             "environment": {"PATH": f"{directory}:{os.environ['PATH']}"},
             "tasks": tasks,
             **keywords,

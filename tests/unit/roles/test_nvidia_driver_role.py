@@ -279,12 +279,14 @@ def runfile(play, tmp_path, lock, recorded, *options, **facts):
     assert [task["name"] for task in chosen] == names
     text = json.dumps(chosen).replace('"owner": "root", "group": "root", ', "")
     variables = {
-        **host(**facts), "kepler_lock_dir": str(lock), "nvidia_driver_reboot": False,
+        **host(**facts), "nvidia_driver_reboot": False,
         "nvidia_driver_reboot_timeout": 1, "__nvidia_driver_locked": "{{ kepler_lock | locked_driver }}",
         "__nvidia_driver_cache": str(tmp_path / "cache"),
         "__nvidia_driver_installer_log": str(tmp_path / "installer.log"),
     }
-    return play(json.loads(text), *options, variables=variables, gather_facts=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEPLER_LOCK_DIR", str(lock))
+        return play(json.loads(text), *options, variables=variables, gather_facts=False)
 
 
 def test_the_installer_runs_by_its_hash_and_asks_nobody(play, tmp_path, recorded, log):

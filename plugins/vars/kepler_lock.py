@@ -1,53 +1,50 @@
-"""Lookup plugin: the lock of this project, read and checked."""
+"""Vars plugin: the lock of this project, read and checked, as the variable kepler_lock of every host."""
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import yaml
 from ansible.errors import AnsibleError
-from ansible.plugins.lookup import LookupBase
+from ansible.inventory.group import Group
+from ansible.plugins.vars import BaseVarsPlugin
 
 DOCUMENTATION = r"""
 name: kepler_lock
 short_description: The versions and hashes of files/lock
 description:
-  - Reads every file of the lock, checks it against its JSON Schema and returns one mapping with the
-    keys C(sources), C(rpms), C(modules) and C(repos) of the files of those names, and C(python), a
+  - Reads every file of the lock, checks it against its JSON Schema and gives every host the variable C(kepler_lock),
+    one mapping with the keys C(sources), C(rpms), C(modules) and C(repos) of the files of those names, and C(python), a
     mapping of environment name to its list of packages.
-  - Nothing is returned from a lock that does not hold; the error names the file and the entry.
+  - Nothing runs with a lock that does not hold; the error names the file and the entry.
+  - A plugin, and no variable that looks the lock up. Ansible evaluates those anew in every task and host that names
+    them, and the lock is large.
 options:
-  _terms:
-    description: Directory of the lock. The project's own files/lock when none is given.
-    required: false
-"""
-
-EXAMPLES = r"""
-- name: Show the pinned vLLM
-  ansible.builtin.debug:
-    msg: "{{ lookup('kepler_lock').sources.vllm.version }}"
-"""
-
-RETURN = r"""
-_raw:
-  description: One mapping; see the description.
-  type: list
-  elements: dict
+  directory:
+    description: Directory of the lock. Empty for the project's own files/lock.
+    type: str
+    default: ""
+    env: [{name: KEPLER_LOCK_DIR}]
+    ini: [{section: kepler_lock, key: directory}]
 """
 
 DEFAULT = Path(__file__).resolve().parents[2] / "files" / "lock"
 SCHEMAS = DEFAULT / "schema"
+# libyaml's reader where PyYAML has it: eight times as fast.
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read(path: Path, schema: str) -> dict:
+def read(path: Path, schema: str) -> dict[str, Any]:
     """Content of one lock file that satisfies `SCHEMAS`/`schema`.json.
 
     Raises AnsibleError that names the file, the entry, what was found and the next step.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), Loader)
     except (OSError, yaml.YAMLError) as error:
         raise AnsibleError(f"{path}: cannot read the lock: {error}. Restore the file from version control.") from error
     validator = jsonschema.Draft202012Validator(json.loads((SCHEMAS / f"{schema}.json").read_text()))
@@ -61,7 +58,8 @@ def read(path: Path, schema: str) -> dict:
     return content
 
 
-def load(directory: Path) -> dict:
+@functools.cache
+def load(directory: Path) -> dict[str, Any]:
     """The whole lock under `directory` as one mapping."""
     environments = sorted((directory / "python").glob("*.yml"))
     if not environments:
@@ -73,6 +71,11 @@ def load(directory: Path) -> dict:
     }
 
 
-class LookupModule(LookupBase):
-    def run(self, terms, variables=None, **kwargs):
-        return [load(Path(terms[0])) if terms and terms[0] else load(DEFAULT)]
+class VarsModule(BaseVarsPlugin):
+    def get_vars(self, loader: Any, path: str, entities: Any, cache: bool = True) -> dict[str, Any]:
+        """The lock for the group of all hosts; Ansible asks for each group and host, in several places."""
+        super().get_vars(loader, path, entities)
+        named = entities if isinstance(entities, list) else [entities]
+        if not any(isinstance(entity, Group) and entity.name == "all" for entity in named):
+            return {}
+        return {"kepler_lock": load(Path(self.get_option("directory") or DEFAULT))}
