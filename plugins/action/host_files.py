@@ -28,7 +28,7 @@ class ActionModule(ActionBase):
                         "src": {"type": "str"},
                         "template": {"type": "str"},
                         "content": {"type": "str"},
-                        "mode": {"type": "str", "default": "0644"},
+                        "mode": {"type": "str", "choices": ["0644", "0755"], "default": "0644"},
                     },
                 },
             }

@@ -45,8 +45,9 @@ options:
         description: The text itself.
         type: str
       mode:
-        description: Permissions.
+        description: Permissions, of a text or of a program.
         type: str
+        choices: ["0644", "0755"]
         default: "0644"
 attributes:
   check_mode:
@@ -122,7 +123,7 @@ def main():
     option = {
         "dest": {"type": "path", "required": True},
         "content": {"type": "str", "required": True},
-        "mode": {"type": "str", "default": "0644"},
+        "mode": {"type": "str", "choices": ["0644", "0755"], "default": "0644"},
     }
     module = AnsibleModule(
         argument_spec={

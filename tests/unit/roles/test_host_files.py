@@ -89,6 +89,8 @@ def test_a_dry_run_shows_the_difference_and_writes_nothing(lay, tmp_path):
     [
         ({"dest": "place/a"}, ["one of the following is required", "src, template, content"]),
         ({"dest": "place/a", "src": "x", "content": "y"}, ["mutually exclusive"]),
+        # 0644 without quotes is the number 420 to YAML.
+        ({"dest": "place/a", "content": "y", "mode": 420}, ["mode must be one of: 0644, 0755", "420"]),
         ({"dest": "place/a", "src": "missing"}, ["place/a", "missing"]),
         ({"dest": "place/a", "template": "missing.j2"}, ["place/a", "missing.j2"]),
         ({"dest": "place/a", "template": "bad.j2"}, ["place/a", "nobody_set_this"]),
