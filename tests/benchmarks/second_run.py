@@ -1,9 +1,10 @@
-"""How long a run of site.yml takes that has nothing to do: on one stand-in, and on many of the same machine.
+"""How long a run that has nothing to do takes: site.yml on one stand-in, and on many of the same machine.
 
     python tests/benchmarks/second_run.py --hosts 10
 
-Provisions one stand-in, starts the others as copies of it, and runs site.yml on one and on all. Every stand-in serves
-with one rank, so that ten fit into memory. Host and controller share this machine's cores: real hosts bring their own.
+Provisions one stand-in, measures what a run over its store costs it while it serves nothing, starts the others as
+copies of it, and runs site.yml on one and on all. Every stand-in serves with one rank, so that ten fit into memory.
+Host and controller share this machine's cores: real hosts bring their own.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ IMAGE = "vllm-kepler/second-run"
 INSTANCES = [{"name": "demo", "model": "{{ lookup('env', 'STANDIN_MODEL') }}", "dies": [0], "tensor_parallel_size": 1}]
 
 
-def site(fleet: Fleet, inventory: Path, limit: str) -> tuple[float, str]:
+def play(fleet: Fleet, inventory: Path, limit: str, playbook: str = "site.yml") -> tuple[float, str]:
     """Seconds of one run and what it printed."""
     started = time.monotonic()
     done = subprocess.run(
-        ["ansible-playbook", "-i", str(inventory), "site.yml", "-l", limit, "-e",
+        ["ansible-playbook", "-i", str(inventory), playbook, "-l", limit, "-e",
          json.dumps({"vllm_service_instances": INSTANCES, "qualification": "skip"})],
         cwd=PROJECT, capture_output=True, text=True,
         env={**hosts.ansible_environment(fleet), "ANSIBLE_CALLBACKS_ENABLED": "ansible.posix.profile_tasks",
@@ -75,9 +76,15 @@ def main() -> None:
         (inventory / "hosts.yml").write_text(
             json.dumps({"k80-hosts": {"hosts": {host.name: {} for host in fleet.hosts}}})
         )
-        seconds, _ = site(fleet, inventory, "k80-0")
+        seconds, _ = play(fleet, inventory, "k80-0")
         print(f"first run: {seconds:.0f} s", flush=True)
         container = client.containers.get(fleet.container("k80-0"))
+        hosts.execute(container, "systemctl stop vllm.target")
+        before = cpu_seconds([container])
+        seconds, _ = play(fleet, inventory, "k80-0", "playbooks/build.yml")
+        used = cpu_seconds([container]) - before
+        print(f"store alone: {seconds:.1f} s, {used:.1f} s of the host's processor", flush=True)
+        hosts.execute(container, "systemctl start vllm.target")
         container.commit(IMAGE, "latest")
         for host in fleet.hosts[1:]:
             copy = client.containers.run(f"{IMAGE}:latest", **hosts.options(fleet, host))
@@ -85,11 +92,11 @@ def main() -> None:
         containers = [client.containers.get(fleet.container(host.name)) for host in fleet.hosts]
         for limit, count in (("k80-0", 1), ("all", arguments.hosts)):
             wait_until_idle(containers)
-            site(fleet, inventory, limit)
+            play(fleet, inventory, limit)
             wait_until_idle(containers)
             idle = cpu_seconds(containers[:1])
             started = time.monotonic()
-            seconds, printed = site(fleet, inventory, limit)
+            seconds, printed = play(fleet, inventory, limit)
             used = cpu_seconds(containers[:1]) - idle
             changed = sum(map(int, re.findall(r"changed=(\d+)", printed)))
             print(f"{count} host(s): {seconds:.1f} s, changed={changed}, {used:.1f} s of the first host's processor in "
