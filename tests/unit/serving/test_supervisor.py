@@ -193,13 +193,11 @@ def test_stopped_while_it_starts(unit):
 
 def test_back_off_and_a_limit(unit):
     unit.order(log=[ERROR], status=1)
-    waits = []
     for _ in range(5):
         began = time.monotonic()
         unit.start(pause=0.2)
         assert unit.ended() == 1
-        waits.append(time.monotonic() - began)
-    assert waits[4] - waits[0] > 1.2  # 0.2 s, doubled three times
+    assert time.monotonic() - began >= 1.6  # 0.2 s, doubled three times
     assert "waits 2 s before start 5 of 5; the last one: vLLM ended by itself with status 1" in unit.output()
     unit.order(status=None)
     unit.start()
