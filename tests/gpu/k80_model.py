@@ -26,7 +26,8 @@ BANDWIDTH = 130e9
 RATES = {"issue": 128, "FFMA": 192, "logic": 160, "shift": 64, "multiply": 32, "convert": 32, "shared": 16}
 UNITS = {
     "FFMA": "FFMA", "FADD": "FFMA", "FMUL": "FFMA", "LOP": "logic", "LOP32I": "logic", "IADD": "logic",
-    "IADD32I": "logic", "PRMT": "shift", "SHR": "shift", "SHL": "shift", "BFE": "shift", "ISCADD": "shift",
+    "IADD32I": "logic", "PRMT": "shift", "SHR": "shift", "SHL": "shift", "SHF": "shift", "BFE": "shift",
+    "ISCADD": "shift",
     "SHFL": "multiply", "IMAD": "multiply", "IMUL": "multiply", "F2F": "convert", "I2F": "convert",
     "LDS.128": "shared",
 }
@@ -38,7 +39,7 @@ MEMORY = 10.2 * 2**30
 
 @dataclass(frozen=True)
 class Kernel:
-    """One cut of linear.cu on sm_37.
+    """One kernel of linear.cu on sm_37.
 
     Attributes:
         bytes: of a weight, with scales in groups of 128.
@@ -74,13 +75,16 @@ class Kernel:
 KERNELS = {
     ("float16", 1): Kernel(2.0, 32, 71, 9344, 256, {"issue": 89, "FFMA": 32, "F2F": 32, "IMAD": 8, "LDS.128": 2}),
     ("float16", 8): Kernel(2.0, 32, 128, 38912, 512, {"issue": 327, "FFMA": 256, "F2F": 32, "IMAD": 8, "LDS.128": 16}),
-    ("int8", 1): Kernel(1 + 1 / 64, 64, 72, 9344, 256, {
-        "issue": 187, "FFMA": 72, "LOP32I": 48, "PRMT": 16, "IMAD": 16, "F2F": 4, "LDS.128": 4}),
-    ("int4", 1): Kernel(0.5 + 1 / 64, 64, 65, 17408, 256, {
-        "issue": 172, "FFMA": 68, "LOP32I": 48, "SHR": 9, "BFE": 8, "IMAD": 8, "F2F": 2, "LDS.128": 8}),
-    ("int4", 4): Kernel(0.5 + 1 / 64, 128, 140, 17408, 256, {
-        "issue": 897, "FFMA": 544, "FADD": 24, "FMUL": 20, "LOP32I": 100, "SHR": 18, "BFE": 17, "SHFL": 12, "IMAD": 26,
-        "LDS.128": 32}),
+    ("int8", 1): Kernel(1 + 1 / 64, 64, 71, 32256, 896, {
+        "issue": 204, "FFMA": 65, "LOP32I": 48, "PRMT": 17, "IMAD": 6, "SHFL": 6, "ISCADD": 5, "F2F": 1}),
+    ("int4", 1): Kernel(0.5 + 1 / 64, 128, 100, 34816, 512, {
+        "issue": 333, "FFMA": 129, "LOP32I": 96, "SHF": 16, "BFE": 16, "IMAD": 6, "SHFL": 6, "ISCADD": 5, "F2F": 1}),
+    ("int4", 2): Kernel(0.5 + 1 / 64, 128, 128, 34816, 512, {
+        "issue": 471, "FFMA": 258, "FADD": 10, "LOP32I": 97, "SHF": 16, "BFE": 18, "IMAD": 6, "SHFL": 9, "ISCADD": 5,
+        "F2F": 1}),
+    ("int4", 4): Kernel(0.5 + 1 / 64, 128, 233, 17408, 256, {
+        "issue": 765, "FFMA": 516, "FADD": 17, "LOP32I": 96, "SHF": 16, "BFE": 16, "IMAD": 6, "SHFL": 16, "ISCADD": 5,
+        "F2F": 1}),
     ("int4", 8): Kernel(0.5 + 1 / 64, 128, 190, 34816, 256, {
         "issue": 1606, "FFMA": 1088, "FADD": 48, "FMUL": 40, "LOP32I": 100, "SHR": 18, "BFE": 17, "SHFL": 24,
         "IMAD": 34, "LDS.128": 64}),

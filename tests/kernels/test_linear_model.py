@@ -15,6 +15,11 @@ from k80_model import KERNELS, UNITS
 FORMATS = {"float16": "Half", "int8": "Int8", "int4": "Int4"}
 
 
+def resident(weights, rows):
+    """Whether x stays in registers: linear_resident.cuh."""
+    return weights != "float16" and rows <= 4
+
+
 def inner_loop(sass):
     """Instructions of the shortest loop that multiplies, by name; "issue": all of them."""
     code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?P\d+ )?([A-Z][A-Z0-9.]+)([^;]*);", sass)
@@ -39,7 +44,9 @@ def machine_code(built, cuda_home):
 
     def of(weights, rows):
         # Of linear.cu: the kernel of experts ends with true.
-        wanted = re.compile(rf"13linear_kernelINS0_4{FORMATS[weights]}ELi{rows}ELb0E\w+ELb0EEEv")
+        name = "15resident_kernel" if resident(weights, rows) else "13linear_kernel"
+        end = "" if resident(weights, rows) else r"\w+ELb0E"
+        wanted = re.compile(rf"{name}INS0_4{FORMATS[weights]}ELi{rows}ELb0E{end}EEv")
         return next(body for name, body in functions.items() if wanted.search(name))
 
     return of
@@ -53,7 +60,8 @@ def test_the_model_counts_what_the_machine_code_holds(machine_code, built, weigh
     left_out = {name: counted[name] for name in scarce & counted.keys() - kernel.loop.keys()}
     assert sum(left_out.values()) <= kernel.loop["issue"] // 20, left_out
     resources = json.loads((built / "resources.json").read_text())["kernels"]
+    name = "resident" if resident(weights, rows) else "linear"
     own = next(entry for entry in resources
                if entry["file"] == "linear.cu"
-               and re.search(rf"linear_kernel<.*::{FORMATS[weights]}, {rows}, false,", entry["kernel"]))
+               and re.search(rf"{name}_kernel<.*::{FORMATS[weights]}, {rows}, false[,>]", entry["kernel"]))
     assert (own["registers"], own["shared"]) == (kernel.registers, kernel.shared)

@@ -1,5 +1,5 @@
 // Products of a few rows of x with a matrix stored in fewer bits than float32, and that matrix as float32.
-#include "linear.cuh"
+#include "linear_resident.cuh"
 
 namespace kepler {
 namespace {
@@ -13,6 +13,19 @@ void launch(const LinearArgs& a, cudaStream_t stream) {
   linear_kernel<F, kRows, kZeros, C><<<(a.n + kRowsOfBlock - 1) / kRowsOfBlock, C::kThreads, 0, stream>>>(a);
 }
 
+// Up to four rows of x with packed weights; false where that kernel does not take them.
+template <typename F, bool kZeros>
+bool resident(const LinearArgs& a, cudaStream_t stream) {
+  return a.rows == 1   ? launch_resident<F, 1, kZeros>(a, stream)
+         : a.rows == 2 ? launch_resident<F, 2, kZeros>(a, stream)
+         : a.rows <= 4 ? launch_resident<F, 4, kZeros>(a, stream)
+                       : false;
+}
+template <>
+bool resident<Half, false>(const LinearArgs&, cudaStream_t) {
+  return false;
+}
+
 template <typename F, bool kZeros>
 int product(LinearArgs a, int rows, cudaStream_t stream) {
   for (int first = 0; first < rows; first += kMaxRows) {
@@ -21,7 +34,7 @@ int product(LinearArgs a, int rows, cudaStream_t stream) {
                           : a.rows == 2 ? launch<F, 2, kZeros>
                           : a.rows <= 4 ? launch<F, 4, kZeros>
                                         : launch<F, 8, kZeros>;
-    launched(a, stream);
+    if (!resident<F, kZeros>(a, stream)) launched(a, stream);
     a.out += static_cast<size_t>(kMaxRows) * a.n;
     a.x += static_cast<size_t>(kMaxRows) * a.k;
   }
