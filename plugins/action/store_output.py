@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 import time
@@ -23,8 +24,10 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         variables = task_vars or {}
         arguments = dict(self._task.args)
-        if not arguments.get("index_urls"):
-            arguments.pop("index_urls", None)
+        indexes = arguments.pop("index_urls", None) or None
+        sources = arguments.get("sources") or []
+        files = {source["sha256"]: source["controller"] for source in sources if "controller" in source}
+        arguments["sources"] = [{k: v for k, v in source.items() if k != "controller"} for source in sources]
         host = variables.get("inventory_hostname", "")
         progress = Progress(f"{host}: {arguments.get('name')} {arguments.get('version')}")
         changed, starts, fresh = False, 0, True
@@ -36,8 +39,12 @@ class ActionModule(ActionBase):
             if answer.get("failed") or not answer.get("running"):
                 break
             if answer.get("needs_indexes"):
-                # Two runs of pip: only now, where something is to be fetched.
-                arguments["index_urls"] = pip_indexes()
+                # Only now, where there is work: files, and two runs of pip.
+                refused = self._hand_over(files, f"{arguments.get('root', '/opt/kepler')}/sources", variables)
+                if refused:
+                    answer = refused
+                    break
+                arguments["index_urls"] = pip_indexes() if indexes is None else indexes
                 continue
             changed = True
             starts += answer["started"]
@@ -61,3 +68,27 @@ class ActionModule(ActionBase):
             outputs[arguments["name"]] = answer["path"]
             result["ansible_facts"] = {"store_outputs": outputs}
         return result
+
+    def _hand_over(self, files: dict[str, str], directory: str, variables: dict[str, Any]) -> dict[str, Any] | None:
+        """Put files of the controller, by sha256, into the sources of the host's store; what refused one of them."""
+        for sha256, file in files.items():
+            path = Path(file).expanduser()
+            if not path.is_file():
+                continue
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+            if found != sha256:
+                message = (
+                    f"{path}: found sha256 {found}, expected {sha256}, as the lock says. Get the file again (`make "
+                    "vendor` for vLLM's), or remove it."
+                )
+                return {"failed": True, "msg": message}
+            task = self._task.copy()
+            task.args = {"src": str(path), "dest": f"{directory}/{sha256}", "mode": "0444"}
+            copy = self._shared_loader_obj.action_loader.get(
+                "ansible.legacy.copy", task=task, connection=self._connection, play_context=self._play_context,
+                loader=self._loader, templar=self._templar, shared_loader_obj=self._shared_loader_obj,
+            )
+            answer = copy.run(task_vars=variables)
+            if answer.get("failed"):
+                return answer
+        return None

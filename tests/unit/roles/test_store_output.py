@@ -1,5 +1,6 @@
-"""The action plugin store_output on this machine: progress, failures, and work that nobody waited for."""
+"""The action plugin store_output on this machine: progress, failures, work nobody waited for, files handed over."""
 
+import hashlib
 import json
 import subprocess
 
@@ -13,9 +14,10 @@ pytestmark = needs_namespaces
 def output(play, tmp_path):
     """Function that makes an output by the action plugin: (exit status, output)."""
 
-    def run(builder, *options):
+    def run(builder, *options, sources=()):
         task = {"name": "Make it", "store_output": {
             "root": str(tmp_path / "kepler"), "name": "hello", "version": "1", "builder": builder,
+            "sources": list(sources), "index_urls": ["http://127.0.0.1:9/simple"],
         }}
         show = {"name": "Show", "ansible.builtin.debug": {"var": "store_outputs.hello"}}
         return play([task, show], *options, gather_facts=False)
@@ -59,3 +61,46 @@ def test_a_failure_that_nobody_waited_for_is_no_news(output, tmp_path):
     assert status == 0, printed
     assert path.exists()
     assert not result.exists()
+
+
+@pytest.fixture
+def handed(tmp_path):
+    """A source that lies on the controller."""
+    file = tmp_path / "port.tar"
+    file.write_text("the port")
+    return {"name": "port", "file": "port.tar", "sha256": hashlib.sha256(b"the port").hexdigest(),
+            "controller": str(file)}  # fmt: skip
+
+
+def test_a_file_of_the_controller_is_handed_over_where_there_is_work(output, handed, tmp_path):
+    builder, store = 'cat "$src/port.tar" > "$out/copy"', tmp_path / "kepler"
+    status, printed = output(builder, sources=[handed])
+    assert status == 0, printed
+    (path,) = (store / "store").iterdir()
+    assert (path / "copy").read_text() == "the port"
+    # Where the file lies is no part of the output's address, and a second run hands nothing over.
+    source = store / "sources" / handed["sha256"]
+    source.unlink()
+    (tmp_path / "port.tar").rename(tmp_path / "elsewhere.tar")
+    status, printed = output(builder, sources=[dict(handed, controller=str(tmp_path / "elsewhere.tar"))])
+    assert status == 0, printed
+    assert "changed=0" in printed
+    assert not source.exists()
+
+
+def test_a_file_of_the_controller_that_is_not_the_locked_one_is_refused(output, handed, tmp_path):
+    (tmp_path / "port.tar").write_text("another port")
+    status, printed = output('touch "$out/built"', sources=[handed])
+    assert status != 0
+    printed = " ".join(printed.split())
+    assert f"port.tar: found sha256 {hashlib.sha256(b'another port').hexdigest()}" in printed
+    assert f"expected {handed['sha256']}" in printed
+    assert not list((tmp_path / "kepler" / "store").iterdir())
+    assert not list((tmp_path / "kepler" / "sources").iterdir())
+
+
+def test_a_file_that_is_not_on_the_controller_is_fetched(output, handed, tmp_path):
+    (tmp_path / "port.tar").unlink()
+    status, printed = output('touch "$out/built"', sources=[handed])
+    assert status != 0
+    assert "source port: the file port.tar could not be had" in printed
