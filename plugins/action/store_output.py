@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
@@ -27,6 +28,8 @@ class ActionModule(ActionBase):
         indexes = arguments.pop("index_urls", None) or None
         sources = arguments.get("sources") or []
         files = {source["sha256"]: source["controller"] for source in sources if "controller" in source}
+        if not boolean(arguments.get("build", True)):
+            files = {}
         arguments["sources"] = [{k: v for k, v in source.items() if k != "controller"} for source in sources]
         host = variables.get("inventory_hostname", "")
         progress = Progress(f"{host}: {arguments.get('name')} {arguments.get('version')}")

@@ -30,8 +30,8 @@ options:
     description:
       - Files that the builder needs, in order. Each is a mapping with C(name), C(file), C(sha256), and C(urls) or
         C(index) (a mapping with C(project) and C(version)).
-      - C(controller) is a path on the controller. Where there is work, and a file there, the action plugin hands it to
-        the host.
+      - C(controller) is a path on the controller. Where the host builds, and a file is there, the action plugin hands
+        it over.
     type: list
     elements: dict
     default: []
