@@ -176,13 +176,17 @@ def loaded_layer(scheme, layout, tensors, ranks, rank):
     return layer
 
 
-HIDDEN, INTERMEDIATE = 64, 256
+# Four ranks have 96 columns of down each: one and a half groups of 64, three quarters of one of 128.
+HIDDEN, INTERMEDIATE = 128, 384
 SCHEMES = {
     "gptq": (Kind("gptq", group=64), Scheme(4, 64, zero_offset=1), gptq.LAYOUT),
+    "gptq-128": (Kind("gptq", group=128), Scheme(4, 128, zero_offset=1), gptq.LAYOUT),
     "gptq-8-row": (Kind("gptq", bits=8, group=-1, version="gptq_v2"), Scheme(8, -1), gptq.LAYOUT),
     "awq": (Kind("awq", group=32), Scheme(4, 32), awq.LAYOUT),
+    "awq-128": (Kind("awq", group=128), Scheme(4, 128), awq.LAYOUT),
     "ct": (Kind("compressed-tensors", group=32), Scheme(4, 32), compressed_tensors.LAYOUT),
     "ct-8-row": (Kind("compressed-tensors", bits=8, group=-1), Scheme(8, -1), compressed_tensors.LAYOUT),
+    "ct-8-128": (Kind("compressed-tensors", bits=8, group=128), Scheme(8, 128), compressed_tensors.LAYOUT),
     "ct-symmetric": (Kind("compressed-tensors", group=64, symmetric=True), Scheme(4, 64, has_zeros=False),
                      compressed_tensors.LAYOUT),
 }
@@ -252,7 +256,7 @@ def test_scattered_columns_are_refused(made, engine, tmp_path):
 
 
 SHARDS = {
-    "groups": (Scheme(4, 128), 256, 64, "e.w2: found 64 columns a rank (128 over 2) in groups of 128; expected whole"),
+    "groups": (Scheme(4, 128), 256, 96, "e.w2: found 192 columns a rank (192 over 1) in groups of 128; expected whole"),
     "columns": (Scheme(4, -1), 128, 48, "e.w2: found 48 columns a rank; expected a multiple of 32"),
     "hidden": (Scheme(8, 64), 160, 64, "e.w13: found 160 columns a rank (160 over 1) in groups of 64; expected whole"),
 }

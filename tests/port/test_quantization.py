@@ -13,7 +13,7 @@ from serve_once import serve
 from tiny_models import TinyModel, assert_same
 from vllm_kepler.quantization import gptq
 from vllm_kepler.quantization.config import read
-from vllm_kepler.quantization.packed import PackedLinearMethod
+from vllm_kepler.quantization.packed import PackedLinearMethod, check_order, groups_of_rank
 from vllm_kepler.quantization.scheme import WORKS, Scheme
 
 KINDS = {
@@ -82,14 +82,16 @@ def test_bias(quantized, engine, name):
 
 
 @pytest.mark.parametrize(
-    ("family", "name"),
-    [("llama", "gptq-64-v2"), ("qwen2", "gptq-32"), ("llama", "gptq-row"), ("qwen2", "awq-32"), ("llama", "awq-some"),
-     ("llama", "ct-8-row"), ("llama", "ct-8-asymmetric")],
+    ("family", "name", "ranks"),
+    [("llama", "gptq-64-v2", 2), ("qwen2", "gptq-32", 2), ("llama", "gptq-row", 2), ("qwen2", "awq-32", 2),
+     ("llama", "awq-some", 2), ("llama", "ct-8-row", 2), ("llama", "ct-8-asymmetric", 2),
+     # Ranks share groups: of o's 128 columns, and with four of down's 256.
+     ("llama", "awq-128", 2), ("llama", "gptq-8bit", 4), ("llama", "ct-4-asymmetric", 4)],
 )
-def test_two_ranks(quantized, family, name):
+def test_ranks(quantized, family, name, ranks):
     """Shards of columns (qkv, gate and up) and of rows (o, down)."""
     model = quantized(family, name)
-    done = serve(model, tensor_parallel_size=2)
+    done = serve(model, tensor_parallel_size=ranks)
     assert done.status == 0, done.printed
     assert_same(model, done.ids)
 
@@ -223,7 +225,7 @@ def test_act_order_over_ranks_is_refused(quantized, engine):
 
 
 SHARDS = {
-    "groups": (Scheme(4, 128), 64, 128, 256, "found 64 columns a rank (128 over 2) in groups of 128; expected whole"),
+    "groups": (Scheme(4, 128), 96, 192, 256, "found 192 columns a rank (192 over 1) in groups of 128; expected whole"),
     "columns": (Scheme(4, -1), 48, 96, 256, "found 48 columns a rank; expected a multiple of 32"),
     "act-order": (Scheme(4, 32, act_order=True), 64, 128, 256, "found act-order (desc_act) and 2 ranks; expected one"),
     "rows": (Scheme(4, 32), 64, 64, 28, "found 28 rows a rank; expected a multiple of 8"),
@@ -238,6 +240,23 @@ def test_shards_that_cannot_be_cut_are_refused(name):
     with pytest.raises(ValueError, match=r"^model\.layers\.0\.o_proj: ") as refusal:
         method.create_weights(torch.nn.Module(), columns, [rows], all_columns, rows, torch.float32, weight_loader=None)
     assert found in str(refusal.value)
+
+
+@pytest.mark.parametrize(("group", "columns", "ranks"), [(128, 11008, 4), (128, 384, 4), (64, 192, 2), (32, 64, 2)])
+def test_a_group_on_two_ranks_has_its_scale_on_both(group, columns, ranks):
+    scales = torch.randn(3, columns // group)
+    of_columns, k = scales.repeat_interleave(group, 1), columns // ranks
+    for rank in range(ranks):
+        own = groups_of_rank(scales, group, rank * k, k)
+        assert own.shape == (3, k // math.gcd(group, k))
+        assert torch.equal(own.repeat_interleave(k // own.shape[1], 1), of_columns[:, rank * k : (rank + 1) * k])
+
+
+def test_act_order_that_the_config_does_not_tell_of_is_refused_on_ranks():
+    scattered = torch.arange(64, dtype=torch.int32) % 2
+    check_order((64 + torch.arange(64)) // 128, 128, 64, "o_proj")
+    with pytest.raises(ValueError, match=r"^o_proj: found act-order \(g_idx\) and several ranks; expected one"):
+        check_order(scattered, 128, 64, "o_proj")
 
 
 def test_different_schemes_in_a_fused_layer_are_refused(quantized, engine, tmp_path):

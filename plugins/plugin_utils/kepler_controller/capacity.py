@@ -9,6 +9,7 @@ Sizes are bytes of one die, unless a name says otherwise.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -160,7 +161,9 @@ def held_bytes(tensor: Tensor, model: Model, dies: int, storage: Storage) -> flo
         rows = tensor.shape[0] * tensor.count
         groups = rows if ROW.search(tensor.name) else rows * elements / tensor.elements
     else:
-        groups = elements / storage.group
+        # Where dies part a group, each has the scale of its piece.
+        pieces = math.gcd(storage.group, tensor.shape[1] // dies) if ROW.search(tensor.name) else storage.group
+        groups = elements / pieces
     return size + groups * storage.beside
 
 
@@ -360,7 +363,7 @@ def size_faults(model: Model, dies: int, tensors: Iterable[Tensor] = (), storage
 
 
 def group_faults(dies: int, tensors: Iterable[Tensor], storage: Storage) -> list[str]:
-    """Matrices of codes whose groups of columns would lie on two dies, with the numbers."""
+    """Matrices of codes that the groups do not divide, or whose columns the kernels cannot split, with the numbers."""
     if dies > 1 and storage.act_order:
         return ["columns in the order of their activations (act-order), whose groups are scattered over all dies"]
     whole = COLUMNS if storage.group == quantized.WHOLE else storage.group
@@ -368,14 +371,13 @@ def group_faults(dies: int, tensors: Iterable[Tensor], storage: Storage) -> list
     for tensor in tensors:
         if not is_matrix(tensor) or tensor.plain:
             continue
-        columns = tensor.shape[1] // (dies if ROW.search(tensor.name) else 1)
+        name, columns = tensor.name.split("*.")[-1].removesuffix(".weight"), tensor.shape[1]
+        mine = columns // (dies if ROW.search(tensor.name) else 1)
         if columns % whole:
-            name = tensor.name.split("*.")[-1].removesuffix(".weight")
-            better = [str(size) for size in quantized.GROUPS if columns % size == 0]
-            faults[name] = (
-                f"{name}'s {tensor.shape[1]} columns in groups of {whole} ({columns} a die: "
-                + (f"groups of {' or '.join(better)} would do)" if better else f"no multiple of {COLUMNS})")
-            )
+            better = " or ".join(str(size) for size in quantized.GROUPS if columns % size == 0)
+            faults[name] = f"{name}'s {columns} columns in groups of {whole} ({better or 'no size'} would do)"
+        elif mine % COLUMNS:
+            faults[name] = f"{name}'s {columns} columns ({mine} a die: no multiple of {COLUMNS})"
     return list(faults.values())
 
 

@@ -69,13 +69,14 @@ def test_heads_that_do_not_divide(config, size, named, sizes):
 
 
 @pytest.mark.parametrize(
-    ("said", "size", "named", "sizes"),
-    [({}, 4, "11008 columns in groups of 128 (2752 a die: groups of 32 or 64 would do)", "one of 1, 2"),
-     ({"desc_act": True}, 2, "act-order", "one of 1")],
+    ("config", "size", "named", "sizes"),
+    [({**quantized(group_size=32), "intermediate_size": 11040}, 4, "11040 columns (2760 a die: no multiple of 32)",
+      "one of 1"),
+     (quantized(desc_act=True), 2, "act-order", "one of 1")],
 )
 @pytest.mark.parametrize("device", ["kepler", "cpu"])
-def test_groups_that_would_lie_on_two_dies(said, size, named, sizes, device):
-    (found,) = judge(quantized(**said), device, tensor_parallel_size=size)
+def test_columns_that_cannot_be_split(config, size, named, sizes, device):
+    (found,) = judge(config, device, tensor_parallel_size=size)
     assert found["variable"] == f"{WHERE}.tensor_parallel_size"
     assert named in found["found"]
     assert found["expected"] == sizes

@@ -14,7 +14,7 @@ from vllm.model_executor.utils import set_weight_attrs
 from ..moe import KeplerMoEMethod
 from ..ops import linear, moe
 from .half import HalfWeights
-from .packed import Layout, check_shard, empty_tensors, read_tensors
+from .packed import Layout, check_shard, cuts_groups, empty_tensors, groups_of_rank, read_tensors
 from .scheme import WHOLE_ROW, Scheme
 
 # What a layer's weight loader calls the gate's and the other matrix in one, and the last.
@@ -37,6 +37,8 @@ class PackedExpertsMethod(KeplerMoEMethod):
         self.name = name
         self.scheme = scheme
         self.layout = layout
+        # A rank's first column of the last matrix, where the ranks' borders lie within groups.
+        self.first: int | None = None
         if scheme.act_order:
             refuse_act_order(name)
 
@@ -57,6 +59,8 @@ class PackedExpertsMethod(KeplerMoEMethod):
         scheme, layout, ranks = self.scheme, self.layout, layer.tp_size
         check_shard(f"{self.name}.{BOTH}", scheme, hidden_size, [intermediate_size] * 2, hidden_size)
         check_shard(f"{self.name}.{DOWN}", scheme, intermediate_size, [hidden_size], intermediate_size * ranks)
+        if cuts_groups(scheme, intermediate_size, intermediate_size * ranks):
+            self.first = layer.tp_rank * intermediate_size
         strategy = FusedMoeWeightScaleSupported.CHANNEL if scheme.group == WHOLE_ROW else (
             FusedMoeWeightScaleSupported.GROUP
         )
@@ -66,7 +70,10 @@ class PackedExpertsMethod(KeplerMoEMethod):
             **named,
         }
         for part, n, k in ((BOTH, 2 * intermediate_size, hidden_size), (DOWN, hidden_size, intermediate_size)):
-            tensors = empty_tensors(scheme, layout, n, k, num_experts)
+            # Of groups that are cut a rank picks its own later.
+            cut = part == DOWN and self.first is not None
+            scaled = k * ranks if cut else k
+            tensors = empty_tensors(scheme, layout, n, k, scaled // scheme.columns(scaled), num_experts)
             loaders = dict.fromkeys(tensors, weight_loader)
             if layout.group_of_column:
                 loaders[layout.group_of_column] = in_order(self.name, scheme)
@@ -77,7 +84,10 @@ class PackedExpertsMethod(KeplerMoEMethod):
                 parameter = torch.nn.Parameter(
                     torch.empty(0, dtype=torch.int32) if optional else tensors[name], requires_grad=False
                 )
-                set_weight_attrs(parameter, {**attributes, "weight_loader": loader, "optional": optional})
+                set_weight_attrs(parameter, {
+                    **attributes, "weight_loader": loader, "optional": optional,
+                    "load_full_w2": cut and name in (layout.scales, layout.zeros),
+                })
                 layer.register_parameter(f"{part}_{name}", parameter)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
@@ -89,15 +99,18 @@ class PackedExpertsMethod(KeplerMoEMethod):
             }
             for name in parameters:
                 delattr(layer, f"{part}_{name}")
-            setattr(layer, f"{part}_packed", self._pack(parameters))
+            setattr(layer, f"{part}_packed", self._pack(parameters, self.first if part == DOWN else None))
 
-    def _pack(self, tensors: dict[str, torch.Tensor]) -> linear.Packed:
-        """The matrices [n, k] of all experts as one of num_experts · n rows."""
+    def _pack(self, tensors: dict[str, torch.Tensor], first: int | None) -> linear.Packed:
+        """The matrices [n, k] of all experts as one of num_experts · n rows; `first`: see groups_of_rank."""
         wanted = [name for name in (self.layout.codes, self.layout.scales, self.layout.zeros) if name in tensors]
         whole: list[torch.Tensor] | None = None
         num_experts = len(tensors[self.layout.codes])
         for expert in range(num_experts):
             parts = read_tensors(self.scheme, self.layout, {name: tensors[name][expert] for name in wanted})
+            if first is not None:
+                k = parts[0].shape[1]
+                parts = (parts[0], *(groups_of_rank(part, self.scheme.group, first, k) for part in parts[1:]))
             if whole is None:
                 whole = [None if part is None else part.new_empty(num_experts, *part.shape) for part in parts]
             for to, part in zip(whole, parts, strict=True):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from vllm.model_executor.layers import linear as upstream
@@ -66,6 +67,8 @@ class PackedLinearMethod(upstream.LinearMethodBase):
         self.name = name
         self.scheme = scheme
         self.layout = layout
+        # A rank's first column, where the ranks' borders lie within groups.
+        self.first: int | None = None
 
     def create_weights(
         self,
@@ -85,26 +88,30 @@ class PackedLinearMethod(upstream.LinearMethodBase):
         scheme, layout = self.scheme, self.layout
         n, k = sum(output_partition_sizes), input_size_per_partition
         check_shard(self.name, scheme, k, output_partition_sizes, input_size)
-        empty = empty_tensors(scheme, layout, n, k)
-        # Rows that are one group keep their scale on every rank.
+        self.first = layer.tp_rank * k if cuts_groups(scheme, k, input_size) else None
+        cut = self.first is not None
+        columns = scheme.columns(input_size if cut else k)
+        empty = empty_tensors(scheme, layout, n, k, (input_size if cut else k) // columns)
+        # Rows that are one group keep their scale on every rank; of groups that are cut a rank picks its own later.
+        every_scale = cut or scheme.group == WHOLE_ROW
         dims = {"output_dim": 1 - layout.input_dim, "weight_loader": weight_loader}
         both = {**dims, "input_dim": layout.input_dim}
         words = {"packed_factor": scheme.per_word}
         parameters = {
             layout.codes: PackedvLLMParameter(data=empty[layout.codes], packed_dim=layout.codes_dim, **words, **both),
             layout.scales: (
-                ChannelQuantScaleParameter(data=empty[layout.scales], **dims) if scheme.group == WHOLE_ROW
+                ChannelQuantScaleParameter(data=empty[layout.scales], **dims) if every_scale
                 else GroupQuantScaleParameter(data=empty[layout.scales], **both)
             ),
         }
         if scheme.has_zeros:
             zeros = {"data": empty[layout.zeros], "packed_dim": 1 - layout.input_dim, **words}
             parameters[layout.zeros] = (
-                PackedColumnParameter(**zeros, **dims) if scheme.group == WHOLE_ROW
+                PackedColumnParameter(**zeros, **dims) if every_scale
                 else PackedvLLMParameter(**zeros, **both)
             )
         if layout.group_of_column:
-            order = torch.arange(k, dtype=torch.int32) // scheme.columns(k)
+            order = ((self.first or 0) % columns + torch.arange(k, dtype=torch.int32)) // columns
             loader = same_for_all(weight_loader, self.name)
             parameters[layout.group_of_column] = RowvLLMParameter(data=order, input_dim=0, weight_loader=loader)
         if layout.shape:
@@ -123,9 +130,15 @@ class PackedLinearMethod(upstream.LinearMethodBase):
             self.scheme, layout, {name: parameter.data for name, parameter in layer.named_parameters(recurse=False)}
         )
         if layout.group_of_column:
-            permutation = order_of_groups(getattr(layer, layout.group_of_column).data, scales.shape[1], self.name)
-            if permutation is not None:
-                codes = codes[:, permutation]
+            groups = getattr(layer, layout.group_of_column).data
+            if self.first is not None:
+                check_order(groups, self.scheme.group, self.first, self.name)
+            else:
+                permutation = order_of_groups(groups, scales.shape[1], self.name)
+                codes = codes if permutation is None else codes[:, permutation]
+        if self.first is not None:
+            scales, zeros = (groups_of_rank(part, self.scheme.group, self.first, codes.shape[1])
+                             for part in (scales, zeros))
         for name in (layout.codes, layout.scales, layout.zeros, layout.group_of_column, layout.shape):
             if name and hasattr(layer, name):
                 delattr(layer, name)
@@ -147,19 +160,38 @@ def check_shard(name: str, scheme: Scheme, k: int, output_sizes: list[int], inpu
             "tensor_parallel_size."
         )
     if scheme.group != WHOLE_ROW:
-        check_groups(name, scheme.group, k, input_size)
+        check_groups(name, scheme.group, input_size, input_size)
     if scheme.act_order and scheme.group != WHOLE_ROW and k != input_size:
-        raise ValueError(
-            f"{name}: found act-order (desc_act) and {input_size // k} ranks; expected one: each rank's "
-            "columns would need the scales of all groups. Choose tensor_parallel_size 1, or a checkpoint without "
-            "act-order."
-        )
+        refuse_act_order(name, f"act-order (desc_act) and {input_size // k} ranks")
     for size in output_sizes:
         if size % scheme.per_word:
             raise ValueError(
                 f"{name}: found {size} rows a rank; expected a multiple of {scheme.per_word}, as many as "
                 "the checkpoint packs in a word. Choose another tensor_parallel_size."
             )
+
+
+def refuse_act_order(name: str, found: str) -> NoReturn:
+    """Raise ValueError for columns that lie in the order of their activations, on several ranks."""
+    raise ValueError(
+        f"{name}: found {found}; expected one: each rank's columns would need the scales of all groups. Choose "
+        "tensor_parallel_size 1, or a checkpoint without act-order."
+    )
+
+
+def cuts_groups(scheme: Scheme, k: int, input_size: int) -> bool:
+    """Whether a border between ranks of k columns lies within a group."""
+    return scheme.group != WHOLE_ROW and k != input_size and k % scheme.group != 0
+
+
+def groups_of_rank(of_groups: torch.Tensor | None, group: int, first: int, k: int) -> torch.Tensor | None:
+    """Of scales or zeros [n, groups] of all columns, those of a rank's k columns from `first` on.
+
+    The rank's groups are the largest that keep both its borders and the checkpoint's: [n, k / gcd(group, k)].
+    """
+    if of_groups is None:
+        return None
+    return of_groups[:, torch.arange(first, first + k, math.gcd(group, k), device=of_groups.device) // group]
 
 
 def check_groups(name: str, group: int, k: int, input_size: int) -> None:
@@ -171,9 +203,13 @@ def check_groups(name: str, group: int, k: int, input_size: int) -> None:
         )
 
 
-def empty_tensors(scheme: Scheme, layout: Layout, n: int, k: int, *before: int) -> dict[str, torch.Tensor]:
-    """Tensors of zeros by name, to load what a checkpoint has for a matrix [n, k]; `before` are dimensions in front."""
-    groups = k // scheme.columns(k)
+def empty_tensors(
+    scheme: Scheme, layout: Layout, n: int, k: int, groups: int, *before: int
+) -> dict[str, torch.Tensor]:
+    """Tensors of zeros by name, to load what a checkpoint has for a matrix [n, k] and scales of so many groups.
+
+    `before` are dimensions in front.
+    """
 
     def empty(rows: int, columns: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.zeros(*before, *((rows, columns) if layout.input_dim else (columns, rows)), dtype=dtype)
@@ -229,6 +265,13 @@ def order_of_groups(group_of_column: torch.Tensor, groups: int, name: str) -> to
             f"{columns // groups}. Choose another checkpoint of the model."
         )
     return torch.argsort(own, stable=True)
+
+
+def check_order(group_of_column: torch.Tensor, group: int, first: int, name: str) -> None:
+    """Raise ValueError where a rank's columns from `first` on are not in the order of their groups."""
+    columns = torch.arange(len(group_of_column), device=group_of_column.device)
+    if not torch.equal(group_of_column.long() - group_of_column.min(), (first % group + columns) // group):
+        refuse_act_order(name, "act-order (g_idx) and several ranks")
 
 
 def same_for_all(load: Callable[..., Any], name: str) -> Callable[..., Any]:
