@@ -15,7 +15,9 @@ SHARED = str(PROJECT / "molecule" / "shared" / "molecule.yml")
 # Scenarios of molecule and the fleets that they run on.
 SCENARIOS = {"default": "test", "kernel_update": "update", "builder": "builder", "offline": "offline"}
 
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# Colours, and the border that molecule draws before each line where it has them.
+DRAWN = re.compile(r"\x1b\[[0-9;]*m")
+BORDER = re.compile(r"^ *│ ?", re.MULTILINE)
 # A task with the first lines of its result; a test, with the lines that say why.
 FAILURE = re.compile(r"^(?:fatal: .*(?:\n {4}.*){0,20}|E {3}.*|(?:FAILED|ERROR) \S+::.*)$", re.MULTILINE)
 
@@ -39,6 +41,8 @@ def down(fleet: str, keep_engine: bool = False) -> None:
 def recorded(command: list[str], environment: dict[str, str], log: Path) -> int:
     """Exit status of `command`; what it prints goes to the file `log` too."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    # Molecule breaks lines at the width of a terminal, and would break those that are looked for.
+    environment = {**environment, "COLUMNS": "1000"}
     with log.open("w") as file, subprocess.Popen(
         command, cwd=PROJECT, env=environment, text=True, errors="replace",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -51,7 +55,7 @@ def recorded(command: list[str], environment: dict[str, str], log: Path) -> int:
 
 def failures(printed: str) -> list[str]:
     """What Ansible and pytest say of failures, of all that they printed: the stand-ins' end hides it otherwise."""
-    return [match[0] for match in FAILURE.finditer(COLOUR.sub("", printed))]
+    return [match[0] for match in FAILURE.finditer(BORDER.sub("", DRAWN.sub("", printed)))]
 
 
 def molecule(arguments: list[str]) -> None:
