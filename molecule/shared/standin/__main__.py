@@ -42,7 +42,7 @@ def recorded(command: list[str], environment: dict[str, str], log: Path) -> int:
     """Exit status of `command`; what it prints goes to the file `log` too."""
     log.parent.mkdir(parents=True, exist_ok=True)
     # Molecule breaks lines at the width of a terminal, and would break those that are looked for.
-    environment = {**environment, "COLUMNS": "1000"}
+    environment = {**environment, "COLUMNS": "240"}
     with log.open("w") as file, subprocess.Popen(
         command, cwd=PROJECT, env=environment, text=True, errors="replace",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
