@@ -105,13 +105,14 @@ def test_the_kernels_and_the_port_are_packed_apart():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def packed(name):
-        tasks = yaml.safe_load((ROLE / "tasks" / name).read_text())
-        arguments = next(task["source_archive"] for task in tasks if "source_archive" in task)
+    tasks = yaml.safe_load((ROLE / "tasks/sources.yml").read_text())
+
+    def packed(prefix):
+        arguments = next(task["source_archive"] for task in tasks if task["source_archive"]["prefix"] == prefix)
         path = arguments["path"].replace("{{ __vllm_port }}", str(ROOT / "vllm_src"))
         return module.members(path, arguments["exclude"])
 
-    port, kernels = packed("sources.yml"), packed("kernels.yml")
+    port, kernels = packed("vllm_kepler"), packed("vllm_kernels")
     assert "vllm_kepler/version.py" in port
     assert not [name for name in port if name.startswith("csrc")]
     sources = [path.name for path in (ROOT / "vllm_src/csrc").iterdir() if re.search("[.](cuh?|h)$", path.name)]
