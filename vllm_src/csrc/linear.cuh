@@ -84,21 +84,24 @@ struct Int4 {
   }
 };
 
+// Of 2 · kept values a lane, sums of two lanes `step` apart: each of them keeps so many.
+__device__ __forceinline__ void exchange(float* values, int kept, unsigned lane, unsigned step) {
+  const bool upper = lane & step;
+#pragma unroll
+  for (int i = 0; i < kept; ++i) {
+    const float sent = upper ? values[i] : values[i + kept];
+    const float own = upper ? values[i + kept] : values[i];
+    values[i] = own + __shfl_xor_sync(kAllLanes, sent, step);
+  }
+}
+
 // Sums each of kCount values over the warp; the lanes from l · 32 / kCount on return the sum of value l.
 template <int kCount>
 __device__ __forceinline__ float scattered_sum(float (&values)[kCount], int lane) {
   static_assert(kCount <= 32 && (kCount & (kCount - 1)) == 0, "a value for each lane at most");
   int step = 16;
 #pragma unroll
-  for (int count = kCount / 2; count > 0; count /= 2, step /= 2) {
-    const bool upper = lane & step;
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-      const float sent = upper ? values[i] : values[i + count];
-      const float kept = upper ? values[i + count] : values[i];
-      values[i] = kept + __shfl_xor_sync(kAllLanes, sent, step);
-    }
-  }
+  for (int count = kCount / 2; count > 0; count /= 2, step /= 2) exchange(values, count, lane, step);
 #pragma unroll
   for (int rest = 16 / kCount; rest > 0; rest /= 2) values[0] += __shfl_xor_sync(kAllLanes, values[0], rest);
   return values[0];

@@ -51,18 +51,6 @@ struct Staging {
   static constexpr int kQuads = F::kColumns / 4, kHalf = kQuads / 2, kStride = 32 + 8 / kHalf;
 };
 
-// Of 2 · kKept values a lane, sums of two lanes `step` apart: each of them keeps kKept.
-template <int kKept>
-__device__ __forceinline__ void exchange(float* values, unsigned lane, unsigned step) {
-  const bool upper = lane & step;
-#pragma unroll
-  for (int i = 0; i < kKept; ++i) {
-    const float sent = upper ? values[i] : values[i + kKept];
-    const float kept = upper ? values[i + kKept] : values[i];
-    values[i] = kept + __shfl_xor_sync(kAllLanes, sent, step);
-  }
-}
-
 template <typename F, int kRows, bool kZeros>
 __global__ void __launch_bounds__(32 * Resident<F, kRows>::kWarps) resident_kernel(ResidentArgs a) {
   constexpr int kColumns = F::kColumns, kQuads = Staging<F>::kQuads, kHalf = Staging<F>::kHalf;
@@ -188,12 +176,12 @@ __global__ void __launch_bounds__(32 * Resident<F, kRows>::kWarps) resident_kern
       float total[kRows];
 #pragma unroll
       for (int m = 0; m < kRows; ++m) {
-        exchange<2>(product[m], lane, 2);
-        exchange<1>(product[m], lane, 1);
+        exchange(product[m], 2, lane, 2);
+        exchange(product[m], 1, lane, 1);
         total[m] = by * fmaf(zero_of, zero_sum[m], product[m][0]);
       }
-      if (kRows == 4) exchange<2>(total, lane, 16);
-      if (kRows >= 2) exchange<1>(total, lane, kRows == 4 ? 8 : 16);
+      if (kRows == 4) exchange(total, 2, lane, 16);
+      if (kRows >= 2) exchange(total, 1, lane, kRows == 4 ? 8 : 16);
 #pragma unroll
       for (int step = 2 * kTwins; step >= 4; step /= 2) total[0] += __shfl_xor_sync(kAllLanes, total[0], step);
       if (stores) *to = pass ? *to + total[0] : total[0];
