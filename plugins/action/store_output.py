@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 import time
@@ -13,8 +12,10 @@ from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
 from kepler_controller.pip_index import pip_indexes
 from kepler_controller.progress import POLL, Progress
+from store.fetch import sha256_of
 
 PASSWORD = re.compile("://[^/@ ]*@")
 STARTS = 2  # a worker that dies this often will die again
@@ -43,7 +44,7 @@ class ActionModule(ActionBase):
                 break
             if answer.get("needs_indexes"):
                 # Only now, where there is work: files, and two runs of pip.
-                refused = self._hand_over(files, f"{arguments.get('root', '/opt/kepler')}/sources", variables)
+                refused = self._hand_over(files, Path(answer["path"]).parents[1] / "sources", variables)
                 if refused:
                     answer = refused
                     break
@@ -72,13 +73,13 @@ class ActionModule(ActionBase):
             result["ansible_facts"] = {"store_outputs": outputs}
         return result
 
-    def _hand_over(self, files: dict[str, str], directory: str, variables: dict[str, Any]) -> dict[str, Any] | None:
+    def _hand_over(self, files: dict[str, str], directory: Path, variables: dict[str, Any]) -> dict[str, Any] | None:
         """Put files of the controller, by sha256, into the sources of the host's store; what refused one of them."""
         for sha256, file in files.items():
             path = Path(file).expanduser()
             if not path.is_file():
                 continue
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
+            found = sha256_of(path)
             if found != sha256:
                 message = (
                     f"{path}: found sha256 {found}, expected {sha256}, as the lock says. Get the file again (`make "
