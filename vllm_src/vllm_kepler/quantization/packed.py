@@ -111,7 +111,7 @@ class PackedLinearMethod(upstream.LinearMethodBase):
                 else PackedvLLMParameter(**zeros, **both)
             )
         if layout.group_of_column:
-            order = ((self.first or 0) % columns + torch.arange(k, dtype=torch.int32)) // columns
+            order = groups_in_order(torch.arange(k, dtype=torch.int32), columns, self.first or 0)
             loader = same_for_all(weight_loader, self.name)
             parameters[layout.group_of_column] = RowvLLMParameter(data=order, input_dim=0, weight_loader=loader)
         if layout.shape:
@@ -248,6 +248,11 @@ def unpack_words(words: torch.Tensor, bits: int, dim: int, order: tuple[int, ...
     return codes.flatten(dim, dim + 1)
 
 
+def groups_in_order(columns: torch.Tensor, group: int, first: int = 0) -> torch.Tensor:
+    """The group of each of a rank's columns, counted from its first group; `first`: its first column among all."""
+    return (first % group + columns) // group
+
+
 def order_of_groups(group_of_column: torch.Tensor, groups: int, name: str) -> torch.Tensor | None:
     """Columns in the order of their groups; None where they are in it already.
 
@@ -256,7 +261,7 @@ def order_of_groups(group_of_column: torch.Tensor, groups: int, name: str) -> to
     columns = len(group_of_column)
     # A rank's groups count from its first.
     own = group_of_column.long() - group_of_column.min()
-    if torch.equal(own, torch.arange(columns, device=own.device) // (columns // groups)):
+    if torch.equal(own, groups_in_order(torch.arange(columns, device=own.device), columns // groups)):
         return None
     counts = own.bincount(minlength=groups).tolist()
     if counts != [columns // groups] * groups:
@@ -270,7 +275,7 @@ def order_of_groups(group_of_column: torch.Tensor, groups: int, name: str) -> to
 def check_order(group_of_column: torch.Tensor, group: int, first: int, name: str) -> None:
     """Raise ValueError where a rank's columns from `first` on are not in the order of their groups."""
     columns = torch.arange(len(group_of_column), device=group_of_column.device)
-    if not torch.equal(group_of_column.long() - group_of_column.min(), (first % group + columns) // group):
+    if not torch.equal(group_of_column.long() - group_of_column.min(), groups_in_order(columns, group, first)):
         refuse_act_order(name, "act-order (g_idx) and several ranks")
 
 
