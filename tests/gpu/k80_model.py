@@ -75,10 +75,10 @@ class Kernel:
 KERNELS = {
     ("float16", 1): Kernel(2.0, 32, 71, 9344, 256, {"issue": 89, "FFMA": 32, "F2F": 32, "IMAD": 8, "LDS.128": 2}),
     ("float16", 8): Kernel(2.0, 32, 128, 38912, 512, {"issue": 327, "FFMA": 256, "F2F": 32, "IMAD": 8, "LDS.128": 16}),
-    ("int8", 1): Kernel(1 + 1 / 64, 64, 71, 32256, 896, {
-        "issue": 204, "FFMA": 65, "LOP32I": 48, "PRMT": 17, "IMAD": 6, "SHFL": 6, "ISCADD": 5, "F2F": 1}),
-    ("int4", 1): Kernel(0.5 + 1 / 64, 128, 100, 34816, 512, {
-        "issue": 333, "FFMA": 129, "LOP32I": 96, "SHF": 16, "BFE": 16, "IMAD": 6, "SHFL": 6, "ISCADD": 5, "F2F": 1}),
+    ("int8", 1): Kernel(1 + 1 / 64, 64, 62, 32256, 896, {
+        "issue": 192, "FFMA": 65, "LOP32I": 50, "PRMT": 17, "IMAD": 6, "SHFL": 6, "ISCADD": 5, "F2F": 1}),
+    ("int4", 1): Kernel(0.5 + 1 / 64, 128, 77, 34816, 512, {
+        "issue": 327, "FFMA": 129, "LOP32I": 97, "SHF": 16, "BFE": 17, "IMAD": 6, "SHFL": 6, "ISCADD": 5, "F2F": 1}),
     ("int4", 2): Kernel(0.5 + 1 / 64, 128, 128, 34816, 512, {
         "issue": 471, "FFMA": 258, "FADD": 10, "LOP32I": 97, "SHF": 16, "BFE": 18, "IMAD": 6, "SHFL": 9, "ISCADD": 5,
         "F2F": 1}),

@@ -3,7 +3,7 @@
 // Where linear.cuh brings x to the weights, here x stays: a lane holds its 16 bytes' columns of x in registers, a warp
 // 1,024 columns of 4 bits or 512 of 8, and walks down rows of the weight. The warps of a team share a row; a block
 // holds as many teams as fit, the grid as many blocks as the GPU holds at once, and each team has its share of rows.
-// The loop over rows has neither shared memory nor a barrier in it: a row's 16 bytes a lane are unpacked as in
+// The loop over rows has neither x's shared memory nor a barrier of the block in it: a row's 16 bytes a lane are unpacked as in
 // linear.cuh, and while four rows are multiplied the next four are on their way. Sums of a team's warps meet in shared
 // memory at the end and are added in one fixed order.
 //
@@ -41,7 +41,8 @@ struct ResidentArgs {
   unsigned pieces;  // 16 bytes each, in a row of the weight
   int groups, group_shift;
   int team_rows, padded;  // rows of the weight a team, and those up to a whole batch
-  int passes;             // times that the warps of a team go over them
+  int passes;             // times that the warps of a team go over them; once with one row of x
+  unsigned all_lanes;     // kAllLanes, which ptxas must not know
 };
 
 // How x comes to its lanes: two halves of their quads, in rows of shared memory that keep stores out of each other's
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(32 * Resident<F, kRows>::kWarps) resident_kern
   const bool stores = lane / 4 % kTwins == 0;
 
 #pragma unroll 1
-  for (int pass = 0; pass < a.passes; ++pass) {
+  for (int pass = 0; pass < (kRows == 1 ? 1 : a.passes); ++pass) {
     const unsigned first_piece = (pass * parts + part) * 32;
     // Coalesced: a lane loads quad lane % kHalf of each half, of every (32 / kHalf)th piece.
     const unsigned x_piece = first_piece + lane / kHalf;
@@ -98,7 +99,7 @@ __global__ void __launch_bounds__(32 * Resident<F, kRows>::kWarps) resident_kern
       uint4 codes[kBatch];
       __half scale, zero;
     };
-    // Plain loads and a barrier: ptxas would put off loads of constant memory until their registers are free.
+    // Plain loads: ptxas puts off those of constant memory until their registers are free.
     const auto fetch = [&](Batch& to) {
 #pragma unroll
       for (int r = 0; r < kBatch; ++r) {
@@ -109,10 +110,10 @@ __global__ void __launch_bounds__(32 * Resident<F, kRows>::kWarps) resident_kern
       to.scale = a.scales[i];
       if (kZeros) to.zero = a.zeros[i];
       scale_at += kBatch * a.groups;
-      __syncwarp();
     };
     Batch batch;
     fetch(batch);
+    __syncwarp();
 
     float x[kRows][kColumns];  // lifted
     float zero_sum[kRows];     // of x over the group's four lanes, negative
@@ -155,8 +156,11 @@ __global__ void __launch_bounds__(32 * Resident<F, kRows>::kWarps) resident_kern
     float* to = partial + ((team * parts + part) * kRows + my_m) * a.padded + my_row;
 #pragma unroll 1
     for (int row = 0; row < count; row += kBatch, to += kBatch) {
+      // For GPUs with registers for 16 warps alone: ptxas puts the loads off until half of the products are done, unless
+      // there is a barrier that it cannot leave out. On sm_37 they come after the products, and 48 warps wait in turn.
       Batch next;
-      fetch(next);
+      if (kRows > 1 || row + kBatch < count) fetch(next);  // with more rows of x the condition spills
+      __syncwarp(a.all_lanes);
       float product[kRows][kBatch] = {};
 #pragma unroll
       for (int r = 0; r < kBatch; ++r) {
@@ -226,6 +230,7 @@ bool launch_resident(const LinearArgs& a, cudaStream_t stream) {
   const int pieces = a.k / F::kColumns;
   if (static_cast<long long>(a.n) * pieces > 0x7fffffffLL) return false;
   const int all_parts = (pieces + 31) / 32, passes = (all_parts + kWarps - 1) / kWarps;
+  if (kRows == 1 && passes > 1) return false;
   const int parts = (all_parts + passes - 1) / passes, teams = kWarps / parts;
   // Four rows of x leave room for few warps: where teams do not fill them, linear.cuh is faster.
   if (kRows == 4 && 8 * parts * teams < 7 * kWarps) return false;
@@ -236,7 +241,8 @@ bool launch_resident(const LinearArgs& a, cudaStream_t stream) {
   const int rows = std::min((a.n + all_teams - 1) / all_teams, most);
   const int padded = (rows + kBatch - 1) / kBatch * kBatch;
   const ResidentArgs args = {a.out, a.x, static_cast<const uint4*>(a.weight), a.scales, a.zeros, a.factor, a.rows,
-                             a.n, static_cast<unsigned>(pieces), a.groups, a.group_shift, rows, padded, passes};
+                             a.n, static_cast<unsigned>(pieces), a.groups, a.group_shift, rows, padded, passes,
+                             kAllLanes};
   resident_kernel<F, kRows, kZeros><<<(a.n + rows * teams - 1) / (rows * teams), dim3(32, parts, teams),
                                       sizeof(float) * teams * parts * kRows * padded, stream>>>(args);
   return true;
