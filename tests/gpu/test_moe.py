@@ -135,13 +135,16 @@ ENGINE = {
 }
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("name", ENGINE)
-def test_engine(tmp_path, seed, name):
+def test_engine(tmp_path, seed, name, ranks):
     """Token for token what transformers answers in float64."""
+    if ranks > GPUS:
+        pytest.skip(f"needs {ranks} GPUs")
     family, kind = ENGINE[name]
     asked = {"lengths": (1, 7, 120), "tokens": 12}
     if kind:
         model = quantized_model(family, tmp_path, seed, kind, asked)
     else:
         model = half_model(family, tmp_path, seed, asked=asked)
-    assert_same(model, on_gpu(model, dtype="float32" if kind else "half").ids)
+    assert_same(model, on_gpu(model, ranks, dtype="float32" if kind else "half").ids)

@@ -3,9 +3,9 @@
 // Where linear.cuh brings x to the weights, here x stays: a lane holds its 16 bytes' columns of x in registers, a warp
 // 1,024 columns of 4 bits or 512 of 8, and walks down rows of the weight. The warps of a team share a row; a block
 // holds as many teams as fit, the grid as many blocks as the GPU holds at once, and each team has its share of rows.
-// The loop over rows has neither x's shared memory nor a barrier of the block in it: a row's 16 bytes a lane are unpacked as in
-// linear.cuh, and while four rows are multiplied the next four are on their way. Sums of a team's warps meet in shared
-// memory at the end and are added in one fixed order.
+// The loop over rows has neither x's shared memory nor a barrier of the block in it: a row's 16 bytes a lane are
+// unpacked as in linear.cuh, and while four rows are multiplied the next four are on their way. Sums of a team's warps
+// meet in shared memory at the end and are added in one fixed order.
 //
 // A group is at least the columns of four lanes. So the four rows of a batch are first spread over each four lanes, and
 // each lane scales one sum, of one row and one group: one scale is read for every lane and batch.
@@ -156,8 +156,8 @@ __global__ void __launch_bounds__(32 * Resident<F, kRows>::kWarps) resident_kern
     float* to = partial + ((team * parts + part) * kRows + my_m) * a.padded + my_row;
 #pragma unroll 1
     for (int row = 0; row < count; row += kBatch, to += kBatch) {
-      // For GPUs with registers for 16 warps alone: ptxas puts the loads off until half of the products are done, unless
-      // there is a barrier that it cannot leave out. On sm_37 they come after the products, and 48 warps wait in turn.
+      // For GPUs with registers for 16 warps alone: ptxas puts the loads off until half of the products are done,
+      // unless there is a barrier that it cannot leave out. On sm_37 they come after all, and 48 warps wait in turn.
       Batch next;
       if (kRows > 1 || row + kBatch < count) fetch(next);  // with more rows of x the condition spills
       __syncwarp(a.all_lanes);
