@@ -14,8 +14,6 @@ from .errors import StoreError
 from .fetch import fetch_sources
 
 LOGS = "/var/log/kepler"
-# 1980-01-01, the earliest time that a zip archive, and so a wheel, can carry.
-SOURCE_DATE_EPOCH = 315532800
 # Enters the namespaces: the final path becomes the build directory, so that absolute prefixes are right.
 ENTER = 'mount --bind "$1" "$2" && cd "$3" && exec /bin/bash -eu -o pipefail "$4"'
 LOG_TAIL = 20
@@ -131,7 +129,7 @@ def run_builder(recipe, paths):
         "HOME": work,
         "TMPDIR": work,
         "LC_ALL": "C.UTF-8",
-        "SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH),
+        "SOURCE_DATE_EPOCH": str(tree.SOURCE_DATE_EPOCH),
         # Sets in compiled Python are written in the order of their hashes.
         "PYTHONHASHSEED": "0",
         "out": paths.final,
@@ -175,11 +173,13 @@ def describe(recipe, paths, seconds):
 
 
 def commit(manifest, paths):
-    """Turn the build directory's output into the store path: manifest, freeze, one rename."""
+    """Turn the frozen output of the build directory into the store path: manifest, one rename."""
     out = os.path.join(paths.build, "out")
-    with open(os.path.join(out, address.MANIFEST), "w") as stream:
-        json.dump(manifest, stream, sort_keys=True)
-    tree.freeze(out, SOURCE_DATE_EPOCH)
+    path = os.path.join(out, address.MANIFEST)
+    with open(path, "w") as stream:
+        stream.write(json.dumps(manifest, sort_keys=True))
+    tree.freeze_one(path, False)
+    tree.freeze_one(out, True)
     # One call for the whole file system: 40,000 times fsync would take minutes.
     os.sync()
     os.rename(out, paths.final)
@@ -226,6 +226,7 @@ def make(
             run_builder(recipe, paths)
             report("committing")
             manifest = describe(recipe, paths, time.time() - started)
+            tree.freeze(os.path.join(paths.build, "out"))
         commit(manifest, paths)
     except OSError as error:
         if error.errno != errno.ENOSPC:

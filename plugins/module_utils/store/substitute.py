@@ -1,7 +1,7 @@
 """Taking an output that another host built: an archive, a manifest, and a signature over the manifest.
 
-Nothing is parsed that nobody has signed: the signed manifest decides what every block of the archive but the files'
-content must be, and the content is hashed while it is written.
+Nothing is parsed that nobody has signed: the signed manifest decides what every header of the archive must be, and
+what each file's content. Both are looked at before anything is unpacked, the content once more while it is written.
 """
 
 import base64
@@ -17,11 +17,11 @@ import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
-from . import address, fetch
+from . import address, fetch, tree
 from .errors import StoreError
 
 BLOCK = 512  # of a tar
-CHUNK = 1 << 20
+CHUNK = 1 << 18  # fits a processor's cache: what is hashed is then written from there
 # Bytes of a manifest or a signature; 40,000 files make ten million.
 LIMIT = 1 << 28
 # Two zero blocks end an archive.
@@ -401,90 +401,114 @@ def said_of_entry(entry):
     return text + (", to %s" % entry["target"] if entry["type"] == "link" else "")
 
 
-def check_headers(archive, members, size, where):
+def content_of(archive, offset, size, buffer):
+    """Views of the content of one file, each good until the next is asked for; fewer bytes where the archive ends."""
+    archive.seek(offset)
+    whole = memoryview(buffer)
+    while size:
+        found = archive.readinto(whole[: min(size, len(whole))])
+        if not found:
+            return
+        yield whole[:found]
+        size -= found
+
+
+def check_content(entry, digest, where, done):
+    """Raise StoreError where the sha256 of a file is not the one of the manifest. done: what was not, till then."""
+    if digest.hexdigest() != entry["sha256"]:
+        raise StoreError(
+            "%s: %s: found the sha256 %s; expected %s, as the signed manifest says. Nothing was %s. Do not trust that "
+            "origin; publish the output again." % (where, entry["path"], digest.hexdigest(), entry["sha256"], done)
+        )
+
+
+def check_header(archive, offset, before, entry, where):
     """Raise StoreError where a header of the archive is not the one that the signed manifest stands for."""
+    archive.seek(offset)
+    if archive.read(len(before)) != before:
+        raise StoreError(
+            "%s: found %s; expected %s, as the signed manifest says. Nothing was unpacked. Do not trust that origin; "
+            "publish the output again." % (where, said_of(archive, offset), said_of_entry(entry))
+        )
+
+
+def for_each(members, archive, act):
+    """Call act(open archive, buffer, member) for each member, as many at once as there are processors."""
+    # Threads share one iterator, so that the archive is read from its beginning to its end.
+    todo = iter(members)
+
+    def work(_number):
+        buffer = bytearray(CHUNK)
+        with open(archive, "rb", buffering=0) as stream:
+            for member in todo:
+                act(stream, buffer, member)
+
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
+
+
+def check_archive(archive, members, size, where):
+    """Raise StoreError where an archive is not what the signed manifest says: size, headers, content."""
+    found = os.path.getsize(archive)
+    if found != size:
+        raise StoreError(
+            "%s: found %d bytes; expected %d. Nothing was unpacked. Publish the output again." % (where, found, size)
+        )
+
+    def check(stream, buffer, member):
+        offset, before, content, entry = member
+        check_header(stream, offset, before, entry, where)
+        if entry["type"] == "file":
+            digest = hashlib.sha256()
+            for data in content_of(stream, content, entry["size"], buffer):
+                digest.update(data)
+            check_content(entry, digest, where, "unpacked")
+
+    for_each(members, archive, check)
     with open(archive, "rb") as stream:
-        number = stream.fileno()
-        for offset, before, _content, entry in members:
-            if os.pread(number, len(before), offset) != before:
-                raise StoreError(
-                    "%s: found %s; expected %s, as the signed manifest says. Nothing was unpacked. Do not trust that "
-                    "origin; publish the output again." % (where, said_of(stream, offset), said_of_entry(entry))
-                )
-        if os.pread(number, len(END) + 1, size - len(END)) != END:
+        stream.seek(size - len(END))
+        if stream.read() != END:
             raise StoreError(
                 "%s: found %s after the last file; expected the end. Nothing was unpacked. Do not trust that origin; "
                 "publish the output again." % (where, said_of(stream, size - len(END)))
             )
 
 
-def write_file(archive, out, entry, offset, where, progress):
-    """Write one file of the archive, hashed on its way. archive: number of the open file. Raises StoreError."""
-    digest = hashlib.sha256()
-    path = os.path.join(out, entry["path"])
-    mode = MODES["executable" if entry["executable"] else "file"]
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-    try:
-        left = entry["size"]
-        while left:
-            data = os.pread(archive, min(left, CHUNK), offset)
-            if not data:
-                break
-            digest.update(data)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(target, view):]
-            offset, left = offset + len(data), left - len(data)
-            progress.add(len(data))
-    finally:
-        os.close(target)
-    if digest.hexdigest() != entry["sha256"]:
-        raise StoreError(
-            "%s: %s: found the sha256 %s; expected %s, as the signed manifest says. Nothing was committed. Do not "
-            "trust that origin; publish the output again." % (where, entry["path"], digest.hexdigest(), entry["sha256"])
-        )
-
-
 def unpack(archive, members, out, where, report):
-    """Write what the archive holds below `out`."""
-    files = [(entry, content) for _offset, _before, content, entry in members if entry["type"] == "file"]
-    progress = Progress("", sum(entry["size"] for entry, _content in files), report)
+    """Write what the archive holds below `out`, frozen. The content is hashed once more: the archive is another's."""
+    files = [member for member in members if member[3]["type"] == "file"]
+    progress = Progress("", sum(entry["size"] for _offset, _before, _content, entry in files), report)
+
+    def write(stream, buffer, member):
+        _offset, _before, content, entry = member
+        path = os.path.join(out, entry["path"])
+        digest = hashlib.sha256()
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            for data in content_of(stream, content, entry["size"], buffer):
+                digest.update(data)
+                progress.add(len(data))
+                while data:
+                    data = data[os.write(target, data) :]
+            tree.freeze_one(target, entry["executable"])
+        finally:
+            os.close(target)
+        check_content(entry, digest, where, "committed")
+
     os.makedirs(out)
-    for _offset, _before, _content, entry in members:
-        if entry["type"] == "directory":
-            os.mkdir(os.path.join(out, entry["path"]), 0o755)
-    threads = os.cpu_count() or 1
-    with open(archive, "rb") as stream:
-        number = stream.fileno()
-
-        def write(part):
-            for entry, content in files[part::threads]:
-                write_file(number, out, entry, content, where, progress)
-
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(write, range(threads)))
+    directories = [entry["path"] for _offset, _before, _content, entry in members if entry["type"] == "directory"]
+    for path in directories:
+        os.mkdir(os.path.join(out, path), 0o755)
+    for_each(files, archive, write)
     # Last, so that no file is ever written through one.
     for _offset, _before, _content, entry in members:
         if entry["type"] == "link":
-            os.symlink(entry["target"], os.path.join(out, entry["path"]))
-
-
-def check_archive(archive, members, size, expected, where):
-    """Raise StoreError where an archive is not the one that was signed: size, headers, sha256."""
-    found = os.path.getsize(archive)
-    if found != size or expected["size"] != size:
-        raise StoreError(
-            "%s: found %d bytes; expected %d. Nothing was unpacked. Publish the output again." % (where, found, size)
-        )
-    with ThreadPoolExecutor(1) as pool:
-        hashed = pool.submit(fetch.sha256_of, archive)
-        check_headers(archive, members, size, where)
-        digest = hashed.result()
-    if digest != expected["sha256"]:
-        raise StoreError(
-            "%s: found the sha256 %s; expected %s, as the signed manifest says. Nothing was unpacked. Do not trust "
-            "that origin; publish the output again." % (where, digest, expected["sha256"])
-        )
+            path = os.path.join(out, entry["path"])
+            os.symlink(entry["target"], path)
+            tree.freeze_link(path)
+    for path in directories:
+        tree.freeze_one(os.path.join(out, path), True)
 
 
 def local(where):
@@ -533,7 +557,7 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
     elif not os.path.exists(archive):
         return None, "%s: no such file" % where
     try:
-        check_archive(archive, members, size, expected, where)
+        check_archive(archive, members, size, where)
         unpack(archive, members, os.path.join(paths.build, "out"), where, report)
     except StoreError:
         if part:

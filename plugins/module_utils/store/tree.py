@@ -6,6 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from .fetch import sha256_of
 
+# 1980-01-01, the earliest time that a zip archive, and so a wheel, can carry.
+SOURCE_DATE_EPOCH = 315532800
+
 
 def entries(top):
     """Paths below `top`, relative to it and sorted; directories included, links not followed."""
@@ -38,12 +41,23 @@ def describe_all(top):
         return list(pool.map(lambda path: describe(top, path), entries(top)))
 
 
-def freeze(top, time):
-    """Take every right to write away and set every time to `time`, in seconds since 1970."""
-    for path in [*entries(top), "."]:
+def freeze_link(path):
+    """Set the time of a link."""
+    os.utime(path, (SOURCE_DATE_EPOCH, SOURCE_DATE_EPOCH), follow_symlinks=False)
+
+
+def freeze_one(path, runs):
+    """Take the right to write away from one file or directory and set its time. path: or the number of an open file."""
+    os.chmod(path, 0o555 if runs else 0o444)
+    os.utime(path, (SOURCE_DATE_EPOCH, SOURCE_DATE_EPOCH))
+
+
+def freeze(top):
+    """Take the right to write away from everything below `top`, and set its time."""
+    for path in entries(top):
         full = os.path.join(top, path)
         status = os.lstat(full)
-        if not stat.S_ISLNK(status.st_mode):
-            runs = stat.S_ISDIR(status.st_mode) or status.st_mode & stat.S_IXUSR
-            os.chmod(full, 0o555 if runs else 0o444)
-        os.utime(full, (time, time), follow_symlinks=False)
+        if stat.S_ISLNK(status.st_mode):
+            freeze_link(full)
+        else:
+            freeze_one(full, stat.S_ISDIR(status.st_mode) or status.st_mode & stat.S_IXUSR)

@@ -41,7 +41,7 @@ def test_an_output_is_frozen(root):
     for entry in [path, *path.rglob("*")]:
         if not entry.is_symlink():
             assert entry.stat().st_mode & 0o222 == 0
-        assert int(entry.lstat().st_mtime) == build.SOURCE_DATE_EPOCH
+        assert int(entry.lstat().st_mtime) == tree.SOURCE_DATE_EPOCH
 
 
 def test_the_manifest_says_what_is_there(root):

@@ -333,9 +333,11 @@ def test_an_archive_whose_content_was_changed(root, made, published, keys):
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 1
     archive.write_bytes(bytes(content))
-    wanted = json.loads(files_of(published, made, root)[1].read_text())["archive"]["sha256"]
+    files = json.loads(files_of(published, made, root)[1].read_text())["manifest"]["files"]
+    data = next(entry for entry in files if entry["path"].endswith("data"))
     assert_refused(
-        root, made, published, keys, ".tar: found the sha256 " + fetch.sha256_of(str(archive)), "expected " + wanted
+        root, made, published, keys, ".tar: %s: found the sha256 " % data["path"], "expected " + data["sha256"],
+        "Nothing was unpacked",
     )
 
 
@@ -357,10 +359,10 @@ def test_a_file_that_changes_after_the_archive_was_looked_at(root, made, publish
 
 
 def test_a_disk_that_cannot_be_read(root, made, published, keys, monkeypatch):
-    def broken(path):
-        raise OSError(5, "Input/output error", path)
+    def broken(archive, offset, size, buffer):
+        raise OSError(5, "Input/output error", archive.name)
 
-    monkeypatch.setattr(fetch, "sha256_of", broken)
+    monkeypatch.setattr(substitute, "content_of", broken)
     with pytest.raises(StoreError, match=r"hello-1.0.tar: could not be read or unpacked: .Errno 5. Input/output error"):
         take(root, made, [published], keys)
     assert not committed(root, made)
