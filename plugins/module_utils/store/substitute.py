@@ -535,7 +535,8 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
     try:
         with open(held + ".manifest.json") as stream:
             said = json.load(stream)
-        manifest, expected = said["manifest"], said["archive"]
+        manifest = said["manifest"]
+        part_name = ".%064x.part" % int(said["archive"]["sha256"], 16)
         check_wanted(said, recipe, paths.final, where)
         check_entries(manifest, where, paths.store, lambda: targets_known(recipe))
         members, size = layout(manifest["files"])
@@ -549,7 +550,7 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
     archive, part = local(origin), None
     if archive is None:
         # Beside the sources, where it outlives a run that dies: the next one goes on from there.
-        archive = part = os.path.join(paths.sources, ".%s.part" % expected["sha256"])
+        archive = part = os.path.join(paths.sources, part_name)
         if not os.path.exists(part) or os.path.getsize(part) != size:
             reason = fetch.download_patiently(origin, part, Progress("fetching ", size, report))
             if reason:

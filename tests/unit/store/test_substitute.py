@@ -229,8 +229,11 @@ def test_an_output_of_another_root(root, made, published, keys):
     assert_refused(root, made, published, keys, "an output of /elsewhere", "store_root")
 
 
-def test_a_manifest_that_is_none(root, made, published, keys):
-    sign(published, made, root, keys[0], lambda said: said.pop("archive"))
+@pytest.mark.parametrize("change", [
+    lambda said: said.pop("archive"), lambda said: said["archive"].update(sha256="../x"),
+], ids=["no archive", "a path for a hash"])
+def test_a_manifest_that_is_none(root, made, published, keys, change):
+    sign(published, made, root, keys[0], change)
     assert_refused(root, made, published, keys, "a manifest that cannot be read", "schema 1")
 
 
