@@ -62,10 +62,8 @@ def download(requirements: Path, destination: Path) -> None:
 def entry(wheel: Path) -> dict[str, str]:
     """Lock entry of one wheel file."""
     project, version, _, _ = parse_wheel_filename(wheel.name)
-    digest = hashlib.sha256()
     with wheel.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
+        digest = hashlib.file_digest(stream, "sha256")
     return {"project": str(project), "version": str(version), "file": wheel.name, "sha256": digest.hexdigest()}
 
 

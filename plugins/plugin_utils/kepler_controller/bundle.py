@@ -106,15 +106,6 @@ def check_content(path: Path, report: Report) -> None:
         refuse(f"no {', '.join(sorted(files)[:3])}", f"{len(files)} more files, which its bundle.json lists")
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def make_repository(downloaded: Path, directory: Path) -> dict[str, str]:
     """Make a package repository below `directory` of what rpm_download wrote; the keys by fingerprint."""
     with tarfile.open(downloaded) as tar:
@@ -186,10 +177,12 @@ def make(
         said: dict[str, Any] = {**identity, "files": {}}
         with tarfile.open(work / "new.tar", "w", format=tarfile.PAX_FORMAT) as tar:
             for name, found in files.items():
-                said["files"][name] = {"size": found.stat().st_size, "sha256": sha256_of(found)}
                 member = tarfile.TarInfo(f"{NAME}/{name}")
                 member.size, member.mode = found.stat().st_size, 0o644
                 with found.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                    said["files"][name] = {"size": member.size, "sha256": digest}
+                    stream.seek(0)
                     tar.addfile(member, stream)
                 done += member.size
                 report(f"packing {done / 1e6:.0f} of {total / 1e6:.0f} MB")
