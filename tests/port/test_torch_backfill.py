@@ -198,5 +198,18 @@ def test_the_hook_waits_for_the_first_import_that_needs_it():
     assert done.stdout.strip() == "ok", done.stderr
 
 
+SERVER = """
+import sys
+import vllm.entrypoints.openai.api_server, vllm.worker.worker, vllm.model_executor.models.llama
+print(sorted(name for name in sys.modules if name in ("torch._inductor.lowering", "triton")))
+"""
+
+
+@pytest.mark.skipif(not torch.__version__.startswith("2.0."), reason="a newer torch loads what it likes")
+def test_a_server_does_not_load_the_compiler():
+    done = subprocess.run([sys.executable, "-c", SERVER], capture_output=True, text=True)
+    assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr
+
+
 def test_record_signatures_are_documented():
     assert all(inspect.getdoc(function) for function in (record.find, record.put, record.apply))

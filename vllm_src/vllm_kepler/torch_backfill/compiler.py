@@ -1,5 +1,6 @@
 """The compile stack. Dynamo 2.0 cannot trace vLLM and Triton needs sm_70: everything runs eagerly, so these names
-are imported and decorate, but compile nothing."""
+are imported and decorate, but compile nothing. What vLLM's compiled mode alone imports is left out: Inductor's own
+modules would take a second of every process's start."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 import torch._dynamo.config
 
-from .record import Backfill, absent, constant, passthrough, stub_class
+from .record import Backfill, constant, passthrough, stub_class
 
 DECORATES = "vLLM and transformers decorate with it"
 IMPORTED = "vLLM imports it and calls it in compiled mode alone"
@@ -79,20 +80,7 @@ RECORDS = [
         for name in ("mark_dynamic", "mark_static", "mark_static_address", "maybe_mark_dynamic")
     ),
     Backfill("torch._dynamo.config.accumulated_cache_size_limit", "vLLM raises it at import", "2.1", config_entry(64)),
-    Backfill("torch._dynamo.utils.lazy_format_graph_code", IMPORTED, "2.1", constant("")),
-    Backfill("torch._higher_order_ops", IMPORTED, "2.1", how="module"),
-    Backfill("torch._higher_order_ops.auto_functionalize", IMPORTED, "2.2", how="module"),
-    Backfill("torch._higher_order_ops.auto_functionalize.auto_functionalized", IMPORTED, "2.2",
-             lambda: absent("torch._higher_order_ops.auto_functionalize.auto_functionalized")),
     Backfill("torch._inductor.custom_graph_pass", IMPORTED, "2.6", how="module"),
     Backfill("torch._inductor.custom_graph_pass.CustomGraphPass", "vLLM derives from it at import", "2.6",
              stub_class("CustomGraphPass")),
-    Backfill("torch._inductor.pattern_matcher", IMPORTED, "2.1", how="module"),
-    Backfill("torch._inductor.pattern_matcher.PatternMatcherPass", IMPORTED, "2.1", stub_class("PatternMatcherPass")),
-    *(
-        Backfill(f"torch._inductor.pattern_matcher.{name}", IMPORTED, "2.2",
-                 lambda name=name: absent(f"torch._inductor.pattern_matcher.{name}"))
-        for name in ("fwd_only", "register_replacement")
-    ),
-    Backfill("torch._subclasses.fake_tensor.unset_fake_temporarily", IMPORTED, "2.1", lambda: null_context),
 ]
