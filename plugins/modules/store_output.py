@@ -49,6 +49,12 @@ options:
     description: Further variables of the builder.
     type: dict
     default: {}
+  jobs:
+    description:
+      - How many processes the builder may run at once, which it finds as C($KEPLER_JOBS). 0 is one for each core. Does
+        not count for the path.
+    type: int
+    default: 0
   toolchain:
     description: Exact packages that the builder uses; they count for the path.
     type: list
@@ -161,7 +167,7 @@ NINJA = re.compile(r"^\[(\d+)/(\d+)\]")
 
 def recipe_of(params):
     """The recipe that the module's parameters describe."""
-    recipe = {name: params[name] for name in ("name", "version", "sources", "inputs", "builder", "toolchain")}
+    recipe = {name: params[name] for name in ("name", "version", "sources", "inputs", "builder", "toolchain", "jobs")}
     recipe["environment"] = {name: str(value) for name, value in params["environment"].items()}
     recipe["system"] = "%s-linux" % platform.machine()
     return recipe
@@ -252,6 +258,7 @@ def main():
             "inputs": {"type": "dict", "default": {}},
             "builder": {"type": "str", "required": True},
             "environment": {"type": "dict", "default": {}},
+            "jobs": {"type": "int", "default": 0},
             "toolchain": {"type": "list", "elements": "str", "default": []},
             "artifacts": {"type": "list", "elements": "path", "default": []},
             "index_urls": {"type": "list", "elements": "str"},

@@ -20,8 +20,6 @@ def ansible_playbook(directory, *arguments, **environment):
             "ANSIBLE_LOCAL_TEMP": str(directory / "local"),
             "ANSIBLE_NOCOLOR": "1",
             "LC_ALL": "C.UTF-8",
-            # What a playbook takes for the directory of the user.
-            "PWD": str(directory),
             **environment,
         },
     )  # fmt: skip

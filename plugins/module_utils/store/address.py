@@ -17,7 +17,8 @@ MANIFEST = ".kepler-manifest.json"
 def check_recipe(recipe):
     """Raise StoreError for a recipe whose names or digests cannot be taken.
 
-    recipe: mapping with name, version, system, builder, environment, sources, inputs, toolchain.
+    recipe: mapping with name, version, system, builder, environment, sources, inputs, toolchain; and, for the builder
+    alone, jobs.
     """
     for field in ("name", "version"):
         if not PLAIN_NAME.match(recipe[field]):

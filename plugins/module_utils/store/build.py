@@ -134,6 +134,8 @@ def run_builder(recipe, paths):
         "PYTHONHASHSEED": "0",
         "out": paths.final,
         "src": sources,
+        # How many processes the builder may run at once: changes no byte, and so does not count for the key.
+        "KEPLER_JOBS": str(recipe.get("jobs") or len(os.sched_getaffinity(0))),
     }
     environment.update(recipe["inputs"])
     environment.update(recipe["environment"])
@@ -164,7 +166,7 @@ def describe(recipe, paths, seconds):
         "key": paths.key,
         "name": recipe["name"],
         "version": recipe["version"],
-        "recipe": {name: value for name, value in recipe.items() if name != "sources"},
+        "recipe": {name: value for name, value in recipe.items() if name not in ("sources", "jobs")},
         "sources": [[source["name"], source["file"], source["sha256"]] for source in recipe["sources"]],
         "references": sorted(recipe["inputs"].values()),
         "seconds": round(seconds, 1),

@@ -7,7 +7,7 @@ if [ "$OPTIMISE" = yes ]; then options="--enable-optimizations --with-lto"; fi
 ./configure --prefix="$out" --enable-shared --with-ensurepip=install $options \
     LDFLAGS="-Wl,-rpath,$out/lib" > configure.log || { tail -n 30 configure.log; exit 1; }
 echo "##progress compiling CPython"
-make -j"$(nproc)"
+make -j"$KEPLER_JOBS"
 make install
 # What the server imports must be there: CPython's build skips a module in silence when its library is missing.
 "$out/bin/python3.10" -c 'import bz2, ctypes, ensurepip, hashlib, lzma, sqlite3, ssl, uuid, venv, zlib'

@@ -6,7 +6,7 @@ export PATH="$PWD/tools/bin:$PATH"
 CUDNN_ROOT="$(tools/bin/python -c 'import nvidia.cudnn; print(list(nvidia.cudnn.__path__)[0])')"
 export CUDNN_INCLUDE_DIR="$CUDNN_ROOT/include" CUDNN_LIB_DIR="$CUDNN_ROOT/lib" CUDNN_LIBRARY="$CUDNN_ROOT/lib/libcudnn.so.8"
 export CMAKE_PREFIX_PATH="$PWD/tools"
-if [ "$KEPLER_JOBS" -gt 0 ]; then export MAX_JOBS="$KEPLER_JOBS"; else MAX_JOBS="$(nproc)"; export MAX_JOBS; fi
+export MAX_JOBS="$KEPLER_JOBS"
 mkdir tree
 tar -xf "$src"/pytorch-v*.tar.gz --strip-components=1 -C tree
 cd tree
@@ -23,5 +23,5 @@ for library in "$out"/site-packages/torch/lib/*.so; do
     fi
 done
 # A process for each package: what shares a process decides some of the bytes.
-find "$out/site-packages" -mindepth 1 -maxdepth 1 -print0 | sort -z | xargs -0 -n 1 -P "$MAX_JOBS" \
+find "$out/site-packages" -mindepth 1 -maxdepth 1 -print0 | sort -z | xargs -0 -n 1 -P "$KEPLER_JOBS" \
     python -m compileall -q --invalidation-mode unchecked-hash

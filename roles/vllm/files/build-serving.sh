@@ -7,7 +7,7 @@ echo "##progress installing the serving environment"
 "$python" -m pip --python "$out/bin/python" --quiet install --root-user-action ignore --no-index --no-deps --no-compile "$src"/*.whl
 echo "##progress compiling bytecode"
 # A process for each package: what shares a process decides some of the bytes.
-find "$site" -mindepth 1 -maxdepth 1 -print0 | sort -z | xargs -0 -n 1 -P "$(nproc)" \
+find "$site" -mindepth 1 -maxdepth 1 -print0 | sort -z | xargs -0 -n 1 -P "$KEPLER_JOBS" \
     "$python" -m compileall -q --invalidation-mode unchecked-hash
 # addsitedir, not a bare path: the .pth file of vllm_kepler must be read as well.
 for output in "$pytorch" "$vllm" "$vllm_kepler"; do

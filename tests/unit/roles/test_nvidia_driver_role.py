@@ -26,7 +26,10 @@ def part(name):
 
 def host(**changes):
     """What the role knows of the host; another version is loaded already, so none is loaded here."""
-    facts = {"nvidia_version": "1", "modules": [], "secure_boot": False, "runfile": False, "streams": {}, **changes}
+    facts = {
+        "kernel": KERNEL, "nvidia_version": "1", "modules": [], "secure_boot": False, "runfile": False, "streams": {},
+        **changes,
+    }  # fmt: skip
     return {"__nvidia_driver_host": {"host": facts}}
 
 
@@ -77,13 +80,31 @@ def test_only_true_reboots(play, given, said):
     assert said in one_line(output)
 
 
+def test_no_module_is_loaded_into_another_kernel(play, recorded, log):
+    """Its directory has none, and what is due is a reboot: that, and not modprobe's complaint, is said."""
+    facts = host(nvidia_version=None, kernel="4.18.0-1.x86_64")
+    status, output = play(part("load"), variables=facts, programs={**BUILT, "modprobe": recorded("modprobe")})
+    assert status != 0
+    message = one_line(output)
+    assert f"in the kernel {os.uname().release}; expected nvidia {DRIVER} in {KERNEL}. A reboot is due" in message
+    assert log() == []
+
+
+@pytest.mark.parametrize(("version", "kernel", "due"), [
+    (DRIVER, KERNEL, False), (DRIVER, "4.18.0-1.x86_64", True), (None, KERNEL, True), ("390.1", KERNEL, True),
+])  # fmt: skip
+def test_what_makes_a_reboot_due(play, version, kernel, due):
+    due_as = [{"name": "Judge", "ansible.builtin.assert": {"that": f"__nvidia_driver_due == {due}"}}]
+    variables = {"__nvidia_driver_loaded": {"host": {"nvidia_version": version, "kernel": kernel}}}
+    status, output = play(due_as, variables=variables, gather_facts=False, vars_files=[str(ROLE / "vars/main.yml")])
+    assert status == 0, output
+
+
 def test_a_reboot_hangs_on_the_knob_and_on_what_is_loaded():
     (task,) = [
         task for task in yaml.safe_load((ROLE / "tasks/load.yml").read_text()) if "ansible.builtin.reboot" in task
     ]
-    assert task["when"] == [
-        "nvidia_driver_reboot | bool", "__nvidia_driver_loaded.host.nvidia_version != __nvidia_driver_locked.driver"
-    ]
+    assert task["when"] == ["nvidia_driver_reboot | bool", "__nvidia_driver_due"]
     assert task["ansible.builtin.reboot"] == {"reboot_timeout": "{{ nvidia_driver_reboot_timeout }}"}
 
 

@@ -41,7 +41,6 @@ ENVIRONMENT = {
     "USE_DISTRIBUTED": "1",
     "USE_MKLDNN": "0",
     "BUILD_TEST": "0",
-    "KEPLER_JOBS": "3",
 }
 
 
@@ -53,7 +52,7 @@ def environment(play):
                    " + kepler_lock | locked_rpms('cuda_toolkit')] | to_json }}",
         "dest": "{{ playbook_dir }}/rendered.json"}}]
     status, output = play(
-        tasks, variables={"pytorch_jobs": 3}, gather_facts=False,
+        tasks, gather_facts=False,
         vars_files=[str(ROLE / "vars/main.yml")],
     )
     assert status == 0, output
@@ -77,6 +76,7 @@ def test_what_the_role_hands_to_the_store():
     assert arguments["name"] == "pytorch"
     assert arguments["version"] == "{{ kepler_lock.sources.pytorch.version }}"
     assert arguments["environment"] == "{{ __pytorch_build_environment }}"
+    assert arguments["jobs"] == "{{ pytorch_jobs }}"
     assert arguments["inputs"] == {"python310": "{{ store_outputs.python310 }}"}
     assert " ".join(arguments["sources"].split()) == (
         "{{ [kepler_lock.sources | locked_source('pytorch')] + kepler_lock.python['pytorch-build'] | locked_wheels }}"
@@ -94,7 +94,7 @@ COMMANDS = [
     'export CUDNN_INCLUDE_DIR="$CUDNN_ROOT/include" CUDNN_LIB_DIR="$CUDNN_ROOT/lib" '
     'CUDNN_LIBRARY="$CUDNN_ROOT/lib/libcudnn.so.8"',
     'export CMAKE_PREFIX_PATH="$PWD/tools"',
-    'if [ "$KEPLER_JOBS" -gt 0 ]; then export MAX_JOBS="$KEPLER_JOBS"; else MAX_JOBS="$(nproc)"; export MAX_JOBS; fi',
+    'export MAX_JOBS="$KEPLER_JOBS"',
     "mkdir tree",
     'tar -xf "$src"/pytorch-v*.tar.gz --strip-components=1 -C tree',
     "cd tree",
@@ -108,7 +108,7 @@ COMMANDS = [
     "exit 1",
     "fi",
     "done",
-    'find "$out/site-packages" -mindepth 1 -maxdepth 1 -print0 | sort -z | xargs -0 -n 1 -P "$MAX_JOBS" '
+    'find "$out/site-packages" -mindepth 1 -maxdepth 1 -print0 | sort -z | xargs -0 -n 1 -P "$KEPLER_JOBS" '
     "python -m compileall -q --invalidation-mode unchecked-hash",
 ]
 
@@ -184,7 +184,7 @@ def miniature(tmp_path, monkeypatch):
 
     def make(runpath=""):
         recipe = {
-            "name": "pytorch", "version": VERSION, "system": "x86_64-linux", "toolchain": ["gcc"],
+            "name": "pytorch", "version": VERSION, "system": "x86_64-linux", "toolchain": ["gcc"], "jobs": 3,
             "builder": (ROLE / "files/build-source.sh").read_text(),
             "environment": {**ENVIRONMENT, "REAL_CC": compiler, "RUNPATH": runpath},
             "inputs": {"python310": address.output_path(str(root), python)},

@@ -85,9 +85,20 @@ def test_the_environment_is_clean(root, monkeypatch):
     realise(root, made)
     path = Path(address.output_path(root, made))
     known = {"PATH", "HOME", "TMPDIR", "LC_ALL", "SOURCE_DATE_EPOCH", "PYTHONHASHSEED", "out", "src", "MORE"}
-    known |= {"PWD", "OLDPWD", "SHLVL", "_"}
+    known |= {"PWD", "OLDPWD", "SHLVL", "_", "KEPLER_JOBS"}
     assert set((path / "names").read_text().split()) <= known
     assert (path / "umask").read_text().strip() == "0022"
+
+
+@pytest.mark.parametrize(("jobs", "found"), [(3, "3"), (0, str(len(os.sched_getaffinity(0))))])
+def test_jobs_are_the_builders_alone(root, jobs, found):
+    """A host with less memory takes fewer, and its output is the same one."""
+    made = recipe(builder='echo "$KEPLER_JOBS" > "$out/jobs"\n')
+    assert address.key(dict(made, jobs=jobs)) == address.key(made)
+    realise(root, dict(made, jobs=jobs))
+    path = Path(address.output_path(root, made))
+    assert (path / "jobs").read_text().strip() == found
+    assert "jobs" not in address.manifest(str(path))["recipe"]
 
 
 def test_a_builder_has_no_network(root, server, tmp_path):

@@ -1,0 +1,22 @@
+"""The role bench: what it is to compare with is read before anything is measured."""
+
+import json
+
+import pytest
+
+BENCH = [{"name": "Bench", "ansible.builtin.import_role": {"name": "bench", "tasks_from": "measure"}}]
+
+
+@pytest.mark.parametrize(("content", "found"), [
+    (None, False), ("{}", False), (json.dumps({"points": []}), True),
+], ids=["none", "another file", "a run"])  # fmt: skip
+def test_a_run_to_compare_with(play, tmp_path, content, found):
+    """A relative path counts from where Ansible was started."""
+    if content:
+        (tmp_path / "reports").mkdir()
+        (tmp_path / "reports" / "k80-1.json").write_text(content)
+    variables = {"bench_compare": "reports/k80-1.json", "bench_instances": [], "bench_store_root": str(tmp_path)}
+    status, output = play(BENCH, "--check", variables=variables, gather_facts=False)
+    assert (status == 0) is found, output
+    message = f"bench_compare: found no figures in {tmp_path}/reports/k80-1.json on the controller; expected"
+    assert (message in " ".join(output.split())) is not found
