@@ -22,6 +22,11 @@ if [ -z "${VLLM_KEPLER_LIBRARY:-}" ]; then
     tests/kernels.sh
     export VLLM_KEPLER_LIBRARY="$KEPLER_CACHE/kernels/libvllm_kepler.so"
 fi
+# Tests leave out what they have no GPU for.
+if ! "$KEPLER_PYTHON" -c 'import torch; torch.zeros(1, device="cuda")'; then
+    echo "gpu.sh: the PyTorch of $KEPLER_PYTHON cannot use the GPU; expected one that can. Set KEPLER_PYTHON" >&2
+    exit 1
+fi
 out="$(realpath -m "${OUT:-build/gpu}")"
 export VLLM_KEPLER_VERIFY=1 VLLM_KEPLER_DEVICE= VLLM_NO_USAGE_STATS=1 PYTHONDONTWRITEBYTECODE=1
 test() { "$KEPLER_PYTHON" -m pytest -q -p no:cacheprovider "$@"; }
@@ -30,7 +35,7 @@ for step in ${*:-operators linear engine guided qualification capacity benchmark
     echo "== $step"
     case "$step" in
         operators) test tests/gpu/test_attention.py tests/gpu/test_operators.py ;;
-        linear) test tests/gpu/test_linear.py tests/gpu/test_moe.py ;;
+        linear) test tests/gpu/test_linear.py tests/gpu/test_moe.py tests/gpu/test_gguf.py ;;
         engine) test tests/gpu/test_engine.py tests/gpu/test_graphs.py ;;
         guided) test tests/port/test_guided.py ;;
         qualification) test -s tests/gpu/test_qualification.py ;;

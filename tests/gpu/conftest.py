@@ -1,5 +1,6 @@
 """Shares the seed, the tiny models and the process that serves them with the port's tests."""
 
+import functools
 import os
 import random
 import sys
@@ -13,8 +14,23 @@ import pytest
 import torch
 from tiny_models import seed, tiny  # noqa: F401
 
+
+def poisoned(make):
+    """`make`, with NaN in what it leaves uninitialised."""
+
+    @functools.wraps(make)
+    def make_with_nan(*args, **kwargs):
+        made = make(*args, **kwargs)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    return make_with_nan
+
+
 # Memory that torch leaves uninitialised holds NaN from here on: an output or workspace that a kernel leaves out shows.
 torch.use_deterministic_algorithms(True, warn_only=True)
+if not hasattr(torch.utils, "deterministic"):  # PyTorch 2.0.1 does not do it
+    torch.empty, torch.empty_like = poisoned(torch.empty), poisoned(torch.empty_like)
+    torch.Tensor.new_empty = poisoned(torch.Tensor.new_empty)
 
 
 @pytest.fixture

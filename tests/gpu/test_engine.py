@@ -108,10 +108,8 @@ def test_quantized(tmp_path, seed, kind):
 def test_quantized_tensor_parallel(tmp_path, seed, ranks, dtype):
     if ranks > GPUS:
         pytest.skip(f"needs {ranks} GPUs")
-    model = quantized_model("qwen2", tmp_path, seed, Kind("gptq", group=32))
-    done = on_gpu(model, ranks, dtype=dtype)
-    if dtype == "float32":
-        assert_same(model, done.ids)
+    model = quantized_model("qwen2", tmp_path, seed, Kind("gptq", group=32), half=dtype == "half")
+    assert_same(model, on_gpu(model, ranks, dtype=dtype).ids)
 
 
 def test_a_window_hides_what_lies_before_it(tmp_path, seed):

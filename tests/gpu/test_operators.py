@@ -178,6 +178,21 @@ def test_routing_takes_the_lower_expert_of_equals():
     assert_close(weights, torch.full((5, 3), 1 / 40, device="cuda", dtype=torch.float64))
 
 
+@pytest.mark.parametrize("wrong", ["one", "all"])
+@pytest.mark.parametrize("num_experts", [4, 60, 512])
+def test_routing_of_what_is_no_number(num_experts, wrong):
+    """Such a token's weights are none, its experts are there, and the other tokens have theirs."""
+    logits = torch.randn(3, num_experts, device="cuda")
+    logits[1, slice(None) if wrong == "all" else 2] = torch.nan
+    weights, experts = moe.topk_softmax(logits, 3, False)
+    assert weights[1].isnan().all()
+    assert (experts[1] >= 0).all() and (experts[1] < num_experts).all()
+    assert len(set(experts[1].tolist())) == 3
+    for token in (0, 2):
+        assert torch.equal(experts[token].long(), logits[token].topk(3).indices)
+        assert weights[token].isfinite().all()
+
+
 @pytest.mark.parametrize("num_experts", [1, 4, 60, 128])
 @pytest.mark.parametrize("tokens", [1, 2, 33, 700])
 @pytest.mark.parametrize("activation_name", ["silu", "gelu"])

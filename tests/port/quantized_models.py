@@ -263,8 +263,12 @@ class Kind:
         return awq(rounded) if self.method == "awq" else compressed_tensors(rounded, self.bits, self.symmetric)
 
 
-def write(model: Any, directory: Path, kind: Kind) -> None:
-    """Write the model's checkpoint of this kind, and give the model the weights that it stands for."""
+def write(model: Any, directory: Path, kind: Kind) -> set[str]:
+    """Write the model's checkpoint of this kind, and give the model the weights that it stands for.
+
+    Returns the names of the weights that are quantized.
+    """
+    quantized = set()
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
@@ -276,19 +280,30 @@ def write(model: Any, directory: Path, kind: Kind) -> None:
         tensors |= {f"{name}.{own}": tensor for own, tensor in kind.tensors(rounded).items()}
         with torch.no_grad():
             module.weight.copy_(rounded.values)
+        quantized.add(f"{name}.weight")
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     config = {**model.config.to_dict(), "architectures": [type(model).__name__], "torch_dtype": "float32"}
     (directory / "config.json").write_text(json.dumps({**config, "quantization_config": kind.config()}))
+    return quantized
 
 
 def quantized_model(
-    family: str, directory: Path, seed: int, kind: Kind, asked: Mapping[str, Any] = NOTHING, **differs: Any
+    family: str, directory: Path, seed: int, kind: Kind, asked: Mapping[str, Any] = NOTHING, half: bool = False,
+    **differs: Any,
 ) -> TinyModel:
-    """A checkpoint of this kind, and the answers of the weights that it stands for; `asked` as half_model has it."""
+    """A checkpoint of this kind, and the answers of the weights that it stands for; `asked` as half_model has it.
+
+    half: what is not quantized, and the cache, as `dtype: half` stores them.
+    """
     model = fresh_model(family, seed, **differs)
-    write(model, directory, kind)
-    return expected(model, directory, **asked)
+    quantized = write(model, directory, kind)
+    if half:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if stored_as_half(name, parameter) and name not in quantized:
+                    parameter.copy_(parameter.half())
+    return expected(model, directory, half_cache=half, **asked)
 
 
 def rewrite_config(model: TinyModel, directory: Path, change: Callable[[dict[str, Any]], None]) -> TinyModel:

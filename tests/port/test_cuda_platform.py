@@ -55,6 +55,15 @@ def test_other_gpus_are_refused(capability):
     assert "Traceback" not in printed
 
 
+@pytest.mark.parametrize("visible", ["GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "0,MIG-1"])
+def test_dies_by_name_are_refused(visible):
+    """vLLM takes numbers alone; without a word the port would step aside."""
+    status, printed = run(WHICH, (3, 7), CUDA_VISIBLE_DEVICES=visible)
+    assert status != 0
+    assert f"CUDA_VISIBLE_DEVICES: found {visible}; expected numbers of dies" in printed
+    assert "Traceback" not in printed
+
+
 START = """
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
@@ -62,6 +71,16 @@ import vllm.engine.arg_utils
 VllmConfig()
 print("started")
 """
+
+
+def test_several_steps_at_a_time_are_refused():
+    """Upstream's own engine takes them back on the CPU."""
+    status, printed = run(
+        "from vllm.config import SchedulerConfig, VllmConfig\nimport vllm.engine.arg_utils\n"
+        "VllmConfig(scheduler_config=SchedulerConfig(num_scheduler_steps=8))"
+    )
+    assert status != 0
+    assert "num_scheduler_steps: found 8; expected 1" in printed
 
 
 def test_what_the_start_says():

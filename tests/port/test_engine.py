@@ -12,6 +12,14 @@ def test_a_batch_of_mixed_lengths(tiny, engine, family):
     assert_same(model, generate(engine(model), model.prompts))
 
 
+@pytest.mark.parametrize("option", [
+    {"enable_lora": True}, {"load_format": "safetensors"},
+], ids=lambda option: next(iter(option)))  # fmt: skip
+def test_what_the_port_does_not_do_is_refused(tiny, engine, option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))}: found .*Leave it out"):
+        engine(tiny("llama"), **option)
+
+
 @pytest.mark.parametrize("block_size", [8, 16, 32])
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_block_sizes(tiny, engine, family, block_size):

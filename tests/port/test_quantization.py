@@ -97,14 +97,15 @@ def test_ranks(quantized, family, name, ranks):
 
 
 @pytest.mark.parametrize("name", ["gptq-act-32", "awq-some", "ct-8-row"])
-def test_half_stores_the_rest(quantized, engine, name):
+def test_half_stores_the_rest(tmp_path, seed, engine, name):
     """With dtype half what is not quantized, and the cache, are float16."""
-    llm = engine(quantized("qwen2", name), dtype="half")
+    model = quantized_model("qwen2", tmp_path, seed, KINDS[name], half=True)
+    llm = engine(model, dtype="half")
     worker = llm.llm_engine.model_executor.driver_worker.worker
     assert {tensor.dtype for cache in worker.cpu_cache for tensor in cache} == {torch.float16}
     for path, parameter in worker.model_runner.model.named_parameters():
         assert parameter.dtype is (torch.float16 if parameter.dim() == 2 else torch.float32), path
-    assert all(len(ids) for ids in generate(llm, quantized("qwen2", name).prompts))
+    assert_same(model, generate(llm, model.prompts))
 
 
 LICENCE = Path(__file__).parents[1] / "models" / "licence-llama"

@@ -208,17 +208,18 @@ __global__ void __launch_bounds__(32 * Resident<F, kRows>::kWarps) resident_kern
   }
 }
 
-// Blocks of the kernel that the GPU holds at once.
+// Blocks of the kernel that the GPU holds at once; 0 where it cannot be asked.
 template <typename F, int kRows, bool kZeros>
 int resident_blocks() {
-  static const int blocks = [] {
+  static int blocks = 0;
+  if (blocks == 0) {
     int device = 0, multiprocessors = 0, each = 0;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
     cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, resident_kernel<F, kRows, kZeros>,
                                                   32 * Resident<F, kRows>::kWarps, 0);
-    return multiprocessors * each;
-  }();
+    blocks = multiprocessors * each;
+  }
   return blocks;
 }
 
@@ -238,6 +239,7 @@ bool launch_resident(const LinearArgs& a, cudaStream_t stream) {
   constexpr int kSums = ((48 << 10) - kWarps * Staging<F>::kHalf * Staging<F>::kStride * 16) / 4;
   const int most = kSums / (teams * parts * kRows) / kBatch * kBatch;
   const int all_teams = resident_blocks<F, kRows, kZeros>() * teams;
+  if (all_teams == 0) return false;  // an earlier error: the launch of linear.cuh tells it
   const int rows = std::min((a.n + all_teams - 1) / all_teams, most);
   const int padded = (rows + kBatch - 1) / kBatch * kBatch;
   const ResidentArgs args = {a.out, a.x, static_cast<const uint4*>(a.weight), a.scales, a.zeros, a.factor, a.rows,

@@ -27,6 +27,10 @@ __global__ void __launch_bounds__(128) topk_kernel(float* weights, int* experts,
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) sum += expf(p[i] - top);
   sum = warp_sum(sum);
+  // Not a number equals nothing: all lanes must choose the same expert, and the weights are none then.
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i)
+    if (isnan(p[i])) p[i] = -INFINITY;
   float chosen = 0.f;
   const long long base = static_cast<long long>(token) * top_k;
   // Chosen by logit, not by probability: two small probabilities may round to the same value.

@@ -26,10 +26,26 @@ def wants_cpu() -> bool:
     return value == "cpu"
 
 
+def numbers(visible: str) -> list[int]:
+    """The dies that CUDA_VISIBLE_DEVICES names: up to the first that is none (-1), as CUDA reads it."""
+    dies = []
+    for die in map(str.strip, visible.split(",")):
+        if die in ("", "-1", "NoDevFiles"):
+            break
+        if not die.isdigit():
+            raise ValueError(
+                f"CUDA_VISIBLE_DEVICES: found {visible}; expected numbers of dies, such as 0,1: vLLM takes no names. "
+                "See `nvidia-smi -L` for the number of each."
+            )
+        dies.append(int(die))
+    return dies
+
+
 def compute_capabilities() -> list[tuple[int, int]]:
     """Compute capability of each NVIDIA GPU that this process may use, in the order of its dies.
 
-    Asks the driver through NVML, which makes no CUDA context: workers are started after this.
+    Asks the driver through NVML, which makes no CUDA context: workers are started after this. Raises ValueError where
+    CUDA_VISIBLE_DEVICES names dies otherwise than by their numbers, as vLLM itself cannot take them.
     """
     from vllm.third_party import pynvml
 
@@ -40,7 +56,7 @@ def compute_capabilities() -> list[tuple[int, int]]:
     try:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         count = pynvml.nvmlDeviceGetCount()
-        dies = range(count) if visible is None else [int(die) for die in visible.split(",") if die.strip().isdigit()]
+        dies = range(count) if visible is None else numbers(visible)
         return [
             tuple(pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(die)))
             for die in dies

@@ -126,6 +126,13 @@ def settle(config: VllmConfig, graphs: bool = False) -> None:
         model.disable_cascade_attn = True
     if config.speculative_config is not None:
         raise ValueError("speculative_config: found one; the Kepler port has no speculative decoding. Leave it out.")
+    if config.lora_config is not None:
+        raise ValueError("enable_lora: found true; the Kepler port has no kernels for adapters. Leave it out.")
+    if config.scheduler_config.num_scheduler_steps > 1:
+        raise ValueError(
+            f"num_scheduler_steps: found {config.scheduler_config.num_scheduler_steps}; expected 1: the Kepler port "
+            "schedules every step. Leave it out."
+        )
     if parallel.enable_expert_parallel:
         raise ValueError(
             "enable_expert_parallel: found true; the Kepler port splits every expert over the ranks. Leave it out."
@@ -170,8 +177,15 @@ def settle_storage(config: VllmConfig) -> None:
     if directory.is_dir():
         check_files(directory)
         gguf.settle(config, directory)
-    if config.load_config.load_format == LoadFormat.AUTO:
-        config.load_config.load_format = KeplerLoader
+    load = config.load_config
+    if load.load_format == LoadFormat.AUTO:
+        load.load_format = KeplerLoader
+    elif load.load_format != LoadFormat.DUMMY and not isinstance(load.load_format, type):
+        # The others would not miss a tensor that a quantized checkpoint lacks.
+        raise ValueError(
+            f"load_format: found {getattr(load.load_format, 'value', load.load_format)}; expected auto, which reads "
+            "safetensors, PyTorch's files and GGUF, or dummy. Leave it out."
+        )
     if model.dtype == torch.float16:
         model.dtype = torch.float32
         config.quant_config = config.quant_config or KeplerConfig()

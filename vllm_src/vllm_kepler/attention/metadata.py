@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.attention.backends.abstract import AttentionMetadata, AttentionMetadataBuilder
-from vllm.attention.backends.utils import CommonMetadataBuilder
+from vllm.attention.backends.utils import CommonMetadataBuilder, is_block_tables_empty
 from vllm.utils import make_tensor_with_pad
 
 if TYPE_CHECKING:
@@ -49,9 +49,12 @@ class KeplerMetadata(AttentionMetadata):
         return self if self.num_decode_tokens else None
 
 
-def padded(block_tables: list[list[int]], device: torch.device | str) -> torch.Tensor:
-    """int32 [len(block_tables), longest]; block 0 pads, and is never read beyond a sequence's length."""
-    return make_tensor_with_pad(block_tables, pad=0, dtype=torch.int32, device=device)
+def padded(block_tables: list[list[int] | None], device: torch.device | str) -> torch.Tensor:
+    """int32 [len(block_tables), longest]; block 0 pads, and is never read beyond a sequence's length.
+
+    None is the table of a sequence that keeps nothing in the cache: that of a model that generates no tokens.
+    """
+    return make_tensor_with_pad([table or [] for table in block_tables], pad=0, dtype=torch.int32, device=device)
 
 
 class CpuMetadataBuilder(AttentionMetadataBuilder[KeplerMetadata]):
@@ -102,8 +105,9 @@ class GpuMetadataBuilder(CommonMetadataBuilder[KeplerMetadata]):
     def _add_seq_group(
         self, inter_data: ModelInputForGPUBuilder.InterDataForSeqGroup, chunked_prefill_enabled: bool
     ) -> None:
-        # Upstream hands over the block tables of prefills where they may come in chunks; the port reads them always.
-        super()._add_seq_group(inter_data, chunked_prefill_enabled=True)
+        # Upstream hands over the block tables of prefills where they may come in chunks; the port reads them always,
+        # where there are any: a model that generates no tokens has none.
+        super()._add_seq_group(inter_data, chunked_prefill_enabled=not is_block_tables_empty(inter_data.block_tables))
 
     def build(
         self, seq_lens: list[int], query_lens: list[int], cuda_graph_pad_size: int, batch_size: int

@@ -62,6 +62,11 @@ def copy_blocks_reference(block_mapping: torch.Tensor, kv_caches: list[torch.Ten
         kv_cache[:, target] = kv_cache[:, source]
 
 
+def bytes_of_block(kv_cache: torch.Tensor) -> int:
+    """Of one block's keys, or its values."""
+    return kv_cache[0, 0].numel() * kv_cache.element_size()
+
+
 @functools.cache
 def _addresses(device: torch.device, *addresses: int) -> torch.Tensor:
     """The same caches live as long as the engine: their addresses travel to the GPU once."""
@@ -74,7 +79,7 @@ def copy_blocks_kernel(block_mapping: torch.Tensor, kv_caches: list[torch.Tensor
     pairs = block_mapping.contiguous()
     library().copy_blocks(
         _addresses(pairs.device, *halves).data_ptr(), len(halves), pairs.data_ptr(), len(pairs),
-        kv_caches[0][0, 0].nbytes, stream_of(pairs),
+        bytes_of_block(kv_caches[0]), stream_of(pairs),
     )
 
 
@@ -92,7 +97,7 @@ def swap_blocks(source: torch.Tensor, target: torch.Tensor, block_mapping: torch
     pairs = block_mapping.cpu().contiguous()
     for half in range(2):
         library().swap_blocks(
-            source[half].data_ptr(), target[half].data_ptr(), pairs.data_ptr(), len(pairs), source[0, 0].nbytes,
+            source[half].data_ptr(), target[half].data_ptr(), pairs.data_ptr(), len(pairs), bytes_of_block(source),
             stream_of(on_gpu),
         )
 

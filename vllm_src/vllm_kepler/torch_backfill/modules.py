@@ -42,7 +42,12 @@ def takes_no_assign(load: Callable[..., Any]) -> bool:
     return not hasattr(load, "takes_assign") and "assign" not in inspect.signature(load).parameters
 
 
+def bytes_of(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
 RECORDS = [
+    Backfill("torch.Tensor.nbytes", "vLLM measures its cache of images with it", "2.1", lambda: property(bytes_of)),
     Backfill("torch.nn.Module.load_state_dict", "transformers loads on the meta device and assigns", "2.1",
              load_with_assign, "replace", takes_no_assign),
     Backfill("torch.xpu", "vLLM asks whether there is one", "2.3", how="module"),
