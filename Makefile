@@ -52,8 +52,8 @@ kernels: $(READY)  ## The CUDA kernels: a real build for sm_37 and its report
 port: $(READY)  ## The port against transformers, on PyTorch 2.0.1
 	@tests/port.sh
 
-gpu: $(READY)  ## On a machine with NVIDIA GPUs: operators, engine and benchmarks
-	@tests/gpu.sh
+gpu: $(READY)  ## On a machine with NVIDIA GPUs: operators, engine and benchmarks (STEPS=some of them)
+	@tests/gpu.sh $(STEPS)
 
 molecule: $(READY)  ## Two stand-in hosts: converge, idempotence, verify
 	@$(STANDIN) molecule test

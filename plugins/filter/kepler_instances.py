@@ -111,6 +111,7 @@ REFUSED_OPTIONS = {
     "kv-cache-dtype": ("a cache in the type that the key dtype names", "Leave it out; set dtype to half or float32."),
     "speculative-config": ("one model alone: the port has no speculative decoding", "Leave it out."),
     "enforce-eager": ("what the key cuda_graphs says", "Leave it out; without cuda_graphs: true a server is eager."),
+    "task": ("a model that generates: the unit asks each server for tokens", "Leave it out."),
     "load-format": ("the format that the files have, which is found by itself", "Leave it out."),
     "num-scheduler-steps": ("1: the port schedules every step", "Leave it out."),
     "enable-lora": ("no adapters: the port has no kernels for them", "Merge the adapter into its model."),

@@ -68,15 +68,15 @@ def kernels() -> None:
     # The last two: four rows of x in registers, and more columns than one pass has.
     for n, k, group in ((37, 96, 32), (130, 4224, 128), (130, 4096, 128), (37, 14336, 128)):
         half = torch.randn(n, k, device="cuda").half()
-        for rows in (1, 2, 3, 7, 16, 17):
-            linear.half(torch.randn(rows, k, device="cuda"), half)
         for bits, zeros in ((4, None), (4, 7), (8, None), (8, 7)):
             codes = torch.randint(0, 1 << bits, (n, k), dtype=torch.uint8, device="cuda")
             scales = torch.rand(n, k // group, device="cuda")
             order = torch.randperm(k, device="cuda")
             packed = linear.pack(codes, scales, None if zeros is None else torch.full_like(scales, zeros), bits, order)
             for rows in (1, 2, 3, 4, 7, 16, 17):
-                linear.packed(torch.randn(rows, k, device="cuda"), packed)
+                x = torch.randn(rows, k, device="cuda")
+                linear.packed(x, packed)
+                linear.half(x, half)
     torch.cuda.synchronize()
 
 

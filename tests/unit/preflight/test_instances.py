@@ -219,7 +219,7 @@ def test_an_option_with_a_key_of_its_own(option):
      ("kv-cache-dtype", "fp8", "the key dtype"), ("speculative-config", "{}", "one model"),
      ("enable-expert-parallel", True, "split"), ("enforce-eager", True, "the key cuda_graphs"),
      ("load-format", "safetensors", "found by itself"), ("num-scheduler-steps", 8, "every step"),
-     ("enable-lora", True, "no adapters")],
+     ("enable-lora", True, "no adapters"), ("task", "embed", "generates")],
 )
 def test_an_option_that_the_port_does_not_serve(option, value, named):
     (found,) = judge(demo(extra_args={option: value}))
