@@ -63,8 +63,9 @@ class ActionModule(ActionBase):
             time.sleep(POLL)
         # What Ansible prints of a call at -vvv: an address may hold a password.
         called = answer.get("invocation", {}).get("module_args", {})
-        if called.get("substituters"):
-            called["substituters"] = [PASSWORD.sub("://", address) for address in called["substituters"]]
+        for name in ("substituters", "index_urls"):
+            if called.get(name):
+                called[name] = [PASSWORD.sub("://", address) for address in called[name]]
         result.update(answer)
         result["changed"] = not answer.get("failed") and bool(answer.get("changed") or changed)
         if not answer.get("failed"):

@@ -125,6 +125,8 @@ def main():
         "content": {"type": "str", "required": True},
         "mode": {"type": "str", "choices": ["0644", "0755"], "default": "0644"},
     }
+    # Whatever a hardened host's is: services read what is made here.
+    os.umask(0o022)
     module = AnsibleModule(
         argument_spec={
             "directories": {"type": "list", "elements": "path", "default": []},

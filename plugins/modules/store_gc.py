@@ -10,7 +10,9 @@ module: store_gc
 short_description: Remove from the store of a host what nothing refers to
 description:
   - Keeps the active generation, the one before it, the last O(keep), all outputs that these refer to, and those that a
-    running process uses. Removes the other generations and outputs, and files whose hash was wrong.
+    running process uses or a running build needs. An output that was committed after the last generation was made
+    stays as well. Removes the other generations and outputs, files whose hash was wrong, and what downloads and
+    publishers that died have left.
 options:
   root:
     description: Root of the store.
@@ -24,6 +26,10 @@ options:
     description: Remove fetched files as well that no kept output was built from.
     type: bool
     default: false
+  published:
+    description: Directory that the host publishes into.
+    type: path
+    default: /var/lib/kepler/published
 attributes:
   check_mode:
     support: full
@@ -51,23 +57,28 @@ removed:
   returned: success
 """
 
+import os
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.store import collect
 from ansible.module_utils.store.errors import StoreError
 
 
 def main():
+    # Whatever a hardened host's is: services read what is made here.
+    os.umask(0o022)
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "default": "/opt/kepler"},
             "keep": {"type": "int", "default": collect.KEEP},
             "sources": {"type": "bool", "default": False},
+            "published": {"type": "path", "default": collect.PUBLISHED},
         },
         supports_check_mode=True,
     )
     run = collect.plan if module.check_mode else collect.collect
     try:
-        removed = run(module.params["root"], module.params["keep"], module.params["sources"])
+        removed = run(*(module.params[name] for name in ("root", "keep", "sources", "published")))
     except StoreError as error:
         module.fail_json(msg=str(error))
     module.exit_json(

@@ -22,7 +22,9 @@ options:
     description: Store path of each output by its name.
     type: dict
   activate:
-    description: A number, or V(previous) for the generation that was active before this one.
+    description:
+      - A number, or V(previous) for the generation that was active before this one. Where V(previous) led to the active
+        one already, nothing changes; going further back takes a number.
     type: str
   force:
     description: Activate whatever the kernel and driver are.
@@ -89,11 +91,23 @@ def listing(outputs):
     return "".join("%s: %s\n" % (name, path) for name, path in sorted(outputs.items()))
 
 
+def asked(params):
+    """The generation that is asked for: a number, or "previous"."""
+    return int(params["activate"]) if params["activate"].isdigit() else params["activate"]
+
+
+def outputs_of(root, number):
+    """Outputs of a generation; none where there is none that can be read."""
+    try:
+        return generation.read(root, number)["outputs"]
+    except StoreError:
+        return {}
+
+
 def prepare(root, params):
     """(number or None for a new generation, outputs, whether the active generation would be another one)."""
     if params["outputs"] is None:
-        which = params["activate"]
-        number = generation.resolve(root, int(which) if which.isdigit() else which)
+        number = generation.resolve(root, asked(params))
         generation.check_fits(root, number, params["kernel"], params["driver"], params["force"])
         outputs = generation.read(root, number)["outputs"]
         return number, outputs, number != generation.number_of(os.path.join(root, "current"))
@@ -102,6 +116,8 @@ def prepare(root, params):
 
 
 def main():
+    # Whatever a hardened host's is: services read what is made here.
+    os.umask(0o022)
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "default": "/opt/kepler"},
@@ -119,7 +135,7 @@ def main():
     )
     params, root = module.params, module.params["root"]
     previous = generation.number_of(os.path.join(root, "current"))
-    before = generation.read(root, previous)["outputs"] if previous else {}
+    before = outputs_of(root, previous)
     try:
         number, outputs, changed = prepare(root, params)
         if changed and not module.check_mode:
@@ -127,7 +143,7 @@ def main():
                 number, changed = generation.ensure(root, {field: params[field] for field in generation.SAME})
             else:
                 number, changed = generation.switch(
-                    root, number, params["kernel"], params["driver"], params["force"]
+                    root, asked(params), params["kernel"], params["driver"], params["force"]
                 )
     except StoreError as error:
         module.fail_json(msg=str(error))

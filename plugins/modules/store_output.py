@@ -192,34 +192,54 @@ def progress_of(paths):
     return "building"
 
 
-def result_file(paths):
-    return paths.build + ".result.json"
+def leave(paths, **left):
+    """Leave behind how the work ended, beside its build directory or, where that disk takes nothing, elsewhere."""
+    for path in paths.results:
+        try:
+            write_atomically(path, left)
+            return
+        except OSError:
+            pass  # the next one; after the last, the controller says that the work ended without a word
+
+
+def what_was_left(paths):
+    """How work ended that was done since the last call: a mapping with "msg" or "origin", or an empty one."""
+    left = {}
+    for path in paths.results:
+        try:
+            with open(path) as stream:
+                left.update(json.load(stream))
+            os.unlink(path)
+        except OSError:
+            pass
+        except ValueError:
+            os.unlink(path)  # half a word is none
+    return left
 
 
 def origin_of(paths):
     """Where a committed output came from, as far as work that was just done says so."""
-    try:
-        with open(result_file(paths)) as stream:
-            left = json.load(stream)
-        os.unlink(result_file(paths))
-    except OSError:
-        return "present"
-    return left.get("origin", "present")
+    return what_was_left(paths).get("origin", "present")
 
 
 def work(paths, module, recipe):
     """What the detached process does: make the output; a failure leaves its message behind."""
-    params = module.params
+    params, told = module.params, []
+
+    def failed(message):
+        told.append(message)
+        leave(paths, msg=message)
+
     try:
         realise(
-            params["root"], recipe, params["artifacts"], params["index_urls"], params["keep_failed"],
-            lambda message: write_atomically(result_file(paths), {"msg": message}),
-            params["substituters"], params["trusted_keys"],
-            lambda origin: write_atomically(result_file(paths), {"origin": origin}), params["build"],
+            params["root"], recipe, params["artifacts"], params["index_urls"], params["keep_failed"], failed,
+            params["substituters"], params["trusted_keys"], lambda origin: leave(paths, origin=origin),
+            params["build"],
         )
     except StoreError as error:
-        # Without a lock there was nobody to tell: inputs that are missing.
-        write_atomically(result_file(paths), {"msg": str(error)})
+        # What fails before the key is held.
+        if not told:
+            leave(paths, msg=str(error))
 
 
 def detach(paths, module, recipe):
@@ -249,6 +269,8 @@ def is_at_work(paths):
 
 
 def main():
+    # Whatever a hardened host's is: services read what is made here.
+    os.umask(0o022)
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "default": "/opt/kepler"},
@@ -295,14 +317,14 @@ def main():
         except StoreError as error:
             module.fail_json(msg=str(error), log=paths.log)
         module.exit_json(changed=True, origin=origins[-1], **result)
-    paths.make()
-    if os.path.exists(result_file(paths)):
-        with open(result_file(paths)) as stream:
-            left = json.load(stream)
-        os.unlink(result_file(paths))
-        if "msg" in left and not module.params["fresh"]:
-            module.fail_json(msg=left["msg"], log=paths.log)
-    started = not is_at_work(paths)
+    left = what_was_left(paths)
+    if "msg" in left and not module.params["fresh"]:
+        module.fail_json(msg=left["msg"], log=paths.log)
+    try:
+        paths.make()
+        started = not is_at_work(paths)
+    except StoreError as error:
+        module.fail_json(msg=str(error), log=paths.log)
     if started and module.params["index_urls"] is None:
         module.exit_json(changed=False, needs_indexes=True, **dict(result, running=True, started=False))
     if started:

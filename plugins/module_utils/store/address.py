@@ -12,6 +12,8 @@ KEY_BITS = 160
 PLAIN_NAME = re.compile("^[A-Za-z0-9][A-Za-z0-9._+-]*$")
 SHA256 = re.compile("^[0-9a-f]{64}$")
 MANIFEST = ".kepler-manifest.json"
+# What every manifest says.
+FIELDS = {"key", "name", "version", "recipe", "sources", "references", "files"}
 
 
 def check_recipe(recipe):
@@ -70,10 +72,24 @@ def output_path(root, recipe):
     return os.path.join(root, "store", "%s-%s-%s" % (key(recipe), recipe["name"], recipe["version"]))
 
 
+def read_json(path, fields):
+    """The mapping that a JSON file holds. Raises OSError, or ValueError for what is none or lacks one of `fields`."""
+    with open(path) as stream:
+        found = json.load(stream)
+    if not isinstance(found, dict) or set(fields) - set(found):
+        raise ValueError("it has not all of %s" % ", ".join(sorted(fields)))
+    return found
+
+
 def manifest(path):
-    """The manifest of a committed output. Raises OSError or ValueError where there is none to read."""
-    with open(os.path.join(path, MANIFEST)) as stream:
-        return json.load(stream)
+    """The manifest of a committed output. Raises StoreError where there is none that can be read."""
+    try:
+        return read_json(os.path.join(path, MANIFEST), FIELDS)
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            "%s: found no manifest that can be read (%s); expected the one of a committed output. Look at the disk "
+            "(`journalctl -k`), remove that output and run the play, which makes it again." % (path, error)
+        )
 
 
 def is_committed(path):

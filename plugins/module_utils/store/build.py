@@ -14,9 +14,13 @@ from .errors import StoreError
 from .fetch import fetch_sources
 
 LOGS = "/var/log/kepler"
+# Takes the message of a failure where the disk of the store takes nothing.
+RUN = "/run"
 # Enters the namespaces: the final path becomes the build directory, so that absolute prefixes are right.
 ENTER = 'mount --bind "$1" "$2" && cd "$3" && exec /bin/bash -eu -o pipefail "$4"'
 LOG_TAIL = 20
+# Beside the build directory: how work ended, for who waits for it; what it needs, for the garbage collection.
+RESULT, NEEDS = ".result.json", ".needs.json"
 
 
 class Paths:
@@ -32,11 +36,30 @@ class Paths:
         self.builds = os.path.join(root, "build")
         self.build = os.path.join(self.builds, self.key)
         self.state = self.build + ".state.json"
+        self.needs = self.build + NEEDS
+        self.results = (self.build + RESULT, os.path.join(RUN, "kepler-" + self.key + RESULT))
         self.log = os.path.join(LOGS, "%s-%s.log" % (self.key, recipe["name"]))
 
     def make(self):
+        """Make the directories. Raises StoreError where the disk is full."""
         for directory in (self.store, self.sources, self.locks, self.builds, LOGS):
-            os.makedirs(directory, exist_ok=True)
+            try:
+                os.makedirs(directory, exist_ok=True)
+            except OSError as error:
+                raise full_disk(directory, directory, error)
+
+
+def full_disk(what, path, error):
+    """The StoreError for an OSError of a full disk; any other error as it is. path: what was to be written."""
+    if error.errno != errno.ENOSPC:
+        return error
+    path = os.path.abspath(path)
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return StoreError(
+        "%s: the disk of %s is full: %.1f GB are free. Nothing was committed. Make room (`kepler-store gc --dry-run` "
+        "says what can go), then run again." % (what, path, shutil.disk_usage(path).free / 1e9)
+    )
 
 
 class Lock:
@@ -46,16 +69,19 @@ class Lock:
         self.path, self.stream = path, None
 
     def acquire(self, wait=True):
-        """Whether the lock is held now; without `wait`, False where somebody else holds it."""
-        stream = open(self.path, "a+")
+        """Whether the lock is held now; without `wait`, False where somebody else holds it.
+
+        Raises StoreError where the disk is too full for a new lock.
+        """
+        try:
+            stream = open(self.path, "a")
+        except OSError as error:
+            raise full_disk(self.path, self.path, error)
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             stream.close()
             return False
-        stream.truncate(0)
-        stream.write("%d\n" % os.getpid())
-        stream.flush()
         self.stream = stream
         return True
 
@@ -67,11 +93,17 @@ class Lock:
 def write_atomically(path, content):
     """Replace the file `path` by JSON of `content` in one step."""
     temporary = path + ".new"
-    with open(temporary, "w") as stream:
-        json.dump(content, stream, sort_keys=True)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.rename(temporary, path)
+    try:
+        with open(temporary, "w") as stream:
+            json.dump(content, stream, sort_keys=True)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(temporary, path)
+    except OSError:
+        # Half of it would take the last room.
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
 
 
 def remove_tree(path):
@@ -88,16 +120,16 @@ def clean(paths):
     for name in os.listdir(paths.builds) + os.listdir(paths.store):
         key = name.split(".")[0].split("-")[0]
         placeholder = os.path.join(paths.store, name)
-        if key == paths.key or address.is_committed(placeholder):
+        if key == paths.key or name.endswith(RESULT) or address.is_committed(placeholder):
             continue
         lock = Lock(os.path.join(paths.locks, key))
         if not lock.acquire(wait=False):
             continue
         try:
-            remove_tree(os.path.join(paths.builds, key))
-            state = os.path.join(paths.builds, key + ".state.json")
-            if os.path.exists(state):
-                os.unlink(state)
+            left = os.path.join(paths.builds, name)
+            if os.path.isfile(left):
+                os.unlink(left)
+            remove_tree(left)
             if os.path.isdir(placeholder) and not os.listdir(placeholder):
                 os.rmdir(placeholder)
         finally:
@@ -202,6 +234,10 @@ def make(
 
     started = time.time()
     try:
+        # First what the collection must leave, then whether it is there.
+        sources = [source["sha256"] for source in recipe["sources"]]
+        write_atomically(paths.needs, {"inputs": sorted(recipe["inputs"].values()), "sources": sources})
+        check_inputs(recipe)
         clean(paths)
         remove_tree(paths.build)
         manifest, reasons = None, []
@@ -229,14 +265,32 @@ def make(
             report("committing")
             manifest = describe(recipe, paths, time.time() - started)
             tree.freeze(os.path.join(paths.build, "out"))
+        # The time of its lock says since when an output is there: its own is the same for all.
+        os.utime(paths.held.stream.fileno())
         commit(manifest, paths)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise StoreError(
-            "%s: the disk of %s is full: %.1f GB are free. Nothing was committed. Make room, then run again."
-            % (recipe["name"], paths.builds, shutil.disk_usage(paths.builds).free / 1e9)
-        )
+        raise full_disk(recipe["name"], paths.builds, error)
+
+
+def check_inputs(recipe):
+    """Raise StoreError where an input is not in the store."""
+    for alias, path in recipe["inputs"].items():
+        if not address.is_committed(path):
+            raise StoreError(
+                "%s: the input %s is %s, which is not in the store. Build it first: run the whole play."
+                % (recipe["name"], alias, path)
+            )
+
+
+def tidy(paths, keep):
+    """Remove what making an output has left; keep: all but its build directory."""
+    if not keep:
+        remove_tree(paths.build)
+        if os.path.isdir(paths.final) and not os.listdir(paths.final):
+            os.rmdir(paths.final)
+    for path in (paths.state, paths.needs):
+        if os.path.exists(path):
+            os.unlink(path)
 
 
 def realise(
@@ -246,41 +300,34 @@ def realise(
     """Make sure that the output of `recipe` is in the store. Returns whether it had to be made.
 
     Only one process at a time makes a key; others wait for it. Raises StoreError; nothing half-made stays then.
-    `failed` hears the message of a failure while the key is still held: nobody can start between the two.
+    `failed` hears the message of a failure once the room of the build is given back, and while the key is still held:
+    nobody can start between the two.
     substituters: directories and addresses that may have the output, signed by a key of the file `trusted_keys`.
     `origin` hears before the commit whether the output was "substituted" or "built". build: whether it may be built
     where nobody has it.
     """
     address.check_recipe(recipe)
     substitute.check_configuration(substituters, trusted_keys)
-    for alias, path in recipe["inputs"].items():
-        if not address.is_committed(path):
-            raise StoreError(
-                "%s: the input %s is %s, which is not in the store. Build it first: run the whole play."
-                % (recipe["name"], alias, path)
-            )
     paths = Paths(root, recipe)
     paths.make()
     paths.held = Lock(paths.lock)
     paths.held.acquire()
-    keep = False
+    message, keep = None, False
     try:
         if address.is_committed(paths.final):
             return False
         make(recipe, paths, artifacts, index_urls, substituters, trusted_keys, origin, build)
         return True
     except StoreError as error:
-        keep = keep_failed
-        failed(str(error))
+        message, keep = str(error), keep_failed
         raise
     except Exception:
-        failed("%s: unexpected fault in the store; please report it:\n%s" % (recipe["name"], traceback.format_exc()))
+        message = "%s: unexpected fault in the store; please report it:\n%s" % (recipe["name"], traceback.format_exc())
         raise
     finally:
-        if not keep:
-            remove_tree(paths.build)
-            if os.path.isdir(paths.final) and not os.listdir(paths.final):
-                os.rmdir(paths.final)
-        if os.path.exists(paths.state):
-            os.unlink(paths.state)
-        paths.held.release()
+        try:
+            tidy(paths, keep)
+        finally:
+            if message:
+                failed(message)
+            paths.held.release()

@@ -1,12 +1,20 @@
 """Garbage collection: what nothing refers to any more goes, whole or not at all."""
 
+import contextlib
+import errno
+import fcntl
 import os
+import re
 
-from . import address, generation
-from .build import Lock, remove_tree
+from . import address, fetch, generation
+from .build import NEEDS, Lock, remove_tree
 from .errors import StoreError
+from .substitute import PUBLISHING
 
 KEEP = 3
+# Where a host publishes unless it is told otherwise.
+PUBLISHED = "/var/lib/kepler/published"
+PART = re.compile(r"^\.([0-9a-f]{64})\.part$")
 # Below the root: what has left its place and is being removed.
 TRASH = "trash"
 # Rows of /proc/PID that name files of a process.
@@ -79,81 +87,157 @@ def size_of(path):
     return total
 
 
-def is_being_built(root, path):
-    """Whether somebody holds the key of an output."""
-    lock = Lock(os.path.join(root, "locks", address.key_of_path(path)))
+def lock_of(root, key):
+    """Path of the lock of a key."""
+    return os.path.join(root, "locks", key)
+
+
+def is_held(root, key):
+    """Whether somebody holds a key. Looks only: a full disk has no room for a new lock."""
+    if not os.path.exists(lock_of(root, key)):
+        return False
+    lock = Lock(lock_of(root, key))
     if not lock.acquire(wait=False):
         return True
     lock.release()
     return False
 
 
-def plan(root, keep=KEEP, sources=False):
+def is_new(root, key):
+    """Whether an output was committed after the last generation was made: the next one may be meant to hold it."""
+    if not generation.numbers(root):
+        return True
+    try:
+        return os.stat(lock_of(root, key)).st_mtime_ns > os.stat(lock_of(root, "generations")).st_mtime_ns
+    except OSError:
+        return False
+
+
+def needs(root):
+    """What the builds in progress need: (paths of outputs, sha256 of sources)."""
+    paths, sources = set(), set()
+    directory = os.path.join(root, "build")
+    for name in os.listdir(directory) if os.path.isdir(directory) else []:
+        if not name.endswith(NEEDS) or not is_held(root, name[: -len(NEEDS)]):
+            continue
+        try:
+            found = address.read_json(os.path.join(directory, name), ("inputs", "sources"))
+        except (OSError, ValueError):
+            continue  # it has just ended
+        paths.update(found["inputs"])
+        sources.update(found["sources"])
+    return paths, sources
+
+
+def half_published(directory):
+    """What publishers that died have left in the directory of what is published; nothing while one is at work."""
+    if not directory or not os.path.isdir(directory):
+        return []
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return [os.path.join(directory, name) for name in sorted(os.listdir(directory)) if name.startswith(PUBLISHING)]
+    except BlockingIOError:
+        return []
+    finally:
+        os.close(handle)
+
+
+def plan(root, keep=KEEP, sources=False, published=None):
     """What a collection would remove: [{path, kind, bytes}], outputs before what they came from.
 
     keep: how many of the last generations stay, beside the active one and the one before it. sources: whether fetched
-    files that no kept output names go as well. Raises StoreError for a `keep` that makes no sense.
+    files that no kept output names go as well. published: the directory that this host publishes into. Raises
+    StoreError for a `keep` that makes no sense, and where what is kept cannot be read.
     """
     if keep < 1:
         raise StoreError("keep: found %d; expected at least 1. Nothing was removed." % keep)
     kept = kept_generations(root, keep)
     named = [path for number in kept for path in generation.read(root, number)["outputs"].values()]
-    alive = closure(set(named) | in_use(root))
+    needed, fetched = needs(root)
+    committed = {path: address.key_of_path(path) for path in outputs(root)}
+    awaited = {path for path, key in committed.items() if is_held(root, key) or is_new(root, key)}
+    alive = closure(set(named) | in_use(root) | needed | awaited)
     found = []
     for number in generation.numbers(root):
         if number not in kept:
             found.append(("generation", os.path.join(root, "generations", str(number))))
-    for path in outputs(root):
-        if path not in alive and not is_being_built(root, path):
-            found.append(("output", path))
+    found += [("output", path) for path in committed if path not in alive]
     directory = os.path.join(root, "sources")
-    wanted = {source[2] for path in alive for source in address.manifest(path)["sources"]} if sources else None
+    if sources:
+        fetched = fetched.union(source[2] for path in alive for source in address.manifest(path)["sources"])
     for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
-        if ".rejected-" in name or (sources and name not in wanted and address.SHA256.match(name)):
-            found.append(("source", os.path.join(directory, name)))
+        path, part = os.path.join(directory, name), PART.match(name)
+        if part:
+            goes = part.group(1) not in fetched and fetch.is_forsaken(path)
+        else:
+            goes = ".rejected-" in name or (sources and name not in fetched and address.SHA256.match(name))
+        if goes:
+            found.append(("source", path))
     directory = os.path.join(root, TRASH)
     for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
         found.append(("leftover", os.path.join(directory, name)))
+    found += [("leftover", path) for path in half_published(published)]
     return [{"kind": kind, "path": path, "bytes": size_of(path)} for kind, path in found]
 
 
 def remove_whole(root, path):
     """Move a tree out of its place by one rename, then remove it: a kill leaves it whole, or out of its place."""
     aside = os.path.join(root, TRASH, os.path.basename(path))
+    os.makedirs(os.path.dirname(aside), exist_ok=True)
     remove_tree(aside)
-    if path != aside:
-        os.rename(path, aside)
+    os.rename(path, aside)
     remove_tree(aside)
 
 
-def remove_output(root, path):
-    """Remove an output, unless somebody holds its key. Returns whether it went."""
-    lock = Lock(os.path.join(root, "locks", address.key_of_path(path)))
-    if not lock.acquire(wait=False):
+@contextlib.contextmanager
+def lock_if_there_is_room(path, wait):
+    """Hold a lock; whether it is held. A disk that is too full for a new one has none that somebody else could hold."""
+    lock = Lock(path)
+    try:
+        held = lock.acquire(wait)
+    except StoreError:
+        held = True
+    try:
+        yield held
+    finally:
+        if lock.stream:
+            lock.release()
+
+
+def remove(root, kind, path):
+    """Remove what `plan` names, unless somebody holds or needs it by now. Returns whether it went."""
+    needed, fetched = needs(root)
+    if kind == "output":
+        with lock_if_there_is_room(lock_of(root, address.key_of_path(path)), wait=False) as held:
+            goes = held and path not in closure(needed)
+            if goes:
+                remove_whole(root, path)
+            return goes
+    if os.path.basename(path) in fetched:
         return False
-    try:
+    if kind == "generation":
         remove_whole(root, path)
-        return True
-    finally:
-        lock.release()
+    elif kind == "leftover":
+        remove_tree(path)
+    elif PART.match(os.path.basename(path)):
+        return fetch.is_forsaken(path, os.unlink)
+    else:
+        os.unlink(path)
+    return True
 
 
-def collect(root, keep=KEEP, sources=False):
+def collect(root, keep=KEEP, sources=False, published=None):
     """Remove what `plan` names. Returns what was removed, in the form of `plan`. Raises StoreError."""
-    for name in ("locks", TRASH):
-        os.makedirs(os.path.join(root, name), exist_ok=True)
-    lock = Lock(os.path.join(root, "locks", "generations"))
-    lock.acquire()
-    try:
-        removed = []
-        for item in plan(root, keep, sources):
-            if item["kind"] == "source":
-                os.unlink(item["path"])
-            elif item["kind"] != "output":
-                remove_whole(root, item["path"])
-            elif not remove_output(root, item["path"]):
-                continue
-            removed.append(item)
-        return removed
-    finally:
-        lock.release()
+    os.makedirs(os.path.join(root, "locks"), exist_ok=True)
+    removed = []
+    with lock_if_there_is_room(lock_of(root, "generations"), wait=True):
+        for item in plan(root, keep, sources, published):
+            try:
+                if remove(root, item["kind"], item["path"]):
+                    removed.append(item)
+            except OSError as error:
+                # Leaving its place may need room, which what comes after it gives back.
+                if error.errno != errno.ENOSPC:
+                    raise
+    return removed

@@ -1,8 +1,12 @@
 """Fetching sources: the only stage with a network. Nothing is taken whose sha256 does not match."""
 
 import base64
+import contextlib
+import errno
+import fcntl
 import hashlib
 import html
+import http.client
 import json
 import os
 import re
@@ -51,6 +55,57 @@ class Progress:
                 self.reported = time.time()
                 self.report(self.text())
 
+    def say(self, text):
+        with self.lock:
+            self.report(text)
+
+
+def is_the_file(stream, path):
+    """Whether an open file still lies at `path`."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def alone(part, waits):
+    """Hold the unfinished file `part`, made where it is missing: nobody else writes to it meanwhile.
+
+    The kernel takes the right back when the holder dies. waits: called where somebody else has it. What is still empty
+    in the end does not stay.
+    """
+    while True:
+        stream = open(part, "ab")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits()
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        # Who had it may have moved it to its place.
+        if is_the_file(stream, part):
+            break
+        stream.close()
+    try:
+        yield
+    finally:
+        if is_the_file(stream, part) and not os.path.getsize(part):
+            os.unlink(part)
+        stream.close()
+
+
+def is_forsaken(part, act=lambda path: None):
+    """Whether an unfinished file is there and nobody holds it; `act` is called with it then."""
+    try:
+        with open(part, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not is_the_file(stream, part):
+                return False
+            act(part)
+            return True
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
 
 def index_entries(address):
     """Files of one project's page of a Python package index: mapping of file name to address.
@@ -71,6 +126,11 @@ def index_entries(address):
     return {name: urllib.parse.urljoin(address, link) for name, link in found.items()}
 
 
+def words(error):
+    """What an error says; those of http.client say little without their name."""
+    return repr(error) if isinstance(error, http.client.HTTPException) else str(error)
+
+
 def addresses(source, index_urls):
     """Addresses of a source, found as they are asked for; with each the reason why one could not be had.
 
@@ -86,8 +146,8 @@ def addresses(source, index_urls):
         page = "%s/%s/" % (base.rstrip("/"), project)
         try:
             entries = index_entries(page)
-        except (OSError, ValueError, KeyError) as error:
-            yield None, "%s: %s" % (page, error)
+        except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+            yield None, "%s: %s" % (page, words(error))
             continue
         if source["file"] in entries:
             yield entries[source["file"]], None
@@ -150,14 +210,14 @@ def download_patiently(address, part, progress, limit=None):
         except urllib.error.HTTPError as error:
             reason = "%s: %s" % (address, error)
             if error.code == 416:
-                os.unlink(part)
+                os.truncate(part, 0)
             elif error.code < 500:
                 break
-        except (OSError, ValueError) as error:
-            if getattr(error, "errno", None) == 28:
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:
                 raise
-            reason = "%s: %s" % (address, error)
-            if address.startswith("file:"):
+            reason = "%s: %s" % (address, words(error))
+            if address.startswith("file:") or isinstance(error, http.client.InvalidURL):
                 break
     return reason
 
@@ -178,15 +238,32 @@ def accept(part, source, final, origin):
     )
 
 
+def is_there(final, source, progress):
+    """Whether the file `final` holds `source` already."""
+    try:
+        if sha256_of(final) != source["sha256"]:
+            return False
+    except FileNotFoundError:
+        return False
+    progress.add(os.path.getsize(final), 1)
+    return True
+
+
 def fetch_one(source, final, artifacts, index_urls, progress):
     """Make sure that the file `final` holds `source`."""
-    if os.path.exists(final):
-        found = sha256_of(final)
-        if found == source["sha256"]:
-            progress.add(os.path.getsize(final), 1)
-            return
-        os.rename(final, "%s.rejected-%s" % (final, found[:16]))
+    if is_there(final, source, progress):
+        return
     part = os.path.join(os.path.dirname(final), ".%s.part" % source["sha256"])
+    with alone(part, lambda: progress.say("waiting for %s, which another run fetches" % source["file"])):
+        # Whoever had it may have fetched it.
+        if not is_there(final, source, progress):
+            if os.path.exists(final):
+                os.rename(final, "%s.rejected-%s" % (final, sha256_of(final)[:16]))
+            fetch_into(part, final, source, artifacts, index_urls, progress)
+
+
+def fetch_into(part, final, source, artifacts, index_urls, progress):
+    """Fetch `source` over the unfinished file `part`, which the caller holds. Raises StoreError."""
     for directory in artifacts:
         candidate = os.path.join(directory, source["file"])
         if os.path.exists(candidate):

@@ -1,6 +1,5 @@
 """Generations: numbered sets of outputs, one of them active."""
 
-import json
 import os
 import time
 
@@ -9,6 +8,9 @@ from .build import Lock, remove_tree, write_atomically
 from .errors import StoreError
 
 SAME = ("outputs", "kernel", "driver", "lock_hash")
+FIELDS = SAME + ("previous", "time")
+# The link beside `current` that names the generation that `previous` led to, while that is the active one.
+BACK = "rolled-back"
 
 
 def number_of(link):
@@ -20,9 +22,16 @@ def number_of(link):
 
 
 def read(root, number):
-    """What generation `number` holds."""
-    with open(os.path.join(root, "generations", str(number), "generation.json")) as stream:
-        return json.load(stream)
+    """What generation `number` holds. Raises StoreError where that cannot be read."""
+    path = os.path.join(root, "generations", str(number), "generation.json")
+    try:
+        return address.read_json(path, FIELDS)
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            "generation %s: found nothing that can be read (%s); expected what the generation holds in %s. Look at the "
+            "disk (`journalctl -k`), remove that generation, and activate another one or run the play."
+            % (number, error, path)
+        )
 
 
 def differs(root, wanted):
@@ -30,18 +39,31 @@ def differs(root, wanted):
     current = number_of(os.path.join(root, "current"))
     if current is None:
         return True
-    found = read(root, current)
+    try:
+        found = read(root, current)
+    except StoreError:
+        return True  # a new one takes the place of what cannot be read
     return any(found[field] != wanted[field] for field in SAME)
 
 
-def activate(root, number):
-    """Make `number` the active generation: one rename, so that `current` always names a whole one."""
-    link = os.path.join(root, "current")
+def point(root, name, number):
+    """Let the link `name` name generation `number`: one rename, so that it always names a whole one."""
+    link = os.path.join(root, name)
     temporary = link + ".new"
     if os.path.lexists(temporary):
         os.unlink(temporary)
     os.symlink(os.path.join("generations", str(number)), temporary)
     os.rename(temporary, link)
+
+
+def activate(root, number, back=False):
+    """Make `number` the active generation. back: whether "previous" led to it, and is to lead there again."""
+    link = os.path.join(root, BACK)
+    if back:
+        point(root, BACK, number)
+    point(root, "current", number)
+    if not back and os.path.lexists(link):
+        os.unlink(link)
 
 
 def create(root, wanted):
@@ -77,6 +99,8 @@ def ensure(root, wanted):
         if not differs(root, wanted):
             return number_of(os.path.join(root, "current")), False
         number = create(root, wanted)
+        # Outputs that are committed from here on are in no generation yet.
+        os.utime(lock.path)
         activate(root, number)
         return number, True
     finally:
@@ -94,13 +118,17 @@ def numbers(root):
 def resolve(root, which):
     """Number of the generation that `which` names: a number, or "previous", the one before the active one.
 
-    Raises StoreError where there is none.
+    Where "previous" led to the active one, that is the one: a run that is repeated goes back no further. Raises
+    StoreError where there is none.
     """
     known = numbers(root)
     current = number_of(os.path.join(root, "current"))
     number = which
     if which == "previous":
-        number = read(root, current)["previous"] if current in known else None
+        number = None
+        if current in known:
+            back = number_of(os.path.join(root, BACK))
+            number = current if back == current else read(root, current)["previous"]
     if number in known:
         return number
     raise StoreError(
@@ -131,7 +159,8 @@ def check_fits(root, number, kernel, driver, force=False):
 def switch(root, which, kernel, driver, force=False):
     """Activate a generation that is there. Returns (number, whether anything was changed).
 
-    which: a number, or "previous". kernel, driver: of the host. force: whatever those are. Raises StoreError.
+    which: a number, or "previous"; see `resolve`. kernel, driver: of the host. force: whatever those are. Raises
+    StoreError.
     """
     lock = Lock(os.path.join(root, "locks", "generations"))
     lock.acquire()
@@ -140,7 +169,7 @@ def switch(root, which, kernel, driver, force=False):
         check_fits(root, number, kernel, driver, force)
         if number == number_of(os.path.join(root, "current")):
             return number, False
-        activate(root, number)
+        activate(root, number, which == "previous")
         return number, True
     finally:
         lock.release()

@@ -5,7 +5,10 @@ what each file's content. Both are looked at before anything is unpacked, the co
 """
 
 import base64
+import binascii
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -28,6 +31,9 @@ LIMIT = 1 << 28
 END = b"\0" * (2 * BLOCK)
 MODES = {"file": 0o444, "executable": 0o555, "directory": 0o555, "link": 0o777}
 TYPES = {"file": b"0", "link": b"2", "directory": b"5"}
+# Where a publisher works, within the directory that it publishes into.
+PUBLISHING = ".publishing-"
+BEGIN = b"-----BEGIN PGP PUBLIC KEY BLOCK-----"
 # Headers end with an empty line; a line that begins with = is the checksum.
 ARMOUR = re.compile(
     br"-----BEGIN PGP PUBLIC KEY BLOCK-----[^\n]*\n(?:[^\n]+\n)*?\r?\n"
@@ -161,7 +167,11 @@ def make_key(home, name):
     found = secret_key(home)
     if found:
         return found, False
-    os.makedirs(home, mode=0o700, exist_ok=True)
+    home = os.path.abspath(home)
+    # Before Python 3.7 new parents get the mode as well.
+    os.makedirs(os.path.dirname(home), exist_ok=True)
+    if not os.path.isdir(home):
+        os.mkdir(home, 0o700)
     os.chmod(home, 0o700)
     run_gpg(home, ["--quick-generate-key", name, "rsa3072", "sign", "never"])
     return secret_key(home), True
@@ -174,10 +184,9 @@ def public_key(home, fingerprint):
 
 def read_output(path):
     """The manifest of a committed output. Raises StoreError where there is none."""
-    try:
-        return address.manifest(path)
-    except (OSError, ValueError) as error:
-        raise StoreError("%s: found no output (%s); expected a committed one. Build it first." % (path, error))
+    if not address.is_committed(path):
+        raise StoreError("%s: found no output; expected a committed one. Build it first." % path)
+    return address.manifest(path)
 
 
 def is_published(path, directory, home, fingerprint):
@@ -197,6 +206,17 @@ def is_published(path, directory, home, fingerprint):
     return ("VALIDSIG " + fingerprint) in status.decode("ascii", "replace")
 
 
+@contextlib.contextmanager
+def shared(directory):
+    """Hold a directory with others that publish into it: the garbage collection sees that somebody is at work there."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
 def publish(path, directory, home, fingerprint):
     """Publish a committed output into `directory`, signed. Returns whether that had to be done.
 
@@ -209,7 +229,7 @@ def publish(path, directory, home, fingerprint):
     check_entries(manifest, stem_of(manifest))
     os.makedirs(directory, exist_ok=True)
     base = os.path.join(directory, stem_of(manifest))
-    with tempfile.TemporaryDirectory(prefix=".publishing-", dir=directory) as temporary:
+    with shared(directory), tempfile.TemporaryDirectory(prefix=PUBLISHING, dir=directory) as temporary:
         new = os.path.join(temporary, "new")
         with open(new + ".tar", "wb") as stream:
             digest = write_archive(path, manifest["files"], stream)
@@ -277,8 +297,17 @@ def keyring(trusted_keys, directory):
             "away." % (trusted_keys, error.strerror)
         )
     armoured = ARMOUR.findall(content)
-    if armoured:
-        content = b"".join(base64.b64decode(body) for body in armoured)
+    if BEGIN in content:
+        try:
+            keys = b"".join(base64.b64decode(body) for body in armoured)
+        except binascii.Error:
+            keys = b""
+        if not keys or len(armoured) != content.count(BEGIN):
+            raise StoreError(
+                "trusted_keys: %s: found armoured keys that break off; expected whole ones (`gpg --armor --export`). "
+                "Export them again." % trusted_keys
+            )
+        content = keys
     if not content:
         raise StoreError("trusted_keys: %s is empty; expected public keys (`gpg --export`)." % trusted_keys)
     path = os.path.join(directory, "keyring.gpg")
@@ -527,6 +556,9 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
     held = os.path.join(paths.build, "substitute")
     quiet = Progress("", 0, lambda text: None)
     for ending in (".manifest.json.asc", ".manifest.json"):
+        # The one asked before may have left its own: a download goes on where a file ends.
+        if os.path.exists(held + ending):
+            os.unlink(held + ending)
         reason = fetch.download_patiently(base + urllib.parse.quote(stem + ending), held + ending, quiet, LIMIT)
         if reason:
             return None, reason
@@ -547,23 +579,33 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
         )
     origin = base + urllib.parse.quote(stem + ".tar")
     where = fetch.shown(base + stem + ".tar")
-    archive, part = local(origin), None
-    if archive is None:
-        # Beside the sources, where it outlives a run that dies: the next one goes on from there.
-        archive = part = os.path.join(paths.sources, part_name)
-        if not os.path.exists(part) or os.path.getsize(part) != size:
+    out, archive = os.path.join(paths.build, "out"), local(origin)
+    if archive is not None:
+        if not os.path.exists(archive):
+            return None, "%s: no such file" % where
+        put_in_place(archive, members, size, out, where, report)
+        return manifest, None
+    # Beside the sources, where it outlives a run that dies: the next one goes on from there.
+    part = os.path.join(paths.sources, part_name)
+    with fetch.alone(part, lambda: report("waiting for the archive, which another run fetches")):
+        if os.path.getsize(part) != size:
             reason = fetch.download_patiently(origin, part, Progress("fetching ", size, report))
             if reason:
                 return None, reason
-    elif not os.path.exists(archive):
-        return None, "%s: no such file" % where
+        try:
+            put_in_place(part, members, size, out, where, report)
+        except StoreError:
+            os.unlink(part)
+            raise
+        os.unlink(part)
+    return manifest, None
+
+
+def put_in_place(archive, members, size, out, where, report):
+    """Look at an archive and unpack it. Raises StoreError where it is not what it must be, or cannot be read."""
     try:
         check_archive(archive, members, size, where)
-        unpack(archive, members, os.path.join(paths.build, "out"), where, report)
-    except StoreError:
-        if part:
-            os.unlink(part)
-        raise
+        unpack(archive, members, out, where, report)
     except OSError as error:
         # What a full disk has cost, the next run goes on from.
         if error.errno == errno.ENOSPC:
@@ -572,9 +614,6 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
             "%s: could not be read or unpacked: %s. Nothing was committed. Look at the disks (`journalctl -k`), then "
             "run again." % (where, error)
         )
-    if part:
-        os.unlink(part)
-    return manifest, None
 
 
 def substitute(recipe, paths, substituters, trusted_keys, report=lambda text: None):

@@ -26,9 +26,20 @@ def compare(wanted, found):
     return problems
 
 
+def look(top, path):
+    """(path, its manifest entry, None), or (path, None, why it cannot be read)."""
+    try:
+        return path, tree.describe(top, path), None
+    except OSError as error:
+        return path, None, "cannot be read: %s" % error.strerror
+
+
 def rights(top, path):
     """(path, what is wrong with its mode or owner); None where nothing is. A frozen tree is root's and read-only."""
-    status = os.lstat(os.path.join(top, path))
+    try:
+        status = os.lstat(os.path.join(top, path))
+    except OSError as error:
+        return path, "cannot be read: %s" % error.strerror
     if status.st_uid != 0 or status.st_gid != 0:
         return path, "owner %d:%d instead of 0:0" % (status.st_uid, status.st_gid)
     if not stat.S_ISLNK(status.st_mode) and status.st_mode & 0o7222:
@@ -40,10 +51,14 @@ def verify(path):
     """Problems of a committed output: [{path, problem}]; empty where it is what its manifest says."""
     try:
         described = address.manifest(path)
-    except (OSError, ValueError) as error:
-        return [{"path": address.MANIFEST, "problem": "cannot be read: %s" % error}]
-    found = [entry for entry in tree.describe_all(path) if entry["path"] != address.MANIFEST]
-    problems = compare(described["files"], found)
+    except StoreError as error:
+        return [{"path": address.MANIFEST, "problem": str(error)}]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        looked = list(pool.map(lambda name: look(path, name), tree.entries(path)))
+    unread = {name: problem for name, _entry, problem in looked if problem}
+    found = [entry for name, entry, _problem in looked if entry and name != address.MANIFEST]
+    problems = compare([entry for entry in described["files"] if entry["path"] not in unread], found)
+    problems += [{"path": name, "problem": problem} for name, problem in sorted(unread.items())]
     if described["key"] != address.key_of_path(path):
         problems.append({"path": address.MANIFEST, "problem": "is of the key %s" % described["key"]})
     paths = [entry["path"] for entry in found] + ["."]
@@ -95,9 +110,17 @@ def rebuild(root, path):
         paths.held.release()
 
 
+def name_of(path):
+    """Name of an output; where its manifest cannot be read, what its path says."""
+    try:
+        return address.manifest(path)["name"]
+    except StoreError:
+        return os.path.basename(path).partition("-")[2].rpartition("-")[0]
+
+
 def find(root, name):
     """Committed outputs that `name` means: a path, a store name, a key, or the name of outputs. Raises StoreError."""
-    names = {path: address.manifest(path)["name"] for path in outputs(root)}
+    names = {path: name_of(path) for path in outputs(root)}
     found = [
         path for path in names if name in (path, os.path.basename(path), address.key_of_path(path), names[path])
     ]

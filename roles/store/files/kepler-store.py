@@ -24,7 +24,10 @@ def size(count):
 
 def label(path):
     """Name, version and the first digits of the key of an output."""
-    described = address.manifest(path)
+    try:
+        described = address.manifest(path)
+    except StoreError:
+        return "%s: damaged, see `kepler-store verify`" % os.path.basename(path)
     return "%s %s (%s)" % (described["name"], described["version"], described["key"][:8])
 
 
@@ -32,7 +35,11 @@ def list_all(arguments):
     current = generation.number_of(os.path.join(arguments.root, "current"))
     print("generation  made              kernel and driver")
     for number in generation.numbers(arguments.root):
-        described = generation.read(arguments.root, number)
+        try:
+            described = generation.read(arguments.root, number)
+        except StoreError as error:
+            print(error)
+            continue
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(described["time"]))
         mark = "*" if number == current else " "
         print("%9d%s  %s  %s, %s" % (number, mark, made, described["kernel"], described["driver"]))
@@ -50,7 +57,11 @@ def why(arguments):
             if path in generation.read(arguments.root, number)["outputs"].values():
                 print("  generation %d" % number)
         for other in known:
-            if path in address.manifest(other)["references"]:
+            try:
+                refers = path in address.manifest(other)["references"]
+            except StoreError:
+                refers = True  # perhaps: its label says that it is damaged
+            if refers:
                 print("  output %s" % label(other))
         if path in collect.in_use(arguments.root):
             print("  a running process")
@@ -87,7 +98,7 @@ def diff(arguments):
 
 def gc(arguments):
     run = collect.plan if arguments.dry_run else collect.collect
-    items = run(arguments.root, arguments.keep, arguments.sources)
+    items = run(arguments.root, arguments.keep, arguments.sources, arguments.published)
     for item in items:
         print("%-10s %10s  %s" % (item["kind"], size(item["bytes"]), os.path.basename(item["path"])))
     total = sum(item["bytes"] for item in items)
@@ -122,10 +133,14 @@ def main():
     added = command("gc", gc, "remove what no kept generation and no process refers to")
     added.add_argument("--keep", type=int, default=collect.KEEP, help="last generations to keep (default: %(default)s)")
     added.add_argument("--sources", action="store_true", help="fetched files as well that no kept output came from")
+    added.add_argument("--published", default=collect.PUBLISHED, metavar="DIRECTORY",
+                       help="where this host publishes: what died in the middle goes (default: %(default)s)")
     added.add_argument("--dry-run", action="store_true", help="say what would go")
     added = command("sbom", bill, "bill of materials of a generation, CycloneDX 1.5")
     added.add_argument("generation", nargs="?", type=int, help="a number; the active one where left out")
     arguments = parser.parse_args()
+    # Whatever the administrator's is: services read what is made here.
+    os.umask(0o022)
     if not os.path.isdir(os.path.join(arguments.root, "store")):
         raise StoreError("--root: found no store in %s; expected its root. Name it, or run the play." % arguments.root)
     return arguments.run(arguments) or 0

@@ -141,6 +141,30 @@ def test_a_full_disk_is_said_and_given_back(root, tmp_path):
         subprocess.call(["umount", root])
 
 
+def test_a_failure_is_told_once_its_room_is_given_back(root):
+    """Who is told may need some of it; the key is still held."""
+    seen = []
+
+    def failed(message):
+        lock = build.Lock(build.Paths(root, recipe()).lock)
+        seen.append((message.split(":")[0], os.listdir(os.path.join(root, "build")), lock.acquire(wait=False)))
+
+    with pytest.raises(StoreError):
+        realise(root, recipe(builder='touch "$out/half"; exit 1\n'), failed=failed)
+    assert seen[0][:2] == ("hello 1.0", [])
+
+
+def test_who_dies_leaves_nothing_beside_the_build(root, tmp_path):
+    """Not what its build needs either."""
+    process = worker(root, tmp_path, recipe(name="dead"), "build")
+    process.communicate()
+    key = address.key(recipe(name="dead"))
+    assert key + ".needs.json" in left_over(root)[0]
+    Path(root, "build", key + ".state.json.new").write_text("{")
+    realise(root, recipe())
+    assert left_over(root)[0] == []
+
+
 WORKER = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])

@@ -82,14 +82,68 @@ def test_verify(store, command):
 
 
 def test_gc(store, command):
-    generation.switch(store[0].split("/store/")[0], 2, "4.18", "470.2")
-    build.realise(store[0].split("/store/")[0], recipe(name="loose"), [], [])
+    root = store[0].split("/store/")[0]
+    build.realise(root, recipe(name="loose"), [], [])
+    generation.ensure(root, {"outputs": {"hello": store[0]}, "kernel": "4.18", "driver": "470.2", "lock_hash": "l"})
     status, printed = command("gc", "--dry-run")
     assert status == 0
     assert "-loose-1.0" in printed
     assert "would free" in printed
     assert command("gc")[1] == printed.replace("would free", "freed")
     assert command("gc")[1] == "freed 0 B\n"
+
+
+def test_gc_of_what_is_published(store, command, tmp_path):
+    left = tmp_path / "published" / ".publishing-1"
+    left.mkdir(parents=True)
+    assert ".publishing-1" in command("gc", "--dry-run", "--published", tmp_path / "published")[1]
+    assert left.exists()
+    assert ".publishing-1" in command("gc", "--published", tmp_path / "published")[1]
+    assert not left.exists()
+
+
+def test_what_the_command_makes_can_be_read(store, command):
+    root = store[0].split("/store/")[0]
+    generation.ensure(root, {"outputs": {"hello": store[0]}, "kernel": "4.18", "driver": "470.2", "lock_hash": "l"})
+    old = os.umask(0o077)
+    try:
+        assert "generation" in command("gc", "--keep", 1)[1]
+    finally:
+        os.umask(old)
+    assert os.stat(os.path.join(root, "trash")).st_mode & 0o777 == 0o755
+
+
+def test_a_damaged_manifest(store, command):
+    """One of many: the others are listed, and it is named."""
+    name = os.path.basename(store[1])
+    os.chmod(store[1], 0o755)
+    manifest = os.path.join(store[1], address.MANIFEST)
+    os.chmod(manifest, 0o644)
+    with open(manifest, "w") as stream:
+        stream.write('{"key": ')
+    status, printed = command("list")
+    assert (status, "%s: damaged" % name in printed, printed.count("hello 1.0"), printed.count("more 1.0")) == (
+        0, True, 1, 1)
+    assert "  output %s: damaged" % name in command("why", "more")[1]
+    assert store[1] in command("why", "hello")[1]
+    for arguments in (["verify"], ["verify", "hello"], ["verify", name]):
+        status, printed = command(*arguments)
+        assert status == 1
+        assert "  %s: %s: found no manifest that can be read" % (address.MANIFEST, store[1]) in printed
+    for arguments in (["gc"], ["gc", "--dry-run"], ["sbom"], ["verify", "--rebuild", name]):
+        status, printed = command(*arguments)
+        assert status == 1
+        assert printed.startswith("kepler-store: %s: found no manifest that can be read" % store[1])
+
+
+def test_a_damaged_generation(store, command):
+    root = store[0].split("/store/")[0]
+    with open(os.path.join(root, "generations", "1", "generation.json"), "w") as stream:
+        stream.write('{"outputs": ')
+    status, printed = command("list")
+    assert (status, "2*  20" in printed, "generation 1: found nothing that can be read" in printed) == (0, True, True)
+    status, printed = command("gc")
+    assert (status, printed.startswith("kepler-store: generation 1: found nothing that can be read")) == (1, True)
 
 
 def test_sbom(store, command):

@@ -91,15 +91,20 @@ def test_activating_a_new_generation(fresh):
 
 
 def test_going_back(fresh):
+    """By "previous", said once more after each death; there is one before generation 1, which is not meant."""
+
     def prepare():
         root = fresh()
-        generation.ensure(root, two_generations(root))
+        two = two_generations(root)
+        generation.ensure(root, two)
+        described = Path(root, "generations", "1", "generation.json")
+        described.write_text(described.read_text().replace('"previous": null', '"previous": 2'))
         return root
 
     def check(root):
         assert_whole(root)
         assert generation.number_of(os.path.join(root, "current")) in (1, 2)
-        generation.switch(root, 1, "k", "d")
+        generation.switch(root, "previous", "k", "d")
         assert generation.number_of(os.path.join(root, "current")) == 1
 
     assert walk(prepare, lambda root: generation.switch(root, "previous", "k", "d"), check) >= 3

@@ -1,10 +1,17 @@
 """Fetching: nothing is taken whose digest does not match, from wherever it comes."""
 
+import contextlib
+import http.server
 import json
 import os
+import socketserver
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
-from recipes import source
+from recipes import PLUGINS, source
 from store import fetch
 from store.errors import StoreError
 
@@ -87,6 +94,130 @@ def test_a_connection_that_breaks_off_is_taken_up_again(tmp_path, original, serv
     half = len(original.read_bytes()) // 2
     assert served.requests == [("/" + broken.name, None), ("/" + broken.name, "bytes=%d-" % half)]
     assert names(sources_of(tmp_path)) == [wanted["sha256"]]
+
+
+class SlowServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    """Serves one content to many at once; after the first half it waits until it may go on."""
+
+    daemon_threads = True
+
+    def __init__(self, content):
+        self.content, self.go, self.seen = content, threading.Event(), []
+        super().__init__(("127.0.0.1", 0), SlowHandler)
+
+
+class SlowHandler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        wanted = self.headers.get("Range")
+        self.server.seen.append(wanted)
+        rest = self.server.content[int(wanted[len("bytes="):-1]) if wanted else 0:]
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        self.wfile.write(rest[: len(rest) // 2])
+        self.wfile.flush()
+        self.server.go.wait(60)
+        with contextlib.suppress(OSError):
+            self.wfile.write(rest[len(rest) // 2:])
+
+    def log_message(self, *arguments):
+        """Say nothing."""
+
+
+WORKER = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from store import fetch
+fetch.fetch_sources([json.loads(sys.argv[2])], sys.argv[3], [], [], lambda text: print(text, flush=True))
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_runs_that_share_a_source(tmp_path, original, killed):
+    """One fetches, the other waits and says so; where the first dies, the second goes on with what is there."""
+    served = SlowServer(original.read_bytes())
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    wanted = source(original, urls=["http://127.0.0.1:%d/a" % served.server_port])
+    command = [sys.executable, "-c", WORKER, str(PLUGINS / "module_utils"), json.dumps(wanted)]
+    command.append(str(sources_of(tmp_path)))
+    part = sources_of(tmp_path) / (".%s.part" % wanted["sha256"])
+    try:
+        first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while not part.exists() or part.stat().st_size < fetch.BLOCK:
+            time.sleep(0.02)
+        second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert second.stdout.readline().decode() == "waiting for demo-1.0.tar, which another run fetches\n"
+        if killed:
+            first.kill()
+            first.wait()
+        served.go.set()
+        said = [process.communicate()[1] for process in (first, second)]
+    finally:
+        served.shutdown()
+        served.server_close()
+    assert [first.returncode, second.returncode] == [-9 if killed else 0, 0], said
+    assert [wanted is None for wanted in served.seen] == ([True, False] if killed else [True])
+    assert names(sources_of(tmp_path)) == [wanted["sha256"]]
+    assert (sources_of(tmp_path) / wanted["sha256"]).read_bytes() == original.read_bytes()
+
+
+def test_two_sources_of_one_content(tmp_path, original, server):
+    """Their names differ, the unfinished file is the same."""
+    served = server(original.parent)
+    both = [source(original, file=name, urls=[served.url + "/" + original.name]) for name in ("a", "b")]
+    fetch.fetch_sources(both, str(sources_of(tmp_path)), [], [], name="file")
+    assert names(sources_of(tmp_path)) == ["a", "b"]
+    fetch.fetch_sources(both, str(tmp_path / "store"), [], [])
+    assert names(tmp_path / "store") == [both[0]["sha256"]]
+
+
+class Rude(http.server.BaseHTTPRequestHandler):
+    """Answers as no server may."""
+
+    def do_GET(self):
+        if "status" in self.path:
+            self.wfile.write(b"nonsense\r\n\r\n")
+            return
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"ff\r\nabc")
+
+    def log_message(self, *arguments):
+        """Say nothing."""
+
+
+@pytest.fixture
+def rude():
+    """Address of a server that nobody can talk to."""
+    httpd = http.server.HTTPServer(("127.0.0.1", 0), Rude)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield "http://127.0.0.1:%d" % httpd.server_port
+    httpd.shutdown()
+    httpd.server_close()
+
+
+@pytest.mark.parametrize("what", ["/status", "/breaks", "port"])
+def test_an_answer_that_is_none(tmp_path, original, server, rude, monkeypatch, what):
+    """The next address is asked, and the message names the one before where there is no other."""
+    monkeypatch.setattr(fetch, "TRIES", 1)
+    bad = "http://127.0.0.1:port/x" if what == "port" else rude + what
+    with pytest.raises(StoreError) as caught:
+        fetch.fetch_sources([source(original, urls=[bad])], str(sources_of(tmp_path)), [], [])
+    assert "could not be had: %s: " % bad in str(caught.value)
+    served = server(original.parent)
+    wanted = source(original, urls=[bad, served.url + "/" + original.name])
+    fetch.fetch_sources([wanted], str(tmp_path / "other"), [], [])
+    assert names(tmp_path / "other") == [wanted["sha256"]]
+
+
+@pytest.mark.parametrize("what", ["/status", "/breaks", "port"])
+def test_an_index_that_answers_so(tmp_path, original, rude, what):
+    wanted = source(original, index={"project": "demo", "version": "1.0"})
+    del wanted["urls"]
+    bad = "http://127.0.0.1:port" if what == "port" else rude + what
+    with pytest.raises(StoreError, match="could not be had: %s/demo/: " % bad):
+        fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [], [bad])
 
 
 def test_a_password_of_an_index_is_not_shown(tmp_path, original):

@@ -74,6 +74,39 @@ def test_going_back_and_forth(two):
     assert generation.switch(two, "previous", "k", "d") == (1, True)
 
 
+@pytest.fixture
+def four(root, wanted):
+    """Generations 1 to 4; 4 is active."""
+    for number in range(1, 5):
+        generation.ensure(root, dict(wanted, lock_hash=str(number)))
+    return root
+
+
+def test_going_back_twice_is_going_back_once(four, wanted):
+    """Whoever repeats a rollback that broke off stays where it led; going further takes a number."""
+    assert generation.switch(four, "previous", "k", "d") == (3, True)
+    assert generation.resolve(four, "previous") == 3
+    assert generation.switch(four, "previous", "k", "d") == (3, False)
+    assert active(four) == 3
+    assert generation.switch(four, 2, "k", "d") == (2, True)
+    assert generation.switch(four, "previous", "k", "d") == (1, True)
+    assert generation.switch(four, "previous", "k", "d") == (1, False)
+    assert generation.ensure(four, dict(wanted, lock_hash="5")) == (5, True)
+    # What came before 5.
+    assert generation.switch(four, "previous", "k", "d") == (1, True)
+    assert generation.switch(four, 3, "k", "d") == (3, True)
+    assert generation.switch(four, "previous", "k", "d") == (2, True)
+
+
+def test_a_damaged_generation(two, wanted):
+    described = Path(two, "generations", "2", "generation.json")
+    described.write_text(described.read_text()[:20])
+    with pytest.raises(StoreError, match=r"generation 2: found nothing that can be read .*2/generation.json"):
+        generation.switch(two, "previous", "k", "d")
+    # The play makes another one in its place.
+    assert generation.ensure(two, dict(wanted, lock_hash="other")) == (3, True)
+
+
 def test_there_is_nothing_before_the_first(two):
     generation.switch(two, 1, "k", "d")
     with pytest.raises(StoreError, match=r"generation: found previous, and generations 1, 2 in .* \(active: 1\)"):

@@ -194,6 +194,36 @@ def test_the_next_substituter_is_asked(root, made, published, keys, tmp_path):
     assert take(root, made, [tmp_path / "nowhere", published], keys) == "substituted"
 
 
+def test_the_next_one_is_not_taken_for_the_rest_of_the_one_before(root, made, published, keys, server, tmp_path):
+    """The first lost its archive, and its statement is another one."""
+    other = tmp_path / "other"
+    shutil.copytree(str(published), str(other))
+    sign(published, made, root, keys[0], lambda said: said.update(note="a longer one"))
+    files_of(other, made, root)[0].unlink()
+    first, second = server(other), server(published)
+    assert take(root, made, [first.url, second.url], keys) == "substituted"
+    assert [wanted for _path, wanted in first.requests + second.requests if wanted] == []
+
+
+def test_a_trusted_key_that_breaks_off(root, made, published, keys, tmp_path):
+    whole = Path(keys[0][2]).read_text()
+    lines = whole.splitlines(True)
+    broken = tmp_path / "broken.asc"
+    for content in (whole[: len(whole) // 2], "".join(lines[:-4]) + "abcde\n" + lines[-1], whole + lines[0]):
+        broken.write_text(content)
+        with pytest.raises(StoreError, match="trusted_keys: .*broken.asc: found armoured keys that break off"):
+            build.realise(root, made, [], [], substituters=[str(published)], trusted_keys=str(broken))
+    assert not committed(root, made)
+
+
+def test_the_home_of_the_key_is_closed_and_what_lies_above_it_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(substitute, "run_gpg", lambda home, arguments: b"")
+    home = tmp_path / "etc" / "kepler" / "signing"
+    substitute.make_key(str(home), "kepler")
+    modes = [one.stat().st_mode & 0o777 for one in (home, home.parent, home.parent.parent)]
+    assert modes == [0o700, 0o755, 0o755]
+
+
 def test_substituters_without_a_key_are_refused(root, made, published):
     with pytest.raises(StoreError, match="trusted_keys: found nothing beside substituters"):
         build.realise(root, made, [], [], substituters=[str(published)])

@@ -1,11 +1,12 @@
 """Verification finds every kind of change; building again tells what is not built the same twice."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 from recipes import needs_namespaces, recipe, source
-from store import address, build, verify
+from store import address, build, tree, verify
 from store.errors import StoreError
 
 pytestmark = needs_namespaces
@@ -51,6 +52,37 @@ def test_a_link_to_elsewhere(output):
     (output / "link").symlink_to("/etc/passwd")
     output.chmod(0o555)
     assert problems(output) == {"link": "changed: target"}
+
+
+def test_a_file_that_the_disk_does_not_give(output, monkeypatch):
+    """It is a problem of that file; the others are looked at."""
+    (output / "link").unlink()
+    hash_of = tree.sha256_of
+
+    def fails(path):
+        if path.endswith("where"):
+            raise OSError(errno.EIO, "Input/output error", path)
+        return hash_of(path)
+
+    monkeypatch.setattr(tree, "sha256_of", fails)
+    assert problems(output) == {"bin/where": "cannot be read: Input/output error", "link": "missing"}
+
+
+@pytest.mark.parametrize("content", ["", '{"key": "', "[]", '{"key": "x"}', None])
+def test_a_damaged_manifest(root, output, content):
+    """It is a problem of that output, which is found by its name all the same."""
+    writable(output)
+    manifest = output / address.MANIFEST
+    manifest.unlink()
+    if content is None:
+        manifest.mkdir()
+    else:
+        manifest.write_text(content)
+    assert "found no manifest that can be read" in problems(output)[address.MANIFEST]
+    for name in ("hello", output.name, str(output)):
+        assert verify.find(root, name) == [str(output)]
+    with pytest.raises(StoreError, match="found no manifest that can be read"):
+        verify.rebuild(root, str(output))
 
 
 def test_rights(output):

@@ -1,0 +1,207 @@
+"""The modules as Ansible runs them on a host: under a strict umask, on a full disk, with a password in an address."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ansible")
+
+from ansible_run import ansible_playbook
+from recipes import PLUGINS, needs_namespaces, recipe
+from store import address, build
+from test_collect import fill
+
+pytestmark = needs_namespaces
+
+RUN = """
+import json, os, runpy, sys
+import ansible.module_utils
+from ansible.module_utils import basic
+ansible.module_utils.__path__.append(os.path.join(sys.argv[1], "module_utils"))
+from ansible.module_utils.store import build
+build.LOGS = build.RUN = sys.argv[2]
+os.umask(int(sys.argv[3], 8))
+basic._ANSIBLE_ARGS = sys.argv[5].encode()
+runpy.run_path(os.path.join(sys.argv[1], "modules", sys.argv[4] + ".py"), run_name="__main__")
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Function that runs a module in a process of its own: its answer."""
+
+    def call(module, umask="022", check=False, **arguments):
+        given = json.dumps({"ANSIBLE_MODULE_ARGS": dict(arguments, _ansible_check_mode=check)})
+        command = [sys.executable, "-c", RUN, str(PLUGINS), str(tmp_path / "log"), umask, module, given]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        printed, said = process.communicate()
+        assert printed, said.decode()
+        return json.loads(printed.decode())
+
+    return call
+
+
+@pytest.fixture
+def wait(run, root):
+    """Function that runs store_output detached until it ends: the last answer, and how often work was started."""
+
+    def until_it_ends(**arguments):
+        starts, fresh = 0, True
+        while True:
+            answer = run("store_output", root=root, detach=True, fresh=fresh, index_urls=[], **arguments)
+            fresh = False
+            starts += bool(answer.get("started"))
+            if not answer.get("running") or starts > 2:
+                return answer, starts
+            time.sleep(0.1)
+
+    return until_it_ends
+
+
+def mode(path):
+    return stat.S_IMODE(os.stat(str(path)).st_mode)
+
+
+def hello(**differs):
+    made = recipe(**differs)
+    return {name: made[name] for name in ("name", "version", "builder")}
+
+
+@pytest.mark.parametrize("umask", ["027", "077"])
+def test_services_can_read_what_a_hardened_host_makes(run, wait, root, tmp_path, umask):
+    """What CIS sets for root is not for what the servers read."""
+    answer, _starts = wait(umask=umask, **hello())
+    assert address.is_committed(answer["path"]), answer
+    made = run("store_generation", umask, root=root, outputs={"hello": answer["path"]}, kernel="k", driver="d",
+               lock_hash="l")
+    assert made["generation"] == 1
+    for path in (root, root + "/store", answer["path"], root + "/generations", root + "/current/", tmp_path / "log"):
+        assert stat.S_IMODE(os.stat(str(path)).st_mode) & 0o555 == 0o555, path
+    assert mode(root + "/generations/1") == 0o755
+    assert mode(root + "/generations/1/generation.json") == 0o644
+
+
+def test_a_log_can_be_read(wait, tmp_path):
+    answer, _starts = wait(umask="077", **hello())
+    assert mode(answer["log"]) == 0o644
+
+
+@pytest.mark.skipif(not shutil.which("gpg"), reason="needs gpg")
+def test_what_a_hardened_host_publishes(run, wait, root, tmp_path):
+    """The signing home stays closed."""
+    # The agent's socket lies there, whose path may not be long.
+    top = Path("/tmp") / ("kepler-gpg-modules-%d" % os.getpid())
+    directory = tmp_path / "lib" / "kepler" / "published"
+    answer, _starts = wait(umask="077", **hello())
+    try:
+        made = run("store_publish", "077", outputs={"hello": answer["path"]}, directory=str(directory),
+                   gnupg_home=str(top / "signing"))
+        assert made["published"] == ["hello"], made
+        assert [mode(one) for one in (top, top / "signing")] == [0o755, 0o700]
+        assert [mode(one) for one in (directory.parent.parent, directory.parent, directory)] == [0o755] * 3
+        assert {mode(one) for one in directory.iterdir()} == {0o644}
+    finally:
+        subprocess.call(["gpgconf", "--homedir", str(top / "signing"), "--kill", "all"])
+        shutil.rmtree(str(top))
+
+
+def test_directories_above_those_laid_down(run, tmp_path):
+    """host_files names the last of them alone."""
+    inner = tmp_path / "etc" / "kepler" / "instances"
+    answer = run("host_files", "077", directories=[str(inner)], files=[{"dest": str(inner / "a"), "content": "a"}])
+    assert answer["changed"], answer
+    assert [mode(one) for one in (inner.parent.parent, inner.parent, inner, inner / "a")] == [0o755] * 3 + [0o644]
+
+
+@pytest.fixture
+def small(root):
+    """A store on a disk of four megabytes and 120 files."""
+    os.makedirs(root)
+    assert subprocess.call(["mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=120", "none", root]) == 0
+    yield root
+    subprocess.call(["umount", root])
+
+
+FILLS = 'head -c 8m /dev/zero > "$out/big"\n'
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_full_disk_is_told(wait, small, tmp_path, keep):
+    """The message arrives, also where what was built is kept and the disk stays full."""
+    answer, starts = wait(keep_failed=keep, **hello(builder=FILLS))
+    assert answer.get("failed"), answer
+    assert "GB are free there: make room" in answer["msg"]
+    assert starts == 1
+    left = os.listdir(os.path.join(small, "build"))
+    assert left == ([answer["log"].split("/")[-1].split("-")[0]] if keep else [])
+    assert [name for name in os.listdir(str(tmp_path / "log")) if "result" in name] == []
+
+
+def test_a_disk_that_is_full_before_it_begins(run, small):
+    """No room for a lock is no traceback."""
+    build.Paths(small, recipe()).make()
+    fill(small)
+    for detach in (True, False):
+        answer = run("store_output", root=small, detach=detach, index_urls=[], **hello())
+        assert answer.get("failed"), answer
+        assert "the disk of %s/locks is full" % small in answer["msg"]
+        assert "kepler-store gc" in answer["msg"]
+
+
+def test_an_input_that_is_not_there_is_told(wait, root):
+    answer, starts = wait(inputs={"lower": root + "/store/abc-lower-1"}, **hello())
+    assert "the input lower is" in answer["msg"]
+    assert starts == 1
+
+
+def test_half_a_result_is_none(wait, root):
+    paths = build.Paths(root, recipe())
+    os.makedirs(paths.builds)
+    Path(paths.results[0]).write_text('{"msg": ')
+    answer, _starts = wait(**hello())
+    assert address.is_committed(answer["path"])
+
+
+def test_going_back_is_asked_of_the_module_too(run, wait, root):
+    """It knows the word, and says that nothing changed."""
+    answer, _starts = wait(**hello())
+    host = {"root": root, "kernel": "k", "driver": "d"}
+    for number in range(3):
+        run("store_generation", outputs={"hello": answer["path"]}, lock_hash=str(number), **host)
+    assert run("store_generation", check=True, activate="previous", **host)["changed"] is True
+    for changed in (True, False):
+        said = run("store_generation", activate="previous", **host)
+        assert (said["generation"], said["changed"]) == (2, changed)
+    assert run("store_generation", check=True, activate="previous", **host)["changed"] is False
+    assert run("store_generation", activate="1", **host)["generation"] == 1
+
+
+def test_a_generation_takes_the_place_of_a_damaged_one(run, wait, root):
+    answer, _starts = wait(**hello())
+    host = {"root": root, "kernel": "k", "driver": "d", "outputs": {"hello": answer["path"]}, "lock_hash": "l"}
+    run("store_generation", **host)
+    Path(root, "current", "generation.json").write_text("{")
+    said = run("store_generation", **host)
+    assert (said["generation"], said["changed"]) == (2, True), said
+
+
+def test_no_password_is_printed(root, tmp_path):
+    """Not even at -vvv."""
+    task = {"name": "Make it", "store_output": dict(
+        hello(), root=root, index_urls=["http://user:geheim@127.0.0.1:9/simple", "http://127.0.0.1:9/plain"],
+        substituters=["http://user:geheim@127.0.0.1:9/"], trusted_keys="/nowhere", build=False,
+    )}
+    play = [{"name": "Play", "hosts": "box", "gather_facts": False, "tasks": [task]}]
+    (tmp_path / "play.yml").write_text(json.dumps(play))
+    done = ansible_playbook(
+        tmp_path, "-vvv", "-i", "box,", "-c", "local", "-e", "ansible_python_interpreter=" + sys.executable, "play.yml",
+    )
+    assert "http://127.0.0.1:9/simple" in done.stdout, done.stdout + done.stderr
+    assert "geheim" not in done.stdout
