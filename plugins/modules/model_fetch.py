@@ -90,6 +90,9 @@ import re
 
 from ansible.module_utils.basic import AnsibleModule
 
+# Where the environment of a unit stands until systemd has read it.
+RUN = "/run"
+
 
 def slug(name):
     """Name of the model's directory of records, and part of its unit's name."""
@@ -153,12 +156,41 @@ def prepare(module, params, directory):
             os.unlink(os.path.join(directory, name))
 
 
-def command_of(params, unit):
-    """The command that starts the unit."""
-    cache = os.path.join(params["home"], "huggingface")
+def environment_of(params):
+    """Text of the unit's EnvironmentFile."""
+    environment = dict(
+        {
+            "HF_HOME": os.path.join(params["home"], "huggingface"), "HOME": params["home"],
+            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        },
+        **params["environment"]
+    )
+    quoted = [(name, re.sub(r'(["\\])', r"\\\1", str(value))) for name, value in sorted(environment.items())]
+    return "".join('%s="%s"\n' % item for item in quoted)
+
+
+def start(module, params, unit):
+    """Start the unit. Its environment may hold a proxy's password: not on a command line, which everybody reads."""
+    path = os.path.join(RUN, unit + ".env")
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as stream:
+            os.fchmod(stream.fileno(), 0o600)
+            stream.write(environment_of(params).encode("utf-8"))
+        status, _, said = module.run_command(command_of(params, unit, path))
+    finally:
+        # systemd-run has waited until the program runs: systemd reads no file of it any more.
+        if os.path.lexists(path):
+            os.unlink(path)
+    if status:
+        module.fail_json(msg="model %s: systemd-run: %s" % (params["name"], said.strip()))
+
+
+def command_of(params, unit, environment):
+    """The command that starts the unit. environment: file."""
     command = ["systemd-run", "--quiet", "--collect", "--unit=" + unit, "--uid=" + params["user"]]
     properties = [
         "NoNewPrivileges=yes", "PrivateTmp=yes", "ProtectSystem=strict", "ReadWritePaths=" + params["home"],
+        "EnvironmentFile=" + environment,
     ]
     # In an argument, not a file: root writes nothing into a directory of the user. systemd takes $$ for $.
     asked = json.dumps({
@@ -167,17 +199,8 @@ def command_of(params, unit):
     }).replace("$", "$$")
     if params["token_file"]:
         properties.append("EnvironmentFile=" + params["token_file"])
-    environment = dict(
-        {
-            "HF_HOME": cache, "HOME": params["home"], "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        },
-        **params["environment"]
-    )
     for text in properties:
         command += ["--property", text]
-    for name, value in sorted(environment.items()):
-        command.append("--setenv=%s=%s" % (name, value))
     return command + [os.path.join(params["root"], "current", "serving", "bin", "python"), params["fetch"], asked]
 
 
@@ -216,9 +239,7 @@ def main():
             "host, then run again: what was fetched is kept." % (params["name"], unit)
         )
     prepare(module, params, directory)
-    status, _, said = module.run_command(command_of(params, unit))
-    if status:
-        module.fail_json(msg="model %s: systemd-run: %s" % (params["name"], said.strip()))
+    start(module, params, unit)
     module.exit_json(changed=True, **dict(answer, running=True, progress="starting"))
 
 

@@ -106,6 +106,10 @@ stages:
   type: list
   elements: dict
   returned: where the dies could be read
+fault:
+  description: Why the dies cannot be read; empty where they were. In check mode alone, else the task fails with it.
+  type: str
+  returned: where they were looked at
 running:
   description: With O(detach), whether the work goes on.
   type: bool
@@ -317,10 +321,11 @@ def main():
     if not module.check_mode:
         tell_fault(module, files)
     host, said = read_host(params)
-    if said and not module.check_mode:
-        module.fail_json(
-            msg="nvidia-smi: found %s; expected the K80 dies of the host. Run playbooks/host.yml first." % said
-        )
+    if said:
+        said = "nvidia-smi: found %s; expected the K80 dies of the host. Run playbooks/host.yml first." % said
+        if not module.check_mode:
+            module.fail_json(msg=said)
+    result["fault"] = said or ""
     stamp, result["reasons"] = judge_stamp(params, files, host)
     result["stages"] = qualify.stages(host["dies"], params["device"])
     if not result["reasons"]:

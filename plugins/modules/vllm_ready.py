@@ -58,6 +58,7 @@ progress:
   returned: success
 """
 
+import http.client
 import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
@@ -87,7 +88,7 @@ def is_healthy(name, host, port):
     try:
         request = urllib.request.Request(base_url(host, port) + "/health", headers=pass_of(name))
         return open_url(request, 5).getcode() == 200
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 

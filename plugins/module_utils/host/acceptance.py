@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 
-from .api import Wrong, greedy, look_at
+from .api import Wrong, greedy, look_at, part_of
 from .qualify import bus_of
 
 PROMPT = "The quick brown fox"
@@ -87,27 +87,31 @@ def skip_without_template(error):
     raise error
 
 
-def chat(asked):
-    """A chat's answer."""
+def chat_text(asked):
+    """The answer to a chat, in one piece. Raises Skipped."""
+    path = "/v1/chat/completions"
     try:
-        answer = asked.api.ask("/v1/chat/completions", chat_body(asked))
+        answer = asked.api.ask(path, chat_body(asked))
     except Wrong as error:
         skip_without_template(error)
-    text = answer["choices"][0]["message"]["content"]
-    if not text or not text.strip():
+    return part_of(answer, path, str, "choices", 0, "message", "content", missing="")
+
+
+def chat(asked):
+    """A chat's answer."""
+    text = chat_text(asked)
+    if not text.strip():
         raise Wrong("an empty answer")
     return repr(text), {}
 
 
 def chat_stream(asked):
     """The same answer, token by token."""
-    parts = []
-    try:
-        whole = asked.api.ask("/v1/chat/completions", chat_body(asked))["choices"][0]["message"]["content"]
-        for _, part in asked.api.stream("/v1/chat/completions", chat_body(asked)):
-            parts += [choice["delta"].get("content") or "" for choice in part["choices"]]
-    except Wrong as error:
-        skip_without_template(error)
+    path = "/v1/chat/completions"
+    whole, parts = chat_text(asked), []
+    for _, part in asked.api.stream(path, chat_body(asked)):
+        for choice in part_of(part, path, list, "choices"):
+            parts.append(part_of(choice, path, str, "delta", "content", missing=""))
     if "".join(parts) != whole:
         raise Wrong("%r streamed, %r in one piece" % ("".join(parts), whole))
     filled = sum(1 for part in parts if part)
@@ -157,10 +161,11 @@ def record(asked):
 
 def streamed(asked, prompt, tokens):
     """One streamed answer: (text, seconds to its first token, seconds from there to its last)."""
+    path = "/v1/completions"
     parts, times = [], []
-    for seconds, part in asked.api.stream("/v1/completions", greedy(asked.model, prompt, tokens)):
-        for choice in part["choices"]:
-            parts.append(choice["text"])
+    for seconds, part in asked.api.stream(path, greedy(asked.model, prompt, tokens)):
+        for choice in part_of(part, path, list, "choices"):
+            parts.append(part_of(choice, path, str, "text"))
             times.append(seconds)
     if not times:
         raise Wrong("a stream without a token")
@@ -223,14 +228,17 @@ def decide(asked, question):
     """One decision: (token, seconds). Raises Wrong where its probabilities are none."""
     prompt = "Question: %s\nAnswer with yes or no.\nAnswer:" % question
     body = dict(greedy(asked.model, prompt, 1), logprobs=5)
+    path = "/v1/completions"
     started = time.time()
-    choice = asked.api.ask("/v1/completions", body)["choices"][0]
+    answer = asked.api.ask(path, body)
     seconds = time.time() - started
-    look_at(choice["text"], choice["logprobs"]["token_logprobs"], 1)
-    likely = choice["logprobs"]["top_logprobs"][0]
+    text = part_of(answer, path, str, "choices", 0, "text")
+    look_at(text, part_of(answer, path, list, "choices", 0, "logprobs", "token_logprobs"), 1)
+    likely = part_of(answer, path, dict, "choices", 0, "logprobs", "top_logprobs", 0)
+    look_at(text, list(likely.values()), len(likely))
     if not likely or sum(math.exp(value) for value in likely.values()) > 1.001:
         raise Wrong("probabilities that add up to more than one: %s" % likely)
-    return choice["text"], seconds
+    return text, seconds
 
 
 def decisions(asked):

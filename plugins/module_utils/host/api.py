@@ -4,6 +4,7 @@ from __future__ import absolute_import, division, print_function
 
 __metaclass__ = type
 
+import http.client
 import json
 import time
 import urllib.error
@@ -11,9 +12,35 @@ import urllib.request
 
 from .server import base_url, open_url
 
+# What no answer raises, half of one, and one that is no HTTP.
+UNANSWERED = (OSError, http.client.HTTPException)
+
 
 class Wrong(Exception):
     """What is wrong with an answer."""
+
+
+def reason_of(error):
+    """One of UNANSWERED, or what is no JSON, for people: the text of an HTTPException alone says too little."""
+    return repr(error) if isinstance(error, http.client.HTTPException) else str(error)
+
+
+def part_of(answer, path, kind, *keys, missing=None):
+    """The part of a decoded answer at `keys`. Raises Wrong where it is no `kind`.
+
+    path: what was asked, for people. kind: a type. missing: what stands for a part that is not there, or null.
+    """
+    part = answer
+    try:
+        for key in keys:
+            part = part[key]
+    except (LookupError, TypeError):
+        part = None
+    part = missing if part is None else part
+    if not isinstance(part, kind) or isinstance(part, bool):
+        where = ".".join(map(str, keys))
+        raise Wrong("%s answered %.200s; expected %s: %s" % (path, json.dumps(answer), where, kind.__name__))
+    return part
 
 
 def read_key(path):
@@ -26,7 +53,7 @@ def read_key(path):
                 name, _, value = line.strip().partition("=")
                 if name == "VLLM_API_KEY":
                     return value
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise Wrong("the key file cannot be read: %s" % error)
     raise Wrong("%s holds no line VLLM_API_KEY=..." % path)
 
@@ -51,18 +78,23 @@ class Api(object):
         try:
             return open_url(urllib.request.Request(self.base + path, headers=headers, data=data), self.timeout)
         except urllib.error.HTTPError as error:
-            text = error.read().decode("utf-8", "replace")[:500]
+            try:
+                text = error.read().decode("utf-8", "replace")[:500]
+            except UNANSWERED as fault:
+                text = reason_of(fault)
             raise Wrong("%s answered %d: %s" % (path, error.code, text))
-        except OSError as error:
-            raise Wrong("%s: %s" % (path, error))
+        except UNANSWERED as error:
+            raise Wrong("%s: %s" % (path, reason_of(error)))
+        except ValueError:  # its text would show the key
+            raise Wrong("%s: an address or a key that a request cannot have" % path)
 
     def ask(self, path, body=None):
         """The answer to one request, decoded. Raises Wrong."""
         answer = self.open(path, body)
         try:
             return json.loads(answer.read().decode("utf-8"))
-        except (OSError, ValueError) as error:
-            raise Wrong("%s: %s" % (path, error))
+        except UNANSWERED + (ValueError,) as error:
+            raise Wrong("%s: %s" % (path, reason_of(error)))
 
     def stream(self, path, body):
         """The parts of a streamed answer as (seconds since the request, decoded part). Raises Wrong without its end."""
@@ -76,20 +108,28 @@ class Api(object):
                 if value.strip() == "[DONE]":
                     return
                 yield time.time() - started, json.loads(value)
-        except (OSError, ValueError) as error:
-            raise Wrong("%s: %s" % (path, error))
+        except UNANSWERED + (ValueError,) as error:
+            raise Wrong("%s: %s" % (path, reason_of(error)))
         raise Wrong("%s: the stream ended without [DONE]" % path)
 
     def model(self):
         """(name of the first model, longest prompt and answer together in tokens). Raises Wrong."""
-        listed = self.ask("/v1/models")["data"][0]
-        return listed["id"], listed.get("max_model_len")
+        path = "/v1/models"
+        answer = self.ask(path)
+        # 0: where the server says nothing of it.
+        longest = part_of(answer, path, int, "data", 0, "max_model_len", missing=0)
+        return part_of(answer, path, str, "data", 0, "id"), longest or None
 
     def complete(self, model, prompt, tokens):
         """The greedy answer to `prompt`, `tokens` long: (text, tokens, their log-probabilities). Raises Wrong."""
-        choice = self.ask("/v1/completions", greedy(model, prompt, tokens))["choices"][0]
-        logprobs = choice.get("logprobs") or {}
-        return choice.get("text") or "", logprobs.get("tokens") or [], logprobs.get("token_logprobs") or []
+        path = "/v1/completions"
+        answer = self.ask(path, greedy(model, prompt, tokens))
+        part_of(answer, path, dict, "choices", 0)
+        return (
+            part_of(answer, path, str, "choices", 0, "text", missing=""),
+            [str(token) for token in part_of(answer, path, list, "choices", 0, "logprobs", "tokens", missing=[])],
+            part_of(answer, path, list, "choices", 0, "logprobs", "token_logprobs", missing=[]),
+        )
 
 
 def greedy(model, prompt, tokens):
@@ -107,5 +147,5 @@ def look_at(text, probabilities, tokens):
     if len(probabilities) != tokens:
         raise Wrong("%d tokens instead of %d: %r" % (len(probabilities), tokens, text))
     # NaN is above nothing and below nothing.
-    if not all(value is not None and -1e4 < value <= 1e-3 for value in probabilities):
+    if not all(isinstance(value, (int, float)) and -1e4 < value <= 1e-3 for value in probabilities):
         raise Wrong("log-probabilities that no model has: %s" % probabilities[:20])

@@ -151,8 +151,11 @@ def servers(count):
         thread.join(10)
 
 
-def play(directory, variables, *options, group=None, tasks_from="configure"):
-    """Run the role's tasks of `tasks_from` with `variables` on the host `box`; exit status and output."""
+def play(directory, variables, *options, group=None, tasks_from="configure", path=None):
+    """Run the role's tasks of `tasks_from` with `variables` on the host `box`; exit status and output.
+
+    path: directory of programs that stand first on the host's PATH.
+    """
     own = {
         "__load_balancer_directory": str(directory / "etc"),
         "__load_balancer_program": "nginx",
@@ -166,6 +169,7 @@ def play(directory, variables, *options, group=None, tasks_from="configure"):
             "name": "Role", "ansible.builtin.include_role": {"name": "load_balancer", "tasks_from": tasks_from},
             "vars": own,
         }],
+        "environment": {"PATH": f"{path}:{os.environ['PATH']}"} if path else {},
     }]))  # fmt: skip
     box = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, **variables}
     inventory = directory / "hosts.yml"

@@ -245,6 +245,45 @@ def test_what_nginx_would_not_take_never_goes_live(tmp_path):
     assert (tmp_path / "etc" / "nginx.conf").read_text() == before
 
 
+@pytest.fixture
+def start(tmp_path):
+    """Function that runs what starts the balancer: what systemd was told to do, and the counts of the play."""
+    log, systemctl = tmp_path / "systemctl.log", tmp_path / "programs" / "systemctl"
+    systemctl.parent.mkdir()
+    shown = 'if [ "$1" = show ]; then echo LoadState=loaded; echo ActiveState=active; fi'
+    systemctl.write_text(f'#!/bin/sh\necho "$@" >> {log}\n{shown}\n')
+    systemctl.chmod(0o755)
+
+    def run(*options):
+        log.write_text("")
+        status, printed = rig.play(tmp_path, {}, *options, tasks_from="start", path=systemctl.parent)
+        assert status == 0, printed
+        told = [line.split()[0] for line in log.read_text().splitlines()]
+        return [word for word in told if word.startswith("re")], printed.rpartition("PLAY RECAP")[2]
+
+    return run
+
+
+@needs_nginx
+def test_a_key_that_was_taken_away_is_gone_though_a_run_broke_off(tmp_path, start):
+    """The run that wrote the keys failed after it, so the next one finds them as they should be."""
+    asked = variables(tmp_path)
+    assert rig.play(tmp_path, asked)[0] == 0
+    assert start()[0] == ["reload"]
+    told, counts = start()
+    assert (told, "changed=0" in counts) == ([], True)
+
+    rig.secret(tmp_path / "clients", f"alice {rig.KEYS['alice']}\n")
+    assert rig.play(tmp_path, {**asked, "load_balancer_access_log": "a b c"})[0] != 0
+    assert rig.KEYS["bob"] not in (tmp_path / "etc" / "keys.conf").read_text()
+    status, printed = rig.play(tmp_path, asked)
+    assert (status, "changed=0" in printed) == (0, True), printed
+    told, counts = start("--check")
+    assert (told, "changed=1" in counts) == ([], True)
+    assert start()[0] == ["reload"]
+    assert start()[0] == []
+
+
 @pytest.mark.skipif(rig.LACKING == "needs root", reason="needs root")
 @pytest.mark.parametrize(
     ("spoil", "message"),

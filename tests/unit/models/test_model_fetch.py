@@ -22,7 +22,11 @@ fetch_module = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(fetch_module)
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
-RUN = "#!/bin/sh\nprintf '%s\\n' \"$@\" > {directory}/started\n"
+# Keeps what systemd would read.
+RUN = (
+    "#!/bin/sh\nprintf '%s\\n' \"$@\" > {directory}/started\n"
+    "cp -p {directory}/run/*.env {directory}/environment\ntest ! -e {directory}/refuses\n"
+)
 ACTIVE = "#!/bin/sh\ntest -e {directory}/active\n"
 
 
@@ -38,6 +42,8 @@ class Box:
         for name, text in (("systemd-run", RUN), ("systemctl", ACTIVE)):
             (directory / name).write_text(text.format(directory=directory))
             (directory / name).chmod(0o755)
+        (directory / "run").mkdir()
+        monkeypatch.setattr(fetch_module, "RUN", str(directory / "run"))
         monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
 
     def is_there(self, **differs):
@@ -69,14 +75,37 @@ def box(tmp_path, monkeypatch, capsys):
 
 
 def test_a_model_that_is_missing_is_fetched_in_a_unit_of_the_user(box):
-    answer = box.run(token_file="/etc/token.env", environment={"HF_ENDPOINT": "http://hub"}, expected={"a$b": "c"})
+    answer = box.run(token_file="/etc/token.env", expected={"a$b": "c"})
     assert (answer["running"], answer["changed"]) == (True, True)
     started = box.started()
     assert "--unit=kepler-model-owner--tiny.service" in started
     assert "EnvironmentFile=/etc/token.env" in started
-    assert "--setenv=HF_ENDPOINT=http://hub" in started
     asked = json.loads(started[-1].replace("$$", "$"))
     assert asked == {"name": "owner/tiny", "revision": SHA, "directory": str(box.kept), "expected": {"a$b": "c"}}
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_password_of_a_proxy_is_on_no_command_line(box, refuses):
+    """Everybody reads those. systemd reads a file of root's, which is gone again afterwards."""
+    if refuses:
+        (box.directory / "refuses").touch()
+    (box.directory / "run" / "kepler-model-owner--tiny.service.env").write_text("left by a run that was killed\n" * 99)
+    proxy = 'http://user:p"a\\ss$word@proxy'
+    answer = box.run(environment={"https_proxy": proxy, "HF_ENDPOINT": "http://hub"}, token_file="/etc/token.env")
+    assert answer.get("failed", False) is refuses
+    started = box.started()
+    assert "word@proxy" not in "".join(started)
+    files = [line for line in started if line.startswith("EnvironmentFile=")]
+    assert files == [
+        f"EnvironmentFile={box.directory}/run/kepler-model-owner--tiny.service.env", "EnvironmentFile=/etc/token.env",
+    ]
+    kept = box.directory / "environment"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    lines = kept.read_text().splitlines()
+    assert 'https_proxy="http://user:p\\"a\\\\ss$word@proxy"' in lines
+    assert 'HF_ENDPOINT="http://hub"' in lines
+    assert f'HOME="{box.directory}/home"' in lines
+    assert list((box.directory / "run").iterdir()) == []
 
 
 def test_a_model_that_is_there_is_left_alone(box):

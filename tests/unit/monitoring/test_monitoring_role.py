@@ -1,6 +1,7 @@
 """What the role writes for Prometheus, and what it refuses."""
 
 import json
+import os
 import subprocess
 import sys
 from hashlib import sha256
@@ -26,10 +27,15 @@ HOSTS = {
 }  # fmt: skip
 
 
-def play(directory, hosts, tasks, *options, where="localhost", variables=None):
-    """Run tasks on the host `where`; exit status and output."""
+def play(directory, hosts, tasks, *options, where="localhost", variables=None, path=None):
+    """Run tasks on the host `where`; exit status and output.
+
+    path: directory of programs that stand first on the host's PATH.
+    """
     playbook, inventory = directory / "play.yml", directory / "hosts.yml"
-    playbook.write_text(json.dumps([{"name": "Play", "hosts": where, "gather_facts": False, "tasks": tasks}]))
+    environment = {"PATH": f"{path}:{os.environ['PATH']}"} if path else {}
+    asked = {"hosts": where, "gather_facts": False, "environment": environment, "tasks": tasks}
+    playbook.write_text(json.dumps([{"name": "Play", **asked}]))
     local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
     inventory.write_text(json.dumps({
         "k80-hosts": {"hosts": {name: {**local, **values} for name, values in hosts.items()}},
@@ -150,3 +156,24 @@ def test_the_exporter_must_be_the_one_that_is_meant(tmp_path, fault):
     assert f"monitoring_gpu_exporter: found {program}" in text
     assert {"another": "expected the sha256 ", "none": "sha256 as well", "missing": " missing;"}[fault] in text
     assert not (tmp_path / "programs").exists()
+
+
+def test_an_exporter_that_was_copied_is_started_anew_though_the_run_broke_off(tmp_path):
+    log, programs = tmp_path / "systemctl.log", tmp_path / "programs"
+    (tmp_path / "bin").mkdir()
+    programs.mkdir()
+    shown = 'if [ "$1" = show ]; then echo LoadState=loaded; echo ActiveState=active; fi'
+    (tmp_path / "bin" / "systemctl").write_text(f'#!/bin/sh\necho "$@" >> {log}\n{shown}\n')
+    (tmp_path / "bin" / "systemctl").chmod(0o755)
+
+    def start():
+        log.write_text("")
+        tasks = include("exporter_start", __monitoring_programs=str(programs))
+        status, printed = play(tmp_path, {}, tasks, path=tmp_path / "bin")
+        assert status == 0, printed
+        return "restart nvidia_gpu_exporter.service" in log.read_text().splitlines()
+
+    for text in ("one", "another"):
+        (programs / "nvidia_gpu_exporter").write_text(text)
+        assert start()
+        assert not start()

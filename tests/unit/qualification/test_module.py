@@ -161,6 +161,7 @@ def test_what_is_missing_is_named(run, box):
     assert "none/nvidia-smi: No such file" in run(nvidia_smi="/none/nvidia-smi")["msg"]
     answer = run(check=True, nvidia_smi="/none/nvidia-smi", directory="/none")
     assert answer["reasons"] == ["this host was never qualified"], "a dry run on an empty host"
+    assert "none/nvidia-smi: No such file" in answer["fault"]
 
 
 def test_two_at_once(run, box):

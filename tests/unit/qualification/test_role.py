@@ -24,10 +24,10 @@ def role(play, box):
         "qualification_pair_timeout": 5, "qualification_report_directory": str(box.directory / "reports"),
     }
 
-    def run(*options, systemctl=NO_SERVERS, smi=f'exec {box.smi} "$@"', **variables):
+    def run(*options, parts=("run", "report"), systemctl=NO_SERVERS, smi=f'exec {box.smi} "$@"', **variables):
         tasks = [
             {"name": "Run", "ansible.builtin.include_role": {"name": "qualification", "tasks_from": name}}
-            for name in ("run", "report")
+            for name in parts
         ]
         tasks.append({"name": "Show", "ansible.builtin.debug": {
             "msg": "may use {{ qualification_size | default('?') }} {{ qualification_dies | default('?') }} "
@@ -116,19 +116,51 @@ def test_skipping_is_recorded(role, box):
     assert (stamp(box)["result"], stamp(box)["passed_size"]) == ("skipped", 0)
 
 
-def test_servers_that_hold_the_dies_are_stopped(role, box):
-    log = box.directory / "systemctl.log"
+@pytest.fixture
+def told(box):
+    """File of what systemd was told on a host where a server runs."""
+    return box.directory / "systemctl.log"
+
+
+@pytest.fixture
+def systemctl(told):
     answers = "list-units) echo 'vllm@main.service loaded active running vLLM';; "
     answers += "show) echo LoadState=loaded; echo ActiveState=active;;"
-    systemctl = f'echo "$@" >> {log}; case "$1" in {answers} esac'
+    return f'echo "$@" >> {told}; case "$1" in {answers} esac'
+
+
+def test_servers_go_on_where_the_dies_cannot_be_read(role, systemctl, told):
+    status, output = role(systemctl=systemctl, smi="echo NVIDIA-SMI has failed; exit 9")
+    assert status != 0
+    assert "nvidia-smi: found NVIDIA-SMI has failed; expected the K80 dies of the host." in output
+    assert not told.exists()
+
+
+def test_what_the_host_was_qualified_for_can_be_read_alone(role, box, systemctl, told):
+    assert "may use ? ? p2p ?" in role(parts=("facts",))[1]
+    box.behave({"load 0,1": [["exit", 9]]})
+    assert role()[0] == 0
+    before = {path.name: path.stat().st_mtime_ns for path in box.kept.iterdir()}
+    status, output = role(parts=("facts",), systemctl=systemctl, qualification_retry=True)
+    assert status == 0, output
+    assert "may use 1 [0] p2p True" in output
+    assert "changed=0" in output
+    assert {path.name: path.stat().st_mtime_ns for path in box.kept.iterdir()} == before
+    box.state["dies"][1]["serial"] = "0320000000007"
+    box.write()
+    assert "may use ? ? p2p ?" in role(parts=("facts",), systemctl=systemctl)[1], "another board"
+    assert not told.exists()
+
+
+def test_servers_that_hold_the_dies_are_stopped(role, told, systemctl):
     assert "changed=0" in role("--check", systemctl=systemctl)[1]
-    assert not log.exists()
+    assert not told.exists()
     status, output = role(systemctl=systemctl)
     assert status == 0, output
-    assert "stop vllm@main.service" in log.read_text().splitlines()
-    log.unlink()
+    assert "stop vllm@main.service" in told.read_text().splitlines()
+    told.unlink()
     assert "changed=0" in role(systemctl=systemctl)[1]
-    assert not log.exists()
+    assert not told.exists()
 
 
 def test_a_dry_run_on_a_host_without_a_driver(role):

@@ -1,5 +1,6 @@
 """What the role writes for an instance, and the unit that all instances share."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -114,3 +115,136 @@ def test_the_firewall_only_when_asked_and_beyond_loopback(play, tmp_path, host, 
     })
     assert (status != 0) == opened, output
     assert ("firewall" in output.partition("Open the ports")[2].partition("PLAY RECAP")[0]) == opened
+
+
+# A systemd that knows every unit, has them all enabled and running, and notes what it is told.
+SYSTEMCTL = """[ "$1" = --no-block ] && shift
+echo "$@" >> {log}
+if [ "$1" = show ]; then echo LoadState=loaded; echo ActiveState=active; fi"""
+
+
+@pytest.fixture
+def serve(play, tmp_path):
+    """Function that runs parts of the role below a directory: (exit status, output, what systemd was told to do)."""
+    store, log = tmp_path / "store", tmp_path / "systemctl.log"
+    (store / "generations").mkdir(parents=True)
+    (store / "current").symlink_to("generations/7")
+    for name in ("instances", "systemd"):
+        (tmp_path / name).mkdir()
+
+    def run(*options, parts=("configure", "find", "start"), systemctl=SYSTEMCTL, **variables):
+        log.write_text("")
+        tasks = [
+            {"name": "Run", "ansible.builtin.include_role": {"name": "vllm_service", "tasks_from": part}}
+            for part in parts
+        ]
+        settings = {
+            "vllm_service_instances": [{**INSTANCE, "name": name} for name in ("first", "second")],
+            "store_root": str(store), "__store_installed": True,
+            "__vllm_service_directory": str(tmp_path / "instances"),
+            "__vllm_service_systemd": str(tmp_path / "systemd"), **variables,
+        }
+        status, output = play(
+            tasks, "-e", json.dumps(settings), *options, programs={"systemctl": systemctl.format(log=log)},
+            gather_facts=False,
+        )
+        assert "Traceback" not in output
+        doing = {"start", "stop", "restart", "disable"}
+        return status, output, [line for line in log.read_text().splitlines() if line.split()[0] in doing]
+
+    return run
+
+
+def restarts(*names):
+    return [f"restart vllm@{name}.service" for name in names]
+
+
+def test_what_did_not_change_goes_on_running(serve):
+    status, output, told = serve()
+    assert (status, told) == (0, restarts("first", "second")), output
+    status, output, told = serve()
+    assert (status, told) == (0, []), output
+    assert "changed=0" in output
+
+
+@pytest.mark.parametrize("what", ["options", "generation", "unit"])
+def test_a_restart_is_not_lost_when_a_run_breaks_off_before_it(serve, tmp_path, what):
+    (tmp_path / "systemd" / "vllm@.service").write_text("old")
+    assert serve()[2] == restarts("first", "second")
+    asked = {}
+    if what == "options":
+        limits = [{**INSTANCE, "name": "first"}, {**INSTANCE, "name": "second", "max_model_len": 512}]
+        asked = {"vllm_service_instances": limits}
+    elif what == "generation":
+        (tmp_path / "store" / "current").unlink()
+        (tmp_path / "store" / "current").symlink_to("generations/8")
+    else:
+        (tmp_path / "systemd" / "vllm@.service").write_text("new")
+    assert serve(parts=("configure",), **asked)[2] == []
+    if what == "options":
+        status, output, told = serve("--check", **asked)
+        assert (status, output.count("changed: [box]"), told) == (0, 1, []), output
+    status, output, told = serve(**asked)
+    assert (status, told) == (0, restarts(*(["second"] if asked else ["first", "second"]))), output
+
+
+def test_a_restart_that_systemd_refuses_is_tried_again(serve):
+    refusing = SYSTEMCTL + '\nif [ "$1 $2" = "restart vllm@second.service" ]; then exit 1; fi'
+    assert serve(systemctl=refusing)[0] != 0
+    assert serve()[2] == restarts("first", "second")
+
+
+def test_a_dry_run_says_what_would_start_anew(serve, tmp_path):
+    serve()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("instances/*")}
+    status, output, told = serve("--check", vllm_service_drain=7)
+    assert (status, told) == (0, []), output
+    assert output.count("changed: [box]") == 4, "files and server of each"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("instances/*")} == before
+
+
+def test_the_running_part_alone_starts_what_is_due(serve):
+    """The tag vllm_service_run, without what other tags look at."""
+    serve(parts=("configure",))
+    status, output, told = serve(parts=("find", "start"))
+    assert (status, told) == (0, restarts("first", "second")), output
+    assert serve(parts=("find", "start"))[2] == []
+
+
+def test_an_instance_that_left_the_inventory_is_retired(serve, tmp_path):
+    serve()
+    (tmp_path / "systemd" / "other.yaml").write_text("of somebody else")
+    status, output, told = serve(
+        parts=("configure", "find", "retire", "start"), vllm_service_instances=[{**INSTANCE, "name": "first"}]
+    )
+    assert (status, told) == (0, ["disable vllm@second.service", "stop vllm@second.service"]), output
+    assert sorted(path.name for path in (tmp_path / "instances").iterdir()) == ["first.env", "first.yaml", "started"]
+    assert [path.name for path in (tmp_path / "systemd").glob("vllm@*")] == ["vllm@first.service.d"]
+
+
+def test_removing_twice(serve, tmp_path):
+    """systemctl fails where there is no such unit."""
+    absent = SYSTEMCTL + f'\nif [ "$2" = vllm.target ] && [ ! -e {tmp_path}/systemd/vllm.target ]; then exit 1; fi'
+    serve()
+    (tmp_path / "systemd" / "vllm.target").touch()
+    for times in (1, 2):
+        status, output, told = serve(parts=("remove",), systemctl=absent)
+        assert status == 0, output
+        assert ("stop vllm.target" in told) == (times == 1)
+    assert list((tmp_path / "systemd").iterdir()) == []
+    assert not (tmp_path / "instances").exists()
+
+
+def test_the_servers_user_gets_through_to_its_files(play, tmp_path):
+    """Whoever made the directories before."""
+    (tmp_path / "etc" / "instances").mkdir(parents=True)
+    for path in (tmp_path / "etc", tmp_path / "etc" / "instances"):
+        path.chmod(0o700)
+    (install,) = (task for task in yaml.safe_load((ROLE / "tasks/install.yml").read_text()) if "host_files" in task)
+    install["host_files"]["files"] = []
+    status, output = play([install], gather_facts=False, variables={
+        "__vllm_service_directory": str(tmp_path / "etc" / "instances"),
+    })
+    assert status == 0, output
+    for path in (tmp_path / "etc", tmp_path / "etc" / "instances"):
+        assert path.stat().st_mode & 0o777 == 0o755

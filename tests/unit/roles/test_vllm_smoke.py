@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import socket
 import threading
 
 import pytest
@@ -14,6 +15,7 @@ class Server:
 
     def __init__(self):
         self.answers, self.key, self.asked = [], None, []
+        self.models = {"data": [{"id": "m"}]}
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -24,7 +26,7 @@ class Server:
 
             def do_GET(self):
                 allowed = not outer.key or self.headers.get("Authorization") == f"Bearer {outer.key}"
-                self.answer(200 if allowed else 401, json.dumps({"data": [{"id": "m"}]}))
+                self.answer(200 if allowed else 401, json.dumps(outer.models))
 
             def do_POST(self):
                 outer.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -112,3 +114,36 @@ def test_nobody_there(ask, server):
     status, output = ask()
     assert status != 0
     assert "/v1/models:" in output
+
+
+def test_a_server_of_something_else(ask, server):
+    server.models = {"data": []}
+    status, output = ask()
+    assert status != 0
+    assert "vllm@main: asked to go on from" in output
+    assert '/v1/models answered {"data": []}; expected data.0.' in output
+
+
+def test_half_an_answer_is_no_answer_of_a_ready_server(play):
+    """It is waited for, until it is late."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(b"SSH-2.0-x\r\n")
+
+        threading.Thread(target=serve, daemon=True).start()
+        task = {"name": "Wait", "vllm_ready": {"name": "main", "port": listener.getsockname()[1], "timeout": 1}}
+        status, output = play(
+            [task], gather_facts=False,
+            programs={"systemctl": "echo ActiveState=active; echo SubState=running", "journalctl": "exit 0"},
+        )
+    assert status != 0
+    assert "Traceback" not in output
+    assert "found active (running), 0 restarts after 1 s; expected an answer" in " ".join(output.split())
