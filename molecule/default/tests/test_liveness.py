@@ -51,7 +51,7 @@ class Server:
         return time.monotonic() - began
 
     def spawned(self):
-        """Engine, ranks and their helpers: what the API server started by multiprocessing, itself and in turn."""
+        """Engine and ranks: what the API server started by multiprocessing, itself and in turn."""
         found = self.host.run("grep -l 'spawn_[m]ain' /proc/[0-9]*/cmdline").stdout
         return {path.split("/")[2] for path in found.split()}
 
@@ -61,10 +61,9 @@ class Server:
         return self.host.check_output(f"cat /proc/{pid}/task/{pid}/children").strip()
 
     def rank(self):
-        """A worker rank: the engine started it, and it has helpers of its own."""
+        """A worker rank: the engine started it."""
         spawned = self.spawned()
-        parents = {pid: self.host.check_output(f"cut -d' ' -f4 /proc/{pid}/stat") for pid in spawned}
-        return next(pid for pid, parent in parents.items() if parent in spawned and pid in parents.values())
+        return next(pid for pid in spawned if self.host.check_output(f"cut -d' ' -f4 /proc/{pid}/stat") in spawned)
 
     def ask(self, tokens=4, stream=False, timeout=120):
         """A started answer to one completion, and its connection, to be closed."""
