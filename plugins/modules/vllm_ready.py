@@ -58,10 +58,10 @@ progress:
   returned: success
 """
 
-import http.client
 import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.host.api import UNANSWERED
 from ansible.module_utils.host.server import base_url, open_url, pass_of
 
 # Starts within the unit's limit of restarts; more than these are a loop.
@@ -88,7 +88,7 @@ def is_healthy(name, host, port):
     try:
         request = urllib.request.Request(base_url(host, port) + "/health", headers=pass_of(name))
         return open_url(request, 5).getcode() == 200
-    except (OSError, ValueError, http.client.HTTPException):
+    except UNANSWERED + (ValueError,):
         return False
 
 

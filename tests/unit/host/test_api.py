@@ -1,39 +1,12 @@
 """What is said of a server that answers with half an answer, no HTTP, or something else than was asked for."""
 
-import contextlib
 import json
-import socket
-import threading
 
 import pytest
 from host import acceptance, api
+from raw_server import answering
 
 OPTIONS = {"requests": 2, "concurrency": 1, "long_tokens": 20}
-
-
-@contextlib.contextmanager
-def answering(*answers):
-    """Port of a server that gives each connection the next of `answers`, the last for ever, and closes it."""
-    left = list(answers)
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(8)
-
-    def serve():
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection:
-                connection.recv(65536)
-                connection.sendall(left.pop(0) if len(left) > 1 else left[0])
-
-    threading.Thread(target=serve, daemon=True).start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        listener.close()
 
 
 def http(body, length=None, status=200):

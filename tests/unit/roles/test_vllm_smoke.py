@@ -2,10 +2,10 @@
 
 import http.server
 import json
-import socket
 import threading
 
 import pytest
+from raw_server import answering
 
 GOOD = {"text": " jumps over", "logprobs": {"token_logprobs": [-0.1, -2.5, 0.0]}}
 
@@ -126,20 +126,8 @@ def test_a_server_of_something_else(ask, server):
 
 def test_half_an_answer_is_no_answer_of_a_ready_server(play):
     """It is waited for, until it is late."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve():
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.recv(4096)
-                    connection.sendall(b"SSH-2.0-x\r\n")
-
-        threading.Thread(target=serve, daemon=True).start()
-        task = {"name": "Wait", "vllm_ready": {"name": "main", "port": listener.getsockname()[1], "timeout": 1}}
+    with answering(b"SSH-2.0-x\r\n") as port:
+        task = {"name": "Wait", "vllm_ready": {"name": "main", "port": port, "timeout": 1}}
         status, output = play(
             [task], gather_facts=False,
             programs={"systemctl": "echo ActiveState=active; echo SubState=running", "journalctl": "exit 0"},

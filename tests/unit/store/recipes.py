@@ -1,8 +1,10 @@
 """Small recipes, and what the tests of the store share. Runs on Python 3.6 too."""
 
+import contextlib
 import hashlib
 import http.server
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +21,16 @@ echo "$out" > "$out/bin/where"
 chmod +x "$out/bin/where"
 ln -s bin/where "$out/link"
 """
+
+
+@contextlib.contextmanager
+def small_disk(directory, options):
+    """Mount a small file system over an empty directory; options: of tmpfs."""
+    assert subprocess.call(["mount", "-t", "tmpfs", "-o", options, "none", directory]) == 0
+    try:
+        yield
+    finally:
+        subprocess.call(["umount", directory])
 
 
 def can_unshare():

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from recipes import PLUGINS, committed, needs_namespaces, recipe, source
+from recipes import PLUGINS, committed, needs_namespaces, recipe, small_disk, source
 from store import address, build, fetch, tree
 from store.errors import StoreError
 
@@ -127,8 +127,7 @@ def test_a_failed_build_can_be_kept(root):
 
 def test_a_full_disk_is_said_and_given_back(root, tmp_path):
     os.makedirs(root)
-    assert subprocess.call(["mount", "-t", "tmpfs", "-o", "size=4m", "none", root]) == 0
-    try:
+    with small_disk(root, "size=4m"):
         with pytest.raises(StoreError, match=r"GB are free there: make room"):
             realise(root, recipe(builder='head -c 8m /dev/zero > "$out/big"\n'))
         assert left_over(root) == ([], [])
@@ -137,8 +136,6 @@ def test_a_full_disk_is_said_and_given_back(root, tmp_path):
         with pytest.raises(StoreError, match="disk of .* is full"):
             realise(root, recipe(sources=[source(big)]))
         assert not committed(root, recipe(sources=[source(big)]))
-    finally:
-        subprocess.call(["umount", root])
 
 
 def test_a_failure_is_told_once_its_room_is_given_back(root):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from faults import walk
-from recipes import PLUGINS, needs_namespaces, recipe, source
+from recipes import PLUGINS, needs_namespaces, recipe, small_disk, source
 from store import address, build, collect, generation, substitute
 from store.errors import StoreError
 from test_faults import assert_whole
@@ -241,8 +241,7 @@ def test_what_a_build_needs_by_now_stays(root, tmp_path):
 def test_a_disk_without_room_for_a_lock(root):
     """Collecting is the way to make room."""
     os.makedirs(root)
-    assert subprocess.call(["mount", "-t", "tmpfs", "-o", "size=8m,nr_inodes=200", "none", root]) == 0
-    try:
+    with small_disk(root, "size=8m,nr_inodes=200"):
         loose = make(root, "loose")
         generations(root, 1)
         os.makedirs(os.path.join(root, collect.TRASH))
@@ -256,15 +255,12 @@ def test_a_disk_without_room_for_a_lock(root):
         assert [item["path"] for item in collect.plan(root)] == [loose, str(rejected)]
         assert [item["path"] for item in collect.collect(root)] == [loose, str(rejected)]
         assert not address.is_committed(loose) and not rejected.exists()
-    finally:
-        subprocess.call(["umount", root])
 
 
 def test_a_disk_without_room_for_the_way_out(root):
     """What comes after it goes; the next collection has room."""
     os.makedirs(root)
-    assert subprocess.call(["mount", "-t", "tmpfs", "-o", "size=8m,nr_inodes=200", "none", root]) == 0
-    try:
+    with small_disk(root, "size=8m,nr_inodes=200"):
         loose = make(root, "loose")
         generations(root, 1)
         rejected = Path(root, "sources", "0" * 64 + ".rejected-1")
@@ -272,8 +268,6 @@ def test_a_disk_without_room_for_the_way_out(root):
         fill(root)
         assert [item["path"] for item in collect.collect(root)] == [str(rejected)]
         assert [item["path"] for item in collect.collect(root)] == [loose]
-    finally:
-        subprocess.call(["umount", root])
 
 
 def damage(path):

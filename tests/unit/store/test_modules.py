@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("ansible")
 
 from ansible_run import ansible_playbook
-from recipes import PLUGINS, needs_namespaces, recipe
+from recipes import PLUGINS, needs_namespaces, recipe, small_disk
 from store import address, build
 from test_collect import fill
 
@@ -124,9 +124,8 @@ def test_directories_above_those_laid_down(run, tmp_path):
 def small(root):
     """A store on a disk of four megabytes and 120 files."""
     os.makedirs(root)
-    assert subprocess.call(["mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=120", "none", root]) == 0
-    yield root
-    subprocess.call(["umount", root])
+    with small_disk(root, "size=4m,nr_inodes=120"):
+        yield root
 
 
 FILLS = 'head -c 8m /dev/zero > "$out/big"\n'

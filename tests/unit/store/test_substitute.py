@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from faults import walk
-from recipes import PLUGINS, committed, needs_namespaces, recipe
+from recipes import PLUGINS, committed, needs_namespaces, recipe, small_disk
 from store import address, build, fetch, substitute
 from store.errors import StoreError
 
@@ -480,13 +480,10 @@ def test_a_password_is_not_shown():
 def test_a_full_disk_is_said_and_given_back(root, made, published, keys):
     shutil.rmtree(root)
     os.makedirs(root)
-    assert subprocess.call(["mount", "-t", "tmpfs", "-o", "size=2m", "none", root]) == 0
-    try:
+    with small_disk(root, "size=2m"):
         with pytest.raises(StoreError, match="disk of .* is full"):
             take(root, made, [published], keys)
         assert os.listdir(os.path.join(root, "build")) == os.listdir(os.path.join(root, "store")) == []
-    finally:
-        subprocess.call(["umount", root])
 
 
 WORKER = """
