@@ -1,8 +1,9 @@
-"""Filter for paths on the controller."""
+"""Filters for files on the controller and on hosts."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 def controller_path(path: str) -> str:
@@ -10,6 +11,15 @@ def controller_path(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
+def newer_than(files: list[dict[str, Any]], stamp: str) -> list[str]:
+    """Paths of the files that are not older than the one at `stamp`, which is among them; all, where it is not.
+
+    files: as ansible.builtin.find returns them.
+    """
+    since = next((file["mtime"] for file in files if file["path"] == stamp), 0)
+    return [file["path"] for file in files if file["mtime"] >= since and file["path"] != stamp]
+
+
 class FilterModule:
     def filters(self) -> dict:
-        return {"controller_path": controller_path}
+        return {"controller_path": controller_path, "newer_than": newer_than}

@@ -77,13 +77,15 @@ def qualification_verdict(stamp: dict[str, Any], report: str) -> list[str]:
     ]
 
 
-def qualified_instances(instances: list[dict[str, Any]], dies: list[int]) -> list[dict[str, Any]]:
-    """The servers as they may start on a host whose `dies` have passed together.
+def qualified_instances(instances: list[dict[str, Any]], dies: list[int] | None) -> list[dict[str, Any]]:
+    """The servers as they may start on a host whose `dies` have passed together; as they are where nobody knows (None).
 
     instances: with their defaults filled in. In their order each gets the dies that it asks for where they have passed;
     else as many of those that are left as its tensor_parallel_size can be halved to. One that nothing is left for is
     left out.
     """
+    if dies is None:
+        return instances
     free, found = list(dies), []
     for instance in instances:
         wanted = instance["dies"]
