@@ -71,7 +71,7 @@ LOG_LINES = 15
 
 def show_unit(module, unit):
     """Properties of the unit as systemd shows them."""
-    properties = ["ActiveState", "SubState", "NRestarts", "StatusText"]
+    properties = ["ActiveState", "SubState", "NRestarts", "StatusText", "Job"]
     command = ["systemctl", "show", unit, "--property", ",".join(properties)]
     listed = module.run_command(command, check_rc=True)[1]
     return dict(line.partition("=")[::2] for line in listed.splitlines())
@@ -108,11 +108,15 @@ def main():
     status = state.get("StatusText")
     found = "%s (%s), %s restarts" % (state["ActiveState"], state["SubState"], state.get("NRestarts", "0"))
     found += " (%s)" % status if status else ""
-    if state["ActiveState"] == "active" and is_healthy(
+    # A start takes its job along until it is done; in any other state, a job has yet to make of the unit what it shall be.
+    pending = bool(state.get("Job")) and state["ActiveState"] != "activating"
+    if state["ActiveState"] == "active" and not pending and is_healthy(
         module.params["name"], module.params["host"], module.params["port"]
     ):
         module.exit_json(changed=False, waiting=False, progress=found)
-    gave_up = state["ActiveState"] in ("failed", "inactive") or int(state.get("NRestarts") or 0) >= RESTARTS
+    gave_up = not pending and (
+        state["ActiveState"] in ("failed", "inactive") or int(state.get("NRestarts") or 0) >= RESTARTS
+    )
     if gave_up or module.params["late"]:
         module.fail_json(
             msg="%s: found %s after %s; expected an answer of http://%s:%d/health. Correct the cause that the log "

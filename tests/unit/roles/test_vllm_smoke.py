@@ -135,3 +135,30 @@ def test_half_an_answer_is_no_answer_of_a_ready_server(play):
     assert status != 0
     assert "Traceback" not in output
     assert "found active (running), 0 restarts after 1 s; expected an answer" in " ".join(output.split())
+
+
+@pytest.mark.parametrize("meanwhile", [
+    "echo ActiveState=inactive", "echo ActiveState=active", "echo ActiveState=deactivating; echo NRestarts=3",
+    "echo ActiveState=failed",
+])
+def test_a_restart_that_systemd_has_yet_to_do_is_waited_for(play, tmp_path, meanwhile):
+    """The old server is no answer, and that it has ended is no failure."""
+    asked = tmp_path / "asked"
+    show = (f"if [ -e {asked} ]; then echo ActiveState=active; echo SubState=running; exit; fi\n"
+            f"touch {asked}; echo Job=77; echo SubState=any; {meanwhile}")
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as port:
+        task = {"name": "Wait", "vllm_ready": {"name": "main", "port": port, "timeout": 60}}
+        status, output = play([task], gather_facts=False, programs={"systemctl": show, "journalctl": "exit 0"})
+    assert status == 0, output
+    assert output.count("vllm@main") == 1, output
+
+
+def test_a_unit_at_rest_is_given_up(play):
+    task = {"name": "Wait", "vllm_ready": {"name": "main", "port": 9, "timeout": 60}}
+    status, output = play(
+        [task], gather_facts=False,
+        programs={"systemctl": "echo ActiveState=inactive; echo SubState=dead", "journalctl": "echo its last line"},
+    )
+    assert status != 0
+    assert "found inactive (dead), 0 restarts after its last start; expected an answer" in " ".join(output.split())
+    assert "its last line" in output
