@@ -307,6 +307,25 @@ def test_a_tensor_of_another_shape_is_refused(quantized, engine, tmp_path, tenso
         engine(model)
 
 
+@pytest.mark.parametrize("kind", [None, "gptq-32"])
+@pytest.mark.parametrize(
+    ("larger", "split", "named"), [("self_attn.k_proj", 0, "self_attn"), ("mlp.down_proj", 1, "mlp.down_proj")]
+)
+def test_a_larger_tensor_is_refused(tiny, quantized, engine, tmp_path, kind, larger, split, named):
+    """Upstream takes of it what fits. Of a fused layer, the part that came last is named."""
+    # GPTQ's is transposed. split: the dimension in which ranks share the weight.
+    leaf, dimension = ("qweight", 1 - split) if kind else ("weight", split)
+    tensor = f"model.layers.1.{larger}.{leaf}"
+
+    def change(tensors):
+        tensors[tensor] = torch.cat([tensors[tensor]] * 2, dimension)
+
+    made = quantized("llama", kind) if kind else tiny("llama")
+    model = rewrite_tensors(made, tmp_path / "model", change)
+    with pytest.raises(ValueError, match=rf"tensor model\.layers\.1\.{named}\S*\.{leaf} .*: found \d+ elements in"):
+        engine(model)
+
+
 def test_a_missing_tensor_is_refused(quantized, engine, tmp_path):
     model = rewrite_tensors(quantized("llama", "awq-32"), tmp_path / "model",
                     lambda tensors: tensors.pop("model.layers.1.mlp.down_proj.qzeros"))

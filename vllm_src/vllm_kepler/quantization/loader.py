@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 from vllm.config import LoadConfig, LoadFormat, ModelConfig, VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.parameter import BasevLLMParameter
 
 from .half import halve_embeddings
 
@@ -17,6 +20,42 @@ logger = init_logger("vllm.kepler.loader")
 
 # What upstream's weight loaders raise for a tensor that the model has no place for.
 FAULTS = (AssertionError, IndexError, KeyError, RuntimeError, ValueError)
+
+
+def measuring(load: Callable[..., Any], room: int, in_parts: bool) -> Callable[..., Any]:
+    """A parameter's weight loader that refuses more than `room` elements, of which upstream's would take what fits.
+
+    in_parts: whether the parameter is its parts side by side. A part counts once: a checkpoint may hold a shared
+    weight twice.
+    """
+    sizes: dict[tuple[Any, ...], int] = {}
+
+    def load_measured(parameter: torch.nn.Parameter, loaded: torch.Tensor, *part: Any, **named: Any) -> Any:
+        sizes[(*part, *sorted(named.items())) if in_parts else ()] = loaded.numel()
+        found = sum(sizes.values())
+        if found > room:
+            raise ValueError(
+                f"found {found} elements in what came for its layer; expected at most {room}, as config.json says. "
+                "Fetch the model again, or choose another checkpoint of it."
+            )
+        return load(parameter, loaded, *part, **named)
+
+    return load_measured
+
+
+def measure(model: torch.nn.Module, ranks: int) -> None:
+    """Make the weight loaders of a model refuse what is larger than the shares of all `ranks` together."""
+    for name, parameter in model.named_parameters():
+        load = getattr(parameter, "weight_loader", None)
+        # A parameter without elements stands for what is looked at and not kept.
+        if load is None or is_lazy(parameter) or not parameter.numel():
+            continue
+        room = parameter.numel() * ranks
+        if isinstance(parameter, BasevLLMParameter):
+            # The parts of a fused layer each bring a whole shape, or order of columns.
+            parameter._weight_loader = measuring(load, room, hasattr(parameter, "output_dim"))
+        else:
+            parameter.weight_loader = measuring(load, room, not name.endswith("g_idx"))
 
 
 class KeplerLoader(DefaultModelLoader):
@@ -30,9 +69,11 @@ class KeplerLoader(DefaultModelLoader):
         # load_format names this class.
         super().__init__(replace(load_config, load_format=LoadFormat.AUTO))
         self._half = False
+        self._ranks = 1
         self._tensor = "none"
 
     def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig) -> torch.nn.Module:
+        self._ranks = vllm_config.parallel_config.tensor_parallel_size
         self._half = getattr(vllm_config.quant_config, "half", False)
         return super().load_model(vllm_config, model_config)
 
@@ -46,6 +87,7 @@ class KeplerLoader(DefaultModelLoader):
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
         if self._half:
             halve_embeddings(model)
+        measure(model, self._ranks)
         expected = {name for name, parameter in model.named_parameters() if not getattr(parameter, "optional", False)}
         begin = time.perf_counter()
         try:
