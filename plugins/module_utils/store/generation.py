@@ -1,16 +1,30 @@
 """Generations: numbered sets of outputs, one of them active."""
 
+import contextlib
 import os
 import time
 
 from . import address
-from .build import Lock, remove_tree, write_atomically
+from .build import Lock, full_disk, remove_tree, write_atomically
 from .errors import StoreError
 
 SAME = ("outputs", "kernel", "driver", "lock_hash")
 FIELDS = SAME + ("previous", "time")
 # The link beside `current` that names the generation that `previous` led to, while that is the active one.
 BACK = "rolled-back"
+
+
+@contextlib.contextmanager
+def locked(root):
+    """Hold the lock of the generations: the lock. Raises StoreError where the disk is too full for what is done."""
+    lock = Lock(os.path.join(root, "locks", "generations"))
+    lock.acquire()
+    try:
+        yield lock
+    except OSError as error:
+        raise full_disk("generation", os.path.join(root, "generations"), error)
+    finally:
+        lock.release()
 
 
 def number_of(link):
@@ -82,29 +96,34 @@ def create(root, wanted):
     number = max(numbers(root) or [0]) + 1
     temporary = os.path.join(directory, ".new-%d" % number)
     remove_tree(temporary)
-    os.makedirs(temporary)
-    for name, path in wanted["outputs"].items():
-        os.symlink(path, os.path.join(temporary, name))
-    described = dict(wanted, time=time.time(), previous=number_of(os.path.join(root, "current")))
-    write_atomically(os.path.join(temporary, "generation.json"), described)
-    os.rename(temporary, os.path.join(directory, str(number)))
+    try:
+        os.makedirs(temporary)
+        for name, path in wanted["outputs"].items():
+            os.symlink(path, os.path.join(temporary, name))
+        described = dict(wanted, time=time.time(), previous=number_of(os.path.join(root, "current")))
+        write_atomically(os.path.join(temporary, "generation.json"), described)
+        os.rename(temporary, os.path.join(directory, str(number)))
+    except OSError:
+        remove_tree(temporary)
+        raise
     return number
 
 
 def ensure(root, wanted):
     """Make `wanted` the active generation. Returns (number, whether anything was changed)."""
-    lock = Lock(os.path.join(root, "locks", "generations"))
-    lock.acquire()
-    try:
+    with locked(root) as lock:
         if not differs(root, wanted):
             return number_of(os.path.join(root, "current")), False
         number = create(root, wanted)
         # Outputs that are committed from here on are in no generation yet.
         os.utime(lock.path)
-        activate(root, number)
+        try:
+            activate(root, number)
+        except OSError:
+            if number_of(os.path.join(root, "current")) != number:
+                remove_tree(os.path.join(root, "generations", str(number)))
+            raise
         return number, True
-    finally:
-        lock.release()
 
 
 def numbers(root):
@@ -162,14 +181,10 @@ def switch(root, which, kernel, driver, force=False):
     which: a number, or "previous"; see `resolve`. kernel, driver: of the host. force: whatever those are. Raises
     StoreError.
     """
-    lock = Lock(os.path.join(root, "locks", "generations"))
-    lock.acquire()
-    try:
+    with locked(root):
         number = resolve(root, which)
         check_fits(root, number, kernel, driver, force)
         if number == number_of(os.path.join(root, "current")):
             return number, False
         activate(root, number, which == "previous")
         return number, True
-    finally:
-        lock.release()

@@ -1,6 +1,7 @@
 """Small recipes, and what the tests of the store share. Runs on Python 3.6 too."""
 
 import contextlib
+import errno
 import hashlib
 import http.server
 import os
@@ -31,6 +32,18 @@ def small_disk(directory, options):
         yield
     finally:
         subprocess.call(["umount", directory])
+
+
+def fill(root):
+    """Take all the room for files that a disk has: how many it had."""
+    for number in range(1000):
+        try:
+            Path(root, "filler-%d" % number).touch()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return number
+    pytest.fail("the disk did not fill")
 
 
 def can_unshare():

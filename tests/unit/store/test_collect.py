@@ -1,6 +1,5 @@
 """Garbage collection: what is kept, what goes, and that nothing is ever half gone."""
 
-import errno
 import fcntl
 import json
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from faults import walk
-from recipes import PLUGINS, needs_namespaces, recipe, small_disk, source
+from recipes import PLUGINS, fill, needs_namespaces, recipe, small_disk, source
 from store import address, build, collect, generation, substitute
 from store.errors import StoreError
 from test_faults import assert_whole
@@ -206,18 +205,6 @@ def test_what_a_killed_publisher_left_goes(root, tmp_path):
     assert collect.collect(root, published=str(published)) == planned
     assert [one.name for one in published.iterdir()] == ["a.tar"]
     assert collect.plan(root, published="/nowhere") == []
-
-
-def fill(root):
-    """Take all the room for files that a disk has."""
-    for number in range(1000):
-        try:
-            Path(root, "filler-%d" % number).touch()
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            return
-    pytest.fail("the disk did not fill")
 
 
 def test_what_a_build_needs_by_now_stays(root, tmp_path):

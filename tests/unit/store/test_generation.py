@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from recipes import needs_namespaces, recipe
+from recipes import fill, needs_namespaces, recipe, small_disk
 from store import address, build, generation
 from store.errors import StoreError
 
@@ -52,6 +52,31 @@ def test_what_a_crash_left_is_no_obstacle(root, wanted):
     os.symlink("/nowhere", os.path.join(root, "current.new"))
     assert generation.ensure(root, wanted) == (1, True)
     assert sorted(os.listdir(os.path.join(root, "generations", "1"))) == ["generation.json", "hello"]
+
+
+def test_a_full_disk_at_each_step(root):
+    """One file more fits in each round, until all of it does; what did not fit leaves nothing."""
+    os.makedirs(root)
+    with small_disk(root, "size=8m,nr_inodes=200"):
+        build.realise(root, recipe(), [], [])
+        wanted = {
+            "outputs": {"hello": address.output_path(root, recipe())}, "kernel": "k", "driver": "d", "lock_hash": "l",
+        }
+        generation.ensure(root, wanted)
+        fillers = fill(root)
+        refused = 0
+        while True:
+            try:
+                assert generation.ensure(root, dict(wanted, kernel="other")) == (2, True)
+                break
+            except StoreError as error:
+                assert str(error).startswith("generation: the disk of %s/generations is full" % root)
+            assert os.listdir(os.path.join(root, "generations")) == ["1"]
+            assert os.readlink(os.path.join(root, "current")) == "generations/1"
+            refused += 1
+            os.unlink(os.path.join(root, "filler-%d" % (fillers - refused)))
+        # Its directory, the link in it, what it holds and the link to it.
+        assert refused == 4
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ import pytest
 pytest.importorskip("ansible")
 
 from ansible_run import ansible_playbook
-from recipes import PLUGINS, needs_namespaces, recipe, small_disk
+from recipes import PLUGINS, fill, needs_namespaces, recipe, small_disk
 from store import address, build
-from test_collect import fill
 
 pytestmark = needs_namespaces
 
