@@ -30,6 +30,10 @@ options:
     description: Directory that the host publishes into.
     type: path
     default: /var/lib/kepler/published
+  archives:
+    description: Remove what is published there of outputs that are not kept as well.
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full
@@ -73,12 +77,13 @@ def main():
             "keep": {"type": "int", "default": collect.KEEP},
             "sources": {"type": "bool", "default": False},
             "published": {"type": "path", "default": collect.PUBLISHED},
+            "archives": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     run = collect.plan if module.check_mode else collect.collect
     try:
-        removed = run(*(module.params[name] for name in ("root", "keep", "sources", "published")))
+        removed = run(**module.params)
     except StoreError as error:
         module.fail_json(msg=str(error))
     module.exit_json(

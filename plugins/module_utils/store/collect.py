@@ -15,6 +15,8 @@ KEEP = 3
 # Where a host publishes unless it is told otherwise.
 PUBLISHED = "/var/lib/kepler/published"
 PART = re.compile(r"^\.([0-9a-f]{64})\.part$")
+# What is published of an output: the name of the output, and the ending.
+ARCHIVE = re.compile(r"^([0-9a-z]{32}-.+?)\.(?:tar|manifest\.json|manifest\.json\.asc)$")
 # Below the root: what has left its place and is being removed.
 TRASH = "trash"
 # Rows of /proc/PID that name files of a process.
@@ -129,26 +131,47 @@ def needs(root):
     return paths, sources
 
 
-def half_published(directory):
-    """What publishers that died have left in the directory of what is published; nothing while one is at work."""
+@contextlib.contextmanager
+def at_rest(directory):
+    """Keep publishers out of the directory that a host publishes into; False where one is at work, or there is none."""
     if not directory or not os.path.isdir(directory):
-        return []
+        yield False
+        return
     handle = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return [os.path.join(directory, name) for name in sorted(os.listdir(directory)) if name.startswith(PUBLISHING)]
     except BlockingIOError:
-        return []
+        os.close(handle)
+        yield False
+        return
+    try:
+        yield True
     finally:
         os.close(handle)
 
 
-def plan(root, keep=KEEP, sources=False, published=None):
+def plan_published(directory, stay):
+    """[(kind, path)] of what goes where a host publishes.
+
+    What publishers that died have left; with `stay`, names of outputs, also what is published of others: the
+    signature first, which says that all is there.
+    """
+    with at_rest(directory) as free:
+        names = sorted(os.listdir(directory)) if free else []
+    found = [("leftover", name) for name in names if name.startswith(PUBLISHING)]
+    if stay is not None:
+        matches = sorted(filter(None, map(ARCHIVE.match, names)), key=lambda one: (one.group(1), -len(one.group())))
+        found += [("archive", one.group()) for one in matches if one.group(1) not in stay]
+    return [(kind, os.path.join(directory, name)) for kind, name in found]
+
+
+def plan(root, keep=KEEP, sources=False, published=None, archives=False):
     """What a collection would remove: [{path, kind, bytes}], outputs before what they came from.
 
     keep: how many of the last generations stay, beside the active one and the one before it. sources: whether fetched
-    files that no kept output names go as well. published: the directory that this host publishes into. Raises
-    StoreError for a `keep` that makes no sense, and where what is kept cannot be read.
+    files that no kept output names go as well. published: the directory that this host publishes into. archives:
+    whether what is published there of outputs that are not kept goes as well. Raises StoreError for a `keep` that makes
+    no sense, and where what is kept cannot be read.
     """
     if keep < 1:
         raise StoreError("keep: found %d; expected at least 1. Nothing was removed." % keep)
@@ -177,7 +200,7 @@ def plan(root, keep=KEEP, sources=False, published=None):
     directory = os.path.join(root, TRASH)
     for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
         found.append(("leftover", os.path.join(directory, name)))
-    found += [("leftover", path) for path in half_published(published)]
+    found += plan_published(published, {os.path.basename(path) for path in alive} if archives else None)
     return [{"kind": kind, "path": path, "bytes": size_of(path)} for kind, path in found]
 
 
@@ -220,6 +243,13 @@ def remove(root, kind, path):
         remove_whole(root, path)
     elif kind == "leftover":
         remove_tree(path)
+    elif kind == "archive":
+        name = ARCHIVE.match(os.path.basename(path)).group(1)
+        with at_rest(os.path.dirname(path)) as free:
+            # It may have been built again, and published.
+            if not free or address.is_committed(os.path.join(root, "store", name)):
+                return False
+            os.unlink(path)
     elif PART.match(os.path.basename(path)):
         return fetch.is_forsaken(path, os.unlink)
     else:
@@ -227,12 +257,12 @@ def remove(root, kind, path):
     return True
 
 
-def collect(root, keep=KEEP, sources=False, published=None):
+def collect(root, keep=KEEP, sources=False, published=None, archives=False):
     """Remove what `plan` names. Returns what was removed, in the form of `plan`. Raises StoreError."""
     os.makedirs(os.path.join(root, "locks"), exist_ok=True)
     removed = []
     with lock_if_there_is_room(lock_of(root, "generations"), wait=True):
-        for item in plan(root, keep, sources, published):
+        for item in plan(root, keep, sources, published, archives):
             try:
                 if remove(root, item["kind"], item["path"]):
                     removed.append(item)

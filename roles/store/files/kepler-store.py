@@ -98,7 +98,7 @@ def diff(arguments):
 
 def gc(arguments):
     run = collect.plan if arguments.dry_run else collect.collect
-    items = run(arguments.root, arguments.keep, arguments.sources, arguments.published)
+    items = run(arguments.root, arguments.keep, arguments.sources, arguments.published, arguments.archives)
     for item in items:
         print("%-10s %10s  %s" % (item["kind"], size(item["bytes"]), os.path.basename(item["path"])))
     total = sum(item["bytes"] for item in items)
@@ -135,6 +135,7 @@ def main():
     added.add_argument("--sources", action="store_true", help="fetched files as well that no kept output came from")
     added.add_argument("--published", default=collect.PUBLISHED, metavar="DIRECTORY",
                        help="where this host publishes: what died in the middle goes (default: %(default)s)")
+    added.add_argument("--archives", action="store_true", help="what is published of outputs that are not kept as well")
     added.add_argument("--dry-run", action="store_true", help="say what would go")
     added = command("sbom", bill, "bill of materials of a generation, CycloneDX 1.5")
     added.add_argument("generation", nargs="?", type=int, help="a number; the active one where left out")

@@ -207,6 +207,35 @@ def test_what_a_killed_publisher_left_goes(root, tmp_path):
     assert collect.plan(root, published="/nowhere") == []
 
 
+def test_archives_of_what_is_not_kept(root, tmp_path):
+    """They go where that is asked for, the signature first; others, and other files, stay."""
+    published = tmp_path / "published"
+    published.mkdir()
+    loose = make(root, "loose")
+    (kept, _path), = generations(root, 1)
+    gone = "a" * 32 + "-gone-1.2"
+    endings = (".manifest.json.asc", ".manifest.json", ".tar")
+    for stem in (os.path.basename(kept), os.path.basename(loose), gone):
+        for ending in endings:
+            (published / (stem + ending)).write_text("x")
+    (published / "notes.tar").write_text("x")
+    assert [item["path"] for item in collect.plan(root, published=str(published))] == [loose]
+    stems = sorted([gone, os.path.basename(loose)])
+    expected = [str(published / (stem + ending)) for stem in stems for ending in endings]
+    planned = collect.plan(root, published=str(published), archives=True)
+    assert [item["path"] for item in planned] == [loose, *expected]
+    assert {item["kind"] for item in planned[1:]} == {"archive"}
+    # A publisher at work may not be done with them.
+    with substitute.shared(str(published)):
+        assert [item["path"] for item in collect.plan(root, published=str(published), archives=True)] == [loose]
+        assert not collect.remove(root, "archive", expected[0])
+    # What is in the store stays: it may have been built again in between.
+    assert not collect.remove(root, "archive", str(published / (os.path.basename(loose) + ".tar")))
+    assert collect.collect(root, published=str(published), archives=True) == planned
+    assert sorted(one.name for one in published.iterdir()) == sorted(
+        [*(os.path.basename(kept) + ending for ending in endings), "notes.tar"])
+
+
 def test_what_a_build_needs_by_now_stays(root, tmp_path):
     """It began after the plan was made."""
     (tmp_path / "a").write_text("a")

@@ -64,19 +64,14 @@ def test_a_full_disk_at_each_step(root):
         }
         generation.ensure(root, wanted)
         fillers = fill(root)
-        refused = 0
-        while True:
-            try:
-                assert generation.ensure(root, dict(wanted, kernel="other")) == (2, True)
-                break
-            except StoreError as error:
-                assert str(error).startswith("generation: the disk of %s/generations is full" % root)
+        # Its directory, the link in it, what it holds and the link to it.
+        for number in range(4):
+            with pytest.raises(StoreError, match=f"generation: the disk of {root}/generations is full"):
+                generation.ensure(root, dict(wanted, kernel="other"))
             assert os.listdir(os.path.join(root, "generations")) == ["1"]
             assert os.readlink(os.path.join(root, "current")) == "generations/1"
-            refused += 1
-            os.unlink(os.path.join(root, "filler-%d" % (fillers - refused)))
-        # Its directory, the link in it, what it holds and the link to it.
-        assert refused == 4
+            Path(root, f"filler-{fillers - 1 - number}").unlink()
+        assert generation.ensure(root, dict(wanted, kernel="other")) == (2, True)
 
 
 @pytest.fixture
