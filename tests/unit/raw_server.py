@@ -22,6 +22,12 @@ def answering(*answers):
             with connection:
                 connection.recv(65536)
                 connection.sendall(left.pop(0) if len(left) > 1 else left[0])
+                # A socket that is closed with something unread resets what it has sent.
+                connection.settimeout(1)
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(65536):
+                        pass
 
     threading.Thread(target=serve, daemon=True).start()
     try:
