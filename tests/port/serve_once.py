@@ -4,10 +4,12 @@ profiling takes the end of an earlier engine for a fault.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from tiny_models import TinyModel
 
 MARK = "serve_once: "
+# vLLM asks for a free port and takes it seconds later, when somebody else may have it. A server's unit starts again.
+TAKEN, STARTS = "Address already in use", 3
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,13 @@ def serve(
         "logprobs": 0 if with_logprobs else None,
         "options": {"max_model_len": model.context, "max_num_seqs": 16, **options},
     }
-    done = subprocess.run(
-        [sys.executable, __file__], input=json.dumps(request), text=True, env={**os.environ, **(environment or {})},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )
+    for _ in range(STARTS):
+        done = subprocess.run(
+            [sys.executable, __file__], input=json.dumps(request), text=True, env={**os.environ, **(environment or {})},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        if done.returncode == 0 or TAKEN not in done.stdout:
+            break
     lines = [line[len(MARK):] for line in done.stdout.splitlines() if line.startswith(MARK)]
     return Served(done.returncode, done.stdout, **(json.loads(lines[-1]) if lines else {}))
 
@@ -100,4 +107,12 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    status = 0
+    try:
+        main()
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    # Upstream's executor hangs where it ends together with the interpreter, as the exception would have it.
+    gc.collect()
+    sys.exit(status)

@@ -1,6 +1,7 @@
 """Quantized checkpoints: GPTQ, AWQ and compressed-tensors, and what is refused."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -324,6 +325,19 @@ def test_a_larger_tensor_is_refused(tiny, quantized, engine, tmp_path, kind, lar
     model = rewrite_tensors(made, tmp_path / "model", change)
     with pytest.raises(ValueError, match=rf"tensor model\.layers\.1\.{named}\S*\.{leaf} .*: found \d+ elements in"):
         engine(model)
+
+
+def test_what_ranks_refuse_ends_them(quantized, tmp_path):
+    """And a tensor that is larger than the shares of both is too large."""
+    tensor = "model.layers.1.mlp.down_proj.qweight"
+
+    def change(tensors):
+        tensors[tensor] = torch.cat([tensors[tensor]] * 2)
+
+    model = rewrite_tensors(quantized("llama", "gptq-32"), tmp_path / "model", change)
+    done = serve(model, tensor_parallel_size=2)
+    assert done.status == 1, done.printed
+    assert re.search(rf"ValueError: .*tensor {tensor} .*: found \d+ elements in", done.printed), done.printed
 
 
 def test_a_missing_tensor_is_refused(quantized, engine, tmp_path):
