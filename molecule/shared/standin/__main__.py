@@ -13,7 +13,10 @@ from .settings import CACHE, FLEETS, LOGS, PROJECT, STATE
 
 SHARED = str(PROJECT / "molecule" / "shared" / "molecule.yml")
 # Scenarios of molecule and the fleets that they run on.
-SCENARIOS = {"default": "test", "kernel_update": "update", "builder": "builder", "offline": "offline"}
+SCENARIOS = {
+    "default": "test", "kernel_update": "update", "upgrade_rollback": "upgrade", "builder": "builder",
+    "offline": "offline",
+}
 
 # Colours, and the border that molecule draws before each line where it has them.
 DRAWN = re.compile(r"\x1b\[[0-9;]*m")

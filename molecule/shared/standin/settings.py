@@ -104,7 +104,8 @@ OFFLINE = Fleet(
     (Host("connected", dies=False), Host("k80-standin", artifacts=False, repositories=False, network=False)),
 )
 UPDATE = Fleet("update", (Host("k80-standin", artifacts=False),))
-FLEETS = {fleet.name: fleet for fleet in (DEMO, TEST, BUILDER, OFFLINE, UPDATE)}
+UPGRADE = Fleet("upgrade", (Host("k80-standin"),))
+FLEETS = {fleet.name: fleet for fleet in (DEMO, TEST, BUILDER, OFFLINE, UPDATE, UPGRADE)}
 
 
 class Step:
