@@ -20,7 +20,8 @@ export LC_ALL := C.UTF-8
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): requirements/controller.txt
+# Order alone: a fresh clone's file is newer, and another clone may be at work with the same tools.
+$(READY): | requirements/controller.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else \
 	  f"PYTHON: found {sys.executable}, Python {v[0]}.{v[1]}; expected 3.11 or 3.12 (ansible-core 2.16). Run: make PYTHON=/path/to/python3.11")'
 	@echo "Installing the controller's tools into $(VENV) (about a minute)"
