@@ -9,14 +9,14 @@ import re
 from . import address, fetch, generation
 from .build import NEEDS, Lock, remove_tree
 from .errors import StoreError
-from .substitute import PUBLISHING
+from .substitute import ENDINGS, PUBLISHING
 
 KEEP = 3
 # Where a host publishes unless it is told otherwise.
 PUBLISHED = "/var/lib/kepler/published"
 PART = re.compile(r"^\.([0-9a-f]{64})\.part$")
 # What is published of an output: the name of the output, and the ending.
-ARCHIVE = re.compile(r"^([0-9a-z]{32}-.+?)\.(?:tar|manifest\.json|manifest\.json\.asc)$")
+ARCHIVE = re.compile(r"^([0-9a-z]{32}-.+?)(%s)$" % "|".join(map(re.escape, ENDINGS)))
 # Below the root: what has left its place and is being removed.
 TRASH = "trash"
 # Rows of /proc/PID that name files of a process.
@@ -137,15 +137,13 @@ def at_rest(directory):
     if not directory or not os.path.isdir(directory):
         yield False
         return
-    handle = os.open(directory, os.O_RDONLY)
+    handle, free = os.open(directory, os.O_RDONLY), True
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        yield False
-        return
-    try:
-        yield True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        yield free
     finally:
         os.close(handle)
 
@@ -160,8 +158,9 @@ def plan_published(directory, stay):
         names = sorted(os.listdir(directory)) if free else []
     found = [("leftover", name) for name in names if name.startswith(PUBLISHING)]
     if stay is not None:
-        matches = sorted(filter(None, map(ARCHIVE.match, names)), key=lambda one: (one.group(1), -len(one.group())))
-        found += [("archive", one.group()) for one in matches if one.group(1) not in stay]
+        matches = [one for one in map(ARCHIVE.match, names) if one and one.group(1) not in stay]
+        matches.sort(key=lambda one: (one.group(1), -ENDINGS.index(one.group(2))))
+        found += [("archive", one.group()) for one in matches]
     return [(kind, os.path.join(directory, name)) for kind, name in found]
 
 

@@ -31,6 +31,8 @@ LIMIT = 1 << 28
 END = b"\0" * (2 * BLOCK)
 MODES = {"file": 0o444, "executable": 0o555, "directory": 0o555, "link": 0o777}
 TYPES = {"file": b"0", "link": b"2", "directory": b"5"}
+# Of what is published of an output, in the order in which it gets there: the signature says that all is there.
+ENDINGS = (".tar", ".manifest.json", ".manifest.json.asc")
 # Where a publisher works, within the directory that it publishes into.
 PUBLISHING = ".publishing-"
 BEGIN = b"-----BEGIN PGP PUBLIC KEY BLOCK-----"
@@ -250,7 +252,7 @@ def publish(path, directory, home, fingerprint):
         # An old signature must not stand over new content; the new one says that all is there.
         if os.path.exists(base + ".manifest.json.asc"):
             os.unlink(base + ".manifest.json.asc")
-        for ending in (".tar", ".manifest.json", ".manifest.json.asc"):
+        for ending in ENDINGS:
             os.chmod(new + ending, 0o644)
             os.rename(new + ending, base + ending)
     return True
