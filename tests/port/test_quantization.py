@@ -308,6 +308,15 @@ def test_a_tensor_of_another_shape_is_refused(quantized, engine, tmp_path, tenso
         engine(model)
 
 
+def doubled(model, directory, tensor, dimension):
+    """A copy of the checkpoint in which one tensor is twice as large."""
+
+    def change(tensors):
+        tensors[tensor] = torch.cat([tensors[tensor]] * 2, dimension)
+
+    return rewrite_tensors(model, directory, change)
+
+
 @pytest.mark.parametrize("kind", [None, "gptq-32"])
 @pytest.mark.parametrize(
     ("larger", "split", "named"), [("self_attn.k_proj", 0, "self_attn"), ("mlp.down_proj", 1, "mlp.down_proj")]
@@ -316,13 +325,8 @@ def test_a_larger_tensor_is_refused(tiny, quantized, engine, tmp_path, kind, lar
     """Upstream takes of it what fits. Of a fused layer, the part that came last is named."""
     # GPTQ's is transposed. split: the dimension in which ranks share the weight.
     leaf, dimension = ("qweight", 1 - split) if kind else ("weight", split)
-    tensor = f"model.layers.1.{larger}.{leaf}"
-
-    def change(tensors):
-        tensors[tensor] = torch.cat([tensors[tensor]] * 2, dimension)
-
     made = quantized("llama", kind) if kind else tiny("llama")
-    model = rewrite_tensors(made, tmp_path / "model", change)
+    model = doubled(made, tmp_path / "model", f"model.layers.1.{larger}.{leaf}", dimension)
     with pytest.raises(ValueError, match=rf"tensor model\.layers\.1\.{named}\S*\.{leaf} .*: found \d+ elements in"):
         engine(model)
 
@@ -330,11 +334,7 @@ def test_a_larger_tensor_is_refused(tiny, quantized, engine, tmp_path, kind, lar
 def test_what_ranks_refuse_ends_them(quantized, tmp_path):
     """And a tensor that is larger than the shares of both is too large."""
     tensor = "model.layers.1.mlp.down_proj.qweight"
-
-    def change(tensors):
-        tensors[tensor] = torch.cat([tensors[tensor]] * 2)
-
-    model = rewrite_tensors(quantized("llama", "gptq-32"), tmp_path / "model", change)
+    model = doubled(quantized("llama", "gptq-32"), tmp_path / "model", tensor, 0)
     done = serve(model, tensor_parallel_size=2)
     assert done.status == 1, done.printed
     assert re.search(rf"ValueError: .*tensor {tensor} .*: found \d+ elements in", done.printed), done.printed
