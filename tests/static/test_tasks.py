@@ -1,9 +1,7 @@
-"""Rules that every task keeps."""
-
-import re
+"""Rules that every task keeps, beside those of ansible-lint (names, errors, versions, changes)."""
 
 import pytest
-from repository import BLOCKS, load, module_of, name_of, task_files, tasks_of
+from repository import BLOCKS, module_of, name_of, task_files, tasks_of
 
 FILES = pytest.mark.parametrize("path", task_files(), ids=name_of)
 PROGRAMS = {"command", "shell", "raw", "script"}
@@ -14,29 +12,10 @@ def label(task):
 
 
 @FILES
-def test_every_task_and_play_is_named(path):
-    named = [*(load(path) or []), *tasks_of(path)]
-    assert [label(task) for task in named if not task.get("name")] == []
-
-
-@FILES
-def test_no_error_is_ignored(path):
-    assert [label(task) for task in tasks_of(path) if "ignore_errors" in task or "ignore_unreachable" in task] == []
-
-
-@FILES
-def test_nothing_is_asked_for_in_its_latest_version(path):
-    assert not re.search(r"state:\s*['\"]?latest", path.read_text())
-
-
-@FILES
-def test_programs_say_when_they_change_something(path):
-    """A program that only reads says so, and runs in check mode too: what follows depends on its answer."""
+def test_programs_that_only_read_run_in_check_mode_too(path):
+    """What follows depends on their answers."""
     for task in tasks_of(path):
-        if module_of(task) not in PROGRAMS:
-            continue
-        assert "changed_when" in task, label(task)
-        if task["changed_when"] is False:
+        if module_of(task) in PROGRAMS and task["changed_when"] is False:
             assert task.get("check_mode") is False, label(task)
 
 
