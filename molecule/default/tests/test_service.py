@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import itertools
 import json
 import re
 import sys
@@ -42,10 +43,10 @@ def get(path, header=None):
         return error.code, error.read().decode()
 
 
-def post(body, key):
-    """Status of the answer to a completion with this body."""
+def post(body, key, path="/v1/completions"):
+    """Status of the answer to this body."""
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    request = urllib.request.Request(f"{URL}/v1/completions", data=body, headers=headers)
+    request = urllib.request.Request(f"{URL}{path}", data=body, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=120) as answer:
             answer.read()
@@ -177,8 +178,11 @@ def test_a_bad_request_is_refused(key, body, status):
 def test_random_bodies(k80, key):
     """No answer is the server's fault, it is the same server afterwards, and its log holds nothing of the bodies."""
     before = k80.check_output("systemctl show vllm@demo --property InvocationID --value")
+    paths = itertools.cycle(("/v1/completions", "/v1/chat/completions"))
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        found = collections.Counter(pool.map(lambda body: post(body, key), bodies(10_000 if LONG else 1_000, seed=6)))
+        found = collections.Counter(
+            pool.map(lambda body, path: post(body, key, path), bodies(10_000 if LONG else 1_000, seed=6), paths)
+        )
     assert set(found) == {200, 400, 404}, found
     assert found[400] > 0.8 * found.total()
     assert k80.check_output("systemctl show vllm@demo --property InvocationID --value") == before
