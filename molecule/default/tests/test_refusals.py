@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 
-import pytest
 import yaml
 from conftest import PROJECT, standins
 
@@ -31,43 +30,24 @@ def assert_refused(host, play, name: str, variables: list[str], *parts: str) -> 
     assert host.check_output(SNAPSHOT) == before
 
 
-REFUSALS = {
-    "a model that does not exist": (
-        [instance(model="/srv/models/nothing")], ["vllm_service_instances[0].model", "/srv/models/nothing"],
-    ),
-    "an unknown key": (
-        [instance(tensor_paralel_size=4)],
-        ["vllm_service_instances[0].tensor_paralel_size", "unknown key", "tensor_parallel_size"],
-    ),
-    "more ranks than dies": (
-        [instance(tensor_parallel_size=4, dies=[0, 1])],
-        ["vllm_service_instances[0].tensor_parallel_size", "found 4", "at most 2"],
-    ),
-    "dies that the host does not have": (
-        [instance(tensor_parallel_size=4, dies=[4, 5, 6, 7])],
-        ["vllm_service_instances[0].dies", "some of [0, 1, 2, 3]"],
-    ),
-    "a number in quotes": ([instance(port="8000")], ["vllm_service_instances[0].port", "Take the quotes away"]),
-    "an open address without a key": (
-        [instance(api_key_file=None)], ["vllm_service_instances[0]", "api_key_file"],
-    ),
-}
+def test_faults_of_an_instance_come_in_one_report(k80, play):
+    """All that the inventory alone shows; the host is not even asked."""
+    wrong = instance(tensor_parallel_size=4, dies=[0, 1], port="8000", api_key_file=None, tensor_paralel_size=4)
+    where = "vllm_service_instances[0]"
+    assert_refused(
+        k80, play, "k80-standin", [wrong], "nothing was changed", f"{where}.tensor_paralel_size", "unknown key",
+        f"{where}.tensor_parallel_size", "found 4", f"{where}.port", "Take the quotes away", "api_key_file",
+    )
 
 
-@pytest.mark.parametrize("case", REFUSALS)
-def test_refused(k80, play, case):
-    variables, parts = REFUSALS[case]
-    assert_refused(k80, play, "k80-standin", variables, "nothing was changed", *parts)
-
-
-def test_a_port_in_use(k80, play):
+def test_a_missing_model_and_a_port_in_use_are_refused(k80, play):
     """Our own server may hold its port; another process may not."""
     listen = "import socket, time; s = socket.create_server(('0.0.0.0', 8765)); time.sleep(120)"
     k80.run(f"systemd-run --unit kepler-test-listener --collect /usr/bin/python3 -c \"{listen}\"")
     try:
         assert_refused(
-            k80, play, "k80-standin", [instance(port=8765)], "nothing was changed", "vllm_service_instances[0].port",
-            "8765",
+            k80, play, "k80-standin", [instance(port=8765, model="/srv/models/nothing")], "nothing was changed",
+            "vllm_service_instances[0].model", "/srv/models/nothing", "vllm_service_instances[0].port", "8765",
         )
     finally:
         k80.run("systemctl stop kepler-test-listener")
@@ -95,17 +75,14 @@ def test_a_wrong_hash_in_the_lock(k80, play, tmp_path, monkeypatch):
     assert k80.check_output("ls /opt/kepler/build") == ""
 
 
-def test_a_host_without_a_k80(other, play):
-    assert_refused(other, play, "other-standin", [], "nothing was changed", "no Tesla K80 on the PCI bus")
-
-
-def test_a_host_that_is_not_el8(other, play):
-    """Another release's identity, for this one run."""
+def test_findings_of_a_host_come_in_one_report(other, play):
+    """No board, and for this one run another release's identity."""
     other.run("cp -L /etc/os-release /var/tmp/os-release && rm /etc/os-release && "
               "sed 's/8[.]10/9.4/g' /var/tmp/os-release > /etc/os-release")
     try:
         assert_refused(
-            other, play, "other-standin", [], "nothing was changed", "Rocky Linux 9.4", "Enterprise Linux 8",
+            other, play, "other-standin", [], "nothing was changed", "no Tesla K80 on the PCI bus", "Rocky Linux 9.4",
+            "Enterprise Linux 8",
         )
     finally:
         other.run("ln -sf ../usr/lib/os-release /etc/os-release")

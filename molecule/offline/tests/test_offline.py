@@ -54,6 +54,13 @@ def test_the_host_s_own_dnf_does_not_know_the_bundle(k80):
     assert "gpgcheck = 1" in k80.check_output("cat /etc/yum.repos.d/kepler-offline.repo")
 
 
+def test_a_second_run_over_the_packages_changes_nothing(play):
+    """What comes after the packages is the same with a network, and idempotent in the scenario `default`."""
+    status, printed = play("playbooks/host.yml", "-e", f"offline_bundle={BUNDLE}")
+    assert status == 0, printed[-3000:]
+    assert "changed=0" in printed.split("PLAY RECAP")[1]
+
+
 def test_a_bundle_of_another_lock_is_refused(k80, play, tmp_path, monkeypatch):
     lock = tmp_path / "lock"
     shutil.copytree(PROJECT / "files" / "lock", lock)
