@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from repository import BLOCKS, load, module_of, name_of, task_files, tasks_of
+from repository import BLOCKS, KEYWORDS, load, module_of, name_of, task_files, tasks_of
 
 FILES = pytest.mark.parametrize("path", task_files(), ids=name_of)
 PROGRAMS = {"command", "shell", "raw", "script"}
@@ -38,6 +38,29 @@ def test_programs_say_when_they_change_something(path):
         assert "changed_when" in task, label(task)
         if task["changed_when"] is False:
             assert task.get("check_mode") is False, label(task)
+
+
+# What makes a secret, or holds one that was made.
+SECRET = re.compile(r"lookup\('ansible\.builtin\.password'|__\w+_password\b|keys\.conf\.j2")
+
+
+def secret(task):
+    return bool(SECRET.search(str({key: value for key, value in task.items() if key not in (*BLOCKS, "name")})))
+
+
+@FILES
+def test_task_with_a_secret_shows_it_to_nobody(path):
+    for task in filter(secret, tasks_of(path)):
+        assert task.get("no_log") is True, label(task)
+        arguments = next((value for key, value in task.items() if key not in KEYWORDS), {})
+        # Whatever is written is closed to others; a task that writes a file says so.
+        if "dest" in arguments:
+            assert re.fullmatch("0[0-7][0-7]0", arguments["mode"]), label(task)
+
+
+def test_secrets_are_found_where_they_are():
+    found = {path.parent.parent.name for path in task_files() for task in tasks_of(path) if secret(task)}
+    assert {"load_balancer", "store", "vllm_service"} <= found
 
 
 @FILES
