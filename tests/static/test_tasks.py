@@ -40,6 +40,18 @@ def test_programs_say_when_they_change_something(path):
             assert task.get("check_mode") is False, label(task)
 
 
+@FILES
+def test_what_is_installed_is_signed_or_has_a_hash(path):
+    """No repository without signatures, no package past them, and no download that is not the lock's."""
+    for task in tasks_of(path):
+        arguments = next((value for key, value in task.items() if key not in KEYWORDS), {})
+        if module_of(task) == "yum_repository" and arguments.get("state") != "absent":
+            assert arguments.get("gpgcheck") is True, label(task)
+        if module_of(task) == "get_url":
+            assert str(arguments.get("checksum")).startswith("sha256:"), label(task)
+        assert not re.search("nogpgcheck|disable_gpg_check", str(arguments)), label(task)
+
+
 # What makes a secret, or holds one that was made.
 SECRET = re.compile(r"lookup\('ansible\.builtin\.password'|__\w+_password\b|keys\.conf\.j2")
 

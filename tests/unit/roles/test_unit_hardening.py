@@ -111,3 +111,14 @@ def test_dies_are_numbered_by_their_place_on_the_bus():
     assert "CUDA_VISIBLE_DEVICES=2,3" in lines
     lines = render("vllm_service", "instance.env.j2", item=instance, vllm_service_device="cpu").splitlines()
     assert [line for line in lines if line.startswith("CUDA_")] == []
+
+
+def test_server_tells_nobody_how_it_is_used():
+    lines = render("vllm_service", "instance.env.j2", item={"name": "main", "dies": [0]}).splitlines()
+    assert {"VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1"} <= set(lines)
+
+
+def test_file_server_of_the_builder_ends_by_itself():
+    """A run that broke off leaves nobody who would end it."""
+    properties = evaluate("store", variables_of("store")["__store_share_properties"], store_share_seconds=77)
+    assert "--property=RuntimeMaxSec=77" in properties

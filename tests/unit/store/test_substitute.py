@@ -242,9 +242,13 @@ def test_a_trusted_key_that_breaks_off(root, made, published, keys, tmp_path):
     assert not committed(root, made)
 
 
-def test_the_home_of_the_key_is_closed_and_what_lies_above_it_is_not(tmp_path, monkeypatch):
+@pytest.mark.parametrize("made_before", [False, True])
+def test_the_home_of_the_key_is_closed_and_what_lies_above_it_is_not(tmp_path, monkeypatch, made_before):
     monkeypatch.setattr(substitute, "run_gpg", lambda home, arguments: b"")
     home = tmp_path / "etc" / "kepler" / "signing"
+    if made_before:
+        home.mkdir(parents=True)
+        home.chmod(0o755)
     substitute.make_key(str(home), "kepler")
     modes = [one.stat().st_mode & 0o777 for one in (home, home.parent, home.parent.parent)]
     assert modes == [0o700, 0o755, 0o755]
