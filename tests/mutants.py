@@ -309,23 +309,35 @@ def judge(mutant: Mutant, free: queue.Queue[Path], processes: Processes) -> Verd
     return Verdict(mutant, NOTICED, failed_test(output), seconds)
 
 
-def baseline(
-    wanted: set[tuple[str, tuple[str, ...]]], free: queue.Queue[Path], processes: Processes, pool: ThreadPoolExecutor
-) -> None:
+def together(mutants: list[Mutant]) -> list[tuple[str, tuple[str, ...]]]:
+    """(runner, arguments of pytest) that run all tests of these mutants, those of the same files at once."""
+    chosen: dict[tuple[str, tuple[str, ...]], set[str]] = {}
+    for mutant in mutants:
+        paths, _, expression = " ".join(mutant.tests).partition(" -k ")
+        chosen.setdefault((mutant.runner, tuple(paths.split())), set()).add(expression)
+    return sorted(
+        (runner, paths if "" in every else (*paths, "-k", " or ".join(f"({one})" for one in sorted(every))))
+        for (runner, paths), every in chosen.items()
+    )
+
+
+def baseline(todo: list[Mutant], free: queue.Queue[Path], processes: Processes, pool: ThreadPoolExecutor) -> None:
     """Raise Unusable where tests fail without any mutant."""
 
-    def look(runner: str, tests: tuple[str, ...]) -> str:
-        clone, began = free.get(), time.monotonic()
+    def look(one: tuple[int, tuple[str, tuple[str, ...]]]) -> str:
+        (number, (runner, tests)), clone, began = one, free.get(), time.monotonic()
         try:
             status, output = pytest_in(clone, runner, tests, processes)
         finally:
             free.put(clone)
-        print(f"{' '.join(tests)}: status {status}, {time.monotonic() - began:.1f} s", flush=True)
+        print(f"[{number:>3}/{len(wanted)}] no mutant: {shown(' '.join(tests))} {time.monotonic() - began:6.1f} s",
+              flush=True)
         if status == PASSED:
             return ""
         return f"{' '.join(tests)}: {failed_test(output) or output.strip().splitlines()[-1:]} (status {status})"
 
-    faults = list(filter(None, pool.map(lambda one: look(*one), sorted(wanted))))
+    wanted = together(todo)
+    faults = list(filter(None, pool.map(look, enumerate(wanted, 1))))
     if faults:
         raise Unusable("tests that do not pass without a mutant: " + "; ".join(faults))
 
@@ -367,9 +379,8 @@ def run(chosen: list[Mutant], root: Path, jobs: int) -> list[Verdict]:
     processes = Processes()
     with clones(root, jobs) as free, ThreadPoolExecutor(jobs) as pool:
         try:
-            wanted = {(mutant.runner, mutant.tests) for mutant in todo}
-            print(f"{len(todo)} mutants; first the {len(wanted)} sets of tests without any", flush=True)
-            baseline(wanted, free, processes, pool)
+            print(f"{len(todo)} mutants; first their tests without any", flush=True)
+            baseline(todo, free, processes, pool)
             for number, verdict in enumerate(pool.map(lambda one: judge(one, free, processes), todo), 1):
                 print(f"[{number:>3}/{len(todo)}] {verdict.mutant.id:<24} {verdict.result:<8} {verdict.seconds:6.1f} s "
                       f" {verdict.test}", flush=True)

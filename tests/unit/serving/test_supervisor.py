@@ -48,10 +48,11 @@ def test_ready_means_a_token(unit):
     assert "HTTP/1.0" not in unit.output()
 
 
-def test_not_ready_without_a_token(unit):
+@pytest.mark.parametrize("stall", [60, 0.5], ids=["no answer yet", "no answer in time"])
+def test_not_ready_without_a_token(unit, stall):
     """/health answers, the ranks hang."""
     unit.order(hang=True)
-    unit.start(VLLM_KEPLER_STALL=60)
+    unit.start(VLLM_KEPLER_STALL=stall)
     time.sleep(2)
     assert unit.fields("READY") == []
     unit.order(hang=False)
