@@ -47,6 +47,19 @@ def test_rms_norm(shape, fused):
     assert_close(out, expected, (shape[-1] / 2 + 8) * UNIT * expected.abs().max())
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_rms_norm_of_small_numbers_keeps_epsilon(fused):
+    """A row of zeros stays one, and a row of tiny numbers does not become large."""
+    x, weight = torch.randn(3, 64) * torch.tensor([[0.0], [1e-5], [1e-3]]), torch.ones(64)
+    expected = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    out = x.clone() if fused else poisoned(3, 64)
+    if fused:
+        torch.ops._C.fused_add_rms_norm(out, torch.zeros_like(x), weight, 1e-6)
+    else:
+        torch.ops._C.rms_norm(out, x, weight, 1e-6)
+    assert_close(out, expected, 40 * UNIT * expected.abs().max())
+
+
 def erf_gelu(x):
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 

@@ -1,7 +1,9 @@
 """Rules that every task keeps, beside those of ansible-lint (names, errors, versions, changes)."""
 
+import re
+
 import pytest
-from repository import BLOCKS, module_of, name_of, task_files, tasks_of
+from repository import BLOCKS, KEYWORDS, module_of, name_of, task_files, tasks_of
 
 FILES = pytest.mark.parametrize("path", task_files(), ids=name_of)
 PROGRAMS = {"command", "shell", "raw", "script"}
@@ -15,8 +17,43 @@ def label(task):
 def test_programs_that_only_read_run_in_check_mode_too(path):
     """What follows depends on their answers."""
     for task in tasks_of(path):
-        if module_of(task) in PROGRAMS and task["changed_when"] is False:
+        if module_of(task) in PROGRAMS and task.get("changed_when") is False:
             assert task.get("check_mode") is False, label(task)
+
+
+@FILES
+def test_what_is_installed_is_signed_or_has_a_hash(path):
+    """No repository without signatures, no package past them, and no download that is not the lock's."""
+    for task in tasks_of(path):
+        arguments = next((value for key, value in task.items() if key not in KEYWORDS), {})
+        if module_of(task) == "yum_repository" and arguments.get("state") != "absent":
+            assert arguments.get("gpgcheck") is True, label(task)
+        if module_of(task) == "get_url":
+            assert str(arguments.get("checksum")).startswith("sha256:"), label(task)
+        assert not re.search("nogpgcheck|disable_gpg_check", str(arguments)), label(task)
+
+
+# What makes a secret, or holds one that was made.
+SECRET = re.compile(r"lookup\('ansible\.builtin\.password'|__\w+_password\b|keys\.conf\.j2")
+
+
+def secret(task):
+    return bool(SECRET.search(str({key: value for key, value in task.items() if key not in (*BLOCKS, "name")})))
+
+
+@FILES
+def test_task_with_a_secret_shows_it_to_nobody(path):
+    for task in filter(secret, tasks_of(path)):
+        assert task.get("no_log") is True, label(task)
+        arguments = next((value for key, value in task.items() if key not in KEYWORDS), {})
+        # Whatever is written is closed to others; a task that writes a file says so.
+        if "dest" in arguments:
+            assert re.fullmatch("0[0-7][0-7]0", arguments["mode"]), label(task)
+
+
+def test_secrets_are_found_where_they_are():
+    found = {path.parent.parent.name for path in task_files() for task in tasks_of(path) if secret(task)}
+    assert {"load_balancer", "store", "vllm_service"} <= found
 
 
 @FILES

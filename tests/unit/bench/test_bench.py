@@ -1,22 +1,18 @@
 """What is run, what is kept of it, and the report."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
-import ansible.module_utils
+import module_run
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "plugins" / "filter"))
-ansible.module_utils.__path__.append(str(ROOT / "plugins" / "module_utils"))
 
 from kepler_bench import bench_page, bench_points, bench_table  # noqa: E402
 
-specification = importlib.util.spec_from_file_location("bench_module", ROOT / "plugins" / "modules" / "vllm_bench.py")
-bench_module = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(bench_module)
+bench_module = module_run.load("vllm_bench")
 
 PARAMS = {
     "name": "main", "model": "/srv/models/m", "concurrency": 4, "input_tokens": 64, "output_tokens": 16, "requests": 12,
@@ -59,6 +55,34 @@ def test_points_and_table():
     assert [(point["concurrency"], point["output_throughput"]) for point in points] == [(1, 5.0), (2, 9.5)]
     assert json.loads(json.dumps(points)) == points
     assert bench_table(run(5.0))[0].startswith("main: 64 in, 16 out, 1 at a time: 5.0 tok/s")
+
+
+@pytest.fixture
+def measure(monkeypatch, capsys):
+    """Run the module, where the benchmark prints this and ends with this status; its answer."""
+
+    def run(printed, status=1):
+        api = type("Api", (), {"__init__": lambda self, *_: None, "model": lambda self: ("served", 2048)})
+        monkeypatch.setattr(bench_module, "Api", api)
+        monkeypatch.setattr(
+            bench_module.AnsibleModule, "run_command", lambda module, command: (status, printed, "its log")
+        )
+        return module_run.run(bench_module, monkeypatch, capsys, **{**PARAMS, "api_key_file": None})
+
+    return run
+
+
+@pytest.mark.parametrize(("completed", "fails"), [(12, False), (11, True), (0, True)])
+def test_benchmark_that_lost_requests_fails(measure, completed, fails):
+    answer = measure(json.dumps({**figures(5.0), "completed": completed}))
+    assert answer.get("failed", False) is fails
+    if fails:
+        assert f"found {completed} answers to 12 requests; expected all" in answer["msg"]
+
+
+def test_benchmark_without_a_result_shows_its_log(measure):
+    answer = measure("Traceback")
+    assert answer["failed"] and "left no result (status 1):\nits log" in answer["msg"]
 
 
 def test_the_page_shows_every_point_and_needs_nothing_else():

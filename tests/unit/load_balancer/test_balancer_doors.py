@@ -2,9 +2,11 @@
 
 import json
 import socket
+import ssl
 import stat
 import subprocess
 import time
+import warnings
 
 import pytest
 from balancer_rig import KEYS, UPSTREAM_KEY, secret, trusting
@@ -181,7 +183,9 @@ def test_keys_stand_in_files_of_root_alone(balancer):
     assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o600, 0)
 
 
-def test_tls(balancer, well, tmp_path_factory):
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A certificate of 127.0.0.1 and its key."""
     directory = tmp_path_factory.mktemp("certificate")
     certificate, key = directory / "cert.pem", directory / "key.pem"
     subprocess.run(
@@ -190,12 +194,57 @@ def test_tls(balancer, well, tmp_path_factory):
         check=True, capture_output=True,
     )  # fmt: skip
     secret(key, key.read_text())
-    running = balancer(
-        trusting(certificate), load_balancer_tls=True, load_balancer_certificate=str(certificate),
-        load_balancer_certificate_key=str(key),
+    return certificate, key
+
+
+def speaking_tls(balancer, pair):
+    return balancer(
+        trusting(pair[0]), load_balancer_tls=True, load_balancer_certificate=str(pair[0]),
+        load_balancer_certificate_key=str(pair[1]),
     )  # fmt: skip
+
+
+def test_tls(balancer, well, pair):
+    running = speaking_tls(balancer, pair)
     assert running.ask()[0] == 200
     assert running.ask("GET", "/health")[0] == 200
     running.context = None
     assert running.ask()[0] == 400
     assert sum(len(server.completions) for server in well) == 1
+
+
+# A host whose OpenSSL still speaks the old versions, as EL8's does with the policy LEGACY.
+PERMISSIVE = """openssl_conf = start
+[start]
+ssl_conf = ssl
+[ssl]
+system_default = all
+[all]
+MinProtocol = TLSv1
+CipherString = DEFAULT:@SECLEVEL=0
+"""
+
+
+def handshake(port, version):
+    """Whether a client that offers this version of TLS alone gets through."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = context.maximum_version = version
+    with socket.create_connection(("127.0.0.1", port), 20) as plain:
+        try:
+            with context.wrap_socket(plain) as secure:
+                return secure.version() is not None
+        except ssl.SSLError:
+            return False
+
+
+def test_old_tls_is_refused_though_the_host_allows_it(balancer, pair, tmp_path, monkeypatch):
+    (tmp_path / "openssl.cnf").write_text(PERMISSIVE)
+    monkeypatch.setenv("OPENSSL_CONF", str(tmp_path / "openssl.cnf"))
+    port = speaking_tls(balancer, pair).port
+    versions = ssl.TLSVersion
+    assert [handshake(port, version) for version in (versions.TLSv1_3, versions.TLSv1_2)] == [True, True]
+    assert [handshake(port, version) for version in (versions.TLSv1_1, versions.TLSv1)] == [False, False]

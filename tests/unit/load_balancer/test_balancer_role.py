@@ -165,6 +165,12 @@ def test_the_servers_key_is_read_as_systemd_reads_it(value):
     assert judge.balancer_upstream_key_findings("/k", text) == []
 
 
+def test_last_assignment_of_the_servers_key_counts():
+    """As it does in an EnvironmentFile of systemd, which the servers' unit reads."""
+    text = "VLLM_API_KEY=the-old-key-0123456\nOTHER=1\nVLLM_API_KEY=the-new-key-0123456\n"
+    assert judge.balancer_upstream_key(text) == "the-new-key-0123456"
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_shipped_layouts(path):
     """Servers and balancer of each are such as the checks let pass, and every die is at work."""

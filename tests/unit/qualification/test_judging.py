@@ -104,6 +104,13 @@ def test_xids():
     assert "Xid 999 (see NVIDIA's list" in only(judged(readings), "error", "board at 0000:42:00")
 
 
+@pytest.mark.parametrize("number", sorted(qualify.XIDS))
+def test_every_xid_but_that_of_an_ended_process_is_an_error(number):
+    readings = samples()
+    readings[5]["xids"] = qualify.read_xids([f"NVRM: Xid (PCI:0000:06:00): {number}, Ch 00000010"])
+    assert f"Xid {number}" in only(judged(readings), "warning" if number == 45 else "error", "die 1")
+
+
 def test_dies_that_are_gone():
     readings = samples()
     readings[7]["dies"].pop("4")

@@ -1,8 +1,12 @@
 """The module that lays several files down in one go."""
 
+import os
 import stat
+from pathlib import Path
 
+import module_run
 import pytest
+from recipes import small_disk
 
 TASK = {"name": "Lay down"}
 
@@ -108,3 +112,39 @@ def test_what_cannot_be_laid_down_is_said(lay, tmp_path, item, words):
     assert [word for word in words if word not in said] == []
     assert "Traceback" not in output
     assert "failed=1" in output
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """Run the module in process on one file with this text; its answer."""
+    host_files, mask = module_run.load("host_files"), os.umask(0o022)
+
+    def run(path, text):
+        return module_run.run(host_files, monkeypatch, capsys, files=[{"dest": str(path), "content": text}])
+
+    yield run
+    os.umask(mask)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@needs_root
+def test_file_of_a_user_becomes_that_of_root(here, tmp_path):
+    path = tmp_path / "a.service"
+    path.write_text("text")
+    os.chown(path, 4711, 4712)
+    assert here(path, "text")["paths"] == [str(path)]
+    assert (path.stat().st_uid, path.stat().st_gid) == (0, 0)
+    assert here(path, "text")["changed"] is False
+
+
+@needs_root
+def test_full_disk_leaves_the_old_file_whole(here, tmp_path):
+    with small_disk(str(tmp_path), "size=64k"):
+        path = Path(tmp_path, "a.service")
+        assert here(path, "old")["changed"]
+        answer = here(path, "n" * 100_000)
+        assert answer["failed"] and "cannot be laid down" in answer["msg"]
+        assert path.read_text() == "old"
+        assert [one.name for one in tmp_path.iterdir()] == ["a.service"]

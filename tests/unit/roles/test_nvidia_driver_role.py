@@ -413,6 +413,19 @@ SETTING = {
 }
 
 
+def test_nouveau_neither_loads_nor_sets_a_mode():
+    assert {"blacklist nouveau", "options nouveau modeset=0"} <= set(NOUVEAU.splitlines())
+
+
+def test_kernel_and_driver_are_installed_in_the_locked_version():
+    """Another version that is there is replaced, not left."""
+    tasks = yaml.safe_load((ROLE / "tasks/install.yml").read_text())
+    (task,) = (task for task in tasks if task.get("ansible.builtin.include_role", {}).get("tasks_from") == "packages")
+    assert task["vars"] == {
+        "repos_packages": "{{ __nvidia_driver_lock | locked_rpms('nvidia_driver') }}", "repos_packages_exact": True,
+    }
+
+
 def test_clocks_and_power_limits_are_never_touched():
     asked = 0
     for path in [*ROOT.glob("roles/**/*"), *ROOT.glob("playbooks/*.yml"), *ROOT.glob("plugins/**/*.py")]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rendered import render, variables_of
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLE = ROOT / "roles" / "vllm_service"
@@ -30,20 +31,14 @@ SYSTEMD_239 = {
 
 
 @pytest.fixture
-def write(play, tmp_path):
-    """Function that writes a template of the role as it would stand on a host."""
+def write():
+    """Function that gives a template of the role as it would stand on a host."""
 
     def run(template, instance=None, **variables):
-        target = tmp_path / "written"
-        files = {"src": str(ROLE / "templates" / template), "dest": str(target)}
-        task = {"name": "Write", "ansible.builtin.template": files}
-        defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
-        item = {**defaults["vllm_service_instance_defaults"], **INSTANCE, **(instance or {})}
-        known = {"store_root": "/opt/kepler", "__vllm_service_directory": "/etc/kepler/instances",
-                 "__vllm_service_current": {"stat": {"lnk_target": "generations/7"}}}
-        status, output = play([task], gather_facts=False, variables={**defaults, **known, "item": item, **variables})
-        assert status == 0, output
-        return target.read_text()
+        defaults = variables_of("vllm_service")["vllm_service_instance_defaults"]
+        known = {"store_root": "/opt/kepler", "__vllm_service_current": {"stat": {"lnk_target": "generations/7"}}}
+        item = {**defaults, **INSTANCE, **(instance or {})}
+        return render("vllm_service", template, **known, item=item, **variables)
 
     return run
 

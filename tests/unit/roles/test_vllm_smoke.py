@@ -2,7 +2,9 @@
 
 import http.server
 import json
+import os
 import threading
+from pathlib import Path
 
 import pytest
 from raw_server import answering
@@ -162,3 +164,23 @@ def test_a_unit_at_rest_is_given_up(play):
     assert status != 0
     assert "found inactive (dead), 0 restarts after its last start; expected an answer" in " ".join(output.split())
     assert "its last line" in output
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the token lies in /run")
+def test_server_that_answers_garbage_stays_held(play, server):
+    server.answers = [GOOD]  # of fewer tokens than were asked for
+    name = f"test-{os.getpid()}"
+    held = Path(f"/run/vllm-{name}.held")
+    held.write_text("token")
+    smoke = {"name": "Look", "ansible.builtin.include_role": {"name": "vllm_service", "tasks_from": "smoke"}}
+    instance = {"name": name, "model": "m", "host": "127.0.0.1", "port": server.port}
+    try:
+        status, output = play(
+            [smoke], gather_facts=False, variables={"vllm_service_instances": [instance]},
+            programs={"systemctl": "echo ActiveState=active; echo SubState=running"},
+        )
+        assert status != 0
+        assert "3 tokens instead of 8" in " ".join(output.split()), output
+        assert held.exists()
+    finally:
+        held.unlink(missing_ok=True)

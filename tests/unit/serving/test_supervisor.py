@@ -8,6 +8,20 @@ import time
 
 import pytest
 from supervised import KEY, wait_for
+from vllm_kepler.serving import supervisor
+from vllm_kepler.serving.instance import read_instance
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """Function that gives an instance of some variables, without a process."""
+
+    def read(port=8000, **variables):
+        (tmp_path / "main.yaml").write_text(f"model: x\nhost: 127.0.0.1\nport: {port}\n")
+        return read_instance("main", tmp_path / "main.yaml", "7", {"RUNTIME_DIRECTORY": "/run/vllm/main", **variables})
+
+    return read
+
 
 LOADING = [
     "INFO 11-21 08:34:27 [llm_engine.py:230] Initializing a V0 LLM engine (v0.9.2) with config: model='x'",
@@ -34,10 +48,11 @@ def test_ready_means_a_token(unit):
     assert "HTTP/1.0" not in unit.output()
 
 
-def test_not_ready_without_a_token(unit):
+@pytest.mark.parametrize("stall", [60, 0.5], ids=["no answer yet", "no answer in time"])
+def test_not_ready_without_a_token(unit, stall):
     """/health answers, the ranks hang."""
     unit.order(hang=True)
-    unit.start(VLLM_KEPLER_STALL=60)
+    unit.start(VLLM_KEPLER_STALL=stall)
     time.sleep(2)
     assert unit.fields("READY") == []
     unit.order(hang=False)
@@ -71,6 +86,17 @@ def test_a_start_is_not_bought_time_for_ever(unit):
     unit.start(VLLM_KEPLER_STALL=60, VLLM_KEPLER_START=2)
     wait_for(lambda: any("not ready after" in text for text in unit.fields("STATUS")))
     assert max(map(int, unit.fields("EXTEND_TIMEOUT_USEC"))) <= 2_000_000
+
+
+@pytest.mark.parametrize(("began", "moved", "reason"), [
+    (97, 1, None), (99, 1, "not ready after 99 s"), (60, 47, None), (60, 49, "no progress for 49 s"),
+])  # fmt: skip
+def test_start_has_no_more_than_its_own_time(bare, began, moved, reason):
+    """A look, and one for systemd's clock, before VLLM_KEPLER_START and VLLM_KEPLER_STALL are over."""
+    supervised = supervisor.Supervisor(bare(VLLM_KEPLER_START="100", VLLM_KEPLER_STALL="50"), [])
+    now = time.monotonic()
+    supervised.began, supervised.moved = now - began, now - moved
+    assert supervised.stalled() == reason
 
 
 @pytest.mark.parametrize(("said", "status"), [(0, 1), (2, 2), (7, 7)])
@@ -145,6 +171,22 @@ def test_a_taken_port(unit):
         unit.start()
         assert unit.ended() == 1
     assert unit.last() == f"vllm@main ends: port {unit.port} of 127.0.0.1 cannot be had: Address already in use"
+
+
+def test_port_is_free_right_after_a_restart(bare):
+    """The old server closed first, so that its last connections wait out their time."""
+    with socket.socket() as old:
+        # As vLLM does.
+        old.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        old.bind(("127.0.0.1", 0))
+        old.listen()
+        port = old.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            old.accept()[0].close()
+            assert client.recv(1) == b""
+    with socket.socket() as careless, pytest.raises(OSError, match="Address already in use"):
+        careless.bind(("127.0.0.1", port))
+    assert supervisor.port_holder(bare(port=port)) is None
 
 
 def test_stop_drains(unit):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from recipes import PLUGINS, committed, needs_namespaces, recipe, small_disk, source
-from store import address, build, fetch, tree
+from store import address, build, fetch, tree, verify
 from store.errors import StoreError
 
 pytestmark = needs_namespaces
@@ -240,6 +240,14 @@ def test_a_live_build_is_not_cleaned_away(root, tmp_path):
     (tmp_path / "go").touch()
     assert process.communicate()[0].strip() == b"built"
     assert committed(root, slow)
+
+
+@pytest.mark.skipif(not os.path.exists("/usr/bin/python3"), reason="needs a Python for the builder")
+def test_builds_do_not_differ_by_the_seed_of_hashes(root):
+    """As sets in compiled Python would, whose order is that of their hashes."""
+    made = recipe(builder="/usr/bin/python3 -c 'print(hash(\"x\"))' > \"$out/hash\"\n")
+    realise(root, made)
+    assert verify.rebuild(root, address.output_path(root, made)) == []
 
 
 def test_two_stores_hold_the_same_bytes(root, tmp_path):

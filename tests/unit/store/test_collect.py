@@ -78,6 +78,30 @@ def test_what_a_process_uses_stays(root):
     assert [item["path"] for item in collect.collect(root)] == [path]
 
 
+STANDS = """
+import os, signal, sys
+os.chdir("/")
+getattr(os, sys.argv[1])(sys.argv[2])
+print("stands", flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("how", ["chdir", "chroot"])
+def test_output_stays_while_a_process_stands_in_it(root, how):
+    """The process executes and maps nothing of it: its directory, or its root, lies there."""
+    path = make(root, "old")
+    generations(root, 1)
+    process = subprocess.Popen([sys.executable, "-c", STANDS, how, path], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"stands\n"
+        assert collect.collect(root) == []
+    finally:
+        process.kill()
+        process.communicate()
+    assert [item["path"] for item in collect.collect(root)] == [path]
+
+
 def test_what_is_being_built_stays(root):
     path = make(root, "loose")
     generations(root, 1)

@@ -56,6 +56,15 @@ def test_it_is_cyclonedx(bill):
         assert set([dependency["ref"]] + dependency["dependsOn"]) <= set(references)
 
 
+@pytest.mark.parametrize(("nevra", "purl"), [
+    ("a-b-3:1.2-4.el8.noarch", "pkg:rpm/rocky/a-b@1.2-4.el8?arch=noarch&epoch=3"),
+    ("a-b-0:1.2-4.el8.noarch", "pkg:rpm/rocky/a-b@1.2-4.el8?arch=noarch"),
+    ("a-b-1.2-4.el8.noarch", "pkg:rpm/rocky/a-b@1.2-4.el8?arch=noarch"),
+])
+def test_package_has_the_address_that_advisories_use(nevra, purl):
+    assert sbom.toolchain([nevra])[0]["purl"] == purl
+
+
 def test_what_it_names(bill):
     outputs = {component["name"]: component for component in bill["components"]}
     assert set(outputs) == {"base", "hello"}

@@ -79,7 +79,12 @@ def test_without_the_password(share, password):
     assert share("/a.tar", password) == (401, b"")
 
 
-@pytest.mark.parametrize("header", ["Basic", "Basic !!!", "Bearer " + PASSWORD, "Basic b3BlbiBzZXNhbWU="])
+CREDENTIALS = base64.b64encode(("any:" + PASSWORD).encode()).decode()
+
+
+@pytest.mark.parametrize("header", [
+    "Basic", "Basic !!!", "Bearer " + PASSWORD, "Basic b3BlbiBzZXNhbWU=", "Bearer " + CREDENTIALS, CREDENTIALS,
+])
 def test_a_header_that_is_none(share, header):
     assert share("/a.tar", None, Authorization=header) == (401, b"")
 

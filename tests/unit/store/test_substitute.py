@@ -173,6 +173,32 @@ def test_publishing_again_does_nothing_and_gives_the_same_bytes(root, made, publ
         os.rename(path, str(tmp_path / "kept"))
 
 
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_dead_publisher_leaves_no_stale_signature(root, made, published, keys, tmp_path, monkeypatch, renames):
+    """A signature says that all is there: it goes first and comes last."""
+    path = address.output_path(root, made)
+    os.rename(str(tmp_path / "kept"), path)
+    sign(published, made, root, keys[0], lambda said: said.update(note="of an older version"))
+    files = files_of(published, made, root)
+    files[0].write_bytes(b"half")
+    before, rename, done = [one.read_bytes() for one in files], os.rename, []
+
+    def dies(old, new):
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(new)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", dies)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            substitute.publish(path, str(published), *keys[0][:2])
+    finally:
+        monkeypatch.undo()
+        os.rename(path, str(tmp_path / "kept"))
+    assert not files[2].exists() or [one.read_bytes() for one in files] == before
+
+
 def test_a_damaged_output_is_not_published(root, keys, tmp_path):
     made = recipe()
     build.realise(root, made, [], [])
@@ -216,9 +242,13 @@ def test_a_trusted_key_that_breaks_off(root, made, published, keys, tmp_path):
     assert not committed(root, made)
 
 
-def test_the_home_of_the_key_is_closed_and_what_lies_above_it_is_not(tmp_path, monkeypatch):
+@pytest.mark.parametrize("made_before", [False, True])
+def test_the_home_of_the_key_is_closed_and_what_lies_above_it_is_not(tmp_path, monkeypatch, made_before):
     monkeypatch.setattr(substitute, "run_gpg", lambda home, arguments: b"")
     home = tmp_path / "etc" / "kepler" / "signing"
+    if made_before:
+        home.mkdir(parents=True)
+        home.chmod(0o755)
     substitute.make_key(str(home), "kepler")
     modes = [one.stat().st_mode & 0o777 for one in (home, home.parent, home.parent.parent)]
     assert modes == [0o700, 0o755, 0o755]
@@ -241,6 +271,24 @@ def test_a_manifest_that_was_changed(root, made, published, keys):
     manifest = files_of(published, made, root)[1]
     manifest.write_text(manifest.read_text().replace("bin/run", "bin/rux"))
     assert_refused(root, made, published, keys, "found content that the signature does not fit", "expected")
+
+
+def test_good_signature_does_not_cover_a_bad_one_beside_it(root, made, published, keys, tmp_path):
+    """gpgv says VALIDSIG of the one and ends with a failure for the other."""
+    _archive, manifest, signature = files_of(published, made, root)
+    (tmp_path / "other").write_text("other content")
+    both = b""
+    for number, signed in enumerate((manifest, tmp_path / "other")):
+        single = tmp_path / ("%d.sig" % number)
+        substitute.run_gpg(keys[0][0], ["--output", str(single), "--detach-sign", str(signed)])
+        both += single.read_bytes()
+    signature.write_bytes(both)
+    status = subprocess.Popen(
+        ["gpg", "--homedir", keys[0][0], "--batch", "--status-fd", "1", "--verify", str(signature), str(manifest)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ).communicate()[0]
+    assert b"VALIDSIG" in status and b"BADSIG" in status
+    assert_refused(root, made, published, keys, "found content that the signature does not fit")
 
 
 def test_a_signature_that_is_none(root, made, published, keys):
@@ -271,6 +319,9 @@ ESCAPES = {
     "above": ({"path": "../x", "type": "directory"}, "../x: found a name that leads out"),
     "absolute": ({"path": "/etc/x", "type": "directory"}, "/etc/x: found a name that leads out"),
     "within": ({"path": "bin/../../x", "type": "directory"}, "found a name that leads out"),
+    "two slashes": ({"path": "bin//x", "type": "directory"}, "bin//x: found a name that leads out"),
+    "a slash at the end": ({"path": "x/", "type": "directory"}, "x/: found a name that leads out"),
+    "a dot": ({"path": "bin/./x", "type": "directory"}, "bin/./x: found a name that leads out"),
     "twice": ({"path": "bin", "type": "directory"}, "bin: found a name that is taken"),
     "manifest": ({"path": address.MANIFEST, "type": "directory"}, "found a name that is taken"),
     "through a link": ({"path": "short/x", "type": "directory"}, "found no directory above it"),
@@ -389,6 +440,26 @@ def test_a_file_that_changes_after_the_archive_was_looked_at(root, made, publish
     with pytest.raises(StoreError, match="data: found the sha256 .* Nothing was committed"):
         take(root, made, [published], keys)
     assert os.listdir(os.path.join(root, "build")) == os.listdir(os.path.join(root, "store")) == []
+
+
+@pytest.mark.parametrize("plant", [os.symlink, os.link], ids=["link", "hard link"])
+def test_unpacking_never_writes_through_what_is_there(root, made, published, keys, tmp_path, monkeypatch, plant):
+    """Somebody was faster: a file stands where one is to be written."""
+    victim = tmp_path / "victim"
+    victim.write_text("not to be touched")
+    for_each, out = substitute.for_each, os.path.join(root, "build", address.key(made), "out")
+
+    def planted(members, archive, act):
+        if os.path.isdir(os.path.join(out, "bin")):
+            plant(str(victim), os.path.join(out, "bin", "run"))
+        for_each(members, archive, act)
+
+    monkeypatch.setattr(substitute, "for_each", planted)
+    with pytest.raises(StoreError, match="could not be read or unpacked: .*File exists"):
+        take(root, made, [published], keys)
+    assert victim.read_text() == "not to be touched"
+    assert victim.stat().st_mode & 0o222
+    assert not committed(root, made)
 
 
 def test_a_disk_that_cannot_be_read(root, made, published, keys, monkeypatch):

@@ -1,0 +1,34 @@
+"""Templates of the roles as they stand on a host, rendered in process: starting ansible-playbook takes seconds."""
+
+from functools import cache
+from pathlib import Path
+
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import filter_loader
+from ansible.template import Templar
+
+ROOT = Path(__file__).resolve().parents[2]
+filter_loader.add_directory(str(ROOT / "plugins" / "filter"))
+
+
+@cache
+def variables_of(role):
+    """Variables of a role as its defaults and vars give them, and the sources of the lock."""
+    known = {"kepler_lock": yaml.safe_load((ROOT / "files" / "lock" / "sources.yml").read_text())}
+    for name in ("defaults", "vars"):
+        path = ROOT / "roles" / role / name / "main.yml"
+        if path.is_file():
+            known.update(yaml.safe_load(path.read_text()) or {})
+    return {"ansible_managed": "managed", "role_path": str(ROOT / "roles" / role), **known}
+
+
+def evaluate(role, value, **variables):
+    """A value of the role with every template in it replaced, as a task would see it."""
+    templar = Templar(DataLoader(), variables={**variables_of(role), **variables})
+    return templar.template(value, preserve_trailing_newlines=True, escape_backslashes=False)
+
+
+def render(role, template, **variables):
+    """Text that the module `template` would write for a template of the role."""
+    return evaluate(role, (ROOT / "roles" / role / "templates" / template).read_text(), **variables)
