@@ -14,8 +14,9 @@ filter_loader.add_directory(str(ROOT / "plugins" / "filter"))
 
 @cache
 def variables_of(role):
-    """Variables of a role as its defaults and vars give them, and the sources of the lock."""
-    known = {"kepler_lock": yaml.safe_load((ROOT / "files" / "lock" / "sources.yml").read_text())}
+    """Variables of a role as its defaults and vars give them, and the lock's sources and RPMs."""
+    lock = [yaml.safe_load((ROOT / "files" / "lock" / name).read_text()) for name in ("sources.yml", "rpms.yml")]
+    known = {"kepler_lock": {**lock[0], **lock[1]}}
     for name in ("defaults", "vars"):
         path = ROOT / "roles" / role / name / "main.yml"
         if path.is_file():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rendered import evaluate
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLE = ROOT / "roles/nvidia_driver"
@@ -93,19 +94,17 @@ def test_no_module_is_loaded_into_another_kernel(play, recorded, log):
 @pytest.mark.parametrize(("version", "kernel", "due"), [
     (DRIVER, KERNEL, False), (DRIVER, "4.18.0-1.x86_64", True), (None, KERNEL, True), ("390.1", KERNEL, True),
 ])  # fmt: skip
-def test_what_makes_a_reboot_due(play, version, kernel, due):
-    due_as = [{"name": "Judge", "ansible.builtin.assert": {"that": f"__nvidia_driver_due == {due}"}}]
-    variables = {"__nvidia_driver_loaded": {"host": {"nvidia_version": version, "kernel": kernel}}}
-    status, output = play(due_as, variables=variables, gather_facts=False, vars_files=[str(ROLE / "vars/main.yml")])
-    assert status == 0, output
-
-
-def test_a_reboot_hangs_on_the_knob_and_on_what_is_loaded():
+def test_what_makes_a_reboot_due(version, kernel, due):
+    loaded = {"host": {"nvidia_version": version, "kernel": kernel}}
+    assert evaluate("nvidia_driver", "{{ __nvidia_driver_due }}", __nvidia_driver_loaded=loaded) is due
+    # The knob alone reboots nothing, and nothing reboots without it.
     (task,) = [
         task for task in yaml.safe_load((ROLE / "tasks/load.yml").read_text()) if "ansible.builtin.reboot" in task
     ]
-    assert task["when"] == ["nvidia_driver_reboot | bool", "__nvidia_driver_due"]
-    assert task["ansible.builtin.reboot"] == {"reboot_timeout": "{{ nvidia_driver_reboot_timeout }}"}
+    for knob in ("true", "false"):
+        facts = {"__nvidia_driver_loaded": loaded, "nvidia_driver_reboot": knob}
+        reboots = [evaluate("nvidia_driver", f"{{{{ {condition} }}}}", **facts) for condition in task["when"]]
+        assert all(reboots) == (due and knob == "true")
 
 
 @pytest.mark.parametrize(
@@ -351,16 +350,11 @@ def test_check_mode_says_what_the_installer_would_do(play, tmp_path, recorded, l
     assert log() == []
 
 
-def test_the_runfile_leaves_the_streams_packages_out(play):
-    patterns = "__nvidia_driver_lock | versionlock_patterns('nvidia_driver')"
-    show = f"{{{{ {patterns} | map('regex_replace', '-0:.*', '') | join(' ') }}}}"
-    variables = yaml.safe_load((ROLE / "vars/main.yml").read_text())
-    tasks = [{"name": "Show", "ansible.builtin.debug": {"msg": show}}]
-    status, output = play(
-        tasks, variables={**variables, "nvidia_driver_provider": "runfile"}, gather_facts=False
-    )
-    assert status == 0, output
-    assert "msg: kernel kernel-core kernel-modules kernel-devel kernel-headers dkms\n" in output
+def test_the_runfile_leaves_the_streams_packages_out():
+    patterns = "{{ __nvidia_driver_lock | versionlock_patterns('nvidia_driver') }}"
+    found = evaluate("nvidia_driver", patterns, nvidia_driver_provider="runfile")
+    names = ["kernel", "kernel-core", "kernel-modules", "kernel-devel", "kernel-headers", "dkms"]
+    assert [pattern.partition("-0:")[0] for pattern in found] == names
 
 
 def sign(play, tmp_path, key, certificate, *options):
