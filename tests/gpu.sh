@@ -19,8 +19,9 @@ if [ -z "${KEPLER_PYTHON:-}" ]; then
     export PYTHONPATH="$runner"
 fi
 if [ -z "${VLLM_KEPLER_LIBRARY:-}" ]; then
-    tests/kernels.sh
-    export VLLM_KEPLER_LIBRARY="$KEPLER_CACHE/kernels/libvllm_kepler.so"
+    . tests/library.sh
+    need_library
+    export VLLM_KEPLER_LIBRARY="$library/libvllm_kepler.so"
 fi
 # Tests leave out what they have no GPU for.
 if ! "$KEPLER_PYTHON" -c 'import torch; torch.zeros(1, device="cuda")'; then

@@ -1,10 +1,12 @@
 #!/bin/bash
-# The port against transformers on PyTorch 2.0.1, on the CPU.
+# The port against transformers on PyTorch 2.0.1, on the CPU. Arguments: pytest's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+. tests/library.sh
+need_library
 . tests/serving.sh
 cd tests/port
 # Most of the time an engine starts, on one core: two of them at a time.
-exec env PYTHONPATH="$runner" PYTHONDONTWRITEBYTECODE=1 "$serving/bin/python" -m pytest -q --numprocesses auto --dist worksteal \
+exec env VLLM_KEPLER_LIBRARY="$library/libvllm_kepler.so" PYTHONPATH="$runner" PYTHONDONTWRITEBYTECODE=1 "$serving/bin/python" -m pytest -q --numprocesses auto --dist worksteal \
     "$@" . ../models

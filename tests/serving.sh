@@ -2,13 +2,11 @@
 # Sets `serving`, its directory, and `runner`, a directory with pytest for its Python.
 (
     export PYTHONPATH="$PWD/molecule/shared"
-    cuda="$(python -m standin nvcc)"
     python -m standin artifacts
     ansible-playbook -i localhost, tests/port/environment.yml -e "ansible_python_interpreter=$(command -v python)" \
         -e "store_root=$KEPLER_CACHE/store" -e "{store_artifacts: [$KEPLER_CACHE/artifacts]}" \
         -e pytorch_provider=wheel -e python310_provider=prebuilt \
-        -e "python310_interpreter=$(python -m standin python310)" \
-        -e "vllm_kernels_nvcc=$cuda/bin/nvcc" -e "vllm_kernels_ccbin=$cuda/gcc10/usr/bin/g++-10"
+        -e "python310_interpreter=$(python -m standin python310)" -e vllm_kernels=false
 )
 serving="$(cat "$KEPLER_CACHE/store/serving")"
 runner="$KEPLER_CACHE/venv/port-$(sha256sum requirements/port-tests.txt | cut -c1-12)"
