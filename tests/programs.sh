@@ -24,17 +24,19 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 fi
 echo "Getting$unpacked $installed"
 export DEBIAN_FRONTEND=noninteractive
-apt-get --quiet=2 update
+# Another program may be installing something.
+apt="apt-get -o DPkg::Lock::Timeout=300 --quiet=2"
+$apt update
 if [ -n "$installed" ]; then
     # shellcheck disable=SC2086
-    apt-get --quiet=2 install --yes --no-install-recommends $installed >/dev/null
+    $apt install --yes --no-install-recommends $installed >/dev/null
 fi
 if [ -n "$unpacked" ]; then
     mkdir -p "$KEPLER_CACHE/programs"
     work="$(mktemp -d)"
     chmod 755 "$work"
     # shellcheck disable=SC2086
-    (cd "$work" && apt-get --quiet=2 download $unpacked 2>/dev/null && for package in *.deb; do
+    (cd "$work" && $apt download $unpacked 2>/dev/null && for package in *.deb; do
         dpkg -x "$package" "$KEPLER_CACHE/programs"
     done)
     rm -rf "$work"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import docker
 
-from .settings import STATE, Step, fail
+from .settings import APT_WAITS, STATE, Step, fail
 
 OWN = STATE / "engine"
 SOCKET = OWN / "docker.sock"
@@ -41,7 +41,9 @@ def install() -> None:
     with Step("Installing the distribution's container engine"):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         for arguments in (["update"], ["install", "--yes", "--no-install-recommends", "docker.io", "iptables"]):
-            done = subprocess.run(["apt-get", "--quiet", *arguments], env=environment, capture_output=True, text=True)
+            done = subprocess.run(
+                ["apt-get", *APT_WAITS, "--quiet", *arguments], env=environment, capture_output=True, text=True
+            )
             if done.returncode:
                 command = f"apt-get {' '.join(arguments)}"
                 fail(f"Container engine: `{command}` failed; {expected}.\n{done.stderr.strip()[-2000:]}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import docker
 
-from .settings import IMAGE, STATE, Step, fail
+from .settings import APT_WAITS, CACHE, IMAGE, STATE, Step, fail
 
 SHARED = Path(__file__).resolve().parents[1]
 ROCKY = "rockylinux:8"
@@ -111,13 +111,17 @@ def give_identity(root: Path) -> None:
     subprocess.run(["chroot", root, "rpm", "--initdb"], check=True)
 
 
-def debian_base(client: docker.DockerClient, tag: str) -> None:
-    """Import a base made of Debian's packages."""
+def debian_base() -> Path:
+    """Archive of a base made of Debian's packages, from the cache or made anew."""
+    archive = CACHE / f"el8-base-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}.tar"
+    if archive.exists():
+        return archive
+    print("   making the base from Debian's packages (about a minute)", flush=True)
     if os.geteuid() != 0:
         fail(f"Image: {ROCKY} cannot be pulled and this user is not root; expected one of both. Be root, or pull it.")
     missing = [program for program in ("mmdebstrap", "rpm") if not shutil.which(program)]
     if missing:
-        command = ["apt-get", "--quiet", "install", "--yes", "--no-install-recommends", *missing]
+        command = ["apt-get", *APT_WAITS, "--quiet", "install", "--yes", "--no-install-recommends", *missing]
         done = subprocess.run(
             command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, capture_output=True, text=True
         )
@@ -133,10 +137,13 @@ def debian_base(client: docker.DockerClient, tag: str) -> None:
     if made.returncode:
         fail(f"Image: mmdebstrap failed:\n{made.stderr.strip()[-2000:]}")
     give_identity(root)
-    archive = subprocess.Popen(["tar", "-C", root, "--numeric-owner", "-c", "."], stdout=subprocess.PIPE)
-    client.api.import_image_from_stream(archive.stdout, repository=tag.partition(":")[0], tag=tag.partition(":")[2])
-    archive.wait()
+    part = archive.with_suffix(".part")
+    subprocess.run(["tar", "-C", root, "--numeric-owner", "-cf", part, "."], check=True)
     shutil.rmtree(root)
+    for other in CACHE.glob("el8-base-*.tar"):
+        other.unlink()
+    part.rename(archive)
+    return archive
 
 
 def base(client: docker.DockerClient) -> str:
@@ -150,13 +157,14 @@ def base(client: docker.DockerClient) -> str:
         client.images.pull(ROCKY.partition(":")[0], tag=ROCKY.partition(":")[2])
         return ROCKY
     except docker.errors.APIError:
-        print("   no registry answers: making the base from Debian's packages (about a minute)", flush=True)
-    tag = f"{BASE}:{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}"
+        print("   no registry answers", flush=True)
+    archive = debian_base()
+    tag = archive.stem.rpartition("-")[2]
     try:
-        client.images.get(tag)
+        client.images.get(f"{BASE}:{tag}")
     except docker.errors.ImageNotFound:
-        debian_base(client, tag)
-    return tag
+        client.api.import_image_from_file(str(archive), repository=BASE, tag=tag)
+    return f"{BASE}:{tag}"
 
 
 def ensure(client: docker.DockerClient) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from .settings import PROJECT, STATE, Step, fail
+from .settings import APT_WAITS, CACHE, PROJECT, Step, fail
 
 SHARED = Path(__file__).resolve().parents[1]
 LOCK = PROJECT / "files" / "lock" / "rpms.yml"
@@ -186,14 +186,14 @@ def ensure() -> Path:
         path.read_bytes()
         for path in (Path(__file__), LOCK, SHARED / "stubs" / "nvidia-smi", SHARED / "captures" / "k80x4.csv")
     )
-    target = STATE / "repos" / hashlib.sha256(inputs).hexdigest()[:12]
+    target = CACHE / "repos" / hashlib.sha256(inputs).hexdigest()[:12]
     if (target / "fingerprint").exists() and not (target / "work").exists():
         return target
     programs = {"rpmbuild": "rpm", "gpg": "gnupg"}
     missing = [package for program, package in programs.items() if not shutil.which(program)]
     with Step("Making the stub repositories"):
         if missing and os.geteuid() == 0 and shutil.which("apt-get"):
-            run("apt-get", "--quiet", "install", "--yes", "--no-install-recommends", *missing,
+            run("apt-get", *APT_WAITS, "--quiet", "install", "--yes", "--no-install-recommends", *missing,
                 DEBIAN_FRONTEND="noninteractive")
         elif missing:
             fail(f"Stub repositories: found no {', '.join(missing)}; expected rpm and gpg. Install them.")

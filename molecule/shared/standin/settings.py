@@ -13,7 +13,10 @@ PROJECT = Path(__file__).resolve().parents[3]
 CACHE = Path(os.environ.get("KEPLER_CACHE") or Path.home() / ".cache" / "vllm-kepler")
 ARTIFACTS = CACHE / "artifacts"
 STATE = CACHE / "standin"
-LOGS = CACHE / "logs"
+# What the stand-in of the scenario `default` has built, for those of other scenarios to begin with.
+OUTPUTS = STATE / "outputs"
+# As options of apt-get: another program may be installing something.
+APT_WAITS = ("-o", "DPkg::Lock::Timeout=300")
 IMAGE = "vllm-kepler/el8-standin"
 # Whether the tests that take minutes each run as well.
 LONG = bool(os.environ.get("STANDIN_LONG"))
@@ -31,6 +34,7 @@ class Host:
         repositories: whether it reaches the stub repositories.
         compiler: whether it has a compiler for the kernels.
         network: whether it has any network but its loopback.
+        given: names of outputs that it begins with, where another stand-in has built them before.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Host:
     repositories: bool = True
     compiler: bool = False
     network: bool = True
+    given: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,12 @@ DEMO = Fleet("demo", (Host("k80-standin"),), port("DEMO_PORT", 8000))
 TEST = Fleet(
     "test", (Host("k80-standin", compiler=True), Host("other-standin", dies=False)), port("TEST_PORT", 8100)
 )
+# What takes minutes to build.
+LARGE = ("python310", "pytorch", "vllm", "vllm_dependencies", "vllm_kernels")
 BUILDER = Fleet(
     "builder",
     (
-        Host("k80-builder", dies=False, compiler=True),
+        Host("k80-builder", dies=False, compiler=True, given=LARGE),
         Host("k80-first", artifacts=False),
         Host("k80-second", compiler=True),
     ),
@@ -104,7 +111,7 @@ OFFLINE = Fleet(
     (Host("connected", dies=False), Host("k80-standin", artifacts=False, repositories=False, network=False)),
 )
 UPDATE = Fleet("update", (Host("k80-standin", artifacts=False),))
-UPGRADE = Fleet("upgrade", (Host("k80-standin"),))
+UPGRADE = Fleet("upgrade", (Host("k80-standin", given=LARGE),))
 FLEETS = {fleet.name: fleet for fleet in (DEMO, TEST, BUILDER, OFFLINE, UPDATE, UPGRADE)}
 
 
