@@ -22,7 +22,7 @@ PICTURE = (
 def test_every_host_holds_the_same_bytes(fleet):
     pictures = {name: fleet[name].check_output(PICTURE) for name in HOSTS}
     assert len(set(pictures.values())) == 1, pictures
-    assert len(fleet["k80-first"].check_output(f"ls {STORE}").split()) >= 6
+    assert len(fleet["k80-first"].check_output(f"ls {STORE}").split()) >= 7
 
 
 @pytest.mark.parametrize("name", TAKING)
@@ -32,7 +32,7 @@ def test_what_was_taken_holds(fleet, name):
 
 def test_nothing_was_built_where_nothing_is_built(fleet):
     """The builder keeps the sources that it fetched; the others were handed none, not even the port."""
-    assert len(fleet["k80-builder"].check_output("ls /opt/kepler/sources").split()) > 100
+    assert fleet["k80-builder"].check_output("ls /opt/kepler/sources")
     for name in TAKING:
         assert fleet[name].check_output("ls -A /opt/kepler/sources") == ""
 

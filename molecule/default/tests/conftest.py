@@ -24,7 +24,9 @@ URL = f"http://127.0.0.1:{TEST.port}"
 @pytest.fixture(scope="session", autouse=True)
 def client():
     """The container engine; testinfra finds it by DOCKER_HOST."""
-    return engine.ensure()
+    client = engine.ensure()
+    standins.keep_outputs(TEST)
+    return client
 
 
 @pytest.fixture(scope="session")

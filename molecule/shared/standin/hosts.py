@@ -15,7 +15,7 @@ from typing import Any
 import docker
 
 from . import artifacts, engine, image, repos
-from .settings import DEFAULT_MODEL, PROJECT, STATE, Fleet, Host, Step, fail
+from .settings import DEFAULT_MODEL, OUTPUTS, PROJECT, STATE, Fleet, Host, Step, fail
 
 SERVER_PORT = 8000  # in the container
 # What systemd needs where --privileged is refused.
@@ -111,7 +111,6 @@ def options(fleet: Fleet, host: Host) -> dict[str, Any]:
     chosen: dict[str, Any] = {
         "name": fleet.container(host.name),
         "hostname": host.name,
-        "detach": True,
         "cap_add": CAPABILITIES,
         "security_opt": ["seccomp=unconfined"],
         "cgroupns": "private",
@@ -170,6 +169,40 @@ def open_way_to_python(container: Any) -> None:
         execute(container, f"chmod o+x '{parent}'")
 
 
+def store_of(container: Any) -> Path | None:
+    """Where this machine has what a container wrote into its store; None where the engine keeps it out of reach."""
+    upper = container.attrs["GraphDriver"]["Data"].get("UpperDir")
+    return Path(upper, "opt", "kepler", "store") if upper and os.access(upper, os.W_OK) else None
+
+
+def lay(source: Path, directory: Path) -> None:
+    """Put an output into a directory by hard links: nothing ever changes it. Nothing happens across file systems."""
+    part = directory / f".{source.name}"
+    shutil.rmtree(part, ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    if subprocess.run(["cp", "-al", source, part], capture_output=True).returncode:
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        part.rename(directory / source.name)
+
+
+def keep_outputs(fleet: Fleet) -> None:
+    """Keep what the first host of a fleet has built, for the hosts of other fleets."""
+    client = engine.ensure()
+    store = store_of(client.containers.get(fleet.container(fleet.hosts[0].name)))
+    for output in store.iterdir() if store else ():
+        if (output / ".kepler-manifest.json").exists() and not (OUTPUTS / output.name).exists():
+            lay(output, OUTPUTS)
+
+
+def give_outputs(container: Any, host: Host) -> None:
+    """Let a container that has not started yet begin with outputs that another host has built."""
+    store = store_of(container)
+    for output in OUTPUTS.iterdir() if store and OUTPUTS.exists() else ():
+        if store and output.name.partition("-")[2].partition("-")[0] in host.given:
+            lay(output, store)
+
+
 def up(fleet: Fleet) -> None:
     """Start the hosts of a fleet that are not there yet."""
     client = engine.ensure()
@@ -194,7 +227,10 @@ def up(fleet: Fleet) -> None:
             pass
         with Step(f"Starting the stand-in {host.name}"):
             try:
-                container = client.containers.run(tag, **chosen)
+                container = client.containers.create(tag, **chosen)
+                container.reload()
+                give_outputs(container, host)
+                container.start()
             except docker.errors.APIError as error:
                 reason = str(error.explanation)
                 # It may have been made and not started.
