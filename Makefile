@@ -39,25 +39,26 @@ demo: $(READY)  ## The main job on a stand-in host: site.yml, then a served comp
 demo-down: $(READY)  ## Remove all that the demo made, but for the download cache
 	@$(STANDIN) down
 
-test: lint unit kernels port molecule  ## All checks and tests
+test: $(READY)  ## All checks and tests, two parts at a time (PART="unit port": these alone)
+	@tests/run.py $(PART)
 
 lint: $(READY)  ## Linters and type checks
-	@tests/lint.sh
+	@tests/run.py lint
 
 unit: $(READY)  ## Unit and static tests; host code under Python 3.6 too where it is installed
-	@tests/unit.sh
+	@tests/run.py unit host
 
 kernels: $(READY)  ## The CUDA kernels: a real build for sm_37 and its report
-	@tests/kernels.sh
+	@tests/run.py kernels
 
 port: $(READY)  ## The port against transformers, on PyTorch 2.0.1
-	@tests/port.sh
+	@tests/run.py port
 
 gpu: $(READY)  ## On a machine with NVIDIA GPUs: operators, engine and benchmarks (STEPS=some of them)
 	@tests/gpu.sh $(STEPS)
 
-molecule: $(READY)  ## Two stand-in hosts: converge, idempotence, verify
-	@$(STANDIN) molecule test
+molecule: $(READY)  ## The stand-in hosts' scenarios: converge, idempotence, verify
+	@tests/run.py default builder upgrade_rollback offline kernel_update
 
 plan: $(READY)  ## What a model needs of K80 dies, and what fits (MODEL=directory or name)
 	@ansible-playbook playbooks/plan.yml -e plan_model="$(MODEL)"

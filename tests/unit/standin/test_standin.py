@@ -1,6 +1,5 @@
 """What the stand-in's own program says when something is missing, and what its nvidia-smi answers."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ PROJECT = Path(__file__).resolve().parents[3]
 SHARED = PROJECT / "molecule" / "shared"
 sys.path.insert(0, str(SHARED))
 
-from standin import __main__ as command  # noqa: E402
 from standin import artifacts, engine, hosts, repos  # noqa: E402
 
 
@@ -141,29 +139,3 @@ class TestNvidiaSmi:
         done = smi("--query-gpu=nothing", "--format=csv")
         assert done.returncode != 0
         assert 'Field "nothing"' in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("program", "text", "words"),
-    [
-        (["-m", "pytest", "--color=yes"], "def test_two():\n    assert 1 + 1 == 3\n",
-         ["E       assert (1 + 1) == 3", "test_it.py::test_two"]),
-        (["-m", "ansible", "playbook", "-i", "box,", "-c", "local"],
-         "- hosts: box\n  gather_facts: false\n  tasks:\n    - command: /no/such\n      ignore_errors: true\n"
-         "    - fail: {msg: 'what a task says'}\n",
-         ["fatal: [box]: FAILED!", "what a task says"]),
-    ],
-)  # fmt: skip
-def test_what_failed_is_found_again(program, text, words, tmp_path, capfd):
-    file, log = tmp_path / "test_it.py", tmp_path / "logs" / "it.log"
-    file.write_text(text)
-    status = command.recorded([sys.executable, *program, str(file)], {**os.environ, "ANSIBLE_FORCE_COLOR": "1"}, log)
-    assert status != 0
-    assert capfd.readouterr().out == log.read_text()
-    printed = log.read_text()
-    # As it comes, and within the border that molecule draws.
-    for shown in (printed, "".join(f"  \x1b[2m│\x1b[0m {line}\n" for line in printed.splitlines())):
-        said = "\n".join(command.failures(shown))
-        assert [word for word in words if word not in said] == []
-        assert "collected" not in said
-        assert "PLAY" not in said
