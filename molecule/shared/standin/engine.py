@@ -16,6 +16,10 @@ from .settings import APT_WAITS, STATE, Step, fail
 OWN = STATE / "engine"
 SOCKET = OWN / "docker.sock"
 PID = OWN / "docker.pid"
+DATA = OWN / "data"
+# What the stand-in of the scenario `default` has built, for those of other scenarios to begin with. The engine mounts
+# its data apart: hard links to what containers have lead nowhere else.
+OUTPUTS = DATA / "kepler-outputs"
 START_SECONDS = 60
 
 
@@ -55,7 +59,7 @@ def start() -> None:
     with Step("Starting a container engine"):
         log = (OWN / "dockerd.log").open("w")
         process = subprocess.Popen(
-            ["dockerd", "--host", f"unix://{SOCKET}", "--data-root", OWN / "data", "--exec-root", OWN / "run",
+            ["dockerd", "--host", f"unix://{SOCKET}", "--data-root", DATA, "--exec-root", OWN / "run",
              "--pidfile", PID],
             stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )

@@ -15,7 +15,7 @@ from typing import Any
 import docker
 
 from . import artifacts, engine, image, repos
-from .settings import DEFAULT_MODEL, OUTPUTS, PROJECT, STATE, Fleet, Host, Step, fail
+from .settings import DEFAULT_MODEL, PROJECT, STATE, Fleet, Host, Step, fail
 
 SERVER_PORT = 8000  # in the container
 # What systemd needs where --privileged is refused.
@@ -170,20 +170,18 @@ def open_way_to_python(container: Any) -> None:
 
 
 def store_of(container: Any) -> Path | None:
-    """Where this machine has what a container wrote into its store; None where the engine keeps it out of reach."""
-    upper = container.attrs["GraphDriver"]["Data"].get("UpperDir")
-    return Path(upper, "opt", "kepler", "store") if upper and os.access(upper, os.W_OK) else None
+    """Where this machine has what a container wrote into its store; None where we did not start the engine."""
+    upper = (container.attrs["GraphDriver"]["Data"] or {}).get("UpperDir")
+    return Path(upper, "opt", "kepler", "store") if upper and engine.DATA in Path(upper).parents else None
 
 
 def lay(source: Path, directory: Path) -> None:
-    """Put an output into a directory by hard links: nothing ever changes it. Nothing happens across file systems."""
+    """Put an output into a directory by hard links: nothing ever changes it."""
     part = directory / f".{source.name}"
     shutil.rmtree(part, ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True)
-    if subprocess.run(["cp", "-al", source, part], capture_output=True).returncode:
-        shutil.rmtree(part, ignore_errors=True)
-    else:
-        part.rename(directory / source.name)
+    subprocess.run(["cp", "-al", source, part], check=True)
+    part.rename(directory / source.name)
 
 
 def keep_outputs(fleet: Fleet) -> None:
@@ -191,14 +189,14 @@ def keep_outputs(fleet: Fleet) -> None:
     client = engine.ensure()
     store = store_of(client.containers.get(fleet.container(fleet.hosts[0].name)))
     for output in store.iterdir() if store else ():
-        if (output / ".kepler-manifest.json").exists() and not (OUTPUTS / output.name).exists():
-            lay(output, OUTPUTS)
+        if (output / ".kepler-manifest.json").exists() and not (engine.OUTPUTS / output.name).exists():
+            lay(output, engine.OUTPUTS)
 
 
 def give_outputs(container: Any, host: Host) -> None:
     """Let a container that has not started yet begin with outputs that another host has built."""
     store = store_of(container)
-    for output in OUTPUTS.iterdir() if store and OUTPUTS.exists() else ():
+    for output in engine.OUTPUTS.iterdir() if store and engine.OUTPUTS.exists() else ():
         if store and output.name.partition("-")[2].partition("-")[0] in host.given:
             lay(output, store)
 

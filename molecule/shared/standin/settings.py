@@ -13,8 +13,6 @@ PROJECT = Path(__file__).resolve().parents[3]
 CACHE = Path(os.environ.get("KEPLER_CACHE") or Path.home() / ".cache" / "vllm-kepler")
 ARTIFACTS = CACHE / "artifacts"
 STATE = CACHE / "standin"
-# What the stand-in of the scenario `default` has built, for those of other scenarios to begin with.
-OUTPUTS = STATE / "outputs"
 # As options of apt-get: another program may be installing something.
 APT_WAITS = ("-o", "DPkg::Lock::Timeout=300")
 IMAGE = "vllm-kepler/el8-standin"
