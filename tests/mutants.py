@@ -45,7 +45,7 @@ product, each in a clone, and runs the tests that must fail with it. The changes
 ```console
 $ source "$(make -s tools | tail -n 1)"
 $ tests/mutants.py                          # all of them; exit status 1 if one survives
-$ tests/mutants.py --only H3 --only door-key
+$ tests/mutants.py --only H3 door-key       # these two
 $ tests/mutants.py --markdown docs/mutants.md
 ```
 
@@ -356,15 +356,20 @@ def shown(text: str) -> str:
     return line if len(line) <= 60 else line[:57] + "..."
 
 
-def markdown(verdicts: list[Verdict]) -> str:
-    """The document of a run."""
+def markdown(verdicts: list[Verdict], known: list[Mutant], before: str = "") -> str:
+    """The document of a run. before: the one until now, whose results count for mutants that did not run again."""
+    results = {one.mutant.id: f"`{one.test}`" if one.test else one.result for one in verdicts}
     rows = []
-    for one in verdicts:
-        change = f"`{one.mutant.file.rsplit('/', 1)[-1]}`: `{shown(one.mutant.text)}`"
-        change += f" becomes `{shown(one.mutant.becomes)}`" if one.mutant.becomes.strip() else " goes"
-        held = f"`{one.test}`" if one.test else one.result
-        rows.append(f"| {one.mutant.id} | {change} | {one.mutant.lets} | {held} |")
-    return DOCUMENT.format(date=time.strftime("%Y-%m-%d"), summary=summary(verdicts) + ".", rows="\n".join(rows))
+    for mutant in known:
+        change = f"`{mutant.file.rsplit('/', 1)[-1]}`: `{shown(mutant.text)}`"
+        change += f" becomes `{shown(mutant.becomes)}`" if mutant.becomes.strip() else " goes"
+        row = f"| {mutant.id} | {change} | {mutant.lets} | "
+        earlier = next((line[len(row):-2] for line in before.splitlines() if line.startswith(row)), NOT_RUN)
+        rows.append(f"{row}{results.get(mutant.id, earlier)} |")
+    counts = {result: sum(row.endswith(f"| {result} |") for row in rows) for result in (SURVIVED, NOT_RUN)}
+    said = f"{len(rows)} mutants: {len(rows) - sum(counts.values())} noticed"
+    said += "".join(f", {count} {result}" for result, count in counts.items() if count)
+    return DOCUMENT.format(date=time.strftime("%Y-%m-%d"), summary=said + ".", rows="\n".join(rows))
 
 
 def run(chosen: list[Mutant], root: Path, jobs: int) -> list[Verdict]:
@@ -400,7 +405,10 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
     parser.add_argument("--list", action="store_true", help="list the mutants and end")
     parser.add_argument("--only", metavar="ID", nargs="+", action="extend", default=[], help="these mutants alone")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="how many at once (1)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the result there as a document")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE",
+        help="write the result there as a document; mutants that did not run keep the one that stands there",
+    )
     asked = parser.parse_args(arguments)
     try:
         known = read_table(root / TABLE)
@@ -426,7 +434,8 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
         print(f"{one.mutant.id:<24} {one.result:<8}  {one.test}")
     print(summary(verdicts))
     if asked.markdown:
-        asked.markdown.write_text(markdown(verdicts))
+        before = asked.markdown.read_text() if asked.markdown.is_file() else ""
+        asked.markdown.write_text(markdown(verdicts, known, before))
     return 1 if any(one.result == SURVIVED for one in verdicts) else 0
 
 

@@ -137,3 +137,17 @@ def test_a_newer_cuda_on_path_changes_nothing(build, csrc, tmp_path):
     (csrc / "norm.cu").write_text(KERNEL % "__global__ void k(float* x) { *x = 1.f; }")
     status, printed = build(csrc, environment={"PATH": f"{newer}:/usr/bin:/bin", "NVCC_APPEND_FLAGS": "-arch=sm_90"})
     assert status == 0, printed
+
+
+def test_tools_beside_nvcc_come_first_on_its_path(build, csrc, tmp_path):
+    """Not every nvcc has a profile that says so."""
+    nvcc, newer = fake_nvcc(tmp_path / "bin", "11.4"), tmp_path / "newer"
+    nvcc.write_text(
+        "#!/bin/sh\ncase $* in *--version*) echo release 11.4, V11.4.99;; *) command -v ptxas; exit 1;; esac\n"
+    )
+    newer.mkdir()
+    (newer / "ptxas").symlink_to("/bin/true")
+    refused(
+        build(csrc, "--nvcc", nvcc, environment={"PATH": f"{newer}:/usr/bin:/bin"}),
+        f"nvcc failed (1):\n{tmp_path}/bin/ptxas",
+    )

@@ -77,6 +77,16 @@ def test_noticed_mutant_gives_status_0(small, capsys, tmp_path):
     assert "`test_product.py::test_answer` |" in document
 
 
+def test_document_keeps_what_did_not_run_again(small, tmp_path):
+    path = tmp_path / "out.md"
+    small(NOTICED, SURVIVOR, arguments=["--markdown", path])
+    assert "2 mutants: 1 noticed, 1 SURVIVED." in path.read_text()
+    rows = [line for line in path.read_text().splitlines() if line.startswith(("| one", "| two"))]
+    small(NOTICED, SURVIVOR, statuses={"OTHER = 2": 1}, arguments=["--markdown", path, "--only", "two"])
+    assert "2 mutants: 2 noticed." in path.read_text()
+    assert rows[0] in path.read_text() and rows[1] not in path.read_text()
+
+
 def test_survivor_gives_status_1(small, capsys):
     assert small(NOTICED, SURVIVOR) == 1
     assert "two                      SURVIVED" in capsys.readouterr().out

@@ -152,6 +152,24 @@ def test_answers_of_one_another_under_load_are_found(check, server, monkeypatch)
         check("load", concurrency=2)
 
 
+@pytest.mark.parametrize(("others", "passes"), [(0, True), (2, True), (3, False)])
+def test_few_ties_pass_under_load_and_more_do_not(check, monkeypatch, others, passes):
+    """One answer in twenty may be another than the one that was given alone."""
+    asked = []
+
+    def answers(prompt, count):
+        asked.append(prompt)
+        turned = asked.count(prompt) > 1 and int(prompt.partition(".")[0]) < others
+        return tokens("x" if turned else prompt, count)
+
+    monkeypatch.setattr(fake_server, "tokens", answers)
+    if passes:
+        assert check("load", requests=40)[1]["differ"] == others
+        return
+    with pytest.raises(api.Wrong, match="3 of 40 answers are not those given alone"):
+        check("load", requests=40)
+
+
 def test_recorded_answers(check):
     _, figures = check("record")
     recorded = figures["golden"]

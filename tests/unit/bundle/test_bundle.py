@@ -148,6 +148,20 @@ def test_a_file_that_was_changed(made):
         bundle.check_content(made, lambda text: None)
 
 
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
+def test_listed_file_must_be_a_plain_one(made, kind):
+    """A link of a listed name would be unpacked, and written through."""
+
+    def change(member, content):
+        if "artifacts/" in member.name:
+            member.type, member.linkname, content = kind, "/etc/shadow", b""
+        return member, content
+
+    rewrite(made, change)
+    with pytest.raises(bundle.BundleError, match=r"found the entry that is no plain file .*some-1.0.whl; expected"):
+        bundle.check_content(made, lambda text: None)
+
+
 def test_a_file_that_is_missing(made):
     rewrite(made, lambda member, content: None if "artifacts/" in member.name else (member, content))
     with pytest.raises(bundle.BundleError, match=r"found no artifacts/some-1.0.whl"):

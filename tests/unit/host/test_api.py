@@ -83,7 +83,9 @@ def test_a_completion_that_is_none(document):
         api.Api("127.0.0.1", port, None, 10).complete("m", "p", 3)
 
 
-@pytest.mark.parametrize("values", [["a"], [{}], [[]], [None]])
+@pytest.mark.parametrize("values", [
+    ["a"], [{}], [[]], [None], [float("nan")], [float("-inf")], [float("inf")], [-1e5], [0.5],
+])
 def test_probabilities_that_are_no_numbers(values):
     with pytest.raises(api.Wrong, match="no model has"):
         api.look_at("a", values, 1)

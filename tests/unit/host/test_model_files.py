@@ -221,6 +221,12 @@ def test_what_is_still_to_be_fetched_is_no_fault(hub):
     assert facts["config"] == {"model_type": "llama"}
 
 
+def test_revision_that_leads_out_of_the_cache_is_not_read(hub):
+    (hub / "elsewhere").mkdir()
+    (hub / "elsewhere" / "config.json").write_text("{}")
+    assert cached_model(str(hub), "owner/name@../../elsewhere") is None
+
+
 @pytest.mark.parametrize("model", ["owner/name@other", "owner/name", "owner/other@main", "../..@main", "x@../../main"])
 def test_what_the_cache_does_not_have(hub, model):
     assert cached_model(str(hub), model) is None

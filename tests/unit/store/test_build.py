@@ -82,7 +82,11 @@ def test_sources_reach_the_builder(root, tmp_path):
 def test_the_environment_is_clean(root, monkeypatch):
     monkeypatch.setenv("SECRET", "leaked")
     made = recipe(builder='env | cut -d= -f1 | sort > "$out/names"; umask > "$out/umask"\n', environment={"MORE": "1"})
-    realise(root, made)
+    mask = os.umask(0o077)
+    try:
+        realise(root, made)
+    finally:
+        os.umask(mask)
     path = Path(address.output_path(root, made))
     known = {"PATH", "HOME", "TMPDIR", "LC_ALL", "SOURCE_DATE_EPOCH", "PYTHONHASHSEED", "out", "src", "MORE"}
     known |= {"PWD", "OLDPWD", "SHLVL", "_", "KEPLER_JOBS"}

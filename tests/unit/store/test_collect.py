@@ -140,6 +140,8 @@ def test_what_a_build_needs_stays(root, tmp_path):
     try:
         while not (tmp_path / "pid").exists():
             time.sleep(0.05)
+        # A dry run does not name them either.
+        assert collect.plan(root, sources=True) == []
         assert collect.collect(root, sources=True) == []
         process.kill()
         process.communicate()

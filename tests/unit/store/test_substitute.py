@@ -166,7 +166,8 @@ def test_publishing_again_does_nothing_and_gives_the_same_bytes(root, made, publ
         archive.write_bytes(b"half")
         assert substitute.publish(path, str(published), *keys[0][:2]) is True
         assert (archive.read_bytes(), manifest.read_bytes()) == (before[archive][0], before[manifest][0])
-        # By another key, it is not published.
+        # By another key, it is not published, though this home knows the first one.
+        substitute.run_gpg(keys[1][0], ["--import", keys[0][2]])
         assert substitute.publish(path, str(published), *keys[1][:2]) is True
         assert len(list(published.iterdir())) == 3
     finally:

@@ -85,6 +85,12 @@ def test_a_damaged_manifest(root, output, content):
         verify.rebuild(root, str(output))
 
 
+@pytest.mark.parametrize(("user", "group"), [(1, 0), (0, 1)])
+def test_file_of_another_user_or_group_is_found(output, user, group):
+    os.chown(str(output / "bin" / "where"), user, group)
+    assert problems(output) == {"bin/where": "owner %d:%d instead of 0:0" % (user, group)}
+
+
 def test_rights(output):
     (output / "bin" / "where").chmod(0o4555)
     os.chown(str(output / "bin"), 1, 1)
@@ -125,9 +131,14 @@ def test_building_again_needs_the_sources(root, tmp_path):
     build.realise(root, made, [], [])
     path = address.output_path(root, made)
     assert verify.rebuild(root, path) == []
-    os.unlink(os.path.join(root, "sources", made["sources"][0]["sha256"]))
-    with pytest.raises(StoreError, match=r"its source a \(a\) is not in"):
-        verify.rebuild(root, path)
+    held = Path(root, "sources", made["sources"][0]["sha256"])
+    held.chmod(0o644)
+    held.write_text("b")
+    for _ in ("changed", "gone"):
+        with pytest.raises(StoreError, match=r"its source a \(a\) is not in"):
+            verify.rebuild(root, path)
+        if held.exists():
+            held.unlink()
 
 
 def test_names(root, output):
