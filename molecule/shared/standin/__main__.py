@@ -23,6 +23,7 @@ def down(fleets: list[str], keep_engine: bool = False) -> None:
         hosts.down(FLEETS[fleet])
     if keep_engine:
         return
+    shutil.rmtree(engine.OUTPUTS, ignore_errors=True)
     if hosts.others_left():
         print("Removed. The engine and the image stay for the other stand-ins.")
         return
