@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ SHARED = PROJECT / "molecule" / "shared"
 sys.path.insert(0, str(SHARED))
 
 from standin import artifacts, engine, hosts, repos  # noqa: E402
+from standin.settings import TEST, Host  # noqa: E402
 
 
 def message_of(function, *arguments):
@@ -104,6 +106,51 @@ def test_every_locked_module_package_is_in_its_stream():
     assert len(streams["470-dkms"]["artifacts"]["rpms"]) == sum(rpm.get("stream") == "470-dkms" for rpm in rpms)
     # The newest is the default: whoever does not name the stream gets the wrong driver.
     assert documents[-1]["data"]["stream"] == "latest-dkms"
+
+
+class TestOutputs:
+    """What one stand-in has built and another one begins with."""
+
+    @pytest.fixture
+    def container(self, monkeypatch, tmp_path):
+        """Function that makes a container of an engine whose data lie in a directory: it has one built output."""
+        monkeypatch.setattr(engine, "DATA", tmp_path / "data")
+        monkeypatch.setattr(engine, "OUTPUTS", tmp_path / "data" / "kepler-outputs")
+
+        def make(name, data="data", built=True):
+            upper = tmp_path / data / "overlay2" / name / "diff"
+            upper.mkdir(parents=True)
+            if built:
+                output = upper / "opt" / "kepler" / "store" / "key-pytorch-2.0"
+                output.mkdir(parents=True)
+                (output / ".kepler-manifest.json").write_text("{}")
+            made = SimpleNamespace(attrs={"GraphDriver": {"Data": {"UpperDir": str(upper)}}}, upper=upper)
+            found = SimpleNamespace(containers=SimpleNamespace(get=lambda name: made))
+            monkeypatch.setattr(engine, "ensure", lambda: found)
+            return made
+
+        return make
+
+    @pytest.mark.parametrize(("given", "same"), [(("pytorch",), True), (("vllm",), False)])
+    def test_host_begins_with_outputs_by_name(self, container, given, same):
+        first = container("first")
+        hosts.keep_outputs(TEST)
+        second = container("second", built=False)
+        hosts.give_outputs(second, Host("k80-standin", given=given))
+        manifests = [
+            made.upper / "opt" / "kepler" / "store" / "key-pytorch-2.0" / ".kepler-manifest.json"
+            for made in (first, second)
+        ]
+        assert manifests[1].exists() is same
+        assert not same or manifests[0].samefile(manifests[1])
+
+    def test_engine_of_the_user_gives_and_gets_nothing(self, container):
+        container("first", data="var-lib-docker")
+        hosts.keep_outputs(TEST)
+        second = container("second", data="var-lib-docker", built=False)
+        hosts.give_outputs(second, Host("k80-standin", given=("pytorch",)))
+        assert not engine.OUTPUTS.exists()
+        assert list(second.upper.iterdir()) == []
 
 
 class TestNvidiaSmi:
