@@ -27,6 +27,8 @@ from xml.etree import ElementTree
 PROJECT = Path(__file__).resolve().parents[1]
 CACHE = Path(os.environ.get("KEPLER_CACHE") or Path.home() / ".cache" / "vllm-kepler")
 LOGS = CACHE / "logs"
+# Where Python finds the program of the stand-ins.
+STANDIN = str(PROJECT / "molecule" / "shared")
 # Every process of a run has it in its environment, however it was started.
 MARK = "KEPLER_TEST_RUN"
 # What a run writes, downloads included.
@@ -120,7 +122,7 @@ class Running:
         environment = {
             **os.environ,
             MARK: str(CACHE),
-            "PYTHONPATH": "molecule/shared",
+            "PYTHONPATH": STANDIN,
             "PYTHONUNBUFFERED": "1",
             # What passed leaves no directory behind.
             "PYTEST_ADDOPTS": f"{os.environ.get('PYTEST_ADDOPTS', '')} -o tmp_path_retention_policy=failed "
@@ -225,7 +227,7 @@ def marked() -> Iterator[int]:
 def remove_stand_ins() -> None:
     """Remove the stand-ins of tests, and with the last of all the engine that we started. A demo stays."""
     command = [sys.executable, "-m", "standin", "down", "--tests"]
-    subprocess.run(command, cwd=PROJECT, env={**os.environ, "PYTHONPATH": "molecule/shared"}, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=PROJECT, env={**os.environ, "PYTHONPATH": STANDIN}, stdout=subprocess.DEVNULL)
 
 
 def end_leftovers() -> None:

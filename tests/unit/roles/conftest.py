@@ -15,11 +15,11 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tests" / "unit" / "store"))
 
 
-def ansible(directory, facts, *arguments):
+def ansible(directory, facts, *arguments, **environment):
     """Run ansible-playbook in `directory`; facts of hosts are kept in `facts`."""
     return ansible_playbook(
         directory, *arguments,
-        ANSIBLE_CACHE_PLUGIN="ansible.builtin.jsonfile", ANSIBLE_CACHE_PLUGIN_CONNECTION=str(facts),
+        ANSIBLE_CACHE_PLUGIN="ansible.builtin.jsonfile", ANSIBLE_CACHE_PLUGIN_CONNECTION=str(facts), **environment,
     )  # fmt: skip
 
 
@@ -41,10 +41,11 @@ def gathered(factory):
 def play(tmp_path, tmp_path_factory):
     """Run a play on the host `box`; return its exit status and output.
 
-    tasks: the play's tasks. programs: scripts that stand first on the host's PATH, by name. keywords: of the play.
+    tasks: the play's tasks. programs: scripts that stand first on the host's PATH, by name. modules: texts of modules
+    in place of this project's, by name. keywords: of the play.
     """
 
-    def run(tasks, *options, variables=None, programs=None, **keywords):
+    def run(tasks, *options, variables=None, programs=None, modules=None, **keywords):
         directory = tmp_path / "programs"
         directory.mkdir(exist_ok=True)
         for name, script in (programs or {}).items():
@@ -66,7 +67,14 @@ def play(tmp_path, tmp_path_factory):
             # A copy: what modules say of the host in a test is kept beside it.
             shutil.rmtree(facts, ignore_errors=True)
             shutil.copytree(gathered(tmp_path_factory), facts)
-        done = ansible(tmp_path, facts, "-i", str(inventory), str(playbook), *options)
+        library = tmp_path / "modules"
+        library.mkdir(exist_ok=True)
+        for name, text in (modules or {}).items():
+            (library / f"{name}.py").write_text(text)
+        done = ansible(
+            tmp_path, facts, "-i", str(inventory), str(playbook), *options,
+            ANSIBLE_LIBRARY=f"{library}:{ROOT / 'plugins' / 'modules'}",
+        )  # fmt: skip
         return done.returncode, done.stdout
 
     return run
