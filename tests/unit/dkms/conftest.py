@@ -1,16 +1,10 @@
 """The real dkms over directories of a test, and the roles' way to run a play."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 
 import pytest
-
-ROLES = Path(__file__).resolve().parents[1] / "roles" / "conftest.py"
-SPEC = importlib.util.spec_from_file_location("roles_conftest", ROLES)
-roles = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(roles)
-play = roles.play
+from role_play import play  # noqa: F401
 
 SYSTEM = "/usr/sbin:/usr/bin:/sbin:/bin"
 

@@ -1,15 +1,9 @@
 """The role on this machine: what it says before it does, what it leaves, and what it does a second time."""
 
-import importlib.util
 import json
 
 import pytest
 from simulated import ROOT
-
-specification = importlib.util.spec_from_file_location("roles_conftest", ROOT / "tests/unit/roles/conftest.py")
-roles = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(roles)
-play = roles.play
 
 NO_SERVERS = "exit 0"
 
