@@ -196,8 +196,10 @@ def keep_outputs(fleet: Fleet) -> None:
 def give_outputs(container: Any, host: Host) -> None:
     """Let a container that has not started yet begin with outputs that another host has built."""
     store = store_of(container)
-    for output in engine.OUTPUTS.iterdir() if store and engine.OUTPUTS.exists() else ():
-        if store and output.name.partition("-")[2].partition("-")[0] in host.given:
+    if store is None or not engine.OUTPUTS.exists():
+        return
+    for output in engine.OUTPUTS.iterdir():
+        if output.name.partition("-")[2].partition("-")[0] in host.given:
             lay(output, store)
 
 
