@@ -1,9 +1,11 @@
-"""PyTorch from source: every command and variable of the recipe, and its whole way on a small tree of the same shape.
+"""PyTorch from source: every variable of the recipe, and its whole way on a small tree of the same shape.
 
 Nobody has built the real tree in full with this recipe yet.
 """
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import pip
 import pytest
 import yaml
 from recipes import needs_namespaces
@@ -86,58 +89,60 @@ def test_what_the_role_hands_to_the_store():
     )
 
 
-COMMANDS = [
-    '"$python310/bin/python3.10" -m venv tools',
-    'tools/bin/python -m pip --quiet install --no-index --no-deps "$src"/*.whl',
-    'export PATH="$PWD/tools/bin:$PATH"',
-    "CUDNN_ROOT=\"$(tools/bin/python -c 'import nvidia.cudnn; print(list(nvidia.cudnn.__path__)[0])')\"",
-    'export CUDNN_INCLUDE_DIR="$CUDNN_ROOT/include" CUDNN_LIB_DIR="$CUDNN_ROOT/lib" '
-    'CUDNN_LIBRARY="$CUDNN_ROOT/lib/libcudnn.so.8"',
-    'export CMAKE_PREFIX_PATH="$PWD/tools"',
-    'export MAX_JOBS="$KEPLER_JOBS"',
-    "mkdir tree",
-    'tar -xf "$src"/pytorch-v*.tar.gz --strip-components=1 -C tree',
-    "cd tree",
-    "python setup.py bdist_wheel",
-    'python -m pip --quiet install --root-user-action ignore --no-index --no-deps --no-compile '
-    '--target "$out/site-packages" dist/torch-*.whl',
-    'cp -P "$CUDNN_ROOT"/lib/libcudnn*.so.8 "$out/site-packages/torch/lib/"',
-    'for library in "$out"/site-packages/torch/lib/*.so; do',
-    "if readelf -d \"$library\" | grep -E 'R(UN)?PATH' | grep -q stubs; then",
-    'echo "$library: its search path names a directory of stubs"',
-    "exit 1",
-    "fi",
-    "done",
-    'find "$out/site-packages" -mindepth 1 -maxdepth 1 -print0 | sort -z | xargs -0 -n 1 -P "$KEPLER_JOBS" '
-    "python -m compileall -q --invalidation-mode unchecked-hash",
-]
-
-
-def test_every_command_of_the_recipe():
-    text = (ROLE / "files/build-source.sh").read_text().replace("\\\n", "")
-    lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert [line for line in lines if line and not line.startswith("#")] == COMMANDS
-
-
+# CMake files that make the calls which decide what PyTorch 2.0.1 finds; nothing of them is compiled.
+PROJECT = """
+cmake_minimum_required(VERSION 3.18)
+project(small NONE)
+set(CMAKE_FIND_LIBRARY_PREFIXES lib)
+set(CMAKE_FIND_LIBRARY_SUFFIXES .so .a)
+foreach(part CUDA CUDNN NCCL DISTRIBUTED)
+  option(USE_${part} "" ON)
+endforeach()
+find_library(CUDA_CUDA_LIB cuda PATHS "$ENV{CUDA_HOME}" PATH_SUFFIXES lib lib64 lib/stubs lib64/stubs)
+find_library(CUDNN_LIBRARY_PATH cudnn PATHS ${CUDNN_LIBRARY} PATH_SUFFIXES lib64 lib)
+if(NOT CUDNN_LIBRARY_PATH)
+  set(USE_CUDNN OFF CACHE BOOL "" FORCE)
+endif()
+set(TORCH_CUDA_ARCH_LIST "" CACHE STRING "")
+"""
 # A small tree that builds as the real one does: by setup.py, from what the environment says.
 SETUP = """
 import json, os, subprocess, sys, zipfile
 
+if sys.argv[1:] == ["build", "--cmake-only"]:
+    names = [name for name in os.environ if name.startswith("USE_")]
+    names += ["CMAKE_PREFIX_PATH", "CUDNN_LIBRARY", "TORCH_CUDA_ARCH_LIST"]
+    flags = ["-D%s=%s" % (name, os.environ[name]) for name in names]
+    subprocess.run(["cmake", "-S", ".", "-B", "build", *flags, *os.environ["FLAGS"].split()], check=True)
+    sys.exit()
 assert sys.argv[1:] == ["bdist_wheel"]
 version = os.environ["PYTORCH_BUILD_VERSION"]
-assert os.path.isfile(os.environ["CUDNN_LIBRARY"])
-subprocess.run(["ninja", "--version"], check=True)
-subprocess.run([os.environ["REAL_CC"], "-shared", "-o", "libtorch.so", "torch.c", *os.environ["RUNPATH"].split()],
-               check=True)
+open(os.environ["COMPILED"], "w").close()
+runpath = os.environ["RUNPATH"].replace("@WORK@", os.path.dirname(os.getcwd()))
+for name in ("libtorch.so", "libcaffe2_nvrtc.so", "torch_shm_manager"):
+    subprocess.run([os.environ["REAL_CC"], "-shared", "-o", name, "torch.c", "-Wl,-rpath," + runpath], check=True)
 os.mkdir("dist")
 print("[1/2] compiling", flush=True)
-with zipfile.ZipFile("dist/torch-%s-cp310-none-any.whl".replace("cp310", "py3") % version, "w") as wheel:
+with zipfile.ZipFile("dist/torch-%s-py3-none-any.whl" % version, "w") as wheel:
     wheel.write("libtorch.so", "torch/lib/libtorch.so")
+    wheel.write("libcaffe2_nvrtc.so", "torch/lib/libcaffe2_nvrtc.so")
+    wheel.write("torch_shm_manager", "torch/bin/torch_shm_manager")
     wheel.writestr("torch/__init__.py", "environment = %r" % json.dumps(dict(os.environ)))
     info = "torch-%s.dist-info" % version
     wheel.writestr(info + "/METADATA", "Metadata-Version: 2.1\\nName: torch\\nVersion: %s\\n" % version)
     wheel.writestr(info + "/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
     wheel.writestr(info + "/RECORD", "")
+"""
+
+# A Python whose environments borrow this one's pip: unpacking another takes ten seconds each time.
+PYTHON = f"""
+mkdir -p "$out/bin"
+cat > "$out/bin/python3.10" <<'EOF'
+#!/bin/sh -e
+"{sys.executable}" "$@" --without-pip
+echo "{Path(pip.__file__).parents[1]}" > "$(echo tools/lib/python3.*/site-packages)/pip.pth"
+EOF
+chmod +x "$out/bin/python3.10"
 """
 
 
@@ -148,78 +153,164 @@ def write_wheel(directory, name, files, scripts=None):
         for file, text in files.items():
             wheel.writestr(file, text)
         for script, text in (scripts or {}).items():
-            wheel.writestr(f"{name}-1.0.data/scripts/{script}", text)
+            entry = zipfile.ZipInfo(f"{name}-1.0.data/scripts/{script}")
+            entry.external_attr = 0o100755 << 16
+            wheel.writestr(entry, text)
         wheel.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         wheel.writestr(f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{name}-1.0.dist-info/RECORD", "")
     return path
 
 
-@pytest.fixture
-def miniature(tmp_path, monkeypatch):
-    """Function that builds the small tree by the role's recipe into a store: the path of the output."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if not compiler:
-        pytest.skip("needs a C compiler")
-    monkeypatch.setattr(build, "LOGS", str(tmp_path / "log"))
-    root, given = tmp_path / "kepler", tmp_path / "given"
-    tree = given / "pytorch"
-    tree.mkdir(parents=True)
-    (tree / "setup.py").write_text(SETUP)
-    (tree / "torch.c").write_text("int torch(void) { return 37; }\n")
-    archive = given / f"pytorch-v{VERSION}.tar.gz"
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(tree, arcname=f"pytorch-v{VERSION}")
-    libraries = {f"nvidia/cudnn/lib/{name}.so.8": name for name in ("libcudnn", "libcudnn_ops_infer")}
-    files = [
-        archive,
-        write_wheel(given, "nvidia_cudnn_cu11", {"nvidia/cudnn/__init__.py": "", **libraries}),
-        write_wheel(given, "ninja", {}, {"ninja": "#!/bin/sh\necho 1.11\n"}),
-    ]
-    python = {
-        "name": "python310", "version": "3", "system": "x86_64-linux", "environment": {}, "sources": [], "inputs": {},
-        "toolchain": [], "builder": f'mkdir -p "$out/bin"; ln -s {sys.executable} "$out/bin/python3.10"',
-    }
-    build.realise(str(root), python, [], [])
+def program(name):
+    """A build tool as a script that runs the one of this machine."""
+    path = shutil.which(name)
+    assert path, f"{name}: found none; expected the one of requirements/controller.txt"
+    return f'#!/bin/sh\nexec "{path}" "$@"\n'
 
-    def make(runpath=""):
+
+class Miniature:
+    """The small tree, built by the role's recipe into a store of its own."""
+
+    def __init__(self, tmp_path):
+        self.compiler = shutil.which("gcc") or shutil.which("cc")
+        if not self.compiler:
+            pytest.skip("needs a C compiler")
+        self.root, self.given = tmp_path / "kepler", tmp_path / "given"
+        self.cuda, self.compiled = tmp_path / "cuda", tmp_path / "compiled"
+        (self.cuda / "lib64/stubs").mkdir(parents=True)
+        (self.cuda / "lib64/stubs/libcuda.so").touch()
+        tree = self.given / "pytorch"
+        tree.mkdir(parents=True)
+        (tree / "setup.py").write_text(SETUP)
+        (tree / "CMakeLists.txt").write_text(PROJECT)
+        (tree / "torch.c").write_text("int torch(void) { return 37; }\n")
+        self.archive = self.given / f"pytorch-v{VERSION}.tar.gz"
+        with tarfile.open(self.archive, "w:gz") as tar:
+            tar.add(tree, arcname=f"pytorch-v{VERSION}")
+        self.python = {
+            "name": "python310", "version": "3", "system": "x86_64-linux", "environment": {}, "sources": [],
+            "inputs": {}, "toolchain": [],
+            "builder": PYTHON,
+        }
+        build.realise(str(self.root), self.python, [], [])
+
+    def make(self, runpath="$ORIGIN", cudnn=("libcudnn.so.8", "libcudnn_ops_infer.so.8"), flags="", programs=None,
+             **environment):
+        """Path of the output. flags: options for CMake that stand for another host. programs: other build tools."""
+        tools = {**{name: program(name) for name in ("cmake", "patchelf")}, **(programs or {})}
+        files = [
+            self.archive,
+            write_wheel(self.given, "nvidia_cudnn_cu11", {
+                "nvidia/cudnn/__init__.py": "", **{f"nvidia/cudnn/lib/{name}": name for name in cudnn}}),
+            write_wheel(self.given, "tools", {}, tools),
+        ]
         recipe = {
             "name": "pytorch", "version": VERSION, "system": "x86_64-linux", "toolchain": ["gcc"], "jobs": 3,
             "builder": (ROLE / "files/build-source.sh").read_text(),
-            "environment": {**ENVIRONMENT, "REAL_CC": compiler, "RUNPATH": runpath},
-            "inputs": {"python310": address.output_path(str(root), python)},
+            "environment": {
+                **ENVIRONMENT, "CUDA_HOME": str(self.cuda), "REAL_CC": self.compiler, "RUNPATH": runpath,
+                "COMPILED": str(self.compiled), "FLAGS": flags, **environment,
+            },
+            "inputs": {"python310": address.output_path(str(self.root), self.python)},
             "sources": [{"name": f.name, "file": f.name, "sha256": sha256_of(str(f)), "urls": [f"file://{f}"]}
                         for f in files],
         }
-        build.realise(str(root), recipe, [], [])
-        return Path(address.output_path(str(root), recipe))
+        build.realise(str(self.root), recipe, [], [])
+        return Path(address.output_path(str(self.root), recipe))
 
-    yield make
-    build.remove_tree(str(root))
+
+@pytest.fixture
+def miniature(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "LOGS", str(tmp_path / "log"))
+    made = Miniature(tmp_path)
+    yield made
+    build.remove_tree(str(made.root))
+
+
+def runpath(library):
+    """Search path of an ELF file, as the loader reads it."""
+    shown = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"R(?:UN)?PATH\).*\[(.*)\]", shown)
+    return found[1] if found else ""
 
 
 @needs_namespaces
 def test_the_whole_way_on_a_small_tree(miniature):
-    site = miniature() / "site-packages"
+    toolkit = f"{CUDA}/lib64"
+    site = miniature.make(
+        f"$ORIGIN:{toolkit}/stubs:@WORK@/tools/lib:{toolkit}:@WORK@/tree/build/lib::{toolkit}/stubs/"
+    ) / "site-packages"
     shown = subprocess.run(
         [sys.executable, "-c", "import torch; print(torch.environment)"], env={"PYTHONPATH": str(site)},
         capture_output=True, text=True, check=True,
     ).stdout
     seen = json.loads(shown)
-    assert {name: seen[name] for name in ENVIRONMENT if name != "PATH"} == {
-        name: value for name, value in ENVIRONMENT.items() if name != "PATH"
-    }
+    same = set(ENVIRONMENT) - {"PATH", "CUDA_HOME"}
+    assert {name: seen[name] for name in same} == {name: ENVIRONMENT[name] for name in same}
     assert seen["PATH"].endswith(ENVIRONMENT["PATH"])
     assert seen["PATH"].split(":")[0].endswith("/tools/bin")
     assert seen["MAX_JOBS"] == "3"
+    assert "CUDNN_LIB_DIR" not in seen
     # cuDNN travels with torch; bytecode is compiled before the tree is frozen.
     assert {path.name for path in (site / "torch/lib").iterdir()} == {
-        "libtorch.so", "libcudnn.so.8", "libcudnn_ops_infer.so.8"
+        "libtorch.so", "libcaffe2_nvrtc.so", "libcudnn.so.8", "libcudnn_ops_infer.so.8"
     }
     assert list(site.glob("torch/__pycache__/*.pyc"))
+    # What stays is what any host has: the library's own directory, and the toolkit's.
+    for library in ("lib/libtorch.so", "lib/libcaffe2_nvrtc.so", "bin/torch_shm_manager"):
+        assert runpath(site / "torch" / library) == f"$ORIGIN:{toolkit}"
 
 
 @needs_namespaces
-def test_a_stub_of_the_driver_in_a_search_path_is_refused(miniature):
-    with pytest.raises(StoreError, match=r"libtorch\.so: its search path names a directory of stubs"):
-        miniature(f"-Wl,-rpath,{CUDA}/lib64/stubs")
+@pytest.mark.parametrize("left", [f"{CUDA}/lib64/stubs", "@WORK@/tools/lib"])
+def test_a_search_path_that_stays_wrong_is_refused(miniature, left):
+    idle = program("patchelf").replace("exec", 'if [ "$1" = --set-rpath ]; then exit; fi; exec')
+    with pytest.raises(StoreError, match="its search path names a directory of stubs or of the build"):
+        miniature.make(f"$ORIGIN:{left}", programs={"patchelf": idle})
+
+
+@needs_namespaces
+@pytest.mark.parametrize(("flags", "options", "found"), [
+    ("", {"cudnn": ["libcudnn_ops_infer.so.8"]}, ["USE_CUDNN: found OFF; expected ON", "CUDNN_LIBRARY_PATH: found"]),
+    ("-DCUDNN_LIBRARY_PATH=/usr/lib64/libcudnn.so", {}, ["CUDNN_LIBRARY_PATH: found /usr/lib64/libcudnn.so; expected"]),
+    ("-DUSE_NCCL=OFF", {}, ["USE_NCCL: found OFF; expected ON"]),
+    ("-DUSE_DISTRIBUTED=0", {}, ["USE_DISTRIBUTED: found 0; expected ON"]),
+    ("-DUSE_CUDA=OFF", {}, ["USE_CUDA: found OFF; expected ON"]),
+    ("", {"TORCH_CUDA_ARCH_LIST": "7.0"}, ["TORCH_CUDA_ARCH_LIST: found 7.0; expected 3.7"]),
+    ("", {"TORCH_CUDA_ARCH_LIST": "3.7;8.0"}, ["TORCH_CUDA_ARCH_LIST: found 3.7;8.0; expected 3.7"]),
+    ("-DCUDA_CUDA_LIB=/toolkit/lib64/stubs/libcuda.so", {}, ["CUDA_CUDA_LIB: found /toolkit/lib64/stubs/libcuda.so"]),
+    ("", {"CUDA_HOME": "/none"}, ["CUDA_CUDA_LIB: found"]),
+], ids=[
+    "no cuDNN", "another cuDNN", "no NCCL", "not distributed", "no CUDA", "another die", "two dies", "the stub",
+    "no toolkit",
+])
+def test_another_configuration_ends_before_anything_is_compiled(miniature, flags, options, found):
+    with pytest.raises(StoreError) as raised:
+        miniature.make(flags=flags, **options)
+    message = str(raised.value)
+    for text in [*found, "nothing was compiled", "run again, or set pytorch_provider: wheel"]:
+        assert text in message
+    assert message.count("; expected") == len(found)
+    assert not miniature.compiled.exists()
+
+
+CUDNN_LAYOUTS = {
+    "the wheel's own file": ("libcudnn.so.8", "/libcudnn.so.8", False),
+    "a directory without the link": ("libcudnn.so.8", "", False),
+    "the link itself": ("libcudnn.so", "/libcudnn.so", False),
+    "a directory with the link": ("libcudnn.so", "", True),
+}
+
+
+@pytest.mark.parametrize(("name", "suffix", "found"), CUDNN_LAYOUTS.values(), ids=CUDNN_LAYOUTS)
+def test_what_cmake_makes_of_cudnns_library(tmp_path, name, suffix, found):
+    """Why the recipe makes a link and names its directory."""
+    (tmp_path / "CMakeLists.txt").write_text(PROJECT)
+    (tmp_path / "cudnn").mkdir()
+    (tmp_path / "cudnn" / name).touch()
+    library = f"{tmp_path}/cudnn{suffix}"
+    subprocess.run(["cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCUDNN_LIBRARY={library}"], check=True,
+                   capture_output=True, env={**os.environ, "CUDA_HOME": str(tmp_path)})
+    cache = (tmp_path / "build/CMakeCache.txt").read_text()
+    assert ("CUDNN_LIBRARY_PATH:FILEPATH=CUDNN_LIBRARY_PATH-NOTFOUND" not in cache) is found
