@@ -19,7 +19,7 @@ FOREIGN_DRIVERS = {
     "dkms-nvidia": "negativo17",
 }
 # Packages of the module stream, where the driver is to come from NVIDIA's own installer.
-STREAM_DRIVERS = ("nvidia-driver", "kmod-nvidia", "nvidia-kmod")
+STREAM_DRIVERS = ("nvidia-driver", "kmod-nvidia", "nvidia-kmod", "nvidia-modprobe", "nvidia-persistenced")
 # Where DKMS keeps the pair that it signs with when nobody gives it another.
 DKMS_KEY, DKMS_CERTIFICATE = "/var/lib/dkms/mok.key", "/var/lib/dkms/mok.pub"
 KEY_VARIABLE, CERTIFICATE_VARIABLE = "nvidia_driver_signing_key", "nvidia_driver_signing_certificate"
@@ -36,13 +36,20 @@ def installation_findings(host: dict, locked: dict[str, str], provider: str) -> 
         ))
     for name in host["packages"]:
         origin = next((value for prefix, value in FOREIGN_DRIVERS.items() if name.startswith(prefix)), None)
-        if origin is None and provider == "runfile" and name.startswith(STREAM_DRIVERS):
-            origin = "NVIDIA's module stream"
         if origin:
             found.append(finding(
                 "error", "host", f"the package {name} ({origin})", "no other NVIDIA driver",
                 f"Remove it (dnf remove {name}), reboot, then run again.",
             ))
+    streamed = [name for name in host["packages"] if name.startswith(STREAM_DRIVERS)
+                and not name.startswith(tuple(FOREIGN_DRIVERS))]
+    if provider == "runfile" and streamed:
+        found.append(finding(
+            "error", "nvidia_driver_provider", f"runfile, and the packages {', '.join(streamed)}",
+            "no package of NVIDIA's module stream beside NVIDIA's own installer",
+            f"Keep them with nvidia_driver_provider: module_stream. Or remove them (dnf remove {' '.join(streamed)}; "
+            "dnf module reset nvidia-driver), reboot, then run again.",
+        ))
     if host["runfile"] and provider != "runfile":
         found.append(finding(
             "error", "host", "/usr/bin/nvidia-uninstall, which NVIDIA's own installer leaves", "no other NVIDIA driver",

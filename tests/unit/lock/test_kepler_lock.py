@@ -53,7 +53,7 @@ def test_a_source_without_a_digest_is_refused(lock):
 
 
 def test_an_unverified_source_needs_its_reason(lock):
-    spoil(lock / "sources.yml", lambda content: content["sources"]["cpython"].pop("reason"))
+    spoil(lock / "sources.yml", lambda content: content["sources"]["cpython"].update(verified=False))
     assert "'reason' is a required property" in refusal(lock)
 
 

@@ -383,8 +383,27 @@ def test_another_kernel():
 
 def test_a_runfile_provider_expects_its_own_driver_and_no_other():
     assert judge(host(runfile=True, packages=["bash"]), provider="runfile") == []
-    found = judge(host(), provider="runfile")
-    assert [item["found"].split()[2] for item in found] == ["kmod-nvidia-latest-dkms", "nvidia-driver"]
+
+
+@pytest.mark.parametrize(
+    "packages",
+    [
+        ["kmod-nvidia-latest-dkms", "nvidia-driver"],
+        ["nvidia-persistenced"],
+        ["nvidia-driver-cuda-libs", "nvidia-modprobe"],
+    ],
+)
+def test_a_runfile_provider_refuses_the_streams_packages_by_name(packages):
+    found = only(judge(host(packages=["bash", *packages]), provider="runfile"))
+    assert found["variable"] == "nvidia_driver_provider"
+    assert ", ".join(packages) in found["found"]
+    assert f"dnf remove {' '.join(packages)}; dnf module reset nvidia-driver" in found["next_step"]
+    assert "nvidia_driver_provider: module_stream" in found["next_step"]
+
+
+def test_a_foreign_package_is_told_once():
+    found = only(judge(host(packages=["kmod-nvidia-open-dkms"]), provider="runfile"))
+    assert "open kernel modules" in found["found"]
 
 
 def test_secure_boot_without_a_certificate_prints_every_step():

@@ -3,10 +3,13 @@
 DKMS itself is in tests/unit/dkms. No module is loaded here: that needs a host with a K80.
 """
 
+import base64
 import hashlib
+import io
 import json
 import os
 import re
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -231,11 +234,11 @@ READY = {
         ),
         ({"runfile": True}, {}, ["nvidia-uninstall"]),
         (
-            {}, {"nvidia_driver_provider": "runfile"},
-            ["files/lock/sources.yml: nvidia-runfile: found nothing", f"NVIDIA-Linux-x86_64-{DRIVER}.run"],
+            {"packages": ["kmod-nvidia-latest-dkms", "nvidia-driver"]}, {"nvidia_driver_provider": "runfile"},
+            ["runfile, and the packages kmod-nvidia-latest-dkms, nvidia-driver", "dnf module reset nvidia-driver"],
         ),
     ],
-    ids=["another kernel", "Secure Boot", "half a pair", "an open key", "a runfile", "no hash"],
+    ids=["another kernel", "Secure Boot", "half a pair", "an open key", "a runfile", "packages beside the runfile"],
 )
 def test_what_stops_the_role_before_anything_changes(play, tmp_path, recorded, log, changes, variables, parts):
     programs = {"changes-the-host": recorded("changes-the-host")}
@@ -273,22 +276,82 @@ def test_mokutil_is_asked_about_the_certificate(play, tmp_path, recorded, log, a
     assert log() == [f"mokutil --test-key {certificate}"]
 
 
-def lock_with_runfile(tmp_path, recorded, status=0):
-    """A lock whose sources hold an installer that writes its arguments down."""
-    script = f"#!/bin/sh\n{recorded('installer', f'exit {status}')}\n"
-    path = tmp_path / f"NVIDIA-Linux-x86_64-{DRIVER}.run"
-    path.write_text(script)
+def write_lock(tmp_path, entry):
+    """A lock with this entry for NVIDIA's installer, or none."""
     lock = tmp_path / "lock"
     lock.mkdir()
     for name in ("rpms.yml", "python"):
         (lock / name).symlink_to(ROOT / "files/lock" / name)
     sources = yaml.safe_load((ROOT / "files/lock/sources.yml").read_text())
-    sources["sources"]["nvidia-runfile"] = {
-        "version": DRIVER, "file": path.name, "sha256": hashlib.sha256(script.encode()).hexdigest(),
+    sources["sources"].pop("nvidia-runfile")
+    if entry:
+        sources["sources"]["nvidia-runfile"] = entry
+    (lock / "sources.yml").write_text(yaml.safe_dump(sources))
+    return lock
+
+
+def source(path):
+    """Lock entry of the installer at `path`."""
+    return {
+        "version": DRIVER, "file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "urls": [path.as_uri()], "provenance": "this test", "verified": True,
     }
-    (lock / "sources.yml").write_text(yaml.safe_dump(sources))
-    return path, lock
+
+
+# As NVIDIA's file is made: a script that takes options of the driver, with an archive behind its last line.
+RUNFILE = """#!/bin/sh
+{recorded}
+set -e
+for option in "$@"; do
+    case "$option" in
+    --silent) silent=1 ;;
+    --dkms | --no-x-check | --no-opengl-files) ;;
+    --kernel-name=?*) ;;
+    *) echo "unrecognized option: $option" >&2; exit 1 ;;
+    esac
+done
+[ "$silent" ] || {{ echo "nobody answers the questions" >&2; exit 1; }}
+unpacked="$(mktemp -d)"
+sed '1,/^# payload$/d' "$0" | base64 -d | tar -xzf - -C "$unpacked"
+sh "$unpacked/nvidia-installer"
+exit {status}
+# payload
+"""
+
+
+def lock_with_runfile(tmp_path, recorded, status=0):
+    """A lock whose sources hold an installer that writes its arguments down and lays down what it carries."""
+    archive = io.BytesIO()
+    program = f"echo the library > {tmp_path}/installed\n".encode()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        member = tarfile.TarInfo("nvidia-installer")
+        member.size = len(program)
+        tar.addfile(member, io.BytesIO(program))
+    path = tmp_path / f"NVIDIA-Linux-x86_64-{DRIVER}.run"
+    payload = base64.encodebytes(archive.getvalue()).decode()
+    path.write_text(RUNFILE.format(recorded=recorded("installer"), status=status) + payload)
+    return path, write_lock(tmp_path, source(path))
+
+
+@pytest.mark.parametrize(
+    "entry", [None, {
+        "version": "470.239.06", "file": "NVIDIA-Linux-x86_64-470.239.06.run", "sha256": "0" * 64,
+        "urls": ["file:///none"], "provenance": "this test", "verified": True,
+    }], ids=["none", "another version"],
+)
+def test_an_installer_that_the_lock_does_not_name_is_refused(play, tmp_path, monkeypatch, entry):
+    monkeypatch.setenv("KEPLER_LOCK_DIR", str(write_lock(tmp_path, entry)))
+    _, status, output = judged(play, tmp_path, READY, {}, nvidia_driver_provider="runfile")
+    assert status != 0
+    found = entry["version"] if entry else "nothing"
+    for text in [f"nvidia-runfile: found {found}; expected version {DRIVER}", "nvidia_driver_provider: module_stream"]:
+        assert text in one_line(output)
+    assert "changed=0" in output
+
+
+def test_the_lock_names_the_installer_of_the_locked_driver(play, tmp_path):
+    _, status, output = judged(play, tmp_path, READY, {"changes-the-host": ""}, nvidia_driver_provider="runfile")
+    assert status == 0, output
 
 
 def runfile(play, tmp_path, lock, recorded, *options, **facts):
@@ -298,6 +361,7 @@ def runfile(play, tmp_path, lock, recorded, *options, **facts):
     variables = {
         **host(**facts), "nvidia_driver_reboot": False, "__nvidia_driver_cache": str(tmp_path / "cache"),
         "__nvidia_driver_installer_log": str(tmp_path / "installer.log"),
+        "__nvidia_driver_installed": str(tmp_path / "installed"),
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KEPLER_LOCK_DIR", str(lock))
@@ -309,6 +373,22 @@ def test_the_installer_runs_by_its_hash_and_asks_nobody(play, tmp_path, recorded
     status, output = runfile(play, tmp_path, lock, recorded)
     assert status == 0, output
     assert log() == [f"installer --silent --dkms --kernel-name={KERNEL} --no-x-check --no-opengl-files"]
+    assert (tmp_path / "installed").read_text() == "the library\n"
+    # A second run finds the driver and nvidia-uninstall, and leaves them alone; with --check as well.
+    for options in ([], ["--check"]):
+        status, output = runfile(play, tmp_path, lock, recorded, *options, runfile=True)
+        assert status == 0, output
+        assert "changed=0" in output
+    assert len(log()) == 1
+
+
+def test_an_installer_that_was_brought_to_the_host_needs_no_network(play, tmp_path, recorded, log):
+    path, lock = lock_with_runfile(tmp_path, recorded)
+    (tmp_path / "cache").mkdir()
+    path.rename(tmp_path / "cache" / path.name)
+    status, output = runfile(play, tmp_path, lock, recorded)
+    assert status == 0, output
+    assert len(log()) == 1
 
 
 def test_an_installer_of_another_hash_does_not_run(play, tmp_path, recorded, log):
