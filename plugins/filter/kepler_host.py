@@ -26,8 +26,8 @@ EL8 = ("rocky", "rhel", "almalinux", "centos", "ol")
 RANK_GIB = 2
 # GiB that vLLM pins for each rank where `swap-space` says nothing; it refuses to start beyond 70 % of the memory.
 SWAP_GIB = 4
-# GiB that one compile job of PyTorch takes.
-JOB_GIB = 2
+# GiB that one compile job of PyTorch may take.
+JOB_GIB = 4
 
 
 def platform_findings(host: dict) -> list[dict[str, str]]:
@@ -117,8 +117,13 @@ def swap_gib(instance: dict) -> float:
         return SWAP_GIB
 
 
+def compile_jobs(asked: int, cores: int, memory_mib: int) -> int:
+    """How many compile jobs of PyTorch run at once: what was asked for; where that is 0, what the host bears."""
+    return asked or max(1, min(cores, memory_mib // (1024 * JOB_GIB)))
+
+
 def memory_findings(host: dict, instances: list[dict], floor_gib: float, jobs: int) -> list[dict[str, str]]:
-    """Findings about the host's memory. jobs: compile jobs of PyTorch that are to come; 0 where none is."""
+    """Findings about the host's memory. jobs: compile jobs of PyTorch that were asked for; 0: no number."""
     found = []
     there = host["memory"] / 2**30
     ranks = [(setting(instance, "tensor_parallel_size"), swap_gib(instance)) for instance in instances]
@@ -194,4 +199,4 @@ def host_findings(
 
 class FilterModule:
     def filters(self) -> dict[str, Callable]:
-        return {"host_findings": host_findings}
+        return {"compile_jobs": compile_jobs, "host_findings": host_findings}

@@ -274,8 +274,9 @@ def test_memory_for_every_rank_of_every_server():
 def test_memory_for_the_compile_jobs():
     found = only(judge(host(memory=64 * 2**30), jobs=56), "warning")
     assert found["variable"] == "pytorch_jobs"
-    assert "pytorch_jobs: 32" in found["next_step"]
-    assert judge(host(memory=64 * 2**30), jobs=32) == []
+    assert "pytorch_jobs: 16" in found["next_step"]
+    assert judge(host(memory=64 * 2**30), jobs=16) == []
+    assert judge(host(memory=64 * 2**30), jobs=0) == []
     there = {"/srv/demo": "directory", f"{ROOT}/current": "directory"}
     assert judge(host(memory=64 * 2**30, paths=there), jobs=56) == []
 

@@ -17,6 +17,7 @@ import pip
 import pytest
 import yaml
 from recipes import needs_namespaces
+from rendered import evaluate
 from store import address, build
 from store.errors import StoreError
 from store.fetch import sha256_of
@@ -79,7 +80,7 @@ def test_what_the_role_hands_to_the_store():
     assert arguments["name"] == "pytorch"
     assert arguments["version"] == "{{ kepler_lock.sources.pytorch.version }}"
     assert arguments["environment"] == "{{ __pytorch_build_environment }}"
-    assert arguments["jobs"] == "{{ pytorch_jobs }}"
+    assert arguments["jobs"] == "{{ __pytorch_jobs }}"
     assert arguments["inputs"] == {"python310": "{{ store_outputs.python310 }}"}
     assert " ".join(arguments["sources"].split()) == (
         "{{ [kepler_lock.sources | locked_source('pytorch')] + kepler_lock.python['pytorch-build'] | locked_wheels }}"
@@ -87,6 +88,20 @@ def test_what_the_role_hands_to_the_store():
     assert arguments["toolchain"] == (
         "{{ kepler_lock | locked_rpms('gcc_toolset') + kepler_lock | locked_rpms('cuda_toolkit') }}"
     )
+
+
+@pytest.mark.parametrize(("asked", "cores", "memory_mib", "jobs"), [
+    (0, 56, 63 * 1024, 15),
+    (0, 8, 512 * 1024, 8),
+    (0, 4, 3000, 1),
+    (0, 16, 32 * 1024, 8),
+    (24, 4, 3000, 24),
+    ("6", 56, 512 * 1024, 6),
+])
+def test_jobs_are_bounded_by_memory_and_cores_unless_the_operator_says(asked, cores, memory_mib, jobs):
+    facts = {"processor_vcpus": cores, "memtotal_mb": memory_mib}
+    found = evaluate("pytorch", "{{ __pytorch_jobs }}", pytorch_jobs=asked, ansible_facts=facts)
+    assert int(found) == jobs
 
 
 # CMake files that make the calls which decide what PyTorch 2.0.1 finds; nothing of them is compiled.
@@ -162,11 +177,16 @@ def write_wheel(directory, name, files, scripts=None):
     return path
 
 
+def tool(name):
+    """Path of a build tool, which the environment of the tests has."""
+    path = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert path, f"{name}: found none; expected the one of requirements/controller.txt. Make the tools again."
+    return path
+
+
 def program(name):
     """A build tool as a script that runs the one of this machine."""
-    path = shutil.which(name)
-    assert path, f"{name}: found none; expected the one of requirements/controller.txt"
-    return f'#!/bin/sh\nexec "{path}" "$@"\n'
+    return f'#!/bin/sh\nexec "{tool(name)}" "$@"\n'
 
 
 class Miniature:
@@ -310,7 +330,7 @@ def test_what_cmake_makes_of_cudnns_library(tmp_path, name, suffix, found):
     (tmp_path / "cudnn").mkdir()
     (tmp_path / "cudnn" / name).touch()
     library = f"{tmp_path}/cudnn{suffix}"
-    subprocess.run(["cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCUDNN_LIBRARY={library}"], check=True,
+    subprocess.run([tool("cmake"), "-S", tmp_path, "-B", tmp_path / "build", f"-DCUDNN_LIBRARY={library}"], check=True,
                    capture_output=True, env={**os.environ, "CUDA_HOME": str(tmp_path)})
     cache = (tmp_path / "build/CMakeCache.txt").read_text()
     assert ("CUDNN_LIBRARY_PATH:FILEPATH=CUDNN_LIBRARY_PATH-NOTFOUND" not in cache) is found
