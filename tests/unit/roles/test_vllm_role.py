@@ -1,6 +1,7 @@
 """The role vllm: what it takes for a compiler, what it says of another, and what the kernels' key depends on."""
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -177,3 +178,93 @@ def test_the_compilers_message_ends_the_recipe(build):
     status, output, _ = build("sys.exit('build.py: nvcc failed (1): error: no such thing')\n")
     assert status != 0
     assert output.rstrip().endswith("error: no such thing")
+
+
+PARTS = {"cuDNN": True, "NCCL": True, "torch.distributed": True, "code for sm_37": True}
+# A PyTorch as far as the proof asks it.
+TORCH = """
+import sys, types
+torch, parts = types.ModuleType("torch"), {parts}
+torch._C = types.SimpleNamespace()
+if parts["code for sm_37"] is not None:
+    torch._C._cuda_getArchFlags = lambda: "sm_37 sm_50" if parts["code for sm_37"] else "sm_370 sm_50"
+torch.backends = types.SimpleNamespace(cudnn=types.SimpleNamespace(is_available=lambda: parts["cuDNN"]))
+torch.distributed = types.SimpleNamespace(is_available=lambda: parts["torch.distributed"])
+if parts["torch.distributed"]:
+    torch.distributed.is_nccl_available = lambda: parts["NCCL"]
+sys.modules["torch"] = torch
+"""
+
+
+@pytest.fixture
+def prove(play, tmp_path):
+    """Run the proof with such a PyTorch: (status, output in one line)."""
+
+    def run(text, *options):
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site/torch.py").write_text(text)
+        (tmp_path / "serving/bin").mkdir(parents=True)
+        python = tmp_path / "serving/bin/python"
+        python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}/site exec "{sys.executable}" "$@"\n')
+        if text:
+            python.chmod(0o755)
+        else:
+            python.unlink()
+        outputs = {"serving": str(tmp_path / "serving"), "pytorch": "/store/pytorch"}
+        tasks = [{"name": "Prove", "ansible.builtin.import_role": {"name": "vllm", "tasks_from": "prove"}}]
+        status, output = play(tasks, *options, variables={"store_outputs": outputs}, gather_facts=False)
+        assert "changed=0" in output
+        return status, " ".join(output.split())
+
+    return run
+
+
+def test_a_whole_pytorch_is_taken(prove):
+    status, output = prove(TORCH.format(parts=PARTS))
+    assert status == 0, output
+
+
+@pytest.mark.parametrize(("lacking", "missing"), [
+    ({}, []),
+    ({"cuDNN": False}, ["cuDNN"]),
+    ({"NCCL": False}, ["NCCL"]),
+    ({"torch.distributed": False}, ["NCCL", "torch.distributed"]),
+    ({"code for sm_37": False}, ["code for sm_37"]),
+    ({"code for sm_37": None}, ["code for sm_37"]),
+])
+def test_what_pytorch_is_asked(tmp_path, lacking, missing):
+    (tmp_path / "torch.py").write_text(TORCH.format(parts={**PARTS, **lacking}))
+    shown = subprocess.run([sys.executable, ROLE / "files/pytorch-parts.py"], env={"PYTHONPATH": str(tmp_path)},
+                           capture_output=True, text=True, check=True).stdout
+    assert [part for part, there in json.loads(shown).items() if not there] == missing
+
+
+def test_a_pytorch_that_lacks_parts_is_refused_by_their_names(prove):
+    status, output = prove(TORCH.format(parts={**PARTS, "cuDNN": False, "code for sm_37": False}))
+    assert status != 0
+    found = "found a PyTorch without cuDNN, code for sm_37; expected one with cuDNN, NCCL"
+    assert f"/store/pytorch: {found}" in output
+    assert "pytorch_provider: wheel" in output
+
+
+def test_a_dry_run_judges_what_is_there(prove):
+    status, output = prove(TORCH.format(parts={**PARTS, "NCCL": False}), "--check")
+    assert status != 0
+    assert "found a PyTorch without NCCL" in output
+
+
+def test_a_dry_run_on_an_empty_host_goes_on(prove):
+    status, output = prove("", "--check")
+    assert status == 0, output
+
+
+def test_a_serving_environment_that_is_not_there_is_told(prove):
+    status, output = prove("")
+    assert status != 0
+    assert "No such file or directory" in output
+
+
+def test_a_pytorch_that_does_not_import_says_why(prove):
+    status, output = prove("raise OSError('libcublas.so.11: cannot open shared object file')\n")
+    assert status != 0
+    assert "found OSError: libcublas.so.11: cannot open shared object file; expected" in output

@@ -1,0 +1,13 @@
+"""Print as JSON what PyTorch was built with; asks no GPU."""
+
+import json
+
+import torch
+
+arch_flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)() or ""
+print(json.dumps({
+    "cuDNN": torch.backends.cudnn.is_available(),
+    "NCCL": torch.distributed.is_available() and torch.distributed.is_nccl_available(),
+    "torch.distributed": torch.distributed.is_available(),
+    "code for sm_37": "sm_37" in arch_flags.split(),
+}))
