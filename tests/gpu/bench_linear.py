@@ -106,7 +106,7 @@ def shape_rows(times: dict[tuple[str, int, int, int], float]) -> list[dict[str, 
 
 
 def prefill_rows() -> list[dict[str, object]]:
-    """More rows than the kernels take: float32 tiles, then cuBLAS."""
+    """More rows than the kernels of few rows take."""
     n, k = 22016, 4096
     found = []
     weights = {name: weight_of(name, n, k) for name in ("float32", *FORMATS)}
@@ -149,8 +149,8 @@ off). Groups of {GROUP} columns, no zeros. Bound: the bytes of float32 over thos
 {machine.table(shapes)}
 ## Prefill
 
-More than {linear.MAX_ROWS} rows of x, 22,016 rows of 4,096 weights: ratio to cuBLAS with float32; what is lost
-goes into the float32 tiles.
+More than {linear.MAX_ROWS} rows of x, 22,016 rows of 4,096 weights: ratio to cuBLAS with float32. Up to
+{linear.MAX_TILED_ROWS} rows weights become floats in shared memory, beyond them float32 tiles in device memory.
 
 {machine.table(prefill)}
 {k80_model.text()}"""

@@ -71,7 +71,7 @@ def test_packed(rng, n, bits, group, symmetric):
     for blocks, permuted in ((1, False), (rng.choice([7, 9, 33]), True), (32, False), (large, False)):
         k = blocks * (group or 128)
         weights, weight, magnitude = quantized(rng, n, k, group or k, bits, symmetric, permuted)
-        for rows in (rng.randint(1, 4), rng.randint(5, 16), 1, rng.randint(17, 100)):
+        for rows in (rng.randint(1, 4), rng.randint(5, 16), 1, rng.randint(17, 600)):
             x = rows_of_x(rng, rows, k)
             assert_close(linear.packed(x, weights), x, weight, magnitude)
 
@@ -103,11 +103,31 @@ def test_equal_inputs_give_equal_bits(rng, rows):
             assert torch.equal(out, wanted)
 
 
+@pytest.mark.parametrize("name", ["float16", 8, 4])
+def test_many_rows(rng, monkeypatch, name):
+    """Each cut of the kernel of many rows: its tiles, their edges, and columns in parts; no float32 weights."""
+    monkeypatch.setattr(linear, "_by_tiles", None)
+    for n, k, group in ((1, 64, 64), (131, 96, 96), (1003, 1056, 32), (4096, 4096, 128), (260, 14336, 64)):
+        if name == "float16":
+            by = torch.randn(n, k, device="cuda").half()
+            product, weight, magnitude = linear.half, by.double(), by.double().abs()
+        else:
+            by, weight, magnitude = quantized(rng, n, k, group, name, rng.random() < 0.5, rng.random() < 0.5)
+            product = linear.packed
+        for rows in (17, 32, 33, 64, 65, linear.MAX_TILED_ROWS, rng.randint(18, linear.MAX_TILED_ROWS)):
+            poison = torch.full((40, rows, n), math.nan, device="cuda")
+            del poison
+            x = rows_of_x(rng, rows, k)
+            out = product(x, by)
+            assert_close(out, x, weight, magnitude)
+            assert torch.equal(out, product(x, by))
+
+
 def test_tiles(rng, monkeypatch):
-    """Weights larger than a tile, with a last tile that is not full."""
+    """Weights larger than a tile, with a last tile that is not full; more rows than the kernels take."""
     monkeypatch.setattr(linear, "TILE", 100 * 512)
     weights, weight, magnitude = quantized(rng, 730, 512, 64, 4, False, True)
-    x = torch.randn(50, 512, device="cuda")
+    x = torch.randn(linear.MAX_TILED_ROWS + 50, 512, device="cuda")
     assert_close(linear.packed(x, weights), x, weight, magnitude)
     weight = torch.randn(730, 512, device="cuda").half()
     assert_close(linear.half(x, weight), x, weight.double(), weight.double().abs())

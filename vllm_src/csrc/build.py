@@ -21,7 +21,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PORT_VERSION = os.path.join(HERE, os.pardir, "vllm_kepler", "version.py")
 OLDEST, NEWEST = (11, 2), (11, 8)
 # Spills in these cost bandwidth on every step of the engine.
-NO_SPILLS = ("norm.cu", "attention_decode.cu", "attention_prefill.cu", "linear.cu", "linear_experts.cu")
+NO_SPILLS = ("norm.cu", "attention_decode.cu", "attention_prefill.cu", "linear.cu", "linear_experts.cu",
+             "linear_tiled.cu")
 # A barrier over the grid compiles for sm_37 and cannot be launched there: it needs sm_60.
 GRID_SYNC_SOURCE = re.compile(r"this_grid\s*\(|this_multi_grid\s*\(|cudaLaunchCooperativeKernel|grid_group")
 GRID_SYNC_PTX = re.compile(r"cudaCGGetIntrinsicHandle|cudaCGSynchronize|%envreg")

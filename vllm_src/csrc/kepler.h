@@ -85,6 +85,10 @@ int kepler_linear_half(float* out, const float* x, const void* weight, int rows,
  * [n, k / group], no zeros: all 2^(bits - 1); group: a power of two from 32 on that divides k, or k. */
 int kepler_linear_packed(float* out, const float* x, const void* codes, const void* scales, const void* zeros,
                          float unit, int bits, int rows, int n, int k, int group, void* stream);
+/* The same for any number of rows; bits 16: float16. tile: rows of x a block, 32, 64 or 128. The columns are cut
+ * into parts, at most k / 8; out: [parts, rows, n], 16-byte aligned, the sums of each, to be added up by the caller. */
+int kepler_linear_tiled(float* out, const float* x, const void* weight, const void* scales, const void* zeros,
+                        float unit, int bits, int rows, int n, int k, int group, int tile, int parts, void* stream);
 /* That weight as float32 [n, k], out 16-byte aligned. */
 int kepler_linear_unpack(float* out, const void* codes, const void* scales, const void* zeros, float unit, int bits,
                          int n, int k, int group, void* stream);

@@ -40,6 +40,7 @@ LAUNCHERS = {
     "moe_linear": "pppppfiippppiiiiiip",
     "linear_half": "pppiiip",
     "linear_packed": "pppppfiiiiip",
+    "linear_tiled": "pppppfiiiiiiip",
     "linear_unpack": "ppppfiiiip",
     "attention_decode_workspace": "iiiiip",
     "attention_decode": "ppllippipipiiiiiiffippzp",

@@ -14,9 +14,16 @@ import torch
 from .library import LibraryError, library, matrix, pointer, stream_of
 from .registry import by_device
 
-# Rows of x that the kernels take; more go through float32 tiles of the weights and cuBLAS.
+# Rows of x up to which the kernels of few rows are faster than the kernel that cuts the product into tiles.
 MAX_ROWS = 16
-# Elements of such a tile: 64 MiB.
+# Rows of x up to which that kernel is faster than float32 tiles of the weights and cuBLAS, which take the rest.
+MAX_TILED_ROWS = 128
+# Rows of x a block of that kernel, and blocks that a multiprocessor shall hold; rows of the weight a block.
+TILED_BLOCKS = {32: 8, 64: 4, 128: 2}
+TILED_OUTPUTS = 128
+# Columns that a part of the sums has at least, and parts at most.
+PART, MAX_PARTS = 256, 32
+# Elements of a float32 tile: 64 MiB.
 TILE = 1 << 24
 # Columns that a lane reads at once, 16 bytes of codes of 4 bits: k and the group are multiples of it.
 ALIGNMENT = 32
@@ -164,7 +171,9 @@ def half_kernel(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         raise LibraryError(f"found a weight of {weight.dtype}, strides {weight.stride()}; expected dense torch.float16")
     rows = _dense(x, k)
     out = rows.new_empty(len(rows), n)
-    if len(rows) > MAX_ROWS or k % HALVES:
+    if MAX_ROWS < len(rows) <= MAX_TILED_ROWS and k % HALVES == 0 and n:
+        _tiled(out, rows, weight.data_ptr(), None, None, 1.0, 16, k)
+    elif len(rows) > MAX_ROWS or k % HALVES:
         _by_tiles(out, rows, lambda first, last: weight[first:last].float())
     elif out.numel():
         library().linear_half(
@@ -184,7 +193,10 @@ def packed_kernel(x: torch.Tensor, weights: Packed) -> torch.Tensor:
     if weights.permutation is not None:
         rows = rows.index_select(1, weights.permutation)
     out = rows.new_empty(len(rows), weights.n)
-    if len(rows) > MAX_ROWS:
+    if MAX_ROWS < len(rows) <= MAX_TILED_ROWS and weights.n:
+        _tiled(out, rows, weights.codes.data_ptr(), weights.scales.data_ptr(), pointer(weights.zeros), weights.unit,
+               weights.bits, weights.group)
+    elif len(rows) > MAX_ROWS:
         _by_tiles(out, rows, lambda first, last: unpack_rows(weights, first, last))
     elif out.numel():
         library().linear_packed(
@@ -201,6 +213,33 @@ def _dense(x: torch.Tensor, k: int) -> torch.Tensor:
         raise LibraryError(f"found x {tuple(x.shape)} for a weight of {k} columns")
     rows = matrix(x.contiguous())
     return rows.clone() if rows.data_ptr() % 16 else rows
+
+
+def cut_of(rows: int, n: int, k: int, multiprocessors: int) -> tuple[int, int]:
+    """Rows of x a block, and parts of the columns: those with which the GPU's blocks are done soonest."""
+    tile = next((size for size in TILED_BLOCKS if rows <= size), 128)
+    blocks = -(-rows // tile) * -(-n // TILED_OUTPUTS)
+    held = multiprocessors * TILED_BLOCKS[tile]
+    # A hundredth a part, for its sums' way through memory.
+    return tile, min(
+        range(1, max(1, min(MAX_PARTS, k // PART)) + 1),
+        key=lambda parts: -(-blocks * parts // held) / parts * (1 + parts / 100),
+    )
+
+
+def _tiled(
+    out: torch.Tensor, x: torch.Tensor, weight: int, scales: int | None, zeros: int | None, unit: float, bits: int,
+    group: int,
+) -> None:
+    """out = x · wᵀ by the kernel that unpacks w in shared memory."""
+    (rows, k), n = x.shape, out.shape[1]
+    tile, parts = cut_of(rows, n, k, torch.cuda.get_device_properties(x.device).multi_processor_count)
+    sums = out if parts == 1 else out.new_empty(parts, rows, n)
+    library().linear_tiled(
+        sums.data_ptr(), x.data_ptr(), weight, scales, zeros, unit, bits, rows, n, k, group, tile, parts, stream_of(x)
+    )
+    if parts > 1:
+        torch.sum(sums, 0, out=out)
 
 
 def _by_tiles(out: torch.Tensor, x: torch.Tensor, tile: Callable[[int, int], torch.Tensor]) -> None:

@@ -1,0 +1,247 @@
+// Products of many rows of x with a matrix stored in fewer bits than float32, without that matrix as float32 in memory.
+//
+// A block takes a tile of out and walks along the columns, 16 at a time: codes become floats on their way into shared
+// memory, once for all of the tile's rows of x, and each thread keeps a square of sums in registers. The next columns
+// are read while these are multiplied. Where tiles are too few for the GPU, the columns are cut into parts with sums of
+// their own, which the caller adds up in one order: equal inputs give equal bits.
+#include "common.cuh"
+
+namespace kepler {
+namespace {
+
+constexpr int kChunk = 8;    // columns that a thread reads at once
+constexpr int kColumns = 16;  // columns of a step
+constexpr int kChunks = kColumns / kChunk;
+
+// Codes under a mask become the upper bits of a float's fraction, 1 + code · 2^(bit - 23) for a code that begins at
+// `bit`: one FMA makes them scale · (code - zero), exactly, since code, zero and scale have at most 9, 9 and 11 bits.
+struct Affine {
+  float by, plus;
+  __device__ __forceinline__ Affine(float scale, float zero, int bit)
+      : by(scale * static_cast<float>(1 << (23 - bit))), plus(-scale * (static_cast<float>(1 << (23 - bit)) + zero)) {}
+  __device__ __forceinline__ float operator()(unsigned word, unsigned mask) const {
+    return fmaf(__uint_as_float((word & mask) | 0x3f800000u), by, plus);
+  }
+};
+
+struct TiledHalf {
+  using Raw = uint4;
+  static constexpr bool kCoded = false;
+  static constexpr float kMiddle = 0.f;
+  static __device__ __forceinline__ void unpack(float (&w)[kChunk], const Raw& raw, float, float) {
+    const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i)
+      w[i] = __half2float(__ushort_as_half(static_cast<unsigned short>(words[i / 2] >> 16 * (i % 2))));
+  }
+};
+
+struct TiledInt8 {
+  using Raw = uint2;
+  static constexpr bool kCoded = true;
+  static constexpr float kMiddle = 128.f;
+  static __device__ __forceinline__ void unpack(float (&w)[kChunk], const Raw& raw, float scale, float zero) {
+    const Affine at12(scale, zero, 12);
+    const unsigned words[2] = {raw.x, raw.y};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      w[4 * i] = at12(words[i] << 12, 0xff000);
+      w[4 * i + 1] = at12(words[i] << 4, 0xff000);
+      w[4 * i + 2] = at12(words[i] >> 4, 0xff000);
+      w[4 * i + 3] = at12(words[i] >> 12, 0xff000);
+    }
+  }
+};
+
+struct TiledInt4 {
+  using Raw = unsigned;
+  static constexpr bool kCoded = true;
+  static constexpr float kMiddle = 8.f;
+  static __device__ __forceinline__ void unpack(float (&w)[kChunk], const Raw& raw, float scale, float zero) {
+    const Affine at12(scale, zero, 12), at16(scale, zero, 16);
+    w[0] = at16(raw << 16, 0xf0000);
+    w[1] = at12(raw << 8, 0xf000);
+    w[2] = at16(raw << 8, 0xf0000);
+    w[3] = at12(raw, 0xf000);
+    w[4] = at16(raw, 0xf0000);
+    w[5] = at12(raw >> 8, 0xf000);
+    w[6] = at16(raw >> 8, 0xf0000);
+    w[7] = at12(raw >> 16, 0xf000);
+  }
+};
+
+struct TiledArgs {
+  float* out;      // [parts, rows, n]
+  const float* x;  // [rows, k]
+  const void* weight;
+  const __half* scales;
+  const __half* zeros;
+  float factor;  // of the sums, at the end
+  int rows, n, chunks;
+  int groups, group_shift;  // the group of a row's chunk i is i >> group_shift
+  int part_chunks;          // of the columns of a part
+};
+
+// How a tile is cut: rows of x and of the weight a block, and those a thread has sums of.
+template <int kX_, int kN_, int kThreadX_, int kThreadN_, int kBlocks_>
+struct Tile {
+  static constexpr int kX = kX_, kN = kN_, kThreadX = kThreadX_, kThreadN = kThreadN_, kBlocks = kBlocks_;
+  static constexpr int kAcross = kN / kThreadN, kThreads = kAcross * (kX / kThreadX);
+};
+
+// kCount floats of a line for a thread: quads that lie a stride apart, so that neighbours read neighbouring banks.
+template <int kCount, int kLine>
+__device__ __forceinline__ void quads(float (&to)[kCount], const float* line, int index) {
+#pragma unroll
+  for (int q = 0; q < kCount / 4; ++q) {
+    const float4 v = *reinterpret_cast<const float4*>(line + q * (kLine / (kCount / 4)) + 4 * index);
+    to[4 * q] = v.x, to[4 * q + 1] = v.y, to[4 * q + 2] = v.z, to[4 * q + 3] = v.w;
+  }
+}
+
+template <typename F, typename T>
+__global__ void __launch_bounds__(T::kThreads, T::kBlocks) tiled_kernel(TiledArgs a) {
+  constexpr int kThreads = T::kThreads;
+  constexpr int kWeightChunks = T::kN * kChunks / kThreads;
+  constexpr int kXChunks = (T::kX * kChunks + kThreads - 1) / kThreads;
+  static_assert(T::kN * kChunks % kThreads == 0, "each thread has as many chunks of the weight");
+  __shared__ float4 staged_x[2][kColumns][T::kX / 4], staged_w[2][kColumns][T::kN / 4];
+
+  const int thread = threadIdx.x;
+  const int first_x = blockIdx.x * T::kX, first_n = blockIdx.y * T::kN;
+  const int begin = blockIdx.z * a.part_chunks, end = min(begin + a.part_chunks, a.chunks);
+
+  typename F::Raw raw[kWeightChunks];
+  __half scale[kWeightChunks], zero[kWeightChunks];
+  float4 coming[kXChunks][2];
+  // Rows past the last are the last again, and their sums are not stored; past the last column x is zero.
+  const auto fetch = [&](int chunk) {
+#pragma unroll
+    for (int i = 0; i < kWeightChunks; ++i) {
+      const int at = thread + i * kThreads, row = min(first_n + at % T::kN, a.n - 1);
+      const int from = min(chunk + at / T::kN, a.chunks - 1);
+      raw[i] = __ldg(static_cast<const typename F::Raw*>(a.weight) + (static_cast<size_t>(row) * a.chunks + from));
+      if (F::kCoded) {
+        const size_t group = static_cast<size_t>(row) * a.groups + (from >> a.group_shift);
+        scale[i] = __ldg(a.scales + group);
+        if (a.zeros) zero[i] = __ldg(a.zeros + group);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kXChunks; ++i) {
+      const int at = thread + i * kThreads, row = min(first_x + at % T::kX, a.rows - 1), from = chunk + at / T::kX;
+      coming[i][0] = coming[i][1] = make_float4(0.f, 0.f, 0.f, 0.f);
+      if (from < end && at < T::kX * kChunks) {
+        const float* x = a.x + (static_cast<size_t>(row) * a.chunks + from) * kChunk;
+        coming[i][0] = load4(x), coming[i][1] = load4(x + 4);
+      }
+    }
+  };
+  const auto stage = [&](int buffer) {
+#pragma unroll
+    for (int i = 0; i < kWeightChunks; ++i) {
+      const int at = thread + i * kThreads;
+      float w[kChunk];
+      F::unpack(w, raw[i], F::kCoded ? __half2float(scale[i]) : 1.f,
+                F::kCoded && a.zeros ? __half2float(zero[i]) : F::kMiddle);
+      float* to = reinterpret_cast<float*>(staged_w[buffer][at / T::kN * kChunk]) + at % T::kN;
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j) to[j * T::kN] = w[j];
+    }
+#pragma unroll
+    for (int i = 0; i < kXChunks; ++i) {
+      const int at = thread + i * kThreads;
+      if (at >= T::kX * kChunks) break;
+      const float x[kChunk] = {coming[i][0].x, coming[i][0].y, coming[i][0].z, coming[i][0].w,
+                               coming[i][1].x, coming[i][1].y, coming[i][1].z, coming[i][1].w};
+      float* to = reinterpret_cast<float*>(staged_x[buffer][at / T::kX * kChunk]) + at % T::kX;
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j) to[j * T::kX] = x[j];
+    }
+  };
+
+  const int across = thread % T::kAcross, down = thread / T::kAcross;
+  float sums[T::kThreadX][T::kThreadN] = {};
+  fetch(begin);
+  stage(0);
+  __syncthreads();
+  int buffer = 0;
+#pragma unroll 1
+  for (int chunk = begin; chunk < end; chunk += kChunks, buffer ^= 1) {
+    const bool more = chunk + kChunks < end;
+    if (more) fetch(chunk + kChunks);
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      float x[T::kThreadX], w[T::kThreadN];
+      quads<T::kThreadX, T::kX>(x, reinterpret_cast<const float*>(staged_x[buffer][c]), down);
+      quads<T::kThreadN, T::kN>(w, reinterpret_cast<const float*>(staged_w[buffer][c]), across);
+#pragma unroll
+      for (int i = 0; i < T::kThreadX; ++i)
+#pragma unroll
+        for (int j = 0; j < T::kThreadN; ++j) sums[i][j] = fmaf(x[i], w[j], sums[i][j]);
+    }
+    if (more) stage(buffer ^ 1);
+    __syncthreads();
+  }
+
+  float* const out = a.out + static_cast<size_t>(blockIdx.z) * a.rows * a.n;
+#pragma unroll
+  for (int i = 0; i < T::kThreadX; ++i) {
+    const int row = first_x + i / 4 * (T::kX / (T::kThreadX / 4)) + 4 * down + i % 4;
+    if (row >= a.rows) continue;
+#pragma unroll
+    for (int j = 0; j < T::kThreadN; j += 4) {
+      const int column = first_n + j / 4 * (T::kN / (T::kThreadN / 4)) + 4 * across;
+      float* const to = out + static_cast<size_t>(row) * a.n + column;
+      const float four[4] = {sums[i][j] * a.factor, sums[i][j + 1] * a.factor, sums[i][j + 2] * a.factor,
+                             sums[i][j + 3] * a.factor};
+      if (a.n % 4 == 0 && column < a.n) {
+        store4(to, make_float4(four[0], four[1], four[2], four[3]));
+      } else {
+#pragma unroll
+        for (int q = 0; q < 4; ++q)
+          if (column + q < a.n) to[q] = four[q];
+      }
+    }
+  }
+}
+
+template <typename F, typename T>
+int launch_tile(const TiledArgs& a, int parts, cudaStream_t stream) {
+  const int down = (a.n + T::kN - 1) / T::kN;
+  if (down > 65535) return cudaErrorInvalidValue;
+  tiled_kernel<F, T><<<dim3((a.rows + T::kX - 1) / T::kX, down, parts), T::kThreads, 0, stream>>>(a);
+  return cudaGetLastError();
+}
+
+template <typename F>
+int tiled(const TiledArgs& a, int tile, int parts, cudaStream_t stream) {
+  switch (tile) {
+    case 32: return launch_tile<F, Tile<32, 128, 8, 8, 8>>(a, parts, stream);
+    case 64: return launch_tile<F, Tile<64, 128, 8, 8, 4>>(a, parts, stream);
+    case 128: return launch_tile<F, Tile<128, 128, 8, 8, 2>>(a, parts, stream);
+    default: return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace
+}  // namespace kepler
+
+extern "C" int kepler_linear_tiled(float* out, const float* x, const void* weight, const void* scales,
+                                   const void* zeros, float unit, int bits, int rows, int n, int k, int group,
+                                   int tile, int parts, void* stream) {
+  using namespace kepler;
+  const bool coded = bits == 4 || bits == 8;
+  if (rows <= 0 || n <= 0 || k <= 0 || parts <= 0 || parts > k / kChunk || (!coded && bits != 16) ||
+      k % (coded ? 32 : kChunk) || (coded && shift_of(group, k) < 0) || !aligned16(out) || !aligned16(x) ||
+      !aligned16(weight))
+    return cudaErrorInvalidValue;
+  const int chunks = k / kChunk;
+  // Whole steps a part; the last parts may be left without any, and their sums are zero.
+  const int part_chunks = ((chunks + parts - 1) / parts + kChunks - 1) / kChunks * kChunks;
+  const TiledArgs a = {out, x, weight, static_cast<const __half*>(scales), static_cast<const __half*>(zeros),
+                       coded ? unit : 1.f, rows, n, chunks, coded ? k / group : 0,
+                       coded ? shift_of(group, k) - 3 : 0, part_chunks};
+  const auto launched = bits == 16 ? tiled<TiledHalf> : bits == 8 ? tiled<TiledInt8> : tiled<TiledInt4>;
+  return launched(a, tile, parts, static_cast<cudaStream_t>(stream));
+}
