@@ -15,15 +15,11 @@ from tiny_models import CONTEXT, NEW_TOKENS, TinyModel, seed, tiny  # noqa: F401
 
 
 @pytest.fixture
-def engine(monkeypatch):
+def engine():
     """Function that makes an engine; the last one is gone before the next, and at the end of the test."""
     from vllm import LLM
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-    from vllm.model_executor.models import registry
 
-    # Upstream looks at a model's class in a process of its own, which imports all of vLLM for seconds; engines in
-    # processes of their own (serve_once) take that path.
-    monkeypatch.setattr(registry, "_run_in_subprocess", lambda look: look())
     made: list[Any] = []
 
     def end() -> None:

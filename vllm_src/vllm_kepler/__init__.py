@@ -24,14 +24,15 @@ def register() -> str | None:
 
 
 def register_layers() -> None:
-    """Put the port's layers where vLLM would make its own; nothing where the port does not serve."""
+    """Put the port's layers and shorter ways to start where vLLM has its own; nothing where the port does not serve."""
     from vllm.platforms import current_platform
 
     from .settings import KeplerSettings
 
     if isinstance(current_platform, KeplerSettings):
-        from . import moe
+        from . import moe, quick_start
         from .quantization import config
 
+        quick_start.register()
         moe.register()
         config.register()
