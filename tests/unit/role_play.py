@@ -4,13 +4,10 @@ import json
 import os
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 from ansible_run import ansible_playbook
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def ansible(directory, facts, *arguments, **environment):
@@ -69,10 +66,7 @@ def play(tmp_path, tmp_path_factory):
         library.mkdir(exist_ok=True)
         for name, text in (modules or {}).items():
             (library / f"{name}.py").write_text(text)
-        done = ansible(
-            tmp_path, facts, "-i", str(inventory), str(playbook), *options,
-            ANSIBLE_LIBRARY=f"{library}:{ROOT / 'plugins' / 'modules'}",
-        )  # fmt: skip
+        done = ansible(tmp_path, facts, "-i", inventory, "-M", library, playbook, *options)
         return done.returncode, done.stdout
 
     return run
