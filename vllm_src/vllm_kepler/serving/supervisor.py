@@ -23,6 +23,8 @@ from .starts import LIMIT, SETTLED, Starts
 from .systemd import notify
 
 USAGE = "usage: python -m vllm_kepler.serving NAME OPTIONS.yaml GENERATION"
+# Not `-m`: each spawned rank would import this module, and with it all commands of vLLM, for a second or two.
+SERVE = "from vllm.entrypoints.cli.main import main; main()"
 # Exit statuses after which systemd does not start the unit again: what must be corrected first, and too many starts.
 CONFIGURATION, GAVE_UP = 78, 69
 # Seconds between two looks while the server starts or drains, and while it serves without a watchdog.
@@ -33,7 +35,7 @@ STOP = 30
 
 def command_of(instance: Instance) -> list[str]:
     """vLLM as it is, with our door in front of its API."""
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", "--config", str(instance.options),
+    return [sys.executable, "-c", SERVE, "serve", "--config", str(instance.options),
             "--middleware", "vllm_kepler.serving.door.Door"]
 
 
