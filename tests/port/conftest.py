@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 # Before vLLM is imported: the CPU stands in for the Kepler GPU. An empty value with VLLM_KEPLER_VERIFY=1 takes a GPU.
@@ -11,6 +13,8 @@ os.environ.setdefault("VLLM_KEPLER_DEVICE", "cpu")
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
 
 import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "unit"))
 from tiny_models import CONTEXT, NEW_TOKENS, TinyModel, seed, tiny  # noqa: F401
 
 

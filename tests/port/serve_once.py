@@ -4,7 +4,9 @@ profiling takes the end of an earlier engine for a fault.
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib
 import json
 import os
 import subprocess
@@ -14,9 +16,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from forked import Forks
     from tiny_models import TinyModel
 
-MARK = "serve_once: "
+MARK, FORKS = "serve_once: ", "SERVE_ONCE_FORKS"
+# What every engine imports, and its ranks.
+IMPORTED = (
+    "vllm.entrypoints.llm", "vllm.executor.mp_distributed_executor", "vllm.model_executor.models.llama",
+    "vllm_kepler.cpu_worker", "vllm_kepler.quantization.loader",
+)  # fmt: skip
 # vLLM asks for a free port and takes it seconds later, when somebody else may have it. A server's unit starts again.
 TAKEN, STARTS = "Address already in use", 3
 
@@ -44,6 +52,13 @@ class Served:
     replays: int = 0
 
 
+@functools.cache
+def forks() -> Forks:
+    from forked import Forks
+
+    return Forks(__file__, {**os.environ, FORKS: "1"})
+
+
 def serve(
     model: TinyModel,
     environment: dict[str, str] | None = None,
@@ -51,7 +66,11 @@ def serve(
     with_logprobs: bool = False,
     **options: Any,
 ) -> Served:
-    """Answer a model's prompts, each `copies` times over, in a new process; options are those of vllm.LLM."""
+    """Answer a model's prompts, each `copies` times over, in a new process; options are those of vllm.LLM.
+
+    With further variables, and on a GPU, the process starts from nothing, and its ranks do. Without, it is a fork of
+    one that has imported vLLM, and its ranks are forks of it.
+    """
     request = {
         "model": str(model.directory),
         "prompts": [prompt for _ in range(copies) for prompt in model.prompts],
@@ -60,22 +79,25 @@ def serve(
         "options": {"max_model_len": model.context, "max_num_seqs": 16, **options},
     }
     for _ in range(STARTS):
-        done = subprocess.run(
-            [sys.executable, __file__], input=json.dumps(request), text=True, env={**os.environ, **(environment or {})},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
+        if environment is None and os.environ["VLLM_KEPLER_DEVICE"] == "cpu":
+            done = forks().run({**os.environ, "VLLM_WORKER_MULTIPROC_METHOD": "fork"}, merged=True, request=request)
+        else:
+            done = subprocess.run(
+                [sys.executable, __file__, json.dumps(request)], text=True, env={**os.environ, **(environment or {})},
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
         if done.returncode == 0 or TAKEN not in done.stdout:
             break
     lines = [line[len(MARK):] for line in done.stdout.splitlines() if line.startswith(MARK)]
     return Served(done.returncode, done.stdout, **(json.loads(lines[-1]) if lines else {}))
 
 
-def main() -> None:
+def answer(request: dict[str, Any]) -> None:
     import torch
     from vllm import LLM, SamplingParams, TokensPrompt
     from vllm.worker.cache_engine import CacheEngine
 
-    request, swapped, replays = json.load(sys.stdin), [], []
+    swapped, replays = [], []
     swap_out, replay = CacheEngine.swap_out, torch.cuda.CUDAGraph.replay
 
     def count(engine: CacheEngine, blocks: Any) -> None:
@@ -106,13 +128,23 @@ def main() -> None:
     }), flush=True)
 
 
-if __name__ == "__main__":
+def run(request: dict[str, Any]) -> None:
+    """Answer, and end the process."""
     status = 0
     try:
-        main()
+        answer(request)
     except Exception:
         traceback.print_exc()
         status = 1
     # Upstream's executor hangs where it ends together with the interpreter, as the exception would have it.
     gc.collect()
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    if FORKS in os.environ:
+        import forked
+
+        forked.serve(lambda: list(map(importlib.import_module, IMPORTED)), run)
+    else:
+        run(json.loads(sys.argv[1]))

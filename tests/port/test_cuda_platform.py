@@ -3,12 +3,13 @@
 What needs a GPU is tested by tests/gpu.
 """
 
+import functools
 import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
+from forked import Forks
 from vllm_kepler.absent_modules import apply_token_bitmask
 from vllm_kepler.ops import library as kernels
 
@@ -25,13 +26,17 @@ nvml.nvmlDeviceGetMemoryInfo = lambda handle: type("Memory", (), {{"total": 1144
 """
 
 
+@functools.cache
+def forks():
+    return Forks(Path(__file__).with_name("program_forks.py"), os.environ)
+
+
 def run(program, capability=(3, 7), **environment):
     """(exit status, output) of a program in a process where vLLM sees four such GPUs."""
-    done = subprocess.run(
-        [sys.executable, "-c", PREAMBLE.format(capability=capability) + program], text=True,
-        env={**os.environ, "VLLM_KEPLER_DEVICE": "", **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )
+    done = forks().run(
+        {**os.environ, "VLLM_KEPLER_DEVICE": "", **environment}, merged=True,
+        program=PREAMBLE.format(capability=capability) + program,
+    )  # fmt: skip
     return done.returncode, done.stdout
 
 

@@ -5,17 +5,19 @@ from serve_once import serve
 from tiny_models import assert_same
 
 
-@pytest.mark.parametrize(("family", "ranks"), [("llama", 2), ("llama", 4), ("gemma2", 2)])
-def test_tensor_parallel(tiny, family, ranks):
+@pytest.mark.parametrize(
+    ("family", "ranks", "environment"), [("llama", 2, {}), ("llama", 4, None), ("gemma2", 2, None)]
+)
+def test_tensor_parallel(tiny, family, ranks, environment):
     """Ranks over gloo give the ids of one; on torch 2.0.1 this hangs without the backfill of TCPStore."""
     model = tiny(family)
-    done = serve(model, tensor_parallel_size=ranks)
+    done = serve(model, environment, tensor_parallel_size=ranks)
     assert done.status == 0, done.printed
     assert_same(model, done.ids)
 
 
 def test_what_the_log_says(tiny):
-    done = serve(tiny("llama"))
+    done = serve(tiny("llama"), environment={})
     assert done.status == 0, done.printed
     printed = done.printed
     assert "Platform plugin kepler is activated" in printed

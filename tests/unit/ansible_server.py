@@ -1,15 +1,10 @@
-"""A process that has imported Ansible, and forks for each run of ansible-playbook: a start takes half the time.
-
-It reads a run a line from standard input, as JSON: arguments, directory, environment, and the files that take what it
-prints. It answers each with a line: the exit status as `subprocess` has it.
-"""
+"""ansible-playbook for ansible_run: a program that has imported Ansible, and forks for each run."""
 
 import importlib
-import json
 import os
-import sys
 import warnings
 
+import forked
 from ansible import constants
 from ansible.cli import playbook
 from ansible.plugins.loader import init_plugin_loader
@@ -22,20 +17,7 @@ PLUGINS = (
 )  # fmt: skip
 
 
-def run(arguments, directory, environment, printed, said):
-    """Be ansible-playbook with these arguments."""
-    for path, number in ((os.devnull, 0), (printed, 1), (said, 2)):
-        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), number)
-    os.chdir(directory)
-    os.environ.clear()
-    os.environ.update(environment)
-    # Ansible reads its settings while it is imported, when this run's environment was not known.
-    for name in constants.config.get_configuration_definitions():
-        constants.set_constant(name, constants.config.get_config_value(name, variables=vars(constants)))
-    playbook.main(["ansible-playbook", *arguments])
-
-
-def main():
+def prepare():
     init_plugin_loader()
     # With the names of what moved to other collections, 376 kB of YAML.
     importlib.import_module("ansible_collections.ansible.builtin")
@@ -43,12 +25,15 @@ def main():
         importlib.import_module(name)
     # A run does this again, and is told that it was done.
     warnings.filterwarnings("ignore", "AnsibleCollectionFinder has already been configured")
-    for line in iter(sys.stdin.readline, ""):
-        child = os.fork()
-        if not child:
-            return run(**json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def run(directory, arguments):
+    os.chdir(directory)
+    # Ansible reads its settings while it is imported, when this run's environment was not known.
+    for name in constants.config.get_configuration_definitions():
+        constants.set_constant(name, constants.config.get_config_value(name, variables=vars(constants)))
+    playbook.main(["ansible-playbook", *arguments])
 
 
 if __name__ == "__main__":
-    main()
+    forked.serve(prepare, run)

@@ -57,12 +57,12 @@ class KeplerCpuPlatform(settings.KeplerSettings, CpuPlatform):
 def share_cores(ranks: int) -> None:
     """Give each of `ranks` processes its share of the cores, and let them meet on loopback.
 
-    Workers are spawned after this and inherit the environment.
+    Workers start after this and inherit the environment.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(["all"] * ranks)
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
