@@ -165,6 +165,23 @@ def disk_findings(host: dict, needs: list[dict[str, Any]]) -> list[dict[str, str
     return found
 
 
+def mount_findings(host: dict, container: bool) -> list[dict[str, str]]:
+    """Findings about file systems that refuse to run what is built or served there; a container runs no DKMS."""
+    mounts: dict[str, list[str]] = {}
+    for place in host["programs"] + ([] if container else [host["dkms"]]):
+        if place["noexec"]:
+            mounts.setdefault(place["mount"], []).append(place["path"])
+    return [
+        finding(
+            "error", "host", f"{mount} is mounted with noexec, and {', '.join(paths)} lies there",
+            "a mount without noexec: builds run their own programs, and servers load libraries from there",
+            f"Run `mount -o remount,exec {mount}` and take noexec out of /etc/fstab or of its mount unit; or choose "
+            "another place.",
+        )
+        for mount, paths in mounts.items()
+    ]
+
+
 def host_findings(
     host: dict,
     *,
@@ -191,6 +208,7 @@ def host_findings(
         + isolation_findings(host, container)
         + history_findings(host)
         + driver_findings(host, locked, container, **driver)
+        + mount_findings(host, container)
         + service_findings(host, instances)
         + ([] if container else memory_findings(host, instances, memory_gib, 0 if active else jobs))
         + ([] if active else disk_findings(host, needs))

@@ -55,6 +55,18 @@ def versionlock_patterns(lock: dict, role: str) -> list[str]:
     ]
 
 
+def host_rpms(lock: dict, provider: str, python: bool) -> list[dict]:
+    """Entries of the packages that a host gets from dnf.
+
+    provider: where the driver comes from; NVIDIA's installer brings its own. python: whether CPython is built there.
+    """
+    return [
+        entry for entry in lock["rpms"]
+        if (python or entry["role"] != "python310") and (provider != "runfile" or "module" not in entry)
+        and entry["role"] != "load_balancer"
+    ]
+
+
 def locked_names(lock: dict) -> list[str]:
     """Names of every package of the lock."""
     return sorted({entry["name"] for entry in lock["rpms"]})
@@ -92,6 +104,7 @@ class FilterModule:
     def filters(self) -> dict:
         return {
             "bundle_keys": bundle_keys,
+            "host_rpms": host_rpms,
             "locked_names": locked_names,
             "locked_rpms": locked_rpms,
             "locked_streams": locked_streams,

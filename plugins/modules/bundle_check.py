@@ -48,4 +48,9 @@ keys:
   type: list
   elements: str
   returned: success
+packages:
+  description: File names of its packages.
+  type: list
+  elements: str
+  returned: success
 """

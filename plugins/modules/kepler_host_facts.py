@@ -5,6 +5,7 @@ from __future__ import absolute_import, division, print_function
 
 __metaclass__ = type
 
+import glob
 import os
 import platform
 import stat
@@ -36,6 +37,11 @@ options:
     default: []
   disks:
     description: Paths of which to say how much space is free; the nearest directory above counts where one is missing.
+    type: list
+    elements: path
+    default: []
+  programs:
+    description: Paths of which to say whether their file system lets programs run.
     type: list
     elements: path
     default: []
@@ -75,13 +81,14 @@ host:
       C(packages) (names of the installed RPMs), C(driver_package) (version of nvidia-driver, or none),
       C(runfile) (whether NVIDIA's own installer was used),
       C(paths) (path to directory, file or none), C(ports) (list of port, address, pid, command, unit),
-      C(free) (path to mount and bytes), C(xids) (list of address, xid, count, last, text), C(ecc) (list of address,
+      C(free) (path to mount and bytes), C(programs) (list of path, mount, noexec), C(dkms) (the same of the directory that DKMS builds in), C(xids) (list of address, xid, count, last, text), C(ecc) (list of address,
       mode, volatile, aggregate), C(signing_key) (mode and owner, or none) and C(enrolment) (of the certificate).
   type: dict
   returned: success
 """
 
 EFI_SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+DKMS_SETTINGS = "/etc/dkms/framework.conf"
 NVIDIA_VERSION = "/sys/module/nvidia/version"
 
 
@@ -134,6 +141,12 @@ def ecc(module):
     return facts_health.ecc(table)
 
 
+def dkms_tree():
+    """Directory that DKMS builds in."""
+    settings = [DKMS_SETTINGS] + sorted(glob.glob(DKMS_SETTINGS + ".d/*.conf"))
+    return facts.dkms_tree(facts.read(path) for path in settings)
+
+
 def key_mode(path):
     """{mode, owner} of a private key, or None where there is none."""
     try:
@@ -160,6 +173,7 @@ def main():
             "paths": {"type": "list", "elements": "str", "default": []},
             "ports": {"type": "list", "elements": "int", "default": []},
             "disks": {"type": "list", "elements": "path", "default": []},
+            "programs": {"type": "list", "elements": "path", "default": []},
             "health": {"type": "bool", "default": False},
             "signing_key": {"type": "path", "no_log": False},  # a path, not the key
             "signing_certificate": {"type": "path"},
@@ -190,6 +204,8 @@ def main():
         "paths": {path: kind(path) for path in module.params["paths"]},
         "ports": ports(set(module.params["ports"])),
         "free": {path: facts.free_space(path) for path in module.params["disks"]},
+        "programs": [facts.executability(path) for path in module.params["programs"]],
+        "dkms": facts.executability(dkms_tree()),
         "xids": xids(module) if module.params["health"] else [],
         "ecc": ecc(module) if module.params["health"] else [],
         "signing_key": key_mode(module.params["signing_key"]) if module.params["signing_key"] else None,

@@ -10,16 +10,23 @@ import socket
 import struct
 
 UNIT = re.compile(r"^[^/]+\.(service|scope|socket|slice)$")
+DKMS_TREE = re.compile(r"""^\s*dkms_tree=["']?([^"'\s#]+)""", re.MULTILINE)
 LISTEN = "0A"  # state of a listening socket in /proc/net/tcp
+
+
+def read_raw(path):
+    """Text of a small file, or None where there is none that can be read."""
+    try:
+        with open(path) as stream:
+            return stream.read()
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def read(path):
     """Stripped text of a small file, or None where there is none that can be read."""
-    try:
-        with open(path) as stream:
-            return stream.read().strip()
-    except (OSError, UnicodeDecodeError):
-        return None
+    text = read_raw(path)
+    return None if text is None else text.strip()
 
 
 def os_release(text):
@@ -100,6 +107,18 @@ def free_space(path):
     mount = mount_point(path)
     status = os.statvfs(mount)
     return {"mount": mount, "bytes": status.f_bfree * status.f_frsize}
+
+
+def executability(path):
+    """{path, mount, noexec}: whether the file system that `path` lies on, or will, refuses to run programs."""
+    mount = mount_point(path)
+    return {"path": path, "mount": mount, "noexec": bool(os.statvfs(mount).f_flag & os.ST_NOEXEC)}
+
+
+def dkms_tree(texts):
+    """Directory that DKMS builds in; texts: of its settings, of which the last one counts."""
+    found = [value for text in texts for value in DKMS_TREE.findall(text or "")]
+    return found[-1] if found else "/var/lib/dkms"
 
 
 def cpu_flags(text):

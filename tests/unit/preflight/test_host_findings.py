@@ -36,6 +36,11 @@ def board(first, dies=2, slot=None, acs=(False, False), width=16):
     ]
 
 
+def place(path, mount="/", noexec=False):
+    """A place where programs are to run."""
+    return {"path": path, "mount": mount, "noexec": noexec}
+
+
 def host(**changes):
     """Facts of a host that is ready for everything."""
     return {
@@ -57,6 +62,8 @@ def host(**changes):
         "streams": {},
         "packages": ["bash", "kmod-nvidia-latest-dkms", "nvidia-driver"], "driver_package": LOCKED["driver"],
         "runfile": False,
+        "programs": [place(ROOT), place("/var/lib/vllm")],
+        "dkms": place("/var/lib/dkms"),
         "paths": {"/srv/demo": "directory"},
         "ports": [],
         "free": {ROOT: {"mount": "/", "bytes": 100 * 2**30}},

@@ -1,0 +1,285 @@
+"""Filters that judge whether a host's dnf would install the locked packages, by what the module dnf_facts returned."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
+from host import rpms
+from kepler_controller.findings import finding
+
+LOCK = "files/lock/rpms.yml"
+DNF_CONF = "/etc/dnf/dnf.conf"
+BUNDLE = "kepler-offline"
+# The form of this project's messages.
+MESSAGE = re.compile(r"(\S+): found (.*?); expected (.*?)\. (.*)", re.DOTALL)
+
+
+def forms(package: dict) -> set[str]:
+    """All texts that a pattern of dnf is compared with for one package."""
+    name, arch = package["name"], package["arch"]
+    versions = [package["version"], f"{package['version']}-{package['release']}"]
+    versions += [f"{package['epoch'] or 0}:{version}" for version in versions]
+    plain = [name, *(f"{name}-{version}" for version in versions)]
+    return {*plain, *(f"{text}.{arch}" for text in plain)}
+
+
+def matches(pattern: str, package: dict) -> bool:
+    return any(fnmatchcase(form, pattern) for form in forms(package))
+
+
+def hiding(exclusions: list[dict], package: dict) -> list[dict]:
+    """The lines of dnf's settings that hide a package: excludes that match it, lists of includes that do not."""
+    found: list[dict] = []
+    includes: dict[str, list[dict]] = {}
+    for rule in exclusions:
+        everywhere = rule["section"] == "main" and rule["file"] == DNF_CONF
+        if not everywhere and rule["section"] != package["repo"]:
+            continue
+        if rule["option"] == "includepkgs":
+            includes.setdefault(rule["section"], []).append(rule)
+        elif matches(rule["pattern"], package):
+            found.append(rule)
+    for rules in includes.values():
+        if not any(matches(rule["pattern"], package) for rule in rules):
+            found.append(rules[0])
+    return found
+
+
+def names_of_lock(pattern: str) -> set[str]:
+    """The names that a line of the versionlock list may be about: its last parts are a version, or they are not."""
+    plain = pattern.removeprefix("!")
+    without_arch = plain.rpartition(".")[0] or plain
+    return {plain, without_arch, plain.rpartition("-")[0], plain.rpartition("-")[0].rpartition("-")[0]} - {""}
+
+
+def locking(locks: list[dict], package: dict) -> list[dict]:
+    """The lines of the versionlock list that hide a package."""
+    banned = [
+        lock for lock in locks if lock["pattern"].startswith("!") and matches(lock["pattern"].removeprefix("!"), package)
+    ]
+    about = [
+        lock for lock in locks
+        if not lock["pattern"].startswith("!")
+        and any(fnmatchcase(package["name"], name) for name in names_of_lock(lock["pattern"]))
+    ]
+    return banned + ([] if any(matches(lock["pattern"], package) for lock in about) else about)
+
+
+def settings_findings(
+    offers: dict[str, list[dict]], rules: list[dict], hidden_by: Callable, what: str, next_step: str
+) -> tuple[list[dict[str, str]], set[str]]:
+    """One finding for each line that hides all acceptable packages of a name, and these names.
+
+    offers: the acceptable packages on offer by the lock's entry as dnf takes it.
+    """
+    hit: dict[tuple[str, int], dict[str, Any]] = {}
+    names = set()
+    for spec, packages in offers.items():
+        causes = [hidden_by(rules, package) for package in packages]
+        if not all(causes):
+            continue
+        names.add(spec)
+        for rule in (rule for cause in causes for rule in cause):
+            line = hit.setdefault((rule["file"], rule["line"]), {"rule": rule, "specs": {}})
+            line["specs"][spec] = None
+    found = []
+    for (path, number), line in hit.items():
+        rule = line["rule"]
+        text = f"{rule['option']}={rule['pattern']}" if "option" in rule else rule["pattern"]
+        section = f" in [{rule['section']}]" if "section" in rule else ""
+        found.append(finding(
+            "error", "host", f"{path}, line {number}: {text}{section}, which hides {', '.join(line['specs'])} from dnf",
+            f"no {what} of a locked package", next_step.format(path=path, line=number),
+        ))
+    return found, names
+
+
+def failure_findings(dnf: dict) -> list[dict[str, str]]:
+    """Findings about repositories that do not answer, or whose index is not complete."""
+    found = []
+    defined = {item["id"]: item for item in dnf["repositories"]}
+    for name, reason in sorted(dnf["failures"].items()):
+        home = defined.get(name)
+        where = f"{home['file']}, line {home['line']}" if home else "a variable of the role repos"
+        found.append(finding(
+            "warning" if home and home["skip"] else "error", "host", f"the repository {name} ({where}): {reason}",
+            "repositories that answer with a complete index: dnf installs nothing without",
+            f"Look at `dnf --repo {name} makecache` on the host; correct the address, the proxy (proxy_env) or the "
+            "mirror, or disable the repository.",
+        ))
+    if dnf["error"] and not dnf["failures"]:
+        found.append(finding(
+            "error", "host", f"dnf does not answer: {' '.join(dnf['error'].split())}", "a dnf that lists packages",
+            "Correct what it says (`dnf repolist` on the host), then run again. A host without repositories: set "
+            "preflight_repositories: false, or offline_bundle.",
+        ))
+    return found
+
+
+def on_offer(entry: dict, offers: list[dict]) -> str:
+    """The versions on offer of a locked name, newest first, each with its repository."""
+    same = [package for package in offers if package["name"] == entry["name"]]
+    told = []
+    while same:
+        newest = rpms.newest(same)
+        text = f"{rpms.evr_text(newest)}.{newest['arch']} in {newest['repo']}"
+        told += [text] if text not in told else []
+        same.remove(newest)
+    return ", ".join(told) or "nothing"
+
+
+def missing_finding(missing: list[dict], offers: list[dict], host: str, bundle: bool, failed: bool) -> dict[str, str]:
+    """The finding about all locked versions that are not on offer."""
+    listed = "; ".join(f"{rpms.spec(entry)} (on offer: {on_offer(entry, offers)})" for entry in missing)
+    if bundle:
+        source, next_step = "the bundle", "Make the bundle anew (`make bundle`) with the lock of this checkout."
+    else:
+        source = "no repository of the host"
+        next_step = (
+            f"Run `make lock-rpms HOST={host}` on the controller, which writes what this host's repositories offer into "
+            f"{LOCK}; look at the difference, then run again."
+        )
+        if failed:
+            next_step = f"Correct the repositories first. If they do not have it then: {next_step}"
+    lacks = "does not hold" if bundle else "offers"
+    return finding(
+        "error", LOCK, f"{len(missing)} locked package(s) that {source} {lacks}: {listed}", "every locked version on offer",
+        next_step,
+    )
+
+
+def stream_findings(dnf: dict, streams: list[str]) -> list[dict[str, str]]:
+    """Findings about module streams that nobody offers, or that the host has disabled."""
+    found = [
+        finding(
+            "error", LOCK, f"the module stream {stream}, which no repository of the host offers",
+            f"{stream} in the repositories' module metadata",
+            "Use a repository or mirror that has its modules.yaml, or nvidia_driver_provider: runfile.",
+        )
+        for stream in dnf["missing_streams"]
+    ]
+    for stream in streams:
+        name = stream.partition(":")[0]
+        if dnf["modules"].get(name, {}).get("state") == "disabled":
+            found.append(finding(
+                "warning", "host", f"/etc/dnf/modules.d/{name}.module: the module {name} is disabled",
+                f"{stream}, or none", f"Nothing now: the run enables {stream}. To keep it off, stop here.",
+            ))
+    return found
+
+
+def added_findings(dnf: dict, added: list[str]) -> list[dict[str, str]]:
+    """Findings about repositories of the host that have the name of one which the role repos adds, in another file."""
+    return [
+        finding(
+            "error", "host", f"{item['file']}, line {item['line']}: a repository [{item['id']}] of the host's own",
+            f"[{item['id']}] in {item['id']}.repo alone, which the role repos writes: dnf takes one of the two",
+            f"Remove it there, or rename it and set enabled=0; its address can be repos_{item['id'].split('-')[0]}"
+            "_baseurl.",
+        )
+        for item in dnf["repositories"] if item["id"] in added and Path(item["file"]).name != f"{item['id']}.repo"
+    ]
+
+
+def dry_run_findings(dnf: dict, explained: set[str], entries: list[dict]) -> list[dict[str, str]]:
+    """Findings about what dnf itself says to the installation. explained: what other findings name already."""
+    found = []
+    refused = {spec: reason for spec, reason in dnf["refusals"].items() if spec not in explained}
+    if refused:
+        listed = "; ".join(f"{spec} ({reason})" for spec, reason in refused.items())
+        found.append(finding(
+            "error", "host", f"dnf refuses locked packages that are on offer: {listed}",
+            "a dnf that takes them",
+            "Look for modules (`dnf module list --enabled`), priorities and plugins of dnf that hide them.",
+        ))
+    if dnf["problem"] and not explained:
+        found.append(finding(
+            "error", "host", f"dnf cannot install the locked packages: {' '.join(dnf['problem'].split())}",
+            "a transaction that dnf resolves",
+            "Enable the repositories that offer what is missing, or take back the setting that hides it.",
+        ))
+    locked = {entry["name"] for entry in entries}
+    for title, verb in (("Downgrading", "downgrade"), ("Removing", "remove"), ("Removing dependent packages", "remove")):
+        names = [name for name in dnf["transaction"].get(title, []) if name not in locked]
+        if names:
+            found.append(finding(
+                "warning", LOCK, f"dnf would {verb} {', '.join(names)} for the locked packages",
+                "an installation that leaves them", "Run `make lock-rpms` for a lock that fits this host, or go on.",
+            ))
+    return found
+
+
+def repository_findings(
+    dnf: dict, entries: list[dict], *, streams: list[str], added: list[str], host: str, bundle: list[dict] | None = None
+) -> list[dict[str, str]]:
+    """All findings about the installation of `entries` of the lock on a host.
+
+    dnf: what the module dnf_facts returned. streams: module streams of the lock. added: names of the repositories that
+    the role repos adds. bundle: the packages of the offline bundle, which stands for all repositories.
+    """
+    asked = bundle is not None or bool(dnf["offers"]) or bool(dnf["failures"]) or bool(dnf["error"])
+    packages = dnf["offers"] if bundle is None else bundle
+    missing, offers = [], {}
+    for entry in entries:
+        if any(rpms.accepts(entry, package) for package in dnf["installed"]):
+            continue
+        fitting = [package for package in packages if rpms.accepts(entry, package)]
+        if fitting:
+            offers[rpms.spec(entry)] = fitting
+        else:
+            missing.append(entry)
+    found = failure_findings(dnf)
+    if missing and asked and not (dnf["error"] and not packages):
+        found.append(missing_finding(missing, packages, host, bundle is not None, bool(dnf["failures"])))
+    excluded, explained = settings_findings(
+        offers, dnf["exclusions"], hiding, "exclude or list of includes",
+        "Take it out of {path}, line {line}, at least until the roles have run; dnf-automatic leaves locked packages "
+        "alone by itself.",
+    )
+    locked, also = settings_findings(
+        offers, dnf["locks"], locking, "version lock of somebody else's", "Take the line out: sed -i {line}d {path}",
+    )
+    if bundle is None:
+        found += added_findings(dnf, added)
+    return (
+        found + excluded + locked + stream_findings(dnf, streams if offers or missing else [])
+        + dry_run_findings(dnf, explained | also, entries)
+    )
+
+
+def bundle_packages(files: list[str]) -> list[dict[str, Any]]:
+    """The packages of an offline bundle, by their file names, which leave the epoch out."""
+    found = []
+    for file in files:
+        text, _, arch = file.removesuffix(".rpm").rpartition(".")
+        name, version, release = text.rsplit("-", 2)
+        found.append({
+            "name": name, "epoch": None, "version": version, "release": release, "arch": arch, "repo": BUNDLE,
+        })
+    return found
+
+
+def message_findings(messages: list[str]) -> list[dict[str, str]]:
+    """The messages of modules that did not pass, as errors."""
+    found = []
+    for message in filter(None, messages):
+        parts = MESSAGE.fullmatch(message)
+        what = parts.groups() if parts else ("host", message, "no such message", "Correct that, then run again.")
+        found.append(finding("error", *what))
+    return found
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable]:
+        return {
+            "bundle_packages": bundle_packages,
+            "message_findings": message_findings,
+            "repository_findings": repository_findings,
+        }
