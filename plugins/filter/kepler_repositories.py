@@ -188,8 +188,11 @@ def added_findings(dnf: dict, added: list[str]) -> list[dict[str, str]]:
     ]
 
 
-def dry_run_findings(dnf: dict, explained: set[str], entries: list[dict]) -> list[dict[str, str]]:
-    """Findings about what dnf itself says to the installation. explained: what other findings name already."""
+def dry_run_findings(dnf: dict, explained: set[str], missing: bool, entries: list[dict]) -> list[dict[str, str]]:
+    """Findings about what dnf itself says to the installation.
+
+    explained: what other findings name already. missing: whether some packages are not on offer, and so not part of it.
+    """
     found = []
     refused = {spec: reason for spec, reason in dnf["refusals"].items() if spec not in explained}
     if refused:
@@ -199,7 +202,7 @@ def dry_run_findings(dnf: dict, explained: set[str], entries: list[dict]) -> lis
             "a dnf that takes them",
             "Look for modules (`dnf module list --enabled`), priorities and plugins of dnf that hide them.",
         ))
-    if dnf["problem"] and not explained:
+    if dnf["problem"] and not missing:
         found.append(finding(
             "error", "host", f"dnf cannot install the locked packages: {' '.join(dnf['problem'].split())}",
             "a transaction that dnf resolves",
@@ -250,7 +253,7 @@ def repository_findings(
         found += added_findings(dnf, added)
     return (
         found + excluded + locked + stream_findings(dnf, streams if offers or missing else [])
-        + dry_run_findings(dnf, explained | also, entries)
+        + dry_run_findings(dnf, explained | also, bool(missing), entries)
     )
 
 

@@ -1,6 +1,7 @@
-"""The filters are imported as they lie in the repository."""
+"""The filters, and what they share with modules, are imported as they lie in the repository."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "plugins" / "filter"))
+PLUGINS = Path(__file__).resolve().parents[3] / "plugins"
+sys.path[:0] = [str(PLUGINS / "filter"), str(PLUGINS / "module_utils")]
