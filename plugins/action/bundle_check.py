@@ -33,5 +33,5 @@ class ActionModule(ActionBase):
         except bundle.BundleError as error:
             return {**result, "failed": True, "msg": str(error)}
         keys = sorted(Path(name).stem for name in said["files"] if name.startswith("keys/"))
-        packages = sorted(Path(name).name for name in said["files"] if name.startswith("rpms/") and name.endswith(".rpm"))
+        packages = sorted(Path(name).name for name in said["files"] if name.endswith(".rpm"))
         return {**result, "changed": False, "id": said["id"], "keys": keys, "packages": packages}

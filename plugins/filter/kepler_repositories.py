@@ -17,6 +17,8 @@ from kepler_controller.findings import finding
 LOCK = "files/lock/rpms.yml"
 DNF_CONF = "/etc/dnf/dnf.conf"
 BUNDLE = "kepler-offline"
+# Parts of dnf's transaction that nobody asked for.
+UNASKED = {"Downgrading": "downgrade", "Removing": "remove", "Removing dependent packages": "remove"}
 # The form of this project's messages.
 MESSAGE = re.compile(r"(\S+): found (.*?); expected (.*?)\. (.*)", re.DOTALL)
 
@@ -54,20 +56,17 @@ def hiding(exclusions: list[dict], package: dict) -> list[dict]:
 
 def names_of_lock(pattern: str) -> set[str]:
     """The names that a line of the versionlock list may be about: its last parts are a version, or they are not."""
-    plain = pattern.removeprefix("!")
-    without_arch = plain.rpartition(".")[0] or plain
-    return {plain, without_arch, plain.rpartition("-")[0], plain.rpartition("-")[0].rpartition("-")[0]} - {""}
+    without_release = pattern.rpartition("-")[0]
+    return {pattern, pattern.rpartition(".")[0], without_release, without_release.rpartition("-")[0]} - {""}
 
 
 def locking(locks: list[dict], package: dict) -> list[dict]:
     """The lines of the versionlock list that hide a package."""
-    banned = [
-        lock for lock in locks if lock["pattern"].startswith("!") and matches(lock["pattern"].removeprefix("!"), package)
-    ]
+    banning = [lock for lock in locks if lock["pattern"].startswith("!")]
+    banned = [lock for lock in banning if matches(lock["pattern"][1:], package)]
     about = [
         lock for lock in locks
-        if not lock["pattern"].startswith("!")
-        and any(fnmatchcase(package["name"], name) for name in names_of_lock(lock["pattern"]))
+        if lock not in banning and any(fnmatchcase(package["name"], name) for name in names_of_lock(lock["pattern"]))
     ]
     return banned + ([] if any(matches(lock["pattern"], package) for lock in about) else about)
 
@@ -143,16 +142,14 @@ def missing_finding(missing: list[dict], offers: list[dict], host: str, bundle: 
     else:
         source = "no repository of the host"
         next_step = (
-            f"Run `make lock-rpms HOST={host}` on the controller, which writes what this host's repositories offer into "
-            f"{LOCK}; look at the difference, then run again."
+            f"Run `make lock-rpms HOST={host}` on the controller, which writes what this host's repositories offer "
+            f"into {LOCK}; look at the difference, then run again."
         )
         if failed:
             next_step = f"Correct the repositories first. If they do not have it then: {next_step}"
     lacks = "does not hold" if bundle else "offers"
-    return finding(
-        "error", LOCK, f"{len(missing)} locked package(s) that {source} {lacks}: {listed}", "every locked version on offer",
-        next_step,
-    )
+    found = f"{len(missing)} locked package(s) that {source} {lacks}: {listed}"
+    return finding("error", LOCK, found, "every locked version on offer", next_step)
 
 
 def stream_findings(dnf: dict, streams: list[str]) -> list[dict[str, str]]:
@@ -209,7 +206,7 @@ def dry_run_findings(dnf: dict, explained: set[str], missing: bool, entries: lis
             "Enable the repositories that offer what is missing, or take back the setting that hides it.",
         ))
     locked = {entry["name"] for entry in entries}
-    for title, verb in (("Downgrading", "downgrade"), ("Removing", "remove"), ("Removing dependent packages", "remove")):
+    for title, verb in UNASKED.items():
         names = [name for name in dnf["transaction"].get(title, []) if name not in locked]
         if names:
             found.append(finding(
@@ -227,7 +224,6 @@ def repository_findings(
     dnf: what the module dnf_facts returned. streams: module streams of the lock. added: names of the repositories that
     the role repos adds. bundle: the packages of the offline bundle, which stands for all repositories.
     """
-    asked = bundle is not None or bool(dnf["offers"]) or bool(dnf["failures"]) or bool(dnf["error"])
     packages = dnf["offers"] if bundle is None else bundle
     missing, offers = [], {}
     for entry in entries:
@@ -239,7 +235,8 @@ def repository_findings(
         else:
             missing.append(entry)
     found = failure_findings(dnf)
-    if missing and asked and not (dnf["error"] and not packages):
+    # Where dnf gave no answer, nobody knows what is on offer.
+    if missing and not dnf["error"]:
         found.append(missing_finding(missing, packages, host, bundle is not None, bool(dnf["failures"])))
     excluded, explained = settings_findings(
         offers, dnf["exclusions"], hiding, "exclude or list of includes",

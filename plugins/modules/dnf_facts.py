@@ -98,7 +98,8 @@ INSTALLED_FORMAT = "%{NAME}|%{EPOCHNUM}|%{VERSION}|%{RELEASE}|%{ARCH}|installed\
 
 
 def read_settings(root):
-    """Read dnf's settings below `root`: (texts of dnf.conf and the repositories by path, path and text of the locks)."""
+    """Read dnf's settings: (texts of dnf.conf and repositories by path, path of the version locks, their text)."""
+
     def at(path):
         return os.path.join(root, path.lstrip("/"))
 
@@ -122,8 +123,8 @@ def facts_of_settings(module):
     records = sorted(glob.glob(os.path.join(root, "etc/dnf/modules.d/*.module")))
     skips = dnf_settings.truth_of(texts[DNF_CONF], "main", "skip_if_unavailable")
     return texts, {
-        "exclusions": [item for path in sorted(texts) for item in dnf_settings.exclusions(path, texts[path])],
-        "repositories": [item for path in sorted(texts) for item in dnf_settings.repositories(path, texts[path], skips)],
+        "exclusions": [one for path in sorted(texts) for one in dnf_settings.exclusions(path, texts[path])],
+        "repositories": [one for path in sorted(texts) for one in dnf_settings.repositories(path, texts[path], skips)],
         "locks": dnf_settings.version_locks(locks, locked),
         "modules": dnf_settings.module_states(facts.read_raw(path) for path in records),
     }
@@ -161,7 +162,7 @@ def query(module, dnf):
     status, printed, complaints = module.run_command(
         dnf + ["--disableplugin=versionlock", "--disableexcludes=all", "repoquery", "--disable-modular-filtering",
                "--queryformat=" + dnf_settings.QUERY_FORMAT]
-        + sorted(set(entry["name"] for entry in module.params["rpms"]))
+        + sorted({entry["name"] for entry in module.params["rpms"]})
     )
     return {
         "offers": dnf_settings.packages(printed),
@@ -172,7 +173,7 @@ def query(module, dnf):
 
 def installed(module):
     """Packages on the host that have the name of a locked one."""
-    names = set(entry["name"] for entry in module.params["rpms"])
+    names = {entry["name"] for entry in module.params["rpms"]}
     _, printed, _ = module.run_command(["rpm", "-qa", "--queryformat", INSTALLED_FORMAT])
     return [package for package in dnf_settings.packages(printed) if package["name"] in names]
 
@@ -184,7 +185,7 @@ def dry_run(module, dnf, found):
         if any(rpms.accepts(entry, package) for package in found["offers"])
         and not any(rpms.accepts(entry, package) for package in found["installed"])
     ]
-    dnf = dnf + ["--assumeno", "--cacheonly"]
+    dnf = dnf + ["--assumeno", "--cacheonly"] + ["--disablerepo=" + name for name in sorted(found["failures"])]
     answer = {"missing_streams": [], "refusals": {}, "problem": "", "transaction": {}}
     modular = [entry for entry in wanted if "module" in entry]
     if modular and module.params["streams"]:
@@ -192,9 +193,7 @@ def dry_run(module, dnf, found):
         answer["missing_streams"] = dnf_settings.missing_streams(printed + complaints)
     if wanted:
         # The streams are not enabled yet: their repositories are asked as if they had no modules.
-        homes = set(
-            package["repo"] for entry in modular for package in found["offers"] if rpms.accepts(entry, package)
-        )
+        homes = {package["repo"] for entry in modular for package in found["offers"] if rpms.accepts(entry, package)}
         dnf = dnf + ["--setopt=%s.module_hotfixes=1" % repository for repository in sorted(homes)]
         _, printed, complaints = module.run_command(dnf + ["install"] + [rpms.spec(entry) for entry in wanted])
         refused = dnf_settings.refusals(printed + complaints)

@@ -81,8 +81,9 @@ host:
       C(packages) (names of the installed RPMs), C(driver_package) (version of nvidia-driver, or none),
       C(runfile) (whether NVIDIA's own installer was used),
       C(paths) (path to directory, file or none), C(ports) (list of port, address, pid, command, unit),
-      C(free) (path to mount and bytes), C(programs) (list of path, mount, noexec), C(dkms) (the same of the directory that DKMS builds in), C(xids) (list of address, xid, count, last, text), C(ecc) (list of address,
-      mode, volatile, aggregate), C(signing_key) (mode and owner, or none) and C(enrolment) (of the certificate).
+      C(free) (path to mount and bytes), C(programs) (list of path, mount, noexec), C(dkms) (the same of the directory
+      that DKMS builds in), C(xids) (list of address, xid, count, last, text), C(ecc) (list of address, mode, volatile,
+      aggregate), C(signing_key) (mode and owner, or none) and C(enrolment) (of the certificate).
   type: dict
   returned: success
 """

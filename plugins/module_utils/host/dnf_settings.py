@@ -130,7 +130,8 @@ def packages(text):
     for line in text.splitlines():
         fields = line.split("|")
         if len(fields) == len(FIELDS) and fields[1].isdigit():
-            found.append(dict(zip(FIELDS, fields), epoch=int(fields[1])))
+            package = {name: fields[index] for index, name in enumerate(FIELDS)}
+            found.append(dict(package, epoch=int(fields[1])))
     return found
 
 

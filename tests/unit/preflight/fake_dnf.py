@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(os.environ["FAKE_DNF"])
+OPTION = "--setopt=reposdir="
 FAILURE = """\
 Errors during downloading metadata for repository '{0}':
   - Curl error (7): Couldn't connect to server for http://127.0.0.1:9/x/repodata/repomd.xml [Failed to connect]
@@ -35,7 +36,7 @@ def main():
     world = json.loads((HERE / "world.json").read_text())
     with (HERE / "calls").open("a") as stream:
         stream.write(json.dumps(sys.argv[1:]) + "\n")
-    (directory,) = [item.partition("=")[2] for item in sys.argv if item.startswith("--setopt=reposdir=")]
+    (directory,) = [item.removeprefix(OPTION) for item in sys.argv if item.startswith(OPTION)]
     text = "".join(path.read_text() for path in sorted(Path(directory).glob("*.repo")))
     (HERE / "repos.txt").write_text(text)
     defined = re.findall(r"^\[(.+)\]$", text, re.MULTILINE)

@@ -34,7 +34,10 @@ def test_repositories_say_what_a_failure_means():
 
 
 def test_settings_are_overlaid_and_sections_left_out():
-    text = "# mine\n[a]\nbaseurl=x\n  y\nrepo_gpgcheck=1\n[epel]\nmetalink=z\nexclude=dkms\n[b]\nrepo_gpgcheck =\n  1\nc=d\n"
+    text = (
+        "# mine\n[a]\nbaseurl=x\n  y\nrepo_gpgcheck=1\n[epel]\nmetalink=z\nexclude=dkms\n"
+        "[b]\nrepo_gpgcheck =\n  1\nc=d\n"
+    )
     assert dnf_settings.overlaid(text, ["epel"], {"repo_gpgcheck": "0"}) == (
         "# mine\n[a]\nrepo_gpgcheck=0\nbaseurl=x\n  y\n[b]\nrepo_gpgcheck=0\nc=d\n"
     )
@@ -95,7 +98,8 @@ def test_what_the_transaction_would_do():
 
 
 def test_a_long_name_has_a_row_of_its_own():
-    text = "Dependencies resolved.\nInstalling:\n a-very-long-name\n        x86_64   1-1   baseos   1 k\n xz  x86_64 1 b 1 k\n"
+    rows = " a-very-long-name\n        x86_64   1-1   baseos   1 k\n xz  x86_64 1 b 1 k\n"
+    text = f"Dependencies resolved.\nInstalling:\n{rows}"
     assert dnf_settings.transaction(text) == {"Installing": ["a-very-long-name", "xz"]}
 
 
