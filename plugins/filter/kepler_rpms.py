@@ -46,13 +46,18 @@ def locked_driver(lock: dict) -> dict[str, str]:
     return {"driver": entry["version"], "stream": entry["stream"], "kernel": locked_kernel(lock)}
 
 
-def versionlock_patterns(lock: dict, role: str) -> list[str]:
-    """What the versionlock list of dnf holds for the packages of `role`: the form that the plugin writes itself."""
-    return [
-        f"{entry['name']}-{entry['epoch']}:{entry['version']}-{entry['release']}.*"
-        for entry in lock["rpms"]
-        if entry["role"] == role
-    ]
+def installed_locks(wanted: list[str], installed: list[str]) -> list[str]:
+    """What the versionlock list of dnf holds for `wanted`, in the form that the plugin writes itself.
+
+    wanted: packages as dnf takes them. installed: NEVRAs. If a package is there in another version than the wanted one,
+    that version is locked: a run that failed must not free what it found.
+    """
+    there = set(installed)
+    found = []
+    for text in wanted:
+        name = package_name(text)
+        found += [text] if text in there else [other for other in installed if package_name(other) == name]
+    return [f"{text.rpartition('.')[0]}.*" for text in found]
 
 
 def host_rpms(lock: dict, provider: str, python: bool) -> list[dict]:
@@ -86,8 +91,9 @@ def bundle_keys(fingerprints: list[str], directory: str) -> list[dict[str, str]]
 
 
 def package_name(text: str) -> str:
-    """Package name of a NEVRA."""
-    return text.rsplit("-", 2)[0]
+    """Package name of a NEVRA, or of a name with a condition such as `dkms >= 3.0`."""
+    name, space, _ = text.partition(" ")
+    return name if space or ":" not in text else text.rsplit("-", 2)[0]
 
 
 def rpms_to_install(wanted: list[str], installed: list[str], exact: bool) -> list[str]:
@@ -105,11 +111,11 @@ class FilterModule:
         return {
             "bundle_keys": bundle_keys,
             "host_rpms": host_rpms,
+            "installed_locks": installed_locks,
             "locked_names": locked_names,
             "locked_rpms": locked_rpms,
             "locked_streams": locked_streams,
             "locked_version": locked_version,
             "locked_driver": locked_driver,
-            "versionlock_patterns": versionlock_patterns,
             "rpms_to_install": rpms_to_install,
         }

@@ -244,7 +244,7 @@ def test_an_offline_host_is_judged_by_its_bundle(host):
 
 
 def test_messages_of_other_modules_become_findings():
-    message = "repos_epel_gpgkey: found ABC in 'https://k.example.org'; expected the one key DEF. Nothing imported. Look."
+    message = "repos_epel_gpgkey: found ABC in 'https://k.example.org'; expected the one key DEF. Nothing changed. Look"
     item = only(message_findings(["", message]))
     assert (item["variable"], item["found"]) == ("repos_epel_gpgkey", "ABC in 'https://k.example.org'")
     assert item["expected"] == "the one key DEF"

@@ -2,7 +2,7 @@
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from kepler_rpms import locked_driver, locked_rpms, locked_version, rpms_to_install, versionlock_patterns
+from kepler_rpms import host_rpms, installed_locks, locked_driver, locked_rpms, locked_version, rpms_to_install
 
 
 def entry(name, role, epoch=0, **keys):
@@ -35,8 +35,39 @@ def test_version_and_driver():
         locked_version(LOCK, "cuda")
 
 
-def test_versionlock_writes_what_the_plugin_writes():
-    assert versionlock_patterns(LOCK, "nvidia_driver") == ["kernel-0:1.2-3.el8.*", "nvidia-driver-3:1.2-3.el8.*"]
+@pytest.mark.parametrize(
+    ("installed", "locks"),
+    [
+        ([], []),
+        (["kernel-0:1.2-3.el8.x86_64", "nvidia-driver-3:1.2-3.el8.x86_64"],
+         ["kernel-0:1.2-3.el8.*", "nvidia-driver-3:1.2-3.el8.*"]),
+        # The kernel that was there stays beside the new one, and is not locked.
+        (["kernel-0:1.1-1.el8.x86_64", "kernel-0:1.2-3.el8.x86_64", "kernel-devel-0:9-1.x86_64"],
+         ["kernel-0:1.2-3.el8.*"]),
+        # A run that failed: what is there stays locked.
+        (["nvidia-driver-3:1.1-1.el8.x86_64"], ["nvidia-driver-3:1.1-1.el8.*"]),
+    ],
+)  # fmt: skip
+def test_what_is_installed_is_locked(installed, locks):
+    assert installed_locks(locked_rpms(LOCK, "nvidia_driver"), installed) == locks
+
+
+def test_a_package_without_a_version_is_locked_as_it_is():
+    there = ["dkms-0:3.3.0-1.el8.noarch", "dkms-extra-0:1-1.noarch"]
+    assert installed_locks(["dkms >= 0:3.0.13"], there) == ["dkms-0:3.3.0-1.el8.*"]
+    assert installed_locks(["dkms"], there) == ["dkms-0:3.3.0-1.el8.*"]
+
+
+def test_what_a_host_gets_from_dnf():
+    lock = {"rpms": [*LOCK["rpms"], entry("gcc", "python310"), entry("nginx", "load_balancer"),
+                     entry("kmod", "nvidia_driver", module="m")]}
+
+    def names(*arguments):
+        return [item["name"] for item in host_rpms(lock, *arguments)]
+
+    assert names("module_stream", True) == ["kernel", "nvidia-driver", "gcc-c++", "gcc", "kmod"]
+    assert names("module_stream", False) == ["kernel", "nvidia-driver", "gcc-c++", "kmod"]
+    assert names("runfile", False) == ["kernel", "nvidia-driver", "gcc-c++"]
 
 
 @pytest.mark.parametrize(

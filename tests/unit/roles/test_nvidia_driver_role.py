@@ -426,8 +426,8 @@ def test_check_mode_says_what_the_installer_would_do(play, tmp_path, recorded, l
 
 
 def test_the_runfile_leaves_the_streams_packages_out():
-    patterns = "{{ __nvidia_driver_lock | versionlock_patterns('nvidia_driver') }}"
-    found = evaluate("nvidia_driver", patterns, nvidia_driver_provider="runfile")
+    packages = "{{ __nvidia_driver_lock | locked_rpms('nvidia_driver') }}"
+    found = evaluate("nvidia_driver", packages, nvidia_driver_provider="runfile")
     names = ["kernel", "kernel-core", "kernel-modules", "kernel-devel", "kernel-headers", "dkms"]
     assert [pattern.partition("-0:")[0] for pattern in found] == names
 
@@ -492,6 +492,7 @@ def test_kernel_and_driver_are_installed_in_the_locked_version():
     (task,) = (task for task in tasks if task.get("ansible.builtin.include_role", {}).get("tasks_from") == "packages")
     assert task["vars"] == {
         "repos_packages": "{{ __nvidia_driver_lock | locked_rpms('nvidia_driver') }}", "repos_packages_exact": True,
+        "repos_packages_locked": "nvidia_driver",
     }
 
 

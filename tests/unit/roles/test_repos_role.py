@@ -1,12 +1,14 @@
-"""What the role repos asks a network for goes through the proxy that the inventory names."""
+"""The role repos: proxies that the inventory names, and version locks that hold what is installed."""
 
 import http.server
+import json
 import threading
 from pathlib import Path
 
 import pytest
 import yaml
 
+REPOS = Path(__file__).resolve().parents[3] / "roles" / "repos"
 PLAYBOOKS = Path(__file__).resolve().parents[3] / "playbooks"
 
 
@@ -50,3 +52,45 @@ def test_every_play_that_installs_passes_the_proxy_on(name):
     assert plays
     for play in plays:
         assert play["environment"] == "{{ proxy_env | default({}) }}", play["name"]
+
+
+def test_locks_are_written_after_the_installation():
+    """Before it they would hide from everybody which versions are on offer."""
+    (block,) = [task for task in yaml.safe_load((REPOS / "tasks/packages.yml").read_text()) if "always" in task]
+    released, installed = block["block"]
+    assert released["ansible.builtin.blockinfile"]["state"] == "absent"
+    assert "ansible.builtin.dnf" in installed
+    read, locked = block["always"]
+    assert read["register"] == "__repos_installed"
+    assert "__repos_installed.stdout_lines" in locked["vars"]["__repos_locks"]
+    for path in REPOS.parent.glob("*/tasks/*.yml"):
+        if "blockinfile" in path.read_text() and "versionlock" in path.read_text():
+            assert path.parent.parent.name == "repos", path
+
+
+@pytest.mark.parametrize(
+    ("before", "installed", "after"),
+    [
+        # An upgrade that fails.
+        ("dkms-0:2.8-1.el8.*", ["dkms-0:2.8-1.el8.noarch"], "dkms-0:2.8-1.el8.*"),
+        # A lock of a version that never came, as an earlier release of this role wrote it.
+        ("dkms-0:3.0.13-1.el8.*", [], ""),
+    ],
+)
+def test_a_failed_installation_locks_what_is_there(play, tmp_path, before, installed, after):
+    """There is no dnf on this machine: the installation fails."""
+    listed = tmp_path / "versionlock.list"
+    mark = "# {} vllm-kepler: nvidia_driver\n"
+    others = "glibc-0:2.28-251.el8.*\n"
+    listed.write_text(others + (f"{mark.format('BEGIN')}{before}\n{mark.format('END')}" if before else ""))
+    tasks = [{"name": "Install", "ansible.builtin.include_role": {"name": "repos", "tasks_from": "packages"},
+              "vars": {"repos_packages": ["dkms-0:3.0.13-1.el8.noarch"], "repos_packages_exact": True,
+                       "repos_packages_locked": "nvidia_driver"}}]
+    status, output = play(
+        tasks, "-e", json.dumps({"__repos_versionlock_list": str(listed)}), gather_facts=False,
+        programs={"rpm": f"printf '%s' '{''.join(line + chr(10) for line in installed)}'"},
+    )
+    assert status != 0
+    assert "Install the packages that are missing" in output
+    wanted = f"{mark.format('BEGIN')}{after}\n{mark.format('END')}" if after else ""
+    assert listed.read_text() == others + wanted
