@@ -15,7 +15,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # An English UTF-8 locale: Ansible refuses others.
 export LC_ALL := C.UTF-8
 
-.PHONY: help tools demo demo-down test lint unit kernels port gpu molecule plan bundle vendor lock clean
+.PHONY: help tools demo demo-down test lint unit kernels port gpu molecule plan bundle vendor lock lock-rpms clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ vendor: $(READY)  ## Lay vLLM's pinned sdist, verified, into vllm_src/upstream
 
 lock: $(READY)  ## Make the hash locks anew from their .in files
 	@python files/lock/refresh.py --downloads $(KEPLER_CACHE)/lock
+
+lock-rpms: $(READY)  ## Renew the lock of packages by what a host's repositories offer (HOST=k80-1)
+	@ansible-playbook playbooks/lock_rpms.yml --diff -e lock_host="$(HOST)"
 
 clean:  ## Remove the caches of the tools from the clone
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -173,7 +173,7 @@ def mount_findings(host: dict, container: bool) -> list[dict[str, str]]:
             mounts.setdefault(place["mount"], []).append(place["path"])
     return [
         finding(
-            "error", "host", f"{mount} is mounted with noexec, and {', '.join(paths)} lies there",
+            "error", "host", f"{mount} is mounted with noexec, and holds {', '.join(paths)}",
             "a mount without noexec: builds run their own programs, and servers load libraries from there",
             f"Run `mount -o remount,exec {mount}` and take noexec out of /etc/fstab or of its mount unit; or choose "
             "another place.",

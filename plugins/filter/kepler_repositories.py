@@ -280,6 +280,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable]:
         return {
             "bundle_packages": bundle_packages,
+            "failure_findings": failure_findings,
             "message_findings": message_findings,
             "repository_findings": repository_findings,
         }

@@ -152,3 +152,23 @@ def test_enabled_module_streams(tmp_path):
     (tmp_path / "notes.txt").write_text("stream=1\nstate=enabled\n")
     assert facts.dnf_module_streams(str(tmp_path)) == {"nvidia-driver": "470-dkms", "perl": "5.26"}
     assert facts.dnf_module_streams(str(tmp_path / "none")) == {}
+
+
+@pytest.mark.parametrize(("texts", "directory"), [
+    ([], "/var/lib/dkms"),
+    ([None, "# dkms_tree=/old\n"], "/var/lib/dkms"),
+    (['dkms_tree="/srv/dkms"\n'], "/srv/dkms"),
+    (["dkms_tree=/a\n", "x=1\n  dkms_tree='/b'  # why\n"], "/b"),
+])  # fmt: skip
+def test_directory_that_dkms_builds_in(texts, directory):
+    assert facts.dkms_tree(texts) == directory
+
+
+def test_a_mount_that_runs_nothing(tmp_path):
+    found = facts.executability(str(tmp_path / "later" / "deeper"))
+    assert found["path"].endswith("deeper")
+    assert found["noexec"] is bool(os.statvfs(str(tmp_path)).f_flag & os.ST_NOEXEC)
+    # /proc is mounted so wherever these tests run.
+    assert facts.executability("/proc/sys") == {"path": "/proc/sys", "mount": "/proc", "noexec": True} or not (
+        os.statvfs("/proc").f_flag & os.ST_NOEXEC
+    )

@@ -510,3 +510,20 @@ def test_all_findings_come_at_once():
     nothing = {"pci": [], "paths": {}, "free": space(**{ROOT: ("/", 0)})}
     found = judge(host(architecture="aarch64", init="bash", runfile=True, **nothing))
     assert len(found) == 6
+
+
+def test_a_mount_that_runs_nothing_is_named():
+    ready = host()
+    assert judge({**ready, "programs": [place(ROOT), place("/var/lib/vllm", "/var")]}) == []
+    shared = [place(ROOT, "/opt", True), place("/opt/vllm", "/opt", True)]
+    (item,) = judge({**ready, "programs": shared})
+    assert item["severity"] == "error"
+    assert item["found"] == f"/opt is mounted with noexec, and holds {ROOT}, /opt/vllm"
+    assert "remount,exec /opt" in item["next_step"]
+    (item,) = judge({**ready, "dkms": place("/var/lib/dkms", "/var", True)})
+    assert "/var is mounted with noexec, and holds /var/lib/dkms" in item["found"]
+
+
+def test_a_container_runs_no_dkms():
+    assert [item for item in judge(host(dkms=place("/var/lib/dkms", "/var", True)), container=True)
+            if "noexec" in item["found"]] == []

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import sys
 import threading
 from pathlib import Path
 
@@ -94,3 +95,28 @@ def test_a_failed_installation_locks_what_is_there(play, tmp_path, before, insta
     assert "Install the packages that are missing" in output
     wanted = f"{mark.format('BEGIN')}{after}\n{mark.format('END')}" if after else ""
     assert listed.read_text() == others + wanted
+
+
+def test_preflight_reports_what_dnf_and_the_keys_say(play, tmp_path):
+    """In check mode, as without it: nothing is changed, and all of it comes at once."""
+    (tmp_path / "world.json").write_text(json.dumps({"repos": {"epel": ["dkms|0|3.3.0|1.el8|noarch"]}}))
+    (tmp_path / "key.asc").write_text("no key")
+    fake = Path(__file__).resolve().parents[1] / "preflight" / "fake_dnf.py"
+    wanted = {"name": "dkms", "epoch": 0, "version": "3.0.13", "release": "1.el8", "arch": "noarch", "repo": "epel"}
+    tasks = [
+        {"name": "Ask", "ansible.builtin.include_role": {"name": "repos", "tasks_from": "preflight"},
+         "vars": {"repos_wanted": [wanted]}},
+        {"name": "Show", "ansible.builtin.debug": {"msg": "{{ repos_findings | findings_report }}"}},
+    ]
+    variables = {f"repos_{name}_gpgkey": str(tmp_path / "key.asc") for name in ("epel", "cuda")}
+    status, output = play(
+        tasks, "--check", gather_facts=False, variables=variables,
+        programs={"dnf": f"FAKE_DNF={tmp_path} exec {sys.executable} {fake} \"$@\"", "rpm": ":"},
+    )
+    assert status == 0, output
+    assert "changed=0" in output
+    told = " ".join(output.split())
+    assert "dkms-0:3.0.13-1.el8.noarch (on offer: 0:3.3.0-1.el8.noarch in epel)" in told
+    assert "make lock-rpms HOST=box" in told
+    for name in ("epel", "cuda"):
+        assert f"error: repos_{name}_gpgkey: found" in told

@@ -1,0 +1,47 @@
+#!/usr/bin/python
+"""Renew the lock of packages; the action plugin of this name does it on the controller."""
+
+DOCUMENTATION = r"""
+module: rpm_lock
+short_description: Renew files/lock/rpms.yml by what repositories offer
+description:
+  - Writes the newest version on offer into each entry that names one. Drivers, CUDA and kernels, which something was
+    proven with, keep theirs, and so does an entry with a minimum or without a version.
+  - Calls each entry verified that is on offer, with the repository and the date, and no longer verified if it is not.
+  - An entry that is verified in its version already stays as it is; so do comments and order.
+options:
+  path:
+    description: The lock, a file on the controller.
+    type: path
+    required: true
+  offers:
+    description: The packages on offer, as dnf_facts returns them.
+    type: list
+    elements: dict
+    required: true
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Renew the lock
+  rpm_lock:
+    path: "{{ playbook_dir }}/../files/lock/rpms.yml"
+    offers: "{{ repos_answer.offers }}"
+"""
+
+RETURN = r"""
+changes:
+  description: A line for each entry that changed.
+  type: list
+  elements: str
+  returned: success
+absent:
+  description: Names of the entries that no repository offers as the lock now has them.
+  type: list
+  elements: str
+  returned: success
+"""
