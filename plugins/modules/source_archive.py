@@ -19,7 +19,7 @@ module: source_archive
 short_description: Pack a source tree so that equal content gives equal bytes
 description:
   - Writes an uncompressed tar of a directory with sorted names, one owner, one time and normalised
-    modes, so that two checkouts of the same content have one sha256.
+    modes, so that two checkouts of the same content have one sha256. A link to a file is packed as that file.
 options:
   path:
     description: Directory to pack.
@@ -87,7 +87,8 @@ def members(path, exclude):
 
 def pack(path, prefix, exclude, stream):
     """Write the archive of `path` to the binary `stream`."""
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
+    # A link is packed as what it names: a file that two trees share is whole in each archive.
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT, dereference=True) as archive:
         for name in members(path, exclude):
             source = os.path.join(path, name)
             info = archive.gettarinfo(source, "%s/%s" % (prefix, name))

@@ -30,9 +30,10 @@ def register_layers() -> None:
     from .settings import KeplerSettings
 
     if isinstance(current_platform, KeplerSettings):
-        from . import moe, quick_start
+        from . import configs, moe, quick_start
         from .quantization import config
 
         quick_start.register()
+        configs.register()
         moe.register()
         config.register()

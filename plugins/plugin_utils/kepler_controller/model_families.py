@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "module_utils"))
-from host import gguf_file, quantized
+from host import gguf_file, model_config, quantized
 
 # vLLM 0.9.2's for a config that names no length.
 DEFAULT_POSITIONS = 2048
@@ -424,10 +424,14 @@ REFUSED = {
 def text_config(config: Any) -> dict[str, Any]:
     """The part of config.json about the language model.
 
-    Raises CapacityError where there is none.
+    Raises CapacityError where there is none, and for a key that the engine would not understand.
     """
     if not isinstance(config, dict):
         raise CapacityError(f"a config.json that holds a {type(config).__name__}", "a mapping")
+    try:
+        config = model_config.translate(config)
+    except model_config.Refused as fault:
+        raise CapacityError(f"{fault.found} in config.json", fault.expected) from None
     inner = config.get("text_config")
     return {**config, **inner} if isinstance(inner, dict) else config
 

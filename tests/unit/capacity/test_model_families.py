@@ -40,6 +40,24 @@ def test_positions_follow_the_scaling(scaling, positions):
     assert read({**LLAMA_7B, "rope_scaling": scaling}).positions == positions
 
 
+@pytest.mark.parametrize(
+    ("rope", "positions"),
+    [
+        ({"rope_type": "default", "rope_theta": 1e6}, 4096),
+        ({"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}, 16384),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048, "rope_theta": 1e6}, 8192),
+        ({"rope_type": "yarn", "factor": 2.0}, 8192),
+    ],
+)
+def test_positions_follow_the_rope_parameters_of_transformers_5(rope, positions):
+    assert read({**LLAMA_7B, "rope_parameters": rope}).positions == positions
+
+
+def test_what_the_engine_would_not_understand_is_named():
+    with pytest.raises(CapacityError, match="attention_factor"):
+        read({**LLAMA_7B, "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 2.0}})
+
+
 def test_the_table_of_angles():
     assert read(LLAMA_7B).rotary == 4096 * 128
     assert read(GPT2).rotary == 0

@@ -48,3 +48,12 @@ def test_patterns_exclude_names_and_paths(tmp_path):
     root = checkout(tmp_path / "one", [*NAMES, "upstream/a.py", "pkg/__pycache__/x.pyc", "pkg/upstream.py"], 1)
     with tarfile.open(fileobj=io.BytesIO(packed(root, ["upstream", "__pycache__"]))) as archive:
         assert archive.getnames() == [f"port/{name}" for name in sorted([*NAMES, "pkg/upstream.py"])]
+
+
+def test_a_link_is_packed_as_the_file_that_it_names(tmp_path):
+    root = checkout(tmp_path / "one", NAMES, 1)
+    (tmp_path / "shared.py").write_text("shared\n")
+    (root / "pkg/shared.py").symlink_to("../../shared.py")
+    with tarfile.open(fileobj=io.BytesIO(packed(root))) as archive:
+        assert archive.getmember("port/pkg/shared.py").isreg()
+        assert archive.extractfile("port/pkg/shared.py").read() == b"shared\n"

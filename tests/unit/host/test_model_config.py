@@ -1,0 +1,111 @@
+"""Configs of transformers 5 in the words of transformers 4, and what is refused of them."""
+
+import copy
+
+import pytest
+from host.model_config import Refused, translate
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 8192}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+PLAIN = {"rope_type": "default", "rope_theta": 1000000.0}
+
+
+def of(model_type, rope=None, **more):
+    said = dict({"model_type": model_type}, **more)
+    return said if rope is None else dict(said, rope_parameters=rope)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (of("qwen3", PLAIN), {"rope_theta": 1000000.0, "rope_scaling": None}),
+        (of("qwen3", {"rope_theta": 5000000}), {"rope_theta": 5000000, "rope_scaling": None}),
+        (of("llama", dict(LLAMA3, rope_theta=500000.0)), {"rope_theta": 500000.0, "rope_scaling": LLAMA3}),
+        (of("qwen2", dict(YARN, rope_theta=1e6)), {"rope_theta": 1e6, "rope_scaling": YARN}),
+        (of("qwen3", {"rope_type": "yarn", "factor": 2.0}, max_position_embeddings=4096),
+         {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 4096}}),
+        (of("llama", {"type": "linear", "factor": 2.0, "rope_theta": 1e4}),
+         {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+        (of("llama", {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 512},
+            max_position_embeddings=512), {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+        (of("gpt_neox", dict(PLAIN, partial_rotary_factor=0.25)),
+         {"rope_theta": 1e6, "rotary_emb_base": 1e6, "rotary_pct": 0.25}),
+        (of("stablelm", dict(PLAIN, partial_rotary_factor=0.5)), {"partial_rotary_factor": 0.5}),
+        (of("gemma3_text", {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                            "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0}}),
+         {"rope_theta": 1e6, "rope_local_base_freq": 20000.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+        (of("qwen3", {"full_attention": PLAIN, "sliding_attention": PLAIN}), {"rope_theta": 1e6}),
+        (of("phi3", {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0], "rope_theta": 1e4,
+                     "original_max_position_embeddings": 128, "partial_rotary_factor": 0.75, "factor": 4.0},
+            max_position_embeddings=512, original_max_position_embeddings=128),
+         {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]},
+          "original_max_position_embeddings": 128, "partial_rotary_factor": 0.75}),
+        (of("qwen3", PLAIN, rope_theta=1000000), {"rope_theta": 1000000}),
+        (of("llama", dict(LLAMA3, rope_theta=5e5), rope_scaling=LLAMA3, rope_theta=5e5), {"rope_scaling": LLAMA3}),
+        (of("llama", dtype="bfloat16"), {"torch_dtype": "bfloat16"}),
+        (of("llama", dtype="float32", torch_dtype="float16"), {"torch_dtype": "float16"}),
+        (of("gemma3_text", layer_types=["sliding_attention", "full_attention"] * 2), {"sliding_window_pattern": 2}),
+        (of("gemma3_text", layer_types=["full_attention"] * 3), {"sliding_window_pattern": 1}),
+        (of("cohere2", layer_types=[*["sliding_attention"] * 3, "full_attention"] * 2), {"sliding_window_pattern": 4}),
+        (of("cohere2", layer_types=["sliding_attention"] * 3), {"sliding_window_pattern": 4}),
+        (of("mistral", layer_types=["full_attention"] * 2, sliding_window=4096), {"sliding_window": None}),
+        (of("mistral", layer_types=["sliding_attention"] * 2, sliding_window=4096), {"sliding_window": 4096}),
+    ],
+)
+def test_what_is_said_in_old_words(config, expected):
+    before = copy.deepcopy(config)
+    got = translate(config)
+    assert {key: got[key] for key in expected} == expected
+    assert config == before
+
+
+def test_a_config_within_a_config_is_translated_too():
+    got = translate(of("llava", text_config=of("mistral", PLAIN, dtype="float16")))["text_config"]
+    assert (got["rope_theta"], got["torch_dtype"]) == (1e6, "float16")
+
+
+@pytest.mark.parametrize("config", [
+    of("llama", rope_theta=1e4), of("qwen2", rope_scaling={"type": "yarn", "factor": 4.0, "attention_factor": 2.0}),
+    of("gemma2", layer_types=["sliding_attention", "full_attention"] * 2),
+    of("llama4", no_rope_layers=[1, 0]), of("gemma3n_text", layer_types=["full_attention", "sliding_attention"]),
+    {"quantization_config": {"quant_method": "gptq", "rope_parameters": 3}}, None, ["a list"],
+])
+def test_old_words_stay(config):
+    assert translate(config) == config
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (of("llama", "yarn"), "rope_parameters"),
+        (of("llama", {"rope_type": "proportional"}), "rope_type proportional"),
+        (of("llama", dict(YARN, attention_factor=1.2)), "attention_factor"),
+        (of("gpt_oss", dict(YARN, truncate=False)), "truncate"),
+        (of("llama", {"rope_theta": "1e6"}), "rope_theta"),
+        (of("llama", {"rope_theta": True}), "rope_theta"),
+        (of("qwen3", dict(PLAIN, partial_rotary_factor=0.25)), "partial_rotary_factor"),
+        (of("qwen3", PLAIN, rope_theta=10000.0), "rope_theta"),
+        (of("llama", PLAIN, rope_scaling=LLAMA3), "rope_scaling"),
+        (of("olmo3", {"full_attention": dict(YARN, rope_theta=5e5), "sliding_attention": PLAIN}), "full_attention"),
+        (of("gemma3_text", {"full_attention": PLAIN, "sliding_attention": dict(YARN, rope_theta=1e4)}),
+         "sliding_attention"),
+        (of("gemma3_text", {"full_attention": PLAIN, "rope_theta": 1e4}), "layer types"),
+        (of("phi3", {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0], "factor": 3.0},
+            max_position_embeddings=512, original_max_position_embeddings=128), "factor 3.0"),
+        (of("gemma3_text", layer_types=["sliding_attention", "full_attention", "full_attention"]), "layer_types"),
+        (of("gemma2", layer_types=["full_attention", "sliding_attention"]), "layer_types"),
+        (of("qwen3", layer_types=["full_attention", "sliding_attention"]), "layer_types"),
+        (of("qwen3", layer_types=["linear_attention", "full_attention"]), "linear_attention"),
+        (of("llama", layer_types=["full_attention"], num_hidden_layers=2), "num_hidden_layers"),
+        (of("llama", layer_types=3), "layer_types"),
+        (of("smollm3", no_rope_layers=[1, 1, 1, 0]), "no_rope_layers"),
+        (of("exaone4", no_rope_layer_interval=4), "no_rope_layer_interval"),
+        (of("llava", text_config=of("llama", {"rope_type": "other"})), "text_config.rope_parameters"),
+    ],
+)
+def test_what_is_refused(config, named):
+    with pytest.raises(Refused) as refused:
+        translate(config)
+    assert named in str(refused.value)
+    assert refused.value.expected

@@ -1,0 +1,28 @@
+"""Configs of transformers 5, which the pinned transformers would read without their rotary embedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from .model_config import Refused, translate
+
+
+def register() -> None:
+    """Translate every config.json before transformers makes a config of it: vLLM's classes and its own read it here."""
+    plain = PretrainedConfig.get_config_dict.__func__
+    if getattr(plain, "translates", False):
+        return
+
+    def get_config_dict(cls: type[PretrainedConfig], *args: Any, **options: Any) -> tuple[dict[str, Any], Any]:
+        said, left = plain(cls, *args, **options)
+        try:
+            return translate(said), left
+        except Refused as refused:
+            raise ValueError(
+                f"config.json: found {refused.found}; expected {refused.expected}. Choose another checkpoint."
+            ) from None
+
+    get_config_dict.translates = True  # type: ignore[attr-defined]
+    PretrainedConfig.get_config_dict = classmethod(get_config_dict)  # type: ignore[assignment]
