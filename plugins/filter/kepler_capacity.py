@@ -52,7 +52,7 @@ def capacity_plan(facts: dict[str, Any], **asked: Any) -> dict[str, Any]:
     try:
         return capacity.plan(
             facts["config"], facts["tensors"], None if context is None else int(context),
-            Options(**{key: value for key, value in options.items() if value is not None}),
+            Options(**{key: value for key, value in options.items() if value is not None}), facts.get("tokenizer"),
         )
     except CapacityError as error:
         raise AnsibleFilterError(f"plan_model: {error}. Plan another model, or complete its files.") from error
@@ -154,10 +154,14 @@ def one_model_findings(
     ]
     if facts["config"] is None:
         return faults
+    extra = instance.get("extra_args") or {}
     try:
         refused = [
             finding("error", f"{where}.model", what, expected, "Serve another model, or another checkpoint of it.")
-            for what, expected in refusals(facts["config"])
+            for what, expected in refusals(
+                facts["config"], facts["tensors"], None if "tokenizer" in extra else facts.get("tokenizer"),
+                extra.get("trust-remote-code") is True,
+            )
         ]
         if refused:
             return faults + refused

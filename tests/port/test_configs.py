@@ -1,6 +1,8 @@
 """A config.json as transformers 5 writes it gives the answers of the one that transformers 4 wrote."""
 
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 import tiny_models
@@ -69,3 +71,9 @@ def test_what_the_engine_cannot_be_told_is_refused_by_name(engine, tmp_path, see
     path.write_text(json.dumps(said))
     with pytest.raises(ValueError, match="rope_type proportional"):
         engine(model)
+
+
+def test_the_names_that_the_host_judges_by_are_those_of_the_installed_packages():
+    root = Path(__file__).resolve().parents[2]
+    written = runpy.run_path(str(root / "vllm_src" / "engine_models.py"))
+    assert (root / "plugins/module_utils/host/engine_models.py").read_text() == written["module"]()

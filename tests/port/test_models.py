@@ -12,8 +12,8 @@ from small_hub import NAME, SHA, Hub
 
 FETCH = Path(__file__).resolve().parents[2] / "roles" / "models" / "files" / "fetch.py"
 # The role installs it beside the program.
-JUDGEMENT = FETCH.parents[3] / "plugins" / "module_utils" / "host" / "quantized.py"
-CONFIG = b'{"model_type": "llama"}'
+JUDGEMENT = FETCH.parents[3] / "plugins" / "module_utils" / "host"
+CONFIG = b'{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'
 
 
 @pytest.fixture
@@ -120,10 +120,28 @@ def test_quantized_weights_are_not_even_fetched(hub, fetch):
 
 
 def test_quantized_weights_that_are_served_are_fetched(hub, fetch):
-    hub.files["config.json"] = (
-        b'{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": false}}'
-    )
+    said = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}}
+    hub.files["config.json"] = json.dumps({**json.loads(CONFIG), **said}).encode()
     assert "model.safetensors" in fetch()[1]["files"]
+
+
+@pytest.mark.parametrize(
+    ("change", "tokenizer", "named"),
+    [
+        ({"model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"]}, {}, "smollm3"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, {}, "generates no text"),
+        ({"model_type": "novelty", "auto_map": {"AutoConfig": "c.C"}}, {}, "auto_map"),
+        ({"rope_parameters": {"rope_type": "proportional"}}, {}, "rope_parameters.rope_type"),
+        ({}, {"tokenizer_class": "TokenizersBackend"}, "TokenizersBackend"),
+    ],
+)
+def test_what_the_engine_does_not_know_is_not_fetched(hub, fetch, change, tokenizer, named):
+    hub.files["config.json"] = json.dumps({**json.loads(CONFIG), **change}).encode()
+    hub.files["tokenizer_config.json"] = json.dumps(tokenizer).encode()
+    status, _, fault = fetch()
+    assert status == 1
+    assert named in fault
+    assert ("GET", "model.safetensors") not in hub.asked
 
 
 def test_other_formats(hub, fetch):

@@ -175,14 +175,26 @@ def weights(directory):
     return tensors, faults
 
 
+def tokenizer_of(path):
+    """What tokenizer_config.json in a directory holds; None where there is none that can be read."""
+    try:
+        return read_json(os.path.join(path, "tokenizer_config.json"))
+    except Fault:
+        return None
+
+
 def model_of(path):
-    """What stands at `path`, a directory or a config.json: {config, tensors, faults}; None where there is nothing."""
+    """What stands at `path`, a directory or a config.json: {config, tokenizer, tensors, faults}.
+
+    None where there is nothing.
+    """
     if not os.path.exists(path):
         return None
     is_directory = os.path.isdir(path)
     if not is_directory and path.endswith(".gguf"):
         expected = "its directory, with the model's config.json and tokenizer beside it"
-        return {"config": None, "tensors": [], "faults": [{"file": path, "found": "a GGUF file", "expected": expected}]}
+        fault = {"file": path, "found": "a GGUF file", "expected": expected}
+        return {"config": None, "tokenizer": None, "tensors": [], "faults": [fault]}
     config_path = os.path.join(path, "config.json") if is_directory else path
     config, faults, tensors = None, [], []
     try:
@@ -195,7 +207,10 @@ def model_of(path):
         except OSError as error:
             wrong = [{"file": path, "found": error.strerror or "an error", "expected": "a directory that can be read"}]
         faults += wrong
-    return {"config": config, "tensors": [] if faults else grouped(tensors), "faults": faults}
+    tokenizer = tokenizer_of(path) if is_directory else None
+    return {
+        "config": config, "tokenizer": tokenizer, "tensors": [] if faults else grouped(tensors), "faults": faults,
+    }
 
 
 def cached_model(hub, model):

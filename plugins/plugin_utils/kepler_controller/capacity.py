@@ -421,18 +421,21 @@ def gib(size: float) -> str:
 
 
 def plan(
-    config: Any, recorded: Iterable[dict[str, Any]], context: int | None, options: Options
+    config: Any, recorded: Iterable[dict[str, Any]], context: int | None, options: Options,
+    tokenizer: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Every layout and storage of a model, as JSON can hold it.
 
     Args:
         context: tokens of one sequence; None for 4,096, or the model's positions where they are fewer.
+        tokenizer: what tokenizer_config.json holds, where it is there.
 
     Raises CapacityError where the model cannot be judged.
     """
-    refused = refusals(config)
+    recorded = list(recorded)
+    refused = refusals(config, recorded, tokenizer)
     # What stands in files that are refused says nothing of a checkpoint that is served.
-    recorded = [] if refused else list(recorded)
+    recorded = [] if refused else recorded
     model = read(config, recorded)
     tensors = tensors_of(model, recorded)
     parameters = sum(tensor.elements for tensor in tensors)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "module_utils"))
-from host import gguf_file, model_config, quantized
+from host import engine, gguf_file, model_config, quantized
 
 # vLLM 0.9.2's for a config that names no length.
 DEFAULT_POSITIONS = 2048
@@ -626,9 +626,17 @@ def tensors_of(model: Model, recorded: Iterable[dict[str, Any]] = ()) -> list[Te
     return kept
 
 
-def refusals(config: Any) -> list[tuple[str, str]]:
-    """What the port refuses in a config: (found, expected)."""
-    config = text_config(config)
+def refusals(
+    config: Any, recorded: Iterable[dict[str, Any]] = (), tokenizer: dict[str, Any] | None = None, trusts: bool = False
+) -> list[tuple[str, str]]:
+    """What the engine does not know, and what the port refuses: (found, expected).
+
+    Args:
+        recorded: the tensors, where they are known.
+        tokenizer: what tokenizer_config.json holds, where it is there.
+        trusts: whether the engine runs code that comes with the model.
+    """
+    whole, config = config, text_config(config)
     found = []
     try:
         quantized.judge(config)
@@ -640,4 +648,7 @@ def refusals(config: Any) -> list[tuple[str, str]]:
         found.append((f"the encoder-decoder {model_type}", works))
     elif model_type in REFUSED:
         found.append((f"the model type {model_type}: {REFUSED[model_type]}", works))
+    else:
+        in_gguf = any(item["dtype"] in gguf_file.BITS for item in recorded)
+        found += engine.unknown(whole, tokenizer, trusts, in_gguf)
     return found

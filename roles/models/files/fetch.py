@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import quantized  # the role installs it beside this program
+from host import engine, model_config, quantized  # the role installs them beside this program
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.file_download import repo_folder_name
@@ -55,14 +55,26 @@ def choose(names: list[str]) -> list[str]:
     return sorted([name for name in own if name.endswith(TEXTS)] + weights)
 
 
-def check_config(path: Path) -> None:
-    """Raise Fault where a K80 cannot serve what the configuration describes. Before the weights are fetched."""
+# Files that say whether the model can be served. They are fetched first.
+CONFIGS = ("config.json", "tokenizer_config.json")
+
+
+def check_configs(snapshot: Path) -> None:
+    """Raise Fault where a K80 cannot serve what the configurations describe. Before the weights are fetched."""
+    config, tokenizer = (
+        json.loads((snapshot / name).read_text()) if (snapshot / name).exists() else None for name in CONFIGS
+    )
+    if not isinstance(config, dict):
+        raise Fault("config.json: found no mapping; expected one. Choose another checkpoint of the model.")
     try:
-        quantized.judge(json.loads(path.read_text()))
-    except quantized.Refused as refused:
-        raise Fault(
-            f"config.json: found {refused.found}; expected {refused.expected}. Choose another checkpoint of the model."
-        ) from None
+        quantized.judge(model_config.translate(config))
+    except (quantized.Refused, model_config.Refused) as refused:
+        unknown = [(refused.found, refused.expected)]
+    else:
+        # Code that comes with a model is not fetched.
+        unknown = engine.unknown(config, tokenizer)
+    for found, expected in unknown:
+        raise Fault(f"config.json: found {found}; expected {expected}. Choose another checkpoint of the model.")
 
 
 def digests(path: Path) -> tuple[str, str]:
@@ -137,7 +149,7 @@ def fetch(name: str, revision: str, directory: Path, expected: dict[str, str]) -
     if "config.json" not in siblings:
         raise Fault("found no config.json; expected a model in the form of transformers.")
     cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
-    check_config(Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"])) / "config.json")
+    check_configs(Path(snapshot_download(name, revision=revision, allow_patterns=list(CONFIGS))))
     total = sum(sibling.size or 0 for sibling in siblings.values())
     there = sum(path.stat().st_size for path in cache.glob("blobs/*"))
     free = shutil.disk_usage(cache).free

@@ -192,13 +192,31 @@ def test_experts_of_odd_sizes():
 
 
 def test_an_unknown_model_is_a_warning():
-    (found,) = judge({**LLAMA_7B, "model_type": "novelty"})
+    """One that the engine knows and the planner does not."""
+    (found,) = judge({**LLAMA_7B, "model_type": "persimmon"})
     assert found["severity"] == "warning"
-    assert "novelty" in found["found"]
+    assert "persimmon" in found["found"]
     recorded = [{"name": "x.weight", "dtype": "F16", "shape": [1 << 20, 1 << 14], "count": 1}]
-    (found,) = judge({**LLAMA_7B, "model_type": "novelty"}, tensors=recorded)
+    (found,) = judge({**LLAMA_7B, "model_type": "persimmon"}, tensors=recorded)
     assert found["severity"] == "error"
 
+
+@pytest.mark.parametrize("change", [
+    {"model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"]}, {"architectures": ["Olmo3ForCausalLM"]},
+    {"architectures": ["LlamaForSequenceClassification"]}, {"architectures": []}, {"model_type": None},
+])
+def test_what_the_engine_does_not_know_is_an_error(change):
+    (found,) = judge({**LLAMA_7B, **change})
+    assert found["severity"] == "error"
+    assert str(next(iter(change.values())) or next(iter(change))).strip("[]'") in found["found"]
+
+
+def test_a_models_own_code_needs_trust():
+    config = {**LLAMA_7B, "model_type": "novelty", "auto_map": {"AutoConfig": "c.C", "AutoModel": "m.M"}}
+    (found,) = judge(config)
+    assert "auto_map" in found["found"]
+    assert "trust-remote-code: true" in found["expected"]
+    assert [item["severity"] for item in judge(config, extra_args={"trust-remote-code": True})] == ["warning"]
 
 def test_a_wrong_config_is_an_error():
     (found,) = judge({**LLAMA_7B, "hidden_size": "4096"})

@@ -31,6 +31,7 @@ def test_equal_tensors_of_layers_are_counted_together(directory):
     write(directory, LAYER)
     assert read(directory) == {
         "config": {"model_type": "llama"},
+        "tokenizer": None,
         "faults": [],
         "tensors": [
             {"name": "model.layers.*.mlp.up_proj.weight", "dtype": "F16", "shape": [3, 2], "count": 2},
@@ -57,7 +58,16 @@ def test_nothing_is_read_of_what_is_not_there(tmp_path):
 
 
 def test_a_config_alone(directory):
-    assert read(directory / "config.json") == {"config": {"model_type": "llama"}, "tensors": [], "faults": []}
+    assert read(directory / "config.json") == {
+        "config": {"model_type": "llama"}, "tokenizer": None, "tensors": [], "faults": [],
+    }
+
+
+def test_the_class_of_the_tokenizer_is_read(directory):
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
+    assert read(directory)["tokenizer"] == {"tokenizer_class": "TokenizersBackend"}
+    (directory / "tokenizer_config.json").write_text("half of")
+    assert read(directory)["tokenizer"] is None
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.pt"])

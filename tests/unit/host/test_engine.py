@@ -1,0 +1,70 @@
+"""Whether the engine knows a model by its names."""
+
+import pytest
+from host.engine import unknown
+
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+OWN_CODE = {"auto_map": {"AutoConfig": "c.C", "AutoModel": "m.M", "AutoModelForCausalLM": "m.M"}}
+
+
+def of(**more):
+    return dict(LLAMA, **more)
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer"),
+    [
+        (LLAMA, None), (LLAMA, {}), (LLAMA, {"tokenizer_class": "PreTrainedTokenizerFast"}),
+        (LLAMA, {"tokenizer_class": "LlamaTokenizer"}), (LLAMA, {"tokenizer_class": "Qwen2Tokenizer"}),
+        (of(architectures=["Unheard", "LlamaForCausalLM"]), None),
+        # The engine has these with code of its own, or by the code of transformers.
+        (of(model_type="chatglm", architectures=["ChatGLMModel"], **OWN_CODE), None),
+        (of(model_type="helium", architectures=["HeliumForCausalLM"]), None),
+        (of(model_type="gemma3", architectures=["Gemma3ForConditionalGeneration"],
+            text_config={"model_type": "gemma3_text"}), None),
+    ],
+)
+def test_what_is_known(config, tokenizer):
+    assert unknown(config, tokenizer) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer", "named"),
+    [
+        (of(model_type="smollm3", architectures=["SmolLM3ForCausalLM"]), None, "smollm3"),
+        (of(model_type="gpt_oss", architectures=["GptOssForCausalLM"]), None, "gpt_oss"),
+        (of(architectures=["Olmo3ForCausalLM"]), None, "Olmo3ForCausalLM"),
+        (of(architectures=["LlamaForSequenceClassification"]), None, "generates no text"),
+        (of(architectures=["EagleLlamaForCausalLM"]), None, "generates no text"),
+        (of(architectures=["Qwen2ForRewardModel"]), None, "generates no text"),
+        (of(architectures=[]), None, "without architectures"), (of(architectures="LlamaForCausalLM"), None, "without"),
+        ({"model_type": "llama"}, None, "without architectures"),
+        ({"architectures": ["LlamaForCausalLM"]}, None, "without model_type"),
+        (of(model_type="mistral3", architectures=["Mistral3ForConditionalGeneration"],
+            text_config={"model_type": "ministral3"}), None, "text_config.model_type ministral3"),
+        (of(model_type="novelty", **OWN_CODE), None, "auto_map"),
+        (of(architectures=["NoveltyForCausalLM"], **OWN_CODE), None, "auto_map"),
+        (LLAMA, {"tokenizer_class": "TokenizersBackend"}, "TokenizersBackend"),
+        (LLAMA, {"tokenizer_class": "SentencePieceBackend"}, "SentencePieceBackend"),
+        (LLAMA, {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["t.T", None]}}, "auto_map"),
+    ],
+)
+def test_what_is_not_known(config, tokenizer, named):
+    ((found, expected),) = unknown(config, tokenizer)
+    assert named in found
+    assert expected
+
+
+def test_code_of_the_model_is_trusted_where_the_operator_says_so():
+    assert unknown(of(model_type="novelty", architectures=["Own"], **OWN_CODE), trusts=True) == []
+    own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["t.T", None]}}
+    assert unknown(LLAMA, own, trusts=True) == []
+    assert unknown(of(model_type="novelty"), trusts=True)
+
+
+def test_a_gguf_file_needs_no_architecture():
+    assert unknown({"model_type": "llama"}, in_gguf=True) == []
+
+
+def test_an_unknown_type_and_tokenizer_are_both_named():
+    assert len(unknown(of(model_type="smollm3"), {"tokenizer_class": "TokenizersBackend"})) == 2
