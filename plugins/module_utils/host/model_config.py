@@ -52,6 +52,10 @@ def _translated(config, where):
         # Of what a quantizer or a classifier keeps, nothing is about layers.
         if isinstance(value, dict) and (key.endswith("_config") and key != "quantization_config"):
             config[key] = _translated(value, where + key + ".")
+    for key in ("quantization_config", "compression_config"):
+        # vLLM takes an empty one for a method without a name.
+        if key in config and not config[key]:
+            del config[key]
     if config.get("torch_dtype") is None and config.get("dtype") is not None:
         config["torch_dtype"] = config["dtype"]
     if config.get("rope_parameters") is not None:

@@ -60,6 +60,13 @@ def test_what_is_said_in_old_words(config, expected):
     assert config == before
 
 
+@pytest.mark.parametrize("empty", [{}, "", [], None, False])
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_an_empty_quantization_is_none(key, empty):
+    assert translate(of("llama", **{key: empty})) == of("llama")
+    assert translate(of("llava", text_config=of("llama", **{key: empty}))) == of("llava", text_config=of("llama"))
+
+
 def test_a_config_within_a_config_is_translated_too():
     got = translate(of("llava", text_config=of("mistral", PLAIN, dtype="float16")))["text_config"]
     assert (got["rope_theta"], got["torch_dtype"]) == (1e6, "float16")

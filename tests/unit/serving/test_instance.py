@@ -1,5 +1,6 @@
 """What the options and the environment of a unit say, and what is refused of them."""
 
+import json
 import os
 
 import pytest
@@ -80,3 +81,61 @@ def test_a_refusal_is_one_line_and_a_status_of_its_own(tmp_path, monkeypatch, ca
     assert printed.count("\n") == 1
     assert supervisor.main(["main"]) == 78
     assert "usage: " in capsys.readouterr().err
+
+MODEL = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Function that writes a model's files and gives the options for it."""
+
+    def write(config, tokenizer=None, more=""):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        if tokenizer is not None:
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+        return f"model: {tmp_path}\nport: 8000\n{more}"
+
+    return write
+
+
+UNSERVABLE = [
+    ({**MODEL, "model_type": "smollm3"}, None, "model_type smollm3"),
+    ({**MODEL, "architectures": ["Olmo3ForCausalLM"]}, None, "Olmo3ForCausalLM"),
+    ({**MODEL, "rope_parameters": {"rope_type": "proportional"}}, None, "rope_parameters.rope_type"),
+    (MODEL, {"tokenizer_class": "TokenizersBackend"}, "TokenizersBackend"),
+]
+
+
+@pytest.mark.parametrize(("config", "tokenizer", "named"), UNSERVABLE)
+def test_a_model_that_no_start_can_serve(read, model, tmp_path, monkeypatch, config, tokenizer, named):
+    options = model(config, tokenizer)
+    with pytest.raises(Refused, match=named):
+        read(options)
+    monkeypatch.setattr(os, "environ", ENVIRONMENT)
+    assert supervisor.main(["main", str(tmp_path / "main.yaml"), "7"]) == 78
+
+
+def test_a_model_of_the_hub_is_looked_at_in_the_cache(read, tmp_path):
+    snapshot = tmp_path / "hub/models--owner--name/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps({**MODEL, "model_type": "smollm3"}))
+    (tmp_path / "hub/models--owner--name/refs").mkdir()
+    (tmp_path / "hub/models--owner--name/refs/main").write_text("abc")
+    for revision in ("", "revision: abc\n"):
+        with pytest.raises(Refused, match="smollm3"):
+            read("model: owner/name\nport: 8000\n" + revision, HF_HOME=str(tmp_path))
+    assert read("model: owner/name\nport: 8000\nrevision: def\n", HF_HOME=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer", "more"),
+    [
+        (MODEL, None, ""), (MODEL, {"tokenizer_class": "PreTrainedTokenizerFast"}, ""), (["no mapping"], None, ""),
+        # What the operator says counts more.
+        ({**MODEL, "architectures": ["Own"]}, None, "hf-overrides: '{}'\n"),
+        (MODEL, {"tokenizer_class": "TokenizersBackend"}, "tokenizer: /srv/other\n"),
+        ({**MODEL, "model_type": "own", "auto_map": {"AutoConfig": "c.C"}}, None, "trust-remote-code: true\n"),
+    ],
+)
+def test_a_model_that_a_start_may_serve(read, model, config, tokenizer, more):
+    assert read(model(config, tokenizer, more))

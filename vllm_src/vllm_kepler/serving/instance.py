@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from . import models
+
 # Where a server that listens everywhere is reached.
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 # Characters of the runtime directory. A socket's path has 107 at most, and vLLM adds "/tmp/", a UUID and
@@ -85,6 +87,8 @@ def read_instance(name: str, options: Path, generation: str, environment: Mappin
         raise Refused(f"{options}: cannot be read: {' '.join(str(error).split())}. Run the play again.") from None
     if not isinstance(said, dict) or not isinstance(said.get("model"), str) or not isinstance(said.get("port"), int):
         raise Refused(f"{options}: expected options of vLLM with at least model and port. Run the play again.")
+    if reason := models.refusal(said, environment):
+        raise Refused(reason)
     if not environment.get("RUNTIME_DIRECTORY"):
         raise Refused("RUNTIME_DIRECTORY: found nothing; expected a directory in memory. Use vllm@NAME.service.")
     directory = Path(environment["RUNTIME_DIRECTORY"])
