@@ -6,6 +6,7 @@ Run by the Python that serves, with VLLM_KEPLER_DEVICE=cpu:
 
 from __future__ import annotations
 
+import argparse
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -15,8 +16,10 @@ from pathlib import Path
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from vllm.entrypoints.openai.cli_args import make_arg_parser
 from vllm.model_executor.models import registry
 from vllm.transformers_utils.config import _CONFIG_REGISTRY
+from vllm.utils import FlexibleArgumentParser
 
 HEADER = '''"""Names that vLLM {vllm} and transformers {transformers} know.
 
@@ -48,6 +51,13 @@ def tokenizers() -> Iterable[str]:
     return (name for name in dir(transformers) if "Tokenizer" in name and not name.startswith("Auto"))
 
 
+def options(kind: type[argparse.Action]) -> Iterable[str]:
+    """Options of `vllm serve` of one kind, without those that only say no."""
+    for action in make_arg_parser(FlexibleArgumentParser())._actions:
+        if isinstance(action, kind):
+            yield from (name[2:] for name in action.option_strings if name.startswith("--") and name[:5] != "--no-")
+
+
 def module() -> str:
     """The text of the module."""
     made = [HEADER.format(vllm=version("vllm").partition("+")[0], transformers=transformers.__version__)]
@@ -57,6 +67,8 @@ def module() -> str:
         "OTHERS": ("Architectures that vLLM has for something else.", {*registry._VLLM_MODELS} - generators),
         "MODEL_TYPES": ("model_type of a config.", {*CONFIG_MAPPING_NAMES, *_CONFIG_REGISTRY}),
         "TOKENIZERS": ("tokenizer_class of a tokenizer_config.", tokenizers()),
+        "SWITCHES": ("Options that no-NAME turns off.", options(argparse.BooleanOptionalAction)),
+        "FLAGS": ("Options that are off where they are left out.", options(argparse._StoreTrueAction)),
     }
     for name, (about, names) in parts.items():
         text = textwrap.wrap(" ".join(sorted(set(names))), 108, break_on_hyphens=False)

@@ -11,7 +11,7 @@ from ansible.errors import AnsibleFilterError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from kepler_controller import capacity
+from kepler_controller import capacity, engine_options
 from kepler_controller.capacity import Options, Storage, gib, need, storage_of
 from kepler_controller.findings import finding, shown
 from kepler_controller.model_families import (
@@ -20,6 +20,7 @@ from kepler_controller.model_families import (
     Model,
     Tensor,
     UnknownModelError,
+    overridden,
     read,
     refusals,
     tensors_of,
@@ -156,16 +157,17 @@ def one_model_findings(
         return faults
     extra = instance.get("extra_args") or {}
     try:
+        config = overridden(facts["config"], engine_options.overrides(extra))
         refused = [
             finding("error", f"{where}.model", what, expected, "Serve another model, or another checkpoint of it.")
             for what, expected in refusals(
-                facts["config"], facts["tensors"], None if "tokenizer" in extra else facts.get("tokenizer"),
+                config, facts["tensors"], None if "tokenizer" in extra else facts.get("tokenizer"),
                 extra.get("trust-remote-code") is True,
             )
         ]
         if refused:
             return faults + refused
-        model = read(facts["config"], facts["tensors"])
+        model = read(config, facts["tensors"])
         storage = storage_of(setting(instance, "dtype"), model.quantization)
         tensors = tensors_of(model, facts["tensors"]) if model.quantization else []
         dies = setting(instance, "tensor_parallel_size")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+from kepler_controller import engine_options
 from kepler_controller.addresses import is_loopback
 from kepler_controller.capacity import DTYPES, UTILIZATION
 from kepler_controller.findings import finding, is_integer, shown
@@ -115,6 +116,10 @@ REFUSED_OPTIONS = {
     "load-format": ("the format that the files have, which is found by itself", "Leave it out."),
     "num-scheduler-steps": ("1: the port schedules every step", "Leave it out."),
     "enable-lora": ("no adapters: the port has no kernels for them", "Merge the adapter into its model."),
+    "cpu-offload-gb": ("all weights on the dies, as planned", "Leave it out; spread the model over more dies."),
+    "num-gpu-blocks-override": ("as many blocks as the memory holds", "Leave it out."),
+    "pipeline-parallel-size": ("1: the port splits layers and does not line them up", "Use tensor_parallel_size."),
+    "data-parallel-size": ("1: an instance is one server", "Write another instance, and balance them."),
     "enable-expert-parallel": ("every expert split over the dies", "Leave it out."),
 }
 
@@ -181,6 +186,10 @@ def instance_findings(instance: Any, where: str) -> list[dict[str, str]]:
         found.append(finding(
             "error", f"{where}.extra_args.{option}", shown(valid["extra_args"][option]), expected, next_step
         ))
+    found += [
+        finding("error", f"{where}.extra_args.{option}", shown(valid["extra_args"][option]), expected, next_step)
+        for option, expected, next_step in engine_options.faults(valid.get("extra_args") or {})
+    ]
     return found
 
 
@@ -247,4 +256,8 @@ def inventory_findings(instances: Any) -> list[dict[str, str]]:
 
 class FilterModule:
     def filters(self) -> dict[str, Callable]:
-        return {"instances_with_defaults": instances_with_defaults, "inventory_findings": inventory_findings}
+        return {
+            "instances_with_defaults": instances_with_defaults,
+            "inventory_findings": inventory_findings,
+            "vllm_options": engine_options.written,
+        }

@@ -2,12 +2,16 @@
 
 import json
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 import tiny_models
+import yaml
 from conftest import generate
 from tiny_models import CONTEXT, WINDOW, assert_same
+from vllm.entrypoints.cli.serve import ServeSubcommand
+from vllm.utils import FlexibleArgumentParser
 
 HALF_HEAD = 16
 SCALED = {
@@ -77,3 +81,16 @@ def test_the_names_that_the_host_judges_by_are_those_of_the_installed_packages()
     root = Path(__file__).resolve().parents[2]
     written = runpy.run_path(str(root / "vllm_src" / "engine_models.py"))
     assert (root / "plugins/module_utils/host/engine_models.py").read_text() == written["module"]()
+
+
+def test_what_is_off_in_a_file_of_options_is_off_for_vllm(tmp_path):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins" / "plugin_utils"))
+    from kepler_controller import engine_options
+
+    given = dict.fromkeys(("enable-chunked-prefill", "enable-prefix-caching", "use-tqdm-on-load"), False)
+    path = tmp_path / "options.yaml"
+    path.write_text(yaml.safe_dump(engine_options.written(given)))
+    parser = FlexibleArgumentParser()
+    ServeSubcommand().subparser_init(parser.add_subparsers())
+    said = vars(parser.parse_args(["serve", "model", "--config", str(path)]))
+    assert {said[name.replace("-", "_")] for name in given} == {False}

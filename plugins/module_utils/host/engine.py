@@ -45,7 +45,7 @@ def _types(config, trusts):
         if said not in MODEL_TYPES:
             if _has_code(config, "AutoConfig"):
                 return [("the %s %s, which comes with code of its own (auto_map)" % (key, said), TRUST)]
-            return [("the %s %s" % (key, said), "a type that vLLM 0.9.2 or transformers 4.51.3 knows")]
+            return [("the %s %s" % (key, said), "a type that the locked vLLM or transformers knows")]
     return []
 
 
@@ -60,7 +60,7 @@ def _architectures(config, trusts):
         return [("the architecture %s, which generates no text" % names, "an architecture that does")]
     if _has_code(config, "AutoModelForCausalLM") and not trusts:
         return [("the architecture %s, which comes with code of its own (auto_map)" % names, TRUST)]
-    return [("the architecture %s" % names, "one that vLLM 0.9.2 has, such as LlamaForCausalLM")]
+    return [("the architecture %s" % names, "one that the locked vLLM has, such as LlamaForCausalLM")]
 
 
 def _tokenizer(said, trusts):
@@ -71,4 +71,4 @@ def _tokenizer(said, trusts):
         return [("tokenizer_class %s in tokenizer_config.json, which comes with code of its own (auto_map)" % name,
                  TRUST)]
     return [("tokenizer_class %s in tokenizer_config.json" % name,
-             "a class that transformers 4.51.3 knows: PreTrainedTokenizerFast, where tokenizer.json is there")]
+             "a class that the locked transformers knows: PreTrainedTokenizerFast, where tokenizer.json is there")]

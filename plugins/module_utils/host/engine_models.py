@@ -124,3 +124,21 @@ TOKENIZERS = frozenset((
     "WordpieceTokenizer XGLMTokenizer XGLMTokenizerFast XLMProphetNetTokenizer XLMRobertaTokenizer "
     "XLMRobertaTokenizerFast XLMTokenizer XLNetTokenizer XLNetTokenizerFast"
 ).split())
+# Options that no-NAME turns off.
+SWITCHES = frozenset((
+    "calculate-kv-scales disable-cascade-attn disable-chunked-mm-input disable-custom-all-reduce "
+    "disable-hybrid-kv-cache-manager disable-mm-preprocessor-cache disable-sliding-window enable-chunked-prefill "
+    "enable-eplb enable-expert-parallel enable-lora enable-lora-bias enable-multimodal-encoder-data-parallel "
+    "enable-prefix-caching enable-prompt-adapter enable-prompt-embeds enable-reasoning enable-sleep-mode "
+    "enforce-eager eplb-log-balancedness fully-sharded-loras guided-decoding-disable-additional-properties "
+    "guided-decoding-disable-any-whitespace guided-decoding-disable-fallback multi-step-stream-outputs "
+    "ray-workers-use-nsight skip-tokenizer-init trust-remote-code use-tqdm-on-load"
+).split())
+# Options that are off where they are left out.
+FLAGS = frozenset((
+    "allow-credentials disable-async-output-proc disable-fastapi-docs disable-frontend-multiprocessing "
+    "disable-log-requests disable-log-stats disable-uvicorn-access-log enable-auto-tool-choice "
+    "enable-force-include-usage enable-prompt-tokens-details enable-request-id-headers "
+    "enable-server-load-tracking enable-ssl-refresh expand-tools-even-if-tool-choice-none "
+    "return-tokens-as-token-ids use-v2-block-manager"
+).split())

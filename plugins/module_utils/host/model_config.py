@@ -60,8 +60,10 @@ def _translated(config, where):
         config["torch_dtype"] = config["dtype"]
     if config.get("rope_parameters") is not None:
         _rope(config, where)
+        del config["rope_parameters"]
     if config.get("layer_types") is not None and _kind(config) not in TYPED_LAYERS:
         _layers(config, where)
+        del config["layer_types"]
     for key in NO_ROPE:
         _no_rope(config, key, where)
     return config

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kepler_controller import engine_options
 from kepler_controller.model_families import (
     HEAD,
     CapacityError,
@@ -578,9 +579,11 @@ def table(made: dict[str, Any]) -> list[str]:
 def options_of(instance: dict[str, Any], base: Options | None = None) -> Options:
     """The options that an instance sets, by key or in extra_args; what is no number is left to vLLM."""
     found: dict[str, Any] = {}
-    extra = {key.replace("-", "_"): value for key, value in (instance.get("extra_args") or {}).items()}
+    extra = engine_options.meant(instance.get("extra_args") or {})
     for key in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
         value = extra.get(key)
+        # vLLM reads a text of digits as a number.
+        value = int(value) if isinstance(value, str) and value.isdecimal() else value
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             found[key] = value
     if isinstance(extra.get("enable_chunked_prefill"), bool):

@@ -436,6 +436,20 @@ def text_config(config: Any) -> dict[str, Any]:
     return {**config, **inner} if isinstance(inner, dict) else config
 
 
+def overridden(config: Any, overrides: dict[str, Any]) -> Any:
+    """A config with the keys that an instance's options put in place of its own.
+
+    Raises CapacityError for a key that the engine would not understand.
+    """
+    if not overrides or not isinstance(config, dict):
+        return config
+    # First in the words that the overrides have.
+    try:
+        return {**model_config.translate(config), **overrides}
+    except model_config.Refused as fault:
+        raise CapacityError(f"{fault.found} in config.json", fault.expected) from None
+
+
 def longest(config: dict[str, Any]) -> int | None:
     """Positions of a config, as vLLM's _get_and_verify_max_len derives them; None where it names none."""
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions",

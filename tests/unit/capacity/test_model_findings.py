@@ -229,3 +229,28 @@ def test_damaged_files_come_with_the_other_findings():
     assert [item["variable"] for item in judge(QWEN2_0_5B, faults=[fault])] == [
         f"{WHERE}.model", f"{WHERE}.tensor_parallel_size"
     ]
+
+
+YARN = '{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}'
+
+
+@pytest.mark.parametrize(
+    ("config", "extra", "positions"),
+    [
+        (LLAMA_7B, {"rope-scaling": YARN}, 8192),
+        (LLAMA_7B, {"hf-overrides": f'{{"rope_scaling": {YARN}}}'}, 8192),
+        (LLAMA_7B, {"hf-overrides": '{"max_position_embeddings": 1024}'}, 1024),
+        (LLAMA_7B, {"rope-theta": 1e6}, 4096),
+        ({**LLAMA_7B, "rope_parameters": {"rope_type": "linear", "factor": 8.0}}, {"rope-scaling": YARN}, 8192),
+    ],
+)
+def test_positions_are_those_that_the_options_make(config, extra, positions):
+    assert judge(config, device="cpu", max_model_len=positions, extra_args=extra) == []
+    (found,) = judge(config, device="cpu", max_model_len=positions + 1, extra_args=extra)
+    assert f"at most {positions}" in found["expected"]
+
+
+def test_an_architecture_may_be_put_in_place_of_an_unknown_one():
+    config = {**LLAMA_7B, "architectures": ["OwnForCausalLM"]}
+    assert judge(config, device="cpu")
+    assert judge(config, device="cpu", extra_args={"hf-overrides": '{"architectures": ["LlamaForCausalLM"]}'}) == []

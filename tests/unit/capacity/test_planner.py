@@ -483,3 +483,16 @@ def test_options_of_an_instance():
         max_num_seqs=8, enable_chunked_prefill=True, block_size=32, gpu_memory_utilization=0.5
     )
     assert capacity.options_of({}) == Options()
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ({"enable-chunked-prefill": False}, Options(enable_chunked_prefill=False)),
+        ({"no-enable-chunked-prefill": True}, Options(enable_chunked_prefill=False)),
+        ({"enable-chunked-prefill": True}, Options(enable_chunked_prefill=True)),
+        ({"max-num-seqs": "8"}, Options(max_num_seqs=8)),
+    ],
+)
+def test_both_spellings_of_an_option(extra, expected):
+    assert capacity.options_of({"extra_args": extra}) == expected

@@ -49,6 +49,8 @@ def of(model_type, rope=None, **more):
         (of("gemma3_text", layer_types=["full_attention"] * 3), {"sliding_window_pattern": 1}),
         (of("cohere2", layer_types=[*["sliding_attention"] * 3, "full_attention"] * 2), {"sliding_window_pattern": 4}),
         (of("cohere2", layer_types=["sliding_attention"] * 3), {"sliding_window_pattern": 4}),
+        (of("gemma2", layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=4096),
+         {"sliding_window": 4096}),
         (of("mistral", layer_types=["full_attention"] * 2, sliding_window=4096), {"sliding_window": None}),
         (of("mistral", layer_types=["sliding_attention"] * 2, sliding_window=4096), {"sliding_window": 4096}),
     ],
@@ -58,6 +60,8 @@ def test_what_is_said_in_old_words(config, expected):
     got = translate(config)
     assert {key: got[key] for key in expected} == expected
     assert config == before
+    assert not {"rope_parameters", "layer_types"} & set(got)
+    assert translate(got) == got
 
 
 @pytest.mark.parametrize("empty", [{}, "", [], None, False])
@@ -74,7 +78,6 @@ def test_a_config_within_a_config_is_translated_too():
 
 @pytest.mark.parametrize("config", [
     of("llama", rope_theta=1e4), of("qwen2", rope_scaling={"type": "yarn", "factor": 4.0, "attention_factor": 2.0}),
-    of("gemma2", layer_types=["sliding_attention", "full_attention"] * 2),
     of("llama4", no_rope_layers=[1, 0]), of("gemma3n_text", layer_types=["full_attention", "sliding_attention"]),
     {"quantization_config": {"quant_method": "gptq", "rope_parameters": 3}}, None, ["a list"],
 ])

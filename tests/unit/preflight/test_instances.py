@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kepler_instances import KEYS, instances_with_defaults, inventory_findings
+from kepler_instances import KEYS, engine_options, instances_with_defaults, inventory_findings
 from kepler_preflight import findings_errors, findings_report, worst_first
 
 WHERE = "vllm_service_instances[0]"
@@ -306,3 +306,34 @@ def test_the_report_has_the_worst_first():
     assert worst_first([warning, error]) == [error, warning]
     assert findings_errors([warning, error]) == 1
     assert findings_report([]) == []
+
+
+@pytest.mark.parametrize("extra", [
+    {"enable-chunked-prefill": False}, {"enable-chunked-prefill": True}, {"no-enable-chunked-prefill": True},
+    {"disable-log-requests": False}, {"rope-theta": 1000000, "rope-scaling": '{"rope_type": "linear", "factor": 2.0}'},
+    {"hf-overrides": '{"rope_theta": 1.0}'}, {"rope-theta": "1e6"}, {"max-seq-len-to-capture": 4096},
+])
+def test_options_that_hold(extra):
+    assert judge(demo(extra_args=extra)) == []
+
+
+@pytest.mark.parametrize("extra", [
+    {"no-enable-chunked-prefill": False}, {"no-enable-prefix-caching": "true"}, {"enable-prefix-caching": "false"},
+    {"disable-log-stats": 0}, {"swap-space": False}, {"max-num-seqs": False}, {"rope-scaling": "yarn"},
+    {"hf-overrides": "[1]"}, {"hf-overrides": '{"rope_parameters": {"rope_theta": 1.0}}'}, {"rope-theta": "much"},
+    {"cpu-offload-gb": 4}, {"num-gpu-blocks-override": 100}, {"pipeline-parallel-size": 2}, {"data-parallel-size": 2},
+])
+def test_options_that_would_not_hold_or_are_not_planned(extra):
+    assert variables(judge(demo(extra_args=extra))) == [f"{WHERE}.extra_args.{next(iter(extra))}"]
+
+
+def test_an_option_said_twice():
+    extra = {"enable-prefix-caching": True, "no-enable-prefix-caching": True}
+    assert variables(judge(demo(extra_args=extra))) == [f"{WHERE}.extra_args.no-enable-prefix-caching"]
+
+
+def test_what_is_off_is_written_so_that_it_holds():
+    given = {"enable-chunked-prefill": False, "disable-log-requests": False, "enable-prefix-caching": True, "seed": 0}
+    assert engine_options.written(given) == {
+        "no-enable-chunked-prefill": True, "enable-prefix-caching": True, "seed": 0,
+    }
