@@ -23,11 +23,12 @@ LAYERS = {
     "Llama 13B": [(15360, 5120), (5120, 5120), (27648, 5120), (5120, 13824)],
 }
 GROUP = 128
-ROWS = (1, 2, 4, 8, 16)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 # Bytes of a weight with its scales, and of a float32 one over those: what memory allows.
 FORMATS = {"float16": 2.0, "int8": 1 + 2 / GROUP, "int4": 0.5 + 2 / GROUP}
 BARS = {
-    ("float16", 1): 1.9, ("float16", 8): 1.5, ("int8", 1): 3.4, ("int4", 1): 5.5, ("int4", 4): 3.5, ("int4", 8): 2.0,
+    ("float16", 1): 1.9, ("float16", 8): 1.5, ("int8", 1): 3.4, ("int4", 1): 5.5, ("int4", 4): 3.5, ("int4", 8): 3.0,
+    ("int4", 16): 1.8, ("int4", 32): 0.95, ("int4", 128): 0.95,
 }
 # Weights are taken in turn from this many bytes: several times any L2.
 TURN = 1 << 29
@@ -106,11 +107,11 @@ def shape_rows(times: dict[tuple[str, int, int, int], float]) -> list[dict[str, 
 
 
 def prefill_rows() -> list[dict[str, object]]:
-    """More rows than the kernels of few rows take."""
+    """More rows than sequences decode."""
     n, k = 22016, 4096
     found = []
     weights = {name: weight_of(name, n, k) for name in ("float32", *FORMATS)}
-    for count in (32, 128, 512, 2048):
+    for count in (256, 512, 1024, 2048):
         x = torch.randn(count, k, device="cuda")
         took = {name: seconds([product(name, x, weight)], 5) for name, weight in weights.items()}
         found.append({"rows": count, "float32 µs": took["float32"] * 1e6,
@@ -149,8 +150,8 @@ off). Groups of {GROUP} columns, no zeros. Bound: the bytes of float32 over thos
 {machine.table(shapes)}
 ## Prefill
 
-More than {linear.MAX_ROWS} rows of x, 22,016 rows of 4,096 weights: ratio to cuBLAS with float32. Up to
-{linear.MAX_TILED_ROWS} rows weights become floats in shared memory, beyond them float32 tiles in device memory.
+22,016 rows of 4,096 weights: ratio to cuBLAS with float32. Up to {linear.MAX_TILED_ROWS} rows weights become floats in
+shared memory, beyond them float32 tiles in device memory.
 
 {machine.table(prefill)}
 {k80_model.text()}"""

@@ -73,7 +73,7 @@ def kernels() -> None:
             scales = torch.rand(n, k // group, device="cuda")
             order = torch.randperm(k, device="cuda")
             packed = linear.pack(codes, scales, None if zeros is None else torch.full_like(scales, zeros), bits, order)
-            for rows in (1, 2, 3, 4, 7, 16, 17):
+            for rows in (1, 2, 3, 4, 7, 9, 17, 33, 65):
                 x = torch.randn(rows, k, device="cuda")
                 linear.packed(x, packed)
                 linear.half(x, half)

@@ -4,7 +4,7 @@
 namespace kepler {
 namespace {
 
-constexpr int kMaxRows = 8, kMaxLaunched = 16;
+constexpr int kMaxRows = 8;
 
 template <typename F, int kRows, bool kZeros>
 void launch(const LinearArgs& a, cudaStream_t stream) {
@@ -27,17 +27,12 @@ bool resident<Half, false>(const LinearArgs&, cudaStream_t) {
 }
 
 template <typename F, bool kZeros>
-int product(LinearArgs a, int rows, cudaStream_t stream) {
-  for (int first = 0; first < rows; first += kMaxRows) {
-    a.rows = rows - first < kMaxRows ? rows - first : kMaxRows;
-    const auto launched = a.rows == 1   ? launch<F, 1, kZeros>
-                          : a.rows == 2 ? launch<F, 2, kZeros>
-                          : a.rows <= 4 ? launch<F, 4, kZeros>
-                                        : launch<F, 8, kZeros>;
-    if (!resident<F, kZeros>(a, stream)) launched(a, stream);
-    a.out += static_cast<size_t>(kMaxRows) * a.n;
-    a.x += static_cast<size_t>(kMaxRows) * a.k;
-  }
+int product(const LinearArgs& a, cudaStream_t stream) {
+  const auto launched = a.rows == 1   ? launch<F, 1, kZeros>
+                        : a.rows == 2 ? launch<F, 2, kZeros>
+                        : a.rows <= 4 ? launch<F, 4, kZeros>
+                                      : launch<F, 8, kZeros>;
+  if (!resident<F, kZeros>(a, stream)) launched(a, stream);
   return cudaGetLastError();
 }
 
@@ -77,10 +72,10 @@ __global__ void __launch_bounds__(kUnpackThreads) unpack_kernel(float* out, cons
 extern "C" int kepler_linear_half(float* out, const float* x, const void* weight, int rows, int n, int k,
                                   void* stream) {
   using namespace kepler;
-  if (rows <= 0 || rows > kMaxLaunched || n <= 0 || k <= 0 || k % Half::kColumns || !aligned16(x) ||
+  if (rows <= 0 || rows > kMaxRows || n <= 0 || k <= 0 || k % Half::kColumns || !aligned16(x) ||
       !aligned16(weight))
     return cudaErrorInvalidValue;
-  return product<Half, false>({out, x, weight, nullptr, nullptr, 1.f, rows, n, k, 0, 0}, rows,
+  return product<Half, false>({out, x, weight, nullptr, nullptr, 1.f, rows, n, k, 0, 0},
                               static_cast<cudaStream_t>(stream));
 }
 
@@ -88,7 +83,7 @@ extern "C" int kepler_linear_packed(float* out, const float* x, const void* code
                                     const void* zeros, float unit, int bits, int rows, int n, int k, int group,
                                     void* stream) {
   using namespace kepler;
-  if (rows <= 0 || rows > kMaxLaunched || n <= 0 || k <= 0 || k % Int4::kColumns || (bits != 4 && bits != 8) ||
+  if (rows <= 0 || rows > kMaxRows || n <= 0 || k <= 0 || k % Int4::kColumns || (bits != 4 && bits != 8) ||
       shift_of(group, k) < 0 || !aligned16(x) || !aligned16(codes))
     return cudaErrorInvalidValue;
   const LinearArgs a = {out, x, codes, static_cast<const __half*>(scales), static_cast<const __half*>(zeros),
@@ -96,7 +91,7 @@ extern "C" int kepler_linear_packed(float* out, const float* x, const void* code
                         shift_of(group, k) - (bits == 4 ? 5 : 4)};
   const auto launched = bits == 4 ? (zeros ? product<Int4, true> : product<Int4, false>)
                                   : (zeros ? product<Int8, true> : product<Int8, false>);
-  return launched(a, rows, static_cast<cudaStream_t>(stream));
+  return launched(a, static_cast<cudaStream_t>(stream));
 }
 
 extern "C" int kepler_linear_unpack(float* out, const void* codes, const void* scales, const void* zeros, float unit,

@@ -12,6 +12,7 @@ namespace {
 constexpr int kChunk = 8;    // columns that a thread reads at once
 constexpr int kColumns = 16;  // columns of a step
 constexpr int kChunks = kColumns / kChunk;
+constexpr int kTurn = 32 / kChunks;  // banks
 
 // Codes under a mask become the upper bits of a float's fraction, 1 + code · 2^(bit - 23) for a code that begins at
 // `bit`: one FMA makes them scale · (code - zero), exactly, since code, zero and scale have at most 9, 9 and 11 bits.
@@ -89,12 +90,14 @@ struct Tile {
   static constexpr int kAcross = kN / kThreadN, kThreads = kAcross * (kX / kThreadX);
 };
 
-// kCount floats of a line for a thread: quads that lie a stride apart, so that neighbours read neighbouring banks.
+// kCount floats of a column for a thread: quads that lie a stride apart, so that neighbours read neighbouring banks.
+// `turn` is by how many places the column's line is turned.
 template <int kCount, int kLine>
-__device__ __forceinline__ void quads(float (&to)[kCount], const float* line, int index) {
+__device__ __forceinline__ void quads(float (&to)[kCount], const float* line, int index, int turn) {
 #pragma unroll
   for (int q = 0; q < kCount / 4; ++q) {
-    const float4 v = *reinterpret_cast<const float4*>(line + q * (kLine / (kCount / 4)) + 4 * index);
+    const float4 v =
+        *reinterpret_cast<const float4*>(line + ((q * (kLine / (kCount / 4)) + 4 * index + turn) & (kLine - 1)));
     to[4 * q] = v.x, to[4 * q + 1] = v.y, to[4 * q + 2] = v.z, to[4 * q + 3] = v.w;
   }
 }
@@ -110,57 +113,79 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) tiled_kernel(TiledArg
   const int thread = threadIdx.x;
   const int first_x = blockIdx.x * T::kX, first_n = blockIdx.y * T::kN;
   const int begin = blockIdx.z * a.part_chunks, end = min(begin + a.part_chunks, a.chunks);
+  const int own = thread % kChunks;  // the chunk of a step that this thread reads: neighbours read one row's
 
+  // Rows past the last are the last again, and their sums are not stored; past the last column all is zero.
+  const typename F::Raw* weight[kWeightChunks];
+  const float* from_x[kXChunks];
+  int group_at[kWeightChunks];
+#pragma unroll
+  for (int i = 0; i < kWeightChunks; ++i) {
+    const int row = min(first_n + (thread + i * kThreads) / kChunks, a.n - 1);
+    weight[i] = static_cast<const typename F::Raw*>(a.weight) + (static_cast<size_t>(row) * a.chunks + begin + own);
+    group_at[i] = row * a.groups;
+  }
+#pragma unroll
+  for (int i = 0; i < kXChunks; ++i) {
+    const int row = min(first_x + (thread + i * kThreads) / kChunks, a.rows - 1);
+    from_x[i] = a.x + (static_cast<size_t>(row) * a.chunks + begin + own) * kChunk;
+  }
   typename F::Raw raw[kWeightChunks];
   __half scale[kWeightChunks], zero[kWeightChunks];
   float4 coming[kXChunks][2];
-  // Rows past the last are the last again, and their sums are not stored; past the last column x is zero.
+  int group = -1;
   const auto fetch = [&](int chunk) {
+    const bool inside = chunk + own < end;
+    const int now = (chunk + own) >> a.group_shift;
 #pragma unroll
     for (int i = 0; i < kWeightChunks; ++i) {
-      const int at = thread + i * kThreads, row = min(first_n + at % T::kN, a.n - 1);
-      const int from = min(chunk + at / T::kN, a.chunks - 1);
-      raw[i] = __ldg(static_cast<const typename F::Raw*>(a.weight) + (static_cast<size_t>(row) * a.chunks + from));
-      if (F::kCoded) {
-        const size_t group = static_cast<size_t>(row) * a.groups + (from >> a.group_shift);
-        scale[i] = __ldg(a.scales + group);
-        if (a.zeros) zero[i] = __ldg(a.zeros + group);
+      raw[i] = typename F::Raw{};
+      if (inside) raw[i] = __ldg(weight[i]);
+      weight[i] += kChunks;
+      if (F::kCoded && inside && now != group) {
+        scale[i] = __ldg(a.scales + (group_at[i] + now));
+        if (a.zeros) zero[i] = __ldg(a.zeros + (group_at[i] + now));
       }
     }
+    group = now;
 #pragma unroll
     for (int i = 0; i < kXChunks; ++i) {
-      const int at = thread + i * kThreads, row = min(first_x + at % T::kX, a.rows - 1), from = chunk + at / T::kX;
       coming[i][0] = coming[i][1] = make_float4(0.f, 0.f, 0.f, 0.f);
-      if (from < end && at < T::kX * kChunks) {
-        const float* x = a.x + (static_cast<size_t>(row) * a.chunks + from) * kChunk;
-        coming[i][0] = load4(x), coming[i][1] = load4(x + 4);
-      }
+      if (inside && thread + i * kThreads < T::kX * kChunks)
+        coming[i][0] = load4(from_x[i]), coming[i][1] = load4(from_x[i] + 4);
+      from_x[i] += kColumns;
     }
   };
+  // A chunk's lines are turned by half the banks from the chunk's before: neighbours write to banks of their own.
   const auto stage = [&](int buffer) {
 #pragma unroll
     for (int i = 0; i < kWeightChunks; ++i) {
-      const int at = thread + i * kThreads;
       float w[kChunk];
       F::unpack(w, raw[i], F::kCoded ? __half2float(scale[i]) : 1.f,
                 F::kCoded && a.zeros ? __half2float(zero[i]) : F::kMiddle);
-      float* to = reinterpret_cast<float*>(staged_w[buffer][at / T::kN * kChunk]) + at % T::kN;
+      float* to = reinterpret_cast<float*>(staged_w[buffer][own * kChunk]) +
+                  (((thread + i * kThreads) / kChunks + kTurn * own) & (T::kN - 1));
 #pragma unroll
       for (int j = 0; j < kChunk; ++j) to[j * T::kN] = w[j];
     }
 #pragma unroll
     for (int i = 0; i < kXChunks; ++i) {
-      const int at = thread + i * kThreads;
-      if (at >= T::kX * kChunks) break;
+      if (thread + i * kThreads >= T::kX * kChunks) break;
       const float x[kChunk] = {coming[i][0].x, coming[i][0].y, coming[i][0].z, coming[i][0].w,
                                coming[i][1].x, coming[i][1].y, coming[i][1].z, coming[i][1].w};
-      float* to = reinterpret_cast<float*>(staged_x[buffer][at / T::kX * kChunk]) + at % T::kX;
+      float* to = reinterpret_cast<float*>(staged_x[buffer][own * kChunk]) +
+                  (((thread + i * kThreads) / kChunks + kTurn * own) & (T::kX - 1));
 #pragma unroll
       for (int j = 0; j < kChunk; ++j) to[j * T::kX] = x[j];
     }
   };
 
-  const int across = thread % T::kAcross, down = thread / T::kAcross;
+  // Four threads of a warp down and eight across, so that a quarter of a warp loads few different words.
+  constexpr int kWarpsAcross = T::kAcross / 8;
+  static_assert(T::kAcross % 8 == 0 && kThreads / T::kAcross % 4 == 0, "whole warps of 4 by 8");
+  const int lane = thread % 32, warp = thread / 32;
+  const int across = warp % kWarpsAcross * 8 + lane / 2 % 8;
+  const int down = warp / kWarpsAcross * 4 + lane / 16 * 2 + lane % 2;
   float sums[T::kThreadX][T::kThreadN] = {};
   fetch(begin);
   stage(0);
@@ -173,8 +198,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) tiled_kernel(TiledArg
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       float x[T::kThreadX], w[T::kThreadN];
-      quads<T::kThreadX, T::kX>(x, reinterpret_cast<const float*>(staged_x[buffer][c]), down);
-      quads<T::kThreadN, T::kN>(w, reinterpret_cast<const float*>(staged_w[buffer][c]), across);
+      quads<T::kThreadX, T::kX>(x, reinterpret_cast<const float*>(staged_x[buffer][c]), down, c / kChunk * kTurn);
+      quads<T::kThreadN, T::kN>(w, reinterpret_cast<const float*>(staged_w[buffer][c]), across, c / kChunk * kTurn);
 #pragma unroll
       for (int i = 0; i < T::kThreadX; ++i)
 #pragma unroll
@@ -217,8 +242,9 @@ int launch_tile(const TiledArgs& a, int parts, cudaStream_t stream) {
 template <typename F>
 int tiled(const TiledArgs& a, int tile, int parts, cudaStream_t stream) {
   switch (tile) {
-    case 32: return launch_tile<F, Tile<32, 128, 8, 8, 8>>(a, parts, stream);
-    case 64: return launch_tile<F, Tile<64, 128, 8, 8, 4>>(a, parts, stream);
+    case 16: return launch_tile<F, Tile<16, 128, 4, 4, 8>>(a, parts, stream);
+    case 32: return launch_tile<F, Tile<32, 128, 8, 8, 6>>(a, parts, stream);
+    case 64: return launch_tile<F, Tile<64, 128, 8, 8, 3>>(a, parts, stream);
     case 128: return launch_tile<F, Tile<128, 128, 8, 8, 2>>(a, parts, stream);
     default: return cudaErrorInvalidValue;
   }

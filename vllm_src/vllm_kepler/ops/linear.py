@@ -6,6 +6,8 @@ for each `group` neighbouring columns of a row.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,11 +17,11 @@ from .library import LibraryError, library, matrix, pointer, stream_of
 from .registry import by_device
 
 # Rows of x up to which the kernels of few rows are faster than the kernel that cuts the product into tiles.
-MAX_ROWS = 16
+MAX_ROWS = 8
 # Rows of x up to which that kernel is faster than float32 tiles of the weights and cuBLAS, which take the rest.
-MAX_TILED_ROWS = 128
-# Rows of x a block of that kernel, and blocks that a multiprocessor shall hold; rows of the weight a block.
-TILED_BLOCKS = {32: 8, 64: 4, 128: 2}
+MAX_TILED_ROWS = 512
+# Rows of x a block of that kernel; blocks that a multiprocessor holds, and time of a row beside the largest tile's.
+TILES = {16: (8, 1.8), 32: (6, 1.2), 64: (3, 1.07), 128: (2, 1.0)}
 TILED_OUTPUTS = 128
 # Columns that a part of the sums has at least, and parts at most.
 PART, MAX_PARTS = 256, 32
@@ -215,16 +217,20 @@ def _dense(x: torch.Tensor, k: int) -> torch.Tensor:
     return rows.clone() if rows.data_ptr() % 16 else rows
 
 
+@functools.cache
 def cut_of(rows: int, n: int, k: int, multiprocessors: int) -> tuple[int, int]:
     """Rows of x a block, and parts of the columns: those with which the GPU's blocks are done soonest."""
-    tile = next((size for size in TILED_BLOCKS if rows <= size), 128)
-    blocks = -(-rows // tile) * -(-n // TILED_OUTPUTS)
-    held = multiprocessors * TILED_BLOCKS[tile]
-    # A hundredth a part, for its sums' way through memory.
-    return tile, min(
-        range(1, max(1, min(MAX_PARTS, k // PART)) + 1),
-        key=lambda parts: -(-blocks * parts // held) / parts * (1 + parts / 100),
-    )
+
+    def time(cut: tuple[int, int]) -> float:
+        tile, parts = cut
+        held, of_a_row = TILES[tile]
+        rounds = math.ceil(math.ceil(rows / tile) * math.ceil(n / TILED_OUTPUTS) * parts / (multiprocessors * held))
+        # A hundredth a part, for its sums' way through memory.
+        return rounds / parts * (1 + parts / 100) * held * tile * of_a_row
+
+    # Half of a tile at most stays empty, where there is a smaller one.
+    tiles = [tile for tile in TILES if tile < 2 * max(rows, min(TILES))]
+    return min(((tile, parts) for tile in tiles for parts in range(1, max(1, min(MAX_PARTS, k // PART)) + 1)), key=time)
 
 
 def _tiled(
