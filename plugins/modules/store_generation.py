@@ -93,7 +93,7 @@ def listing(outputs):
 
 def asked(params):
     """The generation that is asked for: a number, or "previous"."""
-    return int(params["activate"]) if params["activate"].isdigit() else params["activate"]
+    return int(params["activate"]) if generation.NUMBER.match(params["activate"]) else params["activate"]
 
 
 def outputs_of(root, number):

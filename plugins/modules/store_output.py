@@ -152,14 +152,13 @@ progress:
   returned: with detach
 """
 
-import json
 import os
 import platform
 import re
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.store import address, substitute
-from ansible.module_utils.store.build import Lock, Paths, log_tail, realise, write_atomically
+from ansible.module_utils.store import address, disk, schema, substitute
+from ansible.module_utils.store.build import Paths, is_present, log_tail, realise
 from ansible.module_utils.store.errors import StoreError
 
 NINJA = re.compile(r"^\[(\d+)/(\d+)\]")
@@ -176,8 +175,7 @@ def recipe_of(params):
 def progress_of(paths):
     """One line about work that goes on."""
     try:
-        with open(paths.state) as stream:
-            state = json.load(stream)
+        state = schema.read_json(paths.state, {"phase": str, "text": str})
     except (OSError, ValueError):
         return "starting"
     if state["phase"] != "building":
@@ -196,7 +194,7 @@ def leave(paths, **left):
     """Leave behind how the work ended, beside its build directory or, where that disk takes nothing, elsewhere."""
     for path in paths.results:
         try:
-            write_atomically(path, left)
+            disk.write_atomically(path, left)
             return
         except OSError:
             pass  # the next one; after the last, the controller says that the work ended without a word
@@ -207,13 +205,10 @@ def what_was_left(paths):
     left = {}
     for path in paths.results:
         try:
-            with open(path) as stream:
-                left.update(json.load(stream))
-            os.unlink(path)
-        except OSError:
-            pass
-        except ValueError:
-            os.unlink(path)  # half a word is none
+            left.update(schema.read_json(path, {str: str}))
+        except (OSError, ValueError):
+            pass  # half a word is none
+        disk.remove_tree(path)
     return left
 
 
@@ -259,15 +254,6 @@ def detach(paths, module, recipe):
         os._exit(0)
 
 
-def is_at_work(paths):
-    """Whether a process holds the key."""
-    lock = Lock(paths.lock)
-    if not lock.acquire(wait=False):
-        return True
-    lock.release()
-    return False
-
-
 def main():
     # Whatever a hardened host's is: services read what is made here.
     os.umask(0o022)
@@ -301,7 +287,15 @@ def main():
         module.fail_json(msg=str(error))
     paths = Paths(module.params["root"], recipe)
     result = {"path": paths.final, "key": paths.key, "log": paths.log, "running": False, "progress": ""}
-    if address.is_committed(paths.final):
+    try:
+        present = address.is_committed(paths.final)
+        # A dry run leaves no note that the output is wanted.
+        if present and not module.check_mode:
+            paths.make()
+            present = is_present(paths)
+    except StoreError as error:
+        module.fail_json(msg=str(error))
+    if present:
         module.exit_json(changed=False, origin=origin_of(paths), **result)
     result["diff"] = {"before": "", "after": paths.final + "\n"}
     if module.check_mode:
@@ -322,7 +316,8 @@ def main():
         module.fail_json(msg=left["msg"], log=paths.log)
     try:
         paths.make()
-        started = not is_at_work(paths)
+        with disk.locked(paths.lock, wait=False) as free:
+            started = free
     except StoreError as error:
         module.fail_json(msg=str(error), log=paths.log)
     if started and module.params["index_urls"] is None:

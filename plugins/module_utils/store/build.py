@@ -1,17 +1,18 @@
 """Making an output: fetch, build, commit, one builder for each key."""
 
-import errno
-import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
 import traceback
 
-from . import address, substitute, tree
+from . import address, disk, generation, substitute, tree
+from .disk import Lock, full_disk, remove_tree, write_atomically
 from .errors import StoreError
 from .fetch import fetch_sources
+from .processes import in_use
 
 LOGS = "/var/log/kepler"
 # Takes the message of a failure where the disk of the store takes nothing.
@@ -21,17 +22,20 @@ ENTER = 'mount --bind "$1" "$2" && cd "$3" && exec /bin/bash -eu -o pipefail "$4
 LOG_TAIL = 20
 # Beside the build directory: how work ended, for who waits for it; what it needs, for the garbage collection.
 RESULT, NEEDS = ".result.json", ".needs.json"
+# What lies in build/ of a key. Anything else there is somebody else's.
+OF_KEY = re.compile(r"(%s)(\..+)?\Z" % address.KEY)
 
 
 class Paths:
     """The paths of one output."""
 
     def __init__(self, root, recipe):
+        self.root = root
         self.key = address.key(recipe)
         self.final = address.output_path(root, recipe)
         self.store = os.path.join(root, "store")
         self.sources = os.path.join(root, "sources")
-        self.lock = os.path.join(root, "locks", self.key)
+        self.lock = disk.lock_of(root, self.key)
         self.locks = os.path.join(root, "locks")
         self.builds = os.path.join(root, "build")
         self.build = os.path.join(self.builds, self.key)
@@ -49,91 +53,46 @@ class Paths:
                 raise full_disk(directory, directory, error)
 
 
-def full_disk(what, path, error):
-    """The StoreError for an OSError of a full disk; any other error as it is. path: what was to be written."""
-    if error.errno != errno.ENOSPC:
-        return error
-    path = os.path.abspath(path)
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    return StoreError(
-        "%s: the disk of %s is full: %.1f GB are free. Nothing was committed. Make room (`kepler-store gc --dry-run` "
-        "says what can go), then run again." % (what, path, shutil.disk_usage(path).free / 1e9)
-    )
-
-
-class Lock:
-    """The right to build one key. The kernel takes it back when the holder dies, however it dies."""
-
-    def __init__(self, path):
-        self.path, self.stream = path, None
-
-    def acquire(self, wait=True):
-        """Whether the lock is held now; without `wait`, False where somebody else holds it.
-
-        Raises StoreError where the disk is too full for a new lock.
-        """
-        try:
-            stream = open(self.path, "a")
-        except OSError as error:
-            raise full_disk(self.path, self.path, error)
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            stream.close()
-            return False
-        self.stream = stream
-        return True
-
-    def release(self):
-        self.stream.close()
-        self.stream = None
-
-
-def write_atomically(path, content):
-    """Replace the file `path` by JSON of `content` in one step."""
-    temporary = path + ".new"
-    try:
-        with open(temporary, "w") as stream:
-            json.dump(content, stream, sort_keys=True)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.rename(temporary, path)
-    except OSError:
-        # Half of it would take the last room.
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-
-
-def remove_tree(path):
-    """Remove a tree whose directories may have lost their right to be written."""
-    if not os.path.lexists(path):
-        return
-    for directory, _names, _files in os.walk(path):
-        os.chmod(directory, 0o755)
-    shutil.rmtree(path)
+def left_over(paths):
+    """(key, path) of what builds of other keys may have left: their directories, and places that nobody fills."""
+    for name in os.listdir(paths.builds):
+        of_key = OF_KEY.match(name)
+        if of_key and of_key.group(1) != paths.key and not name.endswith(RESULT):
+            yield of_key.group(1), os.path.join(paths.builds, name)
+    for name in os.listdir(paths.store):
+        output, path = address.OUTPUT.match(name), os.path.join(paths.store, name)
+        if output and output.group(1) != paths.key and disk.is_empty_directory(path):
+            yield output.group(1), path
 
 
 def clean(paths):
-    """Remove what builds that died have left: their directories, and placeholders that nobody fills."""
-    for name in os.listdir(paths.builds) + os.listdir(paths.store):
-        key = name.split(".")[0].split("-")[0]
-        placeholder = os.path.join(paths.store, name)
-        if key == paths.key or name.endswith(RESULT) or address.is_committed(placeholder):
-            continue
-        lock = Lock(os.path.join(paths.locks, key))
-        if not lock.acquire(wait=False):
-            continue
-        try:
-            left = os.path.join(paths.builds, name)
-            if os.path.isfile(left):
-                os.unlink(left)
-            remove_tree(left)
-            if os.path.isdir(placeholder) and not os.listdir(placeholder):
-                os.rmdir(placeholder)
-        finally:
-            lock.release()
+    """Remove what builds that died have left."""
+    for key, path in left_over(paths):
+        with disk.locked(disk.lock_of(paths.root, key), wait=False) as free:
+            # Before the lock was held, somebody may have filled the place.
+            if free and (os.path.dirname(path) == paths.builds or disk.is_empty_directory(path)):
+                remove_tree(path)
+
+
+def make_way(paths):
+    """Take what stands at the final path and is no output out of the way, before hours of work.
+
+    It is what an interrupted `rm -rf` leaves, say. Raises StoreError for what is not to be moved: a link, since it may
+    lead to a disk that is not mounted, and what a process uses.
+    """
+    if not os.path.lexists(paths.final) or disk.is_empty_directory(paths.final):
+        return
+    if os.path.islink(paths.final):
+        raise StoreError(
+            "%s: found a link to %s, where no output is; expected an output, or nothing. Mount the disk that it leads "
+            "to, or remove the link, then run again." % (paths.final, os.readlink(paths.final))
+        )
+    if paths.final in in_use(paths.root):
+        raise StoreError(
+            "%s: found a directory without a manifest that a running process uses; expected an output, or nothing. "
+            "Stop that process, then run again." % paths.final
+        )
+    remove_tree(disk.set_aside(paths.root, paths.final))
 
 
 def log_tail(path, lines=LOG_TAIL):
@@ -192,7 +151,16 @@ def run_builder(recipe, paths):
 
 
 def describe(recipe, paths, seconds):
-    """The manifest of what was built."""
+    """The manifest of what was built. Raises StoreError for what no output can hold."""
+    out = os.path.join(paths.build, "out")
+    try:
+        if os.path.lexists(os.path.join(out, address.MANIFEST)):
+            raise StoreError("found %s; expected that name to be left to the store." % address.MANIFEST)
+        files = tree.describe_all(out)
+    except StoreError as error:
+        raise StoreError(
+            "%s %s: in what the builder made: %s Correct the recipe." % (recipe["name"], recipe["version"], error)
+        )
     return {
         "schema": 1,
         "key": paths.key,
@@ -202,7 +170,7 @@ def describe(recipe, paths, seconds):
         "sources": [[source["name"], source["file"], source["sha256"]] for source in recipe["sources"]],
         "references": sorted(recipe["inputs"].values()),
         "seconds": round(seconds, 1),
-        "files": tree.describe_all(os.path.join(paths.build, "out")),
+        "files": files,
     }
 
 
@@ -232,13 +200,15 @@ def make(
     def report(phase, text=""):
         write_atomically(paths.state, {"phase": phase, "text": text, "time": time.time()})
 
-    started = time.time()
+    started = time.monotonic()
     try:
         # First what the collection must leave, then whether it is there.
         sources = [source["sha256"] for source in recipe["sources"]]
         write_atomically(paths.needs, {"inputs": sorted(recipe["inputs"].values()), "sources": sources})
-        check_inputs(recipe)
+        with disk.locked(disk.lock_of(paths.root, "removal")):
+            check_inputs(recipe)
         clean(paths)
+        make_way(paths)
         remove_tree(paths.build)
         manifest, reasons = None, []
         if substituters:
@@ -263,10 +233,9 @@ def make(
             report("building")
             run_builder(recipe, paths)
             report("committing")
-            manifest = describe(recipe, paths, time.time() - started)
+            manifest = describe(recipe, paths, time.monotonic() - started)
             tree.freeze(os.path.join(paths.build, "out"))
-        # The time of its lock says since when an output is there: its own is the same for all.
-        os.utime(paths.held.stream.fileno())
+        generation.expect(paths.root, paths.key)
         commit(manifest, paths)
     except OSError as error:
         raise full_disk(recipe["name"], paths.builds, error)
@@ -286,11 +255,21 @@ def tidy(paths, keep):
     """Remove what making an output has left; keep: all but its build directory."""
     if not keep:
         remove_tree(paths.build)
-        if os.path.isdir(paths.final) and not os.listdir(paths.final):
+        if disk.is_empty_directory(paths.final):
             os.rmdir(paths.final)
     for path in (paths.state, paths.needs):
-        if os.path.exists(path):
-            os.unlink(path)
+        remove_tree(path)
+
+
+def is_present(paths):
+    """Whether the output is in the store. If so, a collection before the next activation leaves it."""
+    if not address.is_committed(paths.final):
+        return False
+    with disk.locked(disk.lock_of(paths.root, "removal")):
+        if not address.is_committed(paths.final):
+            return False
+        generation.expect(paths.root, paths.key)
+    return True
 
 
 def realise(
@@ -311,10 +290,14 @@ def realise(
     paths = Paths(root, recipe)
     paths.make()
     paths.held = Lock(paths.lock)
-    paths.held.acquire()
+    if not paths.held.acquire(wait=False):
+        # Somebody may be building again, for hours, what is there.
+        if is_present(paths):
+            return False
+        paths.held.acquire()
     message, keep = None, False
     try:
-        if address.is_committed(paths.final):
+        if is_present(paths):
             return False
         make(recipe, paths, artifacts, index_urls, substituters, trusted_keys, origin, build)
         return True

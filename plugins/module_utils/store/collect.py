@@ -2,150 +2,115 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 
-from . import address, fetch, generation
-from .build import NEEDS, Lock, remove_tree
+from . import address, disk, fetch, generation, schema
+from .build import NEEDS
+from .disk import TRASH, is_locked, lock_of, remove_tree
 from .errors import StoreError
-from .substitute import ENDINGS, PUBLISHING
+from .processes import in_use
+from .references import References
+from .substitute import ENDINGS, PUBLISHING, lock_of_directory
 
 KEEP = 3
 # Where a host publishes unless it is told otherwise.
 PUBLISHED = "/var/lib/kepler/published"
-PART = re.compile(r"^\.([0-9a-f]{64})\.part$")
+PART = re.compile(r"\.([0-9a-f]{64})\.part\Z")
+REJECTED = re.compile(r"[0-9a-f]{64}\.rejected-")
 # What is published of an output: the name of the output, and the ending.
-ARCHIVE = re.compile(r"^([0-9a-z]{32}-.+?)(%s)$" % "|".join(map(re.escape, ENDINGS)))
-# Below the root: what has left its place and is being removed.
-TRASH = "trash"
-# Rows of /proc/PID that name files of a process.
-LINKS = ("exe", "cwd", "root")
+ARCHIVE = re.compile(r"([0-9a-z]{32}-.+?)(%s)\Z" % "|".join(map(re.escape, ENDINGS)))
+# Kinds of what a build in progress needs; see schema.py.
+NEEDED = {"inputs": [str], "sources": [str]}
 
 
 def outputs(root):
     """Paths of the committed outputs."""
-    store = os.path.join(root, "store")
-    names = sorted(os.listdir(store)) if os.path.isdir(store) else []
-    return [path for path in (os.path.join(store, name) for name in names) if address.is_committed(path)]
-
-
-def closure(paths):
-    """`paths` and all that their manifests refer to, directly or not; what is missing is left out."""
-    found, waiting = set(), list(paths)
-    while waiting:
-        path = waiting.pop()
-        if path not in found and address.is_committed(path):
-            found.add(path)
-            waiting += address.manifest(path)["references"]
-    return found
-
-
-def output_of(root, path):
-    """The output that a path lies in; None outside the store."""
-    store = os.path.join(root, "store") + os.sep
-    if not path.startswith(store):
-        return None
-    return store + path[len(store):].split(os.sep)[0]
-
-
-def in_use(root, proc="/proc"):
-    """Outputs that a running process executes, maps or stands in."""
-    used = set()
-    for pid in os.listdir(proc):
-        if not pid.isdigit():
-            continue
-        paths = []
-        for name in LINKS:
-            try:
-                paths.append(os.readlink(os.path.join(proc, pid, name)))
-            except OSError:
-                pass  # it ended, or is not ours to look at
-        try:
-            with open(os.path.join(proc, pid, "maps"), errors="replace") as stream:
-                paths += [line.split(None, 5)[-1].rstrip("\n") for line in stream if root in line]
-        except OSError:
-            pass
-        used.update(output_of(root, path) for path in paths)
-    return used - {None}
+    references = References(root)
+    return [references.path(name) for name in references.outputs()]
 
 
 def kept_generations(root, keep):
-    """Numbers that stay: the active one, the one before it, and the last `keep`."""
+    """Numbers that stay: the active one, the one before it, and the last `keep`. Raises StoreError.
+
+    It does where nobody can tell which one is active: that one's outputs are in use.
+    """
     known = generation.numbers(root)
-    kept = set(known[-keep:] if keep else [])
-    current = generation.number_of(os.path.join(root, "current"))
+    kept = set(known[-keep:])
+    link = os.path.join(root, "current")
+    current = generation.number_of(link)
     if current in known:
         kept |= {current, generation.read(root, current)["previous"]} & set(known)
+    elif os.path.lexists(link):
+        raise StoreError(
+            "%s: found no link to a generation that is there; expected one of %s. Nothing was removed. Activate a "
+            "generation, or run the play." % (link, ", ".join(str(one) for one in known) or "none")
+        )
     return kept
 
 
 def size_of(path):
-    """Bytes that a file or tree takes on the disk, links not followed."""
-    total = os.lstat(path).st_blocks * 512
+    """Bytes that a file or tree takes on the disk, links not followed. What goes meanwhile takes none."""
+    total = 0
     for directory, names, files in os.walk(path):
         for name in names + files:
-            total += os.lstat(os.path.join(directory, name)).st_blocks * 512
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(directory, name)).st_blocks * 512
+    with contextlib.suppress(FileNotFoundError):
+        total += os.lstat(path).st_blocks * 512
     return total
 
 
-def lock_of(root, key):
-    """Path of the lock of a key."""
-    return os.path.join(root, "locks", key)
-
-
 def is_held(root, key):
-    """Whether somebody holds a key. Looks only: a full disk has no room for a new lock."""
-    if not os.path.exists(lock_of(root, key)):
-        return False
-    lock = Lock(lock_of(root, key))
-    if not lock.acquire(wait=False):
-        return True
-    lock.release()
-    return False
-
-
-def is_new(root, key):
-    """Whether an output was committed after the last generation was made: the next one may be meant to hold it."""
-    if not generation.numbers(root):
-        return True
-    try:
-        return os.stat(lock_of(root, key)).st_mtime_ns > os.stat(lock_of(root, "generations")).st_mtime_ns
-    except OSError:
-        return False
+    """Whether somebody makes an output, or builds it again."""
+    return is_locked(lock_of(root, key))
 
 
 def needs(root):
-    """What the builds in progress need: (paths of outputs, sha256 of sources)."""
+    """What the builds in progress need: (paths of outputs, sha256 of sources). Raises StoreError."""
     paths, sources = set(), set()
     directory = os.path.join(root, "build")
-    for name in os.listdir(directory) if os.path.isdir(directory) else []:
+    for name in address.listing(directory):
         if not name.endswith(NEEDS) or not is_held(root, name[: -len(NEEDS)]):
             continue
         try:
-            found = address.read_json(os.path.join(directory, name), ("inputs", "sources"))
-        except (OSError, ValueError):
+            found = schema.read_json(os.path.join(directory, name), NEEDED)
+        except FileNotFoundError:
             continue  # it has just ended
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                "%s: found nothing that can be read (%s); expected what a running build needs. Nothing more was "
+                "removed. Wait for that build, then run again." % (os.path.join(directory, name), error)
+            )
         paths.update(found["inputs"])
         sources.update(found["sources"])
     return paths, sources
 
 
-@contextlib.contextmanager
-def at_rest(directory):
-    """Keep publishers out of the directory that a host publishes into; False where one is at work, or there is none."""
-    if not directory or not os.path.isdir(directory):
-        yield False
-        return
-    handle, free = os.open(directory, os.O_RDONLY), True
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            free = False
-        yield free
-    finally:
-        os.close(handle)
+def is_there(root, name):
+    """Whether an output, or something else, stands in an output's place. An empty directory is what a build fills."""
+    path = os.path.join(root, "store", name)
+    return os.path.lexists(path) and not disk.is_empty_directory(path)
+
+
+def is_half_removed(root, name):
+    """Whether what stands in an output's place is none: an interrupted `rm -rf` leaves such."""
+    return is_there(root, name) and not address.is_committed(os.path.join(root, "store", name))
+
+
+def used_names(root):
+    """Names of the outputs that processes use, whole or not; without the places that builders fill."""
+    names = {address.name_of(path) for path in in_use(root)}
+    return {
+        name for name in names
+        if is_there(root, name) and not (is_half_removed(root, name) and is_held(root, address.key_of_path(name)))
+    }
+
+
+def is_awaited(root, name):
+    """Whether somebody works on an output, or the next generation may hold it."""
+    key = address.key_of_path(name)
+    return is_held(root, key) or generation.is_expected(root, key)
 
 
 def plan_published(directory, stay):
@@ -154,8 +119,9 @@ def plan_published(directory, stay):
     What publishers that died have left; with `stay`, names of outputs, also what is published of others: the
     signature first, which says that all is there.
     """
-    with at_rest(directory) as free:
-        names = sorted(os.listdir(directory)) if free else []
+    if not directory or not os.path.isdir(directory) or is_locked(lock_of_directory(directory)):
+        return []
+    names = sorted(os.listdir(directory))
     found = [("leftover", name) for name in names if name.startswith(PUBLISHING)]
     if stay is not None:
         matches = [one for one in map(ARCHIVE.match, names) if one and one.group(1) not in stay]
@@ -175,47 +141,45 @@ def plan(root, keep=KEEP, sources=False, published=None, archives=False):
     if keep < 1:
         raise StoreError("keep: found %d; expected at least 1. Nothing was removed." % keep)
     kept = kept_generations(root, keep)
-    named = [path for number in kept for path in generation.read(root, number)["outputs"].values()]
-    needed, fetched = needs(root)
-    committed = {path: address.key_of_path(path) for path in outputs(root)}
-    awaited = {path for path, key in committed.items() if is_held(root, key) or is_new(root, key)}
-    alive = closure(set(named) | in_use(root) | needed | awaited)
+    named = {address.name_of(path) for number in kept for path in generation.read(root, number)["outputs"].values()}
+    paths, fetched = needs(root)
+    references = References(root)
+    # A build whose input is not there finds that out by itself.
+    needed = {name for name in map(address.name_of, paths) if is_there(root, name)}
+    committed = references.outputs()
+    awaited = {name for name in committed if is_awaited(root, name)}
+    alive = references.closure(named | used_names(root) | needed | awaited)
     found = []
     for number in generation.numbers(root):
         if number not in kept:
             found.append(("generation", os.path.join(root, "generations", str(number))))
-    found += [("output", path) for path in committed if path not in alive]
+    garbage = {name for name in committed if name not in alive and not references.is_copy(name)}
+    found += [("output", references.path(name)) for name in references.in_order(garbage)]
+    in_place = filter(address.OUTPUT.match, address.listing(references.store))
+    found += [("leftover", references.path(name)) for name in in_place
+              if is_half_removed(root, name) and not is_awaited(root, name)]
     directory = os.path.join(root, "sources")
     if sources:
-        fetched = fetched.union(source[2] for path in alive for source in address.manifest(path)["sources"])
-    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
+        fetched = fetched.union(*(references.read(name)[1] for name in alive))
+    for name in address.listing(directory):
         path, part = os.path.join(directory, name), PART.match(name)
         if part:
             goes = part.group(1) not in fetched and fetch.is_forsaken(path)
         else:
-            goes = ".rejected-" in name or (sources and name not in fetched and address.SHA256.match(name))
+            goes = REJECTED.match(name) or (sources and name not in fetched and address.SHA256.match(name))
         if goes:
             found.append(("source", path))
     directory = os.path.join(root, TRASH)
-    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
-        found.append(("leftover", os.path.join(directory, name)))
-    found += plan_published(published, {os.path.basename(path) for path in alive} if archives else None)
+    if disk.is_directory(directory):
+        found += [("leftover", os.path.join(directory, name)) for name in address.listing(directory)]
+    found += plan_published(published, alive if archives else None)
     return [{"kind": kind, "path": path, "bytes": size_of(path)} for kind, path in found]
-
-
-def remove_whole(root, path):
-    """Move a tree out of its place by one rename, then remove it: a kill leaves it whole, or out of its place."""
-    aside = os.path.join(root, TRASH, os.path.basename(path))
-    os.makedirs(os.path.dirname(aside), exist_ok=True)
-    remove_tree(aside)
-    os.rename(path, aside)
-    remove_tree(aside)
 
 
 @contextlib.contextmanager
 def lock_if_there_is_room(path, wait):
     """Hold a lock; whether it is held. A disk that is too full for a new one has none that somebody else could hold."""
-    lock = Lock(path)
+    lock = disk.Lock(path)
     try:
         held = lock.acquire(wait)
     except StoreError:
@@ -227,46 +191,82 @@ def lock_if_there_is_room(path, wait):
             lock.release()
 
 
-def remove(root, kind, path):
-    """Remove what `plan` names, unless somebody holds or needs it by now. Returns whether it went."""
-    needed, fetched = needs(root)
-    if kind == "output":
-        with lock_if_there_is_room(lock_of(root, address.key_of_path(path)), wait=False) as held:
-            goes = held and path not in closure(needed)
-            if goes:
-                remove_whole(root, path)
-            return goes
-    if os.path.basename(path) in fetched:
-        return False
-    if kind == "generation":
-        remove_whole(root, path)
-    elif kind == "leftover":
+def leave_store(root, path, references):
+    """Move what lies in the store to the trash, unless somebody wants it by now. Returns its new path, or None.
+
+    The caller keeps out who is about to want it.
+    """
+    name = address.name_of(path)
+    with lock_if_there_is_room(lock_of(root, address.key_of_path(path)), wait=False) as free:
+        wanted = not free or generation.is_expected(root, address.key_of_path(path))
+        # First what builds need, then who refers to it: a build that ends in between is in one of the two.
+        needed = {address.name_of(one) for one in needs(root)[0]}
+        if wanted or name in needed or references.is_referred_to(name) or path in in_use(root):
+            return None
+        return disk.set_aside(root, path)
+
+
+def leave_sources(root, path, references):
+    """Remove a fetched file, unless somebody wants it by now. Returns its path, or None."""
+    name, fetched = os.path.basename(path), needs(root)[1]
+    part = PART.match(name)
+    if part:
+        return path if part.group(1) not in fetched and fetch.is_forsaken(path, remove_tree) else None
+    if name in fetched or references.is_source(name):
+        return None
+    remove_tree(path)
+    return path
+
+
+def leave_published(path, references):
+    """Remove a published file of an output that is not kept. Returns its path; None where it stays."""
+    name, directory = ARCHIVE.match(os.path.basename(path)).group(1), os.path.dirname(path)
+    with lock_if_there_is_room(lock_of_directory(directory), wait=False) as free:
+        # It may have been built again, and published.
+        if not free or address.is_committed(references.path(name)):
+            return None
         remove_tree(path)
-    elif kind == "archive":
-        name = ARCHIVE.match(os.path.basename(path)).group(1)
-        with at_rest(os.path.dirname(path)) as free:
-            # It may have been built again, and published.
-            if not free or address.is_committed(os.path.join(root, "store", name)):
-                return False
-            os.unlink(path)
-    elif PART.match(os.path.basename(path)):
-        return fetch.is_forsaken(path, os.unlink)
-    else:
-        os.unlink(path)
-    return True
+        return path
+
+
+def leave_place(root, kind, path, references):
+    """Take what `plan` names out of its place. Returns what of it is left to remove; None where it stays."""
+    if kind == "generation":
+        return disk.set_aside(root, path)
+    if kind == "source":
+        return leave_sources(root, path, references)
+    if kind == "archive":
+        return leave_published(path, references)
+    return leave_store(root, path, references) if os.path.dirname(path) == references.store else path
+
+
+def remove(root, kind, path, references=None):
+    """Remove what `plan` names, unless somebody holds or needs it by now. Returns whether it went."""
+    # Who makes sure that something is there does so under this lock: before it leaves its place, or after.
+    with lock_if_there_is_room(lock_of(root, "removal"), wait=True):
+        try:
+            left = leave_place(root, kind, path, references or References(root))
+        except FileNotFoundError:
+            left = None  # somebody else was faster
+    if left:
+        remove_tree(left)
+    return bool(left)
 
 
 def collect(root, keep=KEEP, sources=False, published=None, archives=False):
     """Remove what `plan` names. Returns what was removed, in the form of `plan`. Raises StoreError."""
     os.makedirs(os.path.join(root, "locks"), exist_ok=True)
-    removed = []
+    removed, references = [], References(root)
     with lock_if_there_is_room(lock_of(root, "generations"), wait=True):
         for item in plan(root, keep, sources, published, archives):
             try:
-                if remove(root, item["kind"], item["path"]):
+                if remove(root, item["kind"], item["path"], references):
                     removed.append(item)
             except OSError as error:
                 # Leaving its place may need room, which what comes after it gives back.
                 if error.errno != errno.ENOSPC:
-                    raise
+                    raise StoreError(
+                        "%s: could not be removed: %s. What was removed before it is gone, the rest is whole. Look at "
+                        "the disk (`journalctl -k`), then run again." % (item["path"], error)
+                    )
     return removed

@@ -18,6 +18,7 @@ import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+from . import disk
 from .errors import StoreError
 
 BLOCK = 1 << 20
@@ -25,6 +26,8 @@ PARALLEL = 4
 TRIES = 4
 TIMEOUT = 60
 ANCHOR = re.compile(r"""<a\s[^>]*?href\s*=\s*["']([^"']+)["'][^>]*>([^<]*)</a>""", re.IGNORECASE)
+# Bytes of one project's page; the largest of the public index have some ten million.
+INDEX_LIMIT = 1 << 26
 INDEX_TYPES = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
 
 
@@ -51,8 +54,8 @@ class Progress:
         with self.lock:
             self.bytes += size
             self.done += files
-            if time.time() - self.reported > 0.5:
-                self.reported = time.time()
+            if time.monotonic() - self.reported > 0.5:
+                self.reported = time.monotonic()
                 self.report(self.text())
 
     def say(self, text):
@@ -76,7 +79,9 @@ def alone(part, waits):
     in the end does not stay.
     """
     while True:
-        stream = open(part, "ab")
+        if disk.is_no_file(part):
+            disk.remove_tree(part)
+        stream = os.fdopen(disk.open_private(part, os.O_RDWR | os.O_APPEND), "ab")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -97,6 +102,9 @@ def alone(part, waits):
 def is_forsaken(part, act=lambda path: None):
     """Whether an unfinished file is there and nobody holds it; `act` is called with it then."""
     try:
+        if disk.is_no_file(part):
+            act(part)
+            return True
         with open(part, "rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not is_the_file(stream, part):
@@ -117,8 +125,10 @@ def index_entries(address):
         with open(page, "rb") as stream:
             kind, body = "text/html", stream.read()
     else:
-        with urllib.request.urlopen(request(address, {"Accept": INDEX_TYPES}), timeout=TIMEOUT) as answer:
-            kind, body, address = answer.headers.get("Content-Type", ""), answer.read(), answer.geturl()
+        with opened(request(address, {"Accept": INDEX_TYPES})) as answer:
+            kind, body, address = answer.headers.get("Content-Type", ""), answer.read(INDEX_LIMIT + 1), answer.geturl()
+        if len(body) > INDEX_LIMIT:
+            raise ValueError("found more than %d MB; expected the page of one project" % (INDEX_LIMIT / 1e6))
     if "json" in kind:
         found = {entry["filename"]: entry["url"] for entry in json.loads(body.decode("utf-8"))["files"]}
     else:
@@ -166,6 +176,27 @@ def request(address, headers):
     return urllib.request.Request(address, headers=headers)
 
 
+def origin_of(address):
+    """(scheme, host, port) of an address."""
+    parts = urllib.parse.urlsplit(address)
+    return parts.scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect; credentials stay with the scheme, host and port that they were given for (RFC 9110, 15.4)."""
+
+    def redirect_request(self, asked, stream, code, message, headers, address):
+        follows = super().redirect_request(asked, stream, code, message, headers, address)
+        if follows is not None and origin_of(address) != origin_of(asked.full_url):
+            follows.remove_header("Authorization")
+        return follows
+
+
+def opened(asked):
+    """The answer to a request."""
+    return urllib.request.build_opener(Redirects).open(asked, timeout=TIMEOUT)
+
+
 def shown(address):
     """An address without its password."""
     return re.sub("://[^/@ ]*@", "://", address)
@@ -174,25 +205,28 @@ def shown(address):
 def download(address, part, progress, limit=None):
     """Download to the file `part`, going on from what is there already.
 
-    limit: bytes after which StoreError is raised, for what nobody has vouched for yet.
+    limit: bytes after which StoreError is raised: the size that was signed, or one for what nobody has vouched for yet.
     """
     have = os.path.getsize(part) if os.path.exists(part) else 0
+    if limit is not None and have > limit:
+        os.truncate(part, 0)
+        have = 0
     asked = request(address, {"Range": "bytes=%d-" % have} if have else {})
-    with urllib.request.urlopen(asked, timeout=TIMEOUT) as answer:
+    with opened(asked) as answer:
         # A server that does not know ranges sends the whole file.
         resumed = have and getattr(answer, "status", None) == 206
         with open(part, "ab" if resumed else "wb") as stream:
             progress.add(have if resumed else 0)
             missing = int(answer.headers.get("Content-Length") or 0)
             for block in iter(lambda: answer.read(BLOCK), b""):
-                stream.write(block)
-                progress.add(len(block))
-                missing -= len(block)
-                if limit is not None and stream.tell() > limit:
+                if limit is not None and stream.tell() + max(len(block), missing) > limit:
                     raise StoreError(
                         "%s: found more than %d MB; expected less. Do not trust that origin."
                         % (shown(address), limit / 1e6)
                     )
+                stream.write(block)
+                progress.add(len(block))
+                missing -= len(block)
             # http.client says nothing of a connection that ended early.
             if missing > 0:
                 raise OSError("the connection ended %d bytes early" % missing)

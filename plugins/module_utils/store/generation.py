@@ -2,44 +2,85 @@
 
 import contextlib
 import os
+import re
 import time
 
-from . import address
-from .build import Lock, full_disk, remove_tree, write_atomically
+from . import address, disk, schema
+from .disk import full_disk, remove_tree, write_atomically
 from .errors import StoreError
+from .references import References
 
 SAME = ("outputs", "kernel", "driver", "lock_hash")
-FIELDS = SAME + ("previous", "time")
+# Kinds of what a generation holds; see schema.py.
+FIELDS = {
+    "outputs": {str: str}, "kernel": str, "driver": str, "lock_hash": str, "previous": schema.is_natural_or_none,
+    "time": schema.is_number,
+}
+NUMBER = re.compile(r"[1-9][0-9]*\Z")
+# The lock of an output has for its time the number of the generation that may come to hold it. An older version of this
+# code left times of the clock there, which are larger.
+NO_CLOCK = 10 ** 8
 # The link beside `current` that names the generation that `previous` led to, while that is the active one.
 BACK = "rolled-back"
 
 
 @contextlib.contextmanager
 def locked(root):
-    """Hold the lock of the generations: the lock. Raises StoreError where the disk is too full for what is done."""
-    lock = Lock(os.path.join(root, "locks", "generations"))
-    lock.acquire()
-    try:
-        yield lock
-    except OSError as error:
-        raise full_disk("generation", os.path.join(root, "generations"), error)
-    finally:
-        lock.release()
+    """Hold the lock of the generations. Raises StoreError where the disk is too full for what is done."""
+    with disk.locked(disk.lock_of(root, "generations")):
+        try:
+            yield
+        except OSError as error:
+            raise full_disk("generation", os.path.join(root, "generations"), error)
 
 
 def number_of(link):
     """Number of the generation that the link `current` names; None where there is none."""
     try:
-        return int(os.path.basename(os.readlink(link)))
-    except (OSError, ValueError):
+        name = os.path.basename(os.readlink(link))
+    except OSError:
         return None
+    return int(name) if NUMBER.match(name) else None
+
+
+def numbers(root):
+    """Numbers of the generations that there are, in their order."""
+    return sorted(int(name) for name in address.listing(os.path.join(root, "generations")) if NUMBER.match(name))
+
+
+def next_number(root):
+    """Number of the generation that is made next."""
+    return max(numbers(root) or [0]) + 1
+
+
+def expect(root, key):
+    """Note that the next generation may hold an output: a collection before that leaves it.
+
+    The note is the number of that generation, since clocks go back; and no file of its own, since a disk may be full.
+    """
+    number = next_number(root)
+    path = disk.lock_of(root, key)
+    try:
+        os.close(disk.open_private(path, os.O_RDWR))
+    except OSError as error:
+        raise full_disk(path, path, error)
+    os.utime(path, (number, number))
+
+
+def is_expected(root, key):
+    """Whether an output was made, or found to be there, since the last generation was made; true before the first."""
+    number = next_number(root)
+    try:
+        return number == 1 or number <= os.stat(disk.lock_of(root, key)).st_mtime < NO_CLOCK
+    except OSError:
+        return False
 
 
 def read(root, number):
     """What generation `number` holds. Raises StoreError where that cannot be read."""
     path = os.path.join(root, "generations", str(number), "generation.json")
     try:
-        return address.read_json(path, FIELDS)
+        return schema.read_json(path, FIELDS)
     except (OSError, ValueError) as error:
         raise StoreError(
             "generation %s: found nothing that can be read (%s); expected what the generation holds in %s. Look at the "
@@ -64,8 +105,7 @@ def point(root, name, number):
     """Let the link `name` name generation `number`: one rename, so that it always names a whole one."""
     link = os.path.join(root, name)
     temporary = link + ".new"
-    if os.path.lexists(temporary):
-        os.unlink(temporary)
+    remove_tree(temporary)
     os.symlink(os.path.join("generations", str(number)), temporary)
     os.rename(temporary, link)
 
@@ -80,20 +120,26 @@ def activate(root, number, back=False):
         os.unlink(link)
 
 
+def check_whole(root, outputs):
+    """Raise StoreError if something is not there that the outputs refer to, directly or not."""
+    References(root).closure({address.name_of(path) for path in outputs.values()})
+
+
 def create(root, wanted):
     """Write a new generation of `wanted` and return its number.
 
     Raises StoreError for an output that is not in the store.
     """
     for name, path in sorted(wanted["outputs"].items()):
-        if not address.is_committed(path):
+        if not address.is_committed(path or ""):
             raise StoreError(
                 "outputs.%s: found %s, which is not in the store; expected a committed output. Run the whole play."
                 % (name, path)
             )
+    check_whole(root, wanted["outputs"])
     directory = os.path.join(root, "generations")
     os.makedirs(directory, exist_ok=True)
-    number = max(numbers(root) or [0]) + 1
+    number = next_number(root)
     temporary = os.path.join(directory, ".new-%d" % number)
     remove_tree(temporary)
     try:
@@ -111,12 +157,10 @@ def create(root, wanted):
 
 def ensure(root, wanted):
     """Make `wanted` the active generation. Returns (number, whether anything was changed)."""
-    with locked(root) as lock:
+    with locked(root):
         if not differs(root, wanted):
             return number_of(os.path.join(root, "current")), False
         number = create(root, wanted)
-        # Outputs that are committed from here on are in no generation yet.
-        os.utime(lock.path)
         try:
             activate(root, number)
         except OSError:
@@ -124,14 +168,6 @@ def ensure(root, wanted):
                 remove_tree(os.path.join(root, "generations", str(number)))
             raise
         return number, True
-
-
-def numbers(root):
-    """Numbers of the generations that there are, in their order."""
-    try:
-        return sorted(int(name) for name in os.listdir(os.path.join(root, "generations")) if name.isdigit())
-    except OSError:
-        return []
 
 
 def resolve(root, which):
@@ -166,6 +202,7 @@ def check_fits(root, number, kernel, driver, force=False):
                 "generation %d: its output %s, %s, is not in the store any more; expected a whole one. Activate "
                 "another generation, or run the play that builds it." % (number, name, path)
             )
+    check_whole(root, described["outputs"])
     for what, found in (("kernel", kernel), ("driver", driver)):
         if described[what] != found and not force:
             raise StoreError(

@@ -9,6 +9,7 @@ import time
 import uuid
 
 from . import address, generation
+from .errors import StoreError
 
 NEVRA = re.compile(r"^(?P<name>.+)-(?:(?P<epoch>\d+):)?(?P<version>[^-]+)-(?P<release>[^-]+)\.(?P<arch>[^.]+)$")
 
@@ -17,8 +18,16 @@ def python_packages(path):
     """Components of the distributions that are installed in an output."""
     found = []
     for directory in sorted(glob.glob(os.path.join(path, "**", "*.dist-info"), recursive=True)):
-        with open(os.path.join(directory, "METADATA"), errors="replace") as stream:
-            said = email.parser.HeaderParser().parse(stream)
+        metadata = os.path.join(directory, "METADATA")
+        try:
+            with open(metadata, errors="replace") as stream:
+                said = email.parser.HeaderParser().parse(stream)
+        except OSError as error:
+            raise StoreError("%s: %s; expected what a Python package says of itself. Verify the output."
+                             % (metadata, error.strerror))
+        if not said["Name"] or not said["Version"]:
+            raise StoreError("%s: found no name and version; expected those of a Python package. Verify the output."
+                             % metadata)
         project = re.sub("[-_.]+", "-", said["Name"]).lower()
         component = {
             "type": "library", "name": said["Name"], "version": said["Version"],

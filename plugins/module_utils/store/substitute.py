@@ -8,7 +8,6 @@ import base64
 import binascii
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +19,8 @@ import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
-from . import address, fetch, tree
+from . import address, disk, fetch, schema, tree
+from .address import stem_of
 from .errors import StoreError
 
 BLOCK = 512  # of a tar
@@ -33,6 +33,18 @@ MODES = {"file": 0o444, "executable": 0o555, "directory": 0o555, "link": 0o777}
 TYPES = {"file": b"0", "link": b"2", "directory": b"5"}
 # Of what is published of an output, in the order in which it gets there: the signature says that all is there.
 ENDINGS = (".tar", ".manifest.json", ".manifest.json.asc")
+# Kinds of what is signed; see schema.py. Its manifest is looked at once it is known whose it is.
+STATEMENT = {"path": str, "manifest": dict, "archive": {"size": schema.is_natural, "sha256": address.is_sha256}}
+# What gpgv says of a signature, or of the key that made it, that takes its worth away. The first that is found is told.
+WORTHLESS = (
+    ("BADSIG", "content that the signature does not fit"),
+    ("REVKEYSIG", "a signature by a key that was revoked"), ("KEYREVOKED", "a signature by a key that was revoked"),
+    ("EXPKEYSIG", "a signature by a key that has expired"), ("EXPSIG", "a signature that has expired"),
+    ("SIGEXPIRED", "a signature that has expired"), ("ERRSIG", "a signature that cannot be checked"),
+)
+# Digests by which a signature is worth nothing, as OpenPGP counts them: MD5, SHA-1 and RIPEMD-160.
+WEAK_DIGESTS = ("1", "2", "3")
+LINKS_FOLLOWED = 40  # as Linux does
 # Where a publisher works, within the directory that it publishes into.
 PUBLISHING = ".publishing-"
 BEGIN = b"-----BEGIN PGP PUBLIC KEY BLOCK-----"
@@ -99,11 +111,6 @@ def layout(entries):
         size = entry.get("size", 0)
         offset = content + size + -size % BLOCK
     return members, offset + len(END)
-
-
-def stem_of(manifest):
-    """Name of what is published of an output, without its endings."""
-    return "%s-%s-%s" % (manifest["key"], manifest["name"], manifest["version"])
 
 
 # Publishing
@@ -192,31 +199,34 @@ def read_output(path):
 
 
 def is_published(path, directory, home, fingerprint):
-    """Whether an output lies in `directory` whole, signed by the key `fingerprint`."""
+    """Whether an output lies in `directory` whole, byte for byte, signed by the key `fingerprint`."""
     try:
         manifest = read_output(path)
         base = os.path.join(directory, stem_of(manifest))
-        with open(base + ".manifest.json") as stream:
-            said = json.load(stream)
+        said = schema.read_json(base + ".manifest.json", STATEMENT)
         if said["manifest"] != manifest or said["path"] != path:
+            return False
+        status = run_gpg(home, ["--status-fd", "1", "--verify", base + ".manifest.json.asc", base + ".manifest.json"])
+        status = status.decode("ascii", "replace")
+        if worthless(status) or ("VALIDSIG " + fingerprint) not in status:
             return False
         if os.path.getsize(base + ".tar") != said["archive"]["size"]:
             return False
-        status = run_gpg(home, ["--status-fd", "1", "--verify", base + ".manifest.json.asc", base + ".manifest.json"])
-    except (OSError, ValueError, KeyError, StoreError):
+        return fetch.sha256_of(base + ".tar") == said["archive"]["sha256"]
+    except (OSError, ValueError, StoreError):
         return False
-    return ("VALIDSIG " + fingerprint) in status.decode("ascii", "replace")
+
+
+def lock_of_directory(directory):
+    """Path of the lock of a directory that is published into: beside it, since others may open the directory."""
+    return os.path.abspath(directory) + ".lock"
 
 
 @contextlib.contextmanager
 def shared(directory):
     """Hold a directory with others that publish into it: the garbage collection sees that somebody is at work there."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH)
+    with disk.locked(lock_of_directory(directory), shared=True):
         yield
-    finally:
-        os.close(handle)
 
 
 def publish(path, directory, home, fingerprint):
@@ -318,21 +328,35 @@ def keyring(trusted_keys, directory):
     return path
 
 
+def worthless(status):
+    """Why what gpg or gpgv says of a signature makes it worth nothing; None if it is good."""
+    lines = [line.split()[1:] for line in status.splitlines() if line.startswith("[GNUPG:] ")]
+    said = {line[0]: line[1:] for line in lines if line}
+    if "NO_PUBKEY" in said:
+        return "a signature by the key %s, which is not trusted" % said["NO_PUBKEY"][0]
+    for word, found in WORTHLESS:
+        if word in said:
+            return found
+    # Its fields: fingerprint, date, time, expiry, version, reserved, algorithm of the key, digest.
+    if "GOODSIG" not in said or len(said.get("VALIDSIG", ())) < 8:
+        return "no valid signature"
+    if said["VALIDSIG"][7] in WEAK_DIGESTS:
+        return "a signature over a digest that can be forged"
+    return None
+
+
 def check_signature(signed, signature, trusted, where, trusted_keys, home):
     """Raise StoreError where no trusted key has signed the file `signed`."""
     command = ["gpgv", "--homedir", home, "--keyring", trusted, "--status-fd", "1", signature, signed]
     done = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     status, said = (stream.decode("utf-8", "replace") for stream in done.communicate())
-    if done.returncode == 0 and "[GNUPG:] VALIDSIG " in status:
+    found = worthless(status)
+    if done.returncode == 0 and not found:
         return
-    unknown = re.search(r"\[GNUPG:\] NO_PUBKEY (\S+)", status)
-    found = "a signature by the key %s, which is not trusted" % unknown.group(1) if unknown else "no valid signature"
-    if "[GNUPG:] BADSIG" in status:
-        found = "content that the signature does not fit"
     raise StoreError(
         "%s: found %s; expected a signature by a key of %s. Nothing was unpacked. Publish it again with the right key, "
         "or remove that substituter. gpgv said: %s"
-        % (fetch.shown(where), found, trusted_keys, " ".join(said.split()))
+        % (fetch.shown(where), found or "no valid signature", trusted_keys, " ".join(said.split()))
     )
 
 
@@ -344,10 +368,10 @@ def check_wanted(said, recipe, final, where):
         "references": sorted(recipe["inputs"].values()),
     }
     for field, wanted in sorted(expected.items()):
-        if manifest[field] != wanted:
+        if manifest.get(field) != wanted:
             raise StoreError(
                 "%s: found the %s %s; expected %s. Nothing was unpacked. Publish the output that belongs there, or "
-                "remove that substituter." % (where, field, manifest[field], wanted)
+                "remove that substituter." % (where, field, manifest.get(field), wanted)
             )
     if said["path"] != final:
         raise StoreError(
@@ -356,9 +380,37 @@ def check_wanted(said, recipe, final, where):
         )
 
 
-def leaves(path, target):
-    """Whether a relative link at `path` leads out of the output."""
-    return (os.path.normpath(os.path.join(os.path.dirname(path), target)) + "/").startswith("../")
+def destination(links, path):
+    """Where a link of an output leads: None outside, its absolute target, or "" in the output.
+
+    links: target of each link by its path. Links that it leads through are followed, for they decide what ".." means. A
+    circle leads nowhere, and so not outside.
+    """
+    done, todo, followed = path.split("/")[:-1], links[path].split("/"), 0
+    if links[path].startswith("/"):
+        return links[path]
+    while todo:
+        part = todo.pop(0)
+        if part in ("", "."):
+            continue
+        if part != "..":
+            done.append(part)
+        elif done:
+            done.pop()
+        else:
+            return None
+        target = links.get("/".join(done))
+        if target is None:
+            continue
+        followed += 1
+        if followed > LINKS_FOLLOWED:
+            return ""
+        if target.startswith("/"):
+            rest = [one for one in todo if one not in ("", ".")]
+            return "/".join([target.rstrip("/"), *rest])
+        done.pop()
+        todo[:0] = target.split("/")
+    return ""
 
 
 def check_entries(manifest, where, store=None, known=lambda: ()):
@@ -373,6 +425,7 @@ def check_entries(manifest, where, store=None, known=lambda: ()):
             "substituter." % (where, path, found, expected)
         )
 
+    links = {entry["path"]: entry["target"] for entry in manifest["files"] if entry["type"] == "link"}
     directories, seen = {""}, set()
     for entry in manifest["files"]:
         path, kind = entry["path"], entry["type"]
@@ -388,15 +441,13 @@ def check_entries(manifest, where, store=None, known=lambda: ()):
         if kind == "directory":
             directories.add(path)
         elif kind == "link":
-            target = entry["target"]
-            if not target.startswith("/"):
-                outside = leaves(path, target)
-            elif store is None:
-                outside = False
-            else:
-                outside = not os.path.normpath(target).startswith(store + "/") and target not in known()
+            target = destination(links, path)
+            outside = target is None
+            if target and store is not None and target not in known():
+                # What ".." means behind another output's links is not known here.
+                outside = not target.startswith(store + "/") or ".." in target.split("/")
             if outside:
-                refuse(path, "a link to %s" % target, "a target in the output or in the store")
+                refuse(path, "a link to %s" % entry["target"], "a target in the output or in the store")
 
 
 def targets_known(recipe):
@@ -567,16 +618,17 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
     where = fetch.shown(base + stem + ".manifest.json")
     check_signature(held + ".manifest.json", held + ".manifest.json.asc", trusted, where, trusted_keys, paths.build)
     try:
-        with open(held + ".manifest.json") as stream:
-            said = json.load(stream)
+        said = schema.read_json(held + ".manifest.json", STATEMENT)
         manifest = said["manifest"]
-        part_name = ".%064x.part" % int(said["archive"]["sha256"], 16)
         check_wanted(said, recipe, paths.final, where)
+        wrong = schema.misfit(manifest, address.FIELDS)
+        if wrong:
+            raise ValueError(wrong)
         check_entries(manifest, where, paths.store, lambda: targets_known(recipe))
         members, size = layout(manifest["files"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise StoreError(
-            "%s: found a manifest that cannot be read (%r); expected one of schema 1. Publish the output again with "
+            "%s: found a manifest that cannot be read (%s); expected one of schema 1. Publish the output again with "
             "this version of the project." % (where, error)
         )
     origin = base + urllib.parse.quote(stem + ".tar")
@@ -588,13 +640,13 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
         put_in_place(archive, members, size, out, where, report)
         return manifest, None
     # Beside the sources, where it outlives a run that dies: the next one goes on from there.
-    part = os.path.join(paths.sources, part_name)
+    part = os.path.join(paths.sources, ".%s.part" % said["archive"]["sha256"])
     with fetch.alone(part, lambda: report("waiting for the archive, which another run fetches")):
-        if os.path.getsize(part) != size:
-            reason = fetch.download_patiently(origin, part, Progress("fetching ", size, report))
-            if reason:
-                return None, reason
         try:
+            if os.path.getsize(part) != size:
+                reason = fetch.download_patiently(origin, part, Progress("fetching ", size, report), size)
+                if reason:
+                    return None, reason
             put_in_place(part, members, size, out, where, report)
         except StoreError:
             os.unlink(part)

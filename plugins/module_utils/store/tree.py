@@ -4,6 +4,7 @@ import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
+from .errors import StoreError
 from .fetch import sha256_of
 
 # 1980-01-01, the earliest time that a zip archive, and so a wheel, can carry.
@@ -18,14 +19,23 @@ def entries(top):
     return sorted(found)
 
 
+# What an output cannot hold: no archive of it could, and who reads a pipe waits.
+OTHER_KINDS = (
+    (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
+)
+
+
 def describe(top, path):
-    """Manifest entry of one path: type, and what a change would show."""
+    """Manifest entry of one path: type, and what a change would show. Raises StoreError for another kind of file."""
     full = os.path.join(top, path)
     status = os.lstat(full)
     if stat.S_ISLNK(status.st_mode):
         return {"path": path, "type": "link", "target": os.readlink(full)}
     if stat.S_ISDIR(status.st_mode):
         return {"path": path, "type": "directory"}
+    for is_kind, kind in OTHER_KINDS:
+        if is_kind(status.st_mode):
+            raise StoreError("%s: found %s; expected a file, a directory or a link." % (path, kind))
     return {
         "path": path,
         "type": "file",

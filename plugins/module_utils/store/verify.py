@@ -32,6 +32,8 @@ def look(top, path):
         return path, tree.describe(top, path), None
     except OSError as error:
         return path, None, "cannot be read: %s" % error.strerror
+    except StoreError as error:
+        return path, None, str(error).partition(": ")[2]
 
 
 def rights(top, path):
@@ -61,6 +63,8 @@ def verify(path):
     problems += [{"path": name, "problem": problem} for name, problem in sorted(unread.items())]
     if described["key"] != address.key_of_path(path):
         problems.append({"path": address.MANIFEST, "problem": "is of the key %s" % described["key"]})
+    elif address.stem_of(described) != address.name_of(path):
+        problems.append({"path": address.MANIFEST, "problem": "is of the output %s" % address.stem_of(described)})
     paths = [entry["path"] for entry in found] + ["."]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for name, problem in pool.map(lambda name: rights(path, name), paths):
@@ -121,8 +125,11 @@ def name_of(path):
 def find(root, name):
     """Committed outputs that `name` means: a path, a store name, a key, or the name of outputs. Raises StoreError."""
     names = {path: name_of(path) for path in outputs(root)}
+    # A path may be another one to the same place: through a link above the store, or of a generation.
+    wanted = (name, os.path.realpath(name))
     found = [
-        path for path in names if name in (path, os.path.basename(path), address.key_of_path(path), names[path])
+        path for path in names
+        if {path, os.path.realpath(path), os.path.basename(path), address.key_of_path(path), names[path]} & set(wanted)
     ]
     if not found:
         raise StoreError(

@@ -54,11 +54,12 @@ def why(arguments):
     for path in verify.find(arguments.root, arguments.output):
         print(path)
         for number in generation.numbers(arguments.root):
-            if path in generation.read(arguments.root, number)["outputs"].values():
+            outputs = generation.read(arguments.root, number)["outputs"].values()
+            if address.name_of(path) in map(address.name_of, outputs):
                 print("  generation %d" % number)
         for other in known:
             try:
-                refers = path in address.manifest(other)["references"]
+                refers = address.name_of(path) in map(address.name_of, address.manifest(other)["references"])
             except StoreError:
                 refers = True  # perhaps: its label says that it is damaged
             if refers:

@@ -8,23 +8,72 @@ import base64
 import hmac
 import os
 import re
+import resource
 import socket
 import sys
+import threading
+from collections import OrderedDict
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import ThreadingMixIn
 
 # What a range may be: from one byte on, as a download that goes on asks.
 RANGE = re.compile("bytes=([0-9]+)-$")
 IDLE_SECONDS = 60
+MOST_CLIENTS = 256
+FILES_OF_ITS_OWN = 12  # standard streams, the listening socket, what Python opens now and then
+LET_GO_SECONDS = 1  # for a thread to notice that its connection was closed
 
 
 class Server(ThreadingMixIn, HTTPServer):
+    """Takes as many clients as it has files for; the one that has been idle longest makes room for a new one."""
+
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, directory, password, address, port):
         self.directory, self.password = directory, password
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        # A download takes two files: the connection, and what is sent.
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.places = MOST_CLIENTS
+        if files != resource.RLIM_INFINITY:
+            self.places = max(1, min(MOST_CLIENTS, (files - FILES_OF_ITS_OWN) // 2))
+        # Connections in the order in which they came, each with whether it has yet to say the password.
+        self.clients, self.changed = OrderedDict(), threading.Condition()
         super().__init__((address, port), Handler)
+
+    def process_request(self, request, client_address):
+        with self.changed:
+            if len(self.clients) >= self.places:
+                self.let_go()
+            if len(self.clients) >= self.places:
+                # All places are taken by downloads, or by who does not leave at once.
+                super().shutdown_request(request)
+                return
+            self.clients[request] = True
+        super().process_request(request, client_address)
+
+    def let_go(self):
+        """Close the oldest connection over which nobody has said the password, and wait until its place is free."""
+        idle = next((client for client, waits in self.clients.items() if waits), None)
+        if idle is not None:
+            try:
+                idle.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the client closed it
+            self.changed.wait_for(lambda: idle not in self.clients, LET_GO_SECONDS)
+
+    def is_served(self, request):
+        """Note that a client has said the password: it keeps its place."""
+        with self.changed:
+            if request in self.clients:
+                self.clients[request] = False
+
+    def shutdown_request(self, request):
+        super().shutdown_request(request)
+        with self.changed:
+            self.clients.pop(request, None)
+            self.changed.notify_all()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -42,6 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         if not self.knows_the_password():
             self.send_error(401)
             return
+        self.server.is_served(self.connection)
         name = self.path.lstrip("/")
         try:
             # Names of published files are plain; nothing above or below the directory is meant.

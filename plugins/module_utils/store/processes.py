@@ -1,0 +1,51 @@
+"""Which outputs running processes use, as the kernel tells."""
+
+import os
+
+from . import address
+
+# Rows of /proc/PID that name files of a process.
+LINKS = ("exe", "cwd", "root")
+
+
+def files_of(process):
+    """Paths that a process executes, stands in, holds open or maps. process: its directory in /proc."""
+    found = [os.path.join(process, name) for name in LINKS]
+    try:
+        found += [os.path.join(process, "fd", name) for name in os.listdir(os.path.join(process, "fd"))]
+    except OSError:
+        pass  # it ended, or is not ours to look at
+    for link in found:
+        try:
+            yield os.readlink(link)
+        except OSError:
+            pass
+    try:
+        with open(os.path.join(process, "maps"), errors="replace") as stream:
+            for line in stream:
+                fields = line.split(None, 5)
+                if len(fields) == 6:
+                    yield fields[5].rstrip("\n")
+    except OSError:
+        pass
+
+
+def in_use(root, proc="/proc"):
+    """Outputs that a running process executes, maps, holds open or stands in: paths below the root.
+
+    The kernel gives paths with links and mounts resolved. An output's name has its key and is found in any of them; an
+    output that was moved, with a link in its place, is found by the target of that link.
+    """
+    store = os.path.join(root, "store")
+    names = {name for name in address.listing(store) if address.OUTPUT.match(name)}
+    moved = {os.path.realpath(os.path.join(store, name)): name for name in names
+             if os.path.islink(os.path.join(store, name))}
+    paths = set()
+    for pid in os.listdir(proc):
+        if pid.isdigit():
+            paths.update(files_of(os.path.join(proc, pid)))
+    used = set()
+    for path in paths:
+        used.update(names.intersection(path.split("/")))
+        used.update(name for target, name in moved.items() if (path + "/").startswith(target + "/"))
+    return {os.path.join(store, name) for name in used}
