@@ -69,6 +69,11 @@ class Server(ThreadingMixIn, HTTPServer):
             if request in self.clients:
                 self.clients[request] = False
 
+    def handle_error(self, request, client_address):
+        """Tell of a fault; a client that left, or was let go, is none."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
     def shutdown_request(self, request):
         super().shutdown_request(request)
         with self.changed:

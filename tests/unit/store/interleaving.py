@@ -123,7 +123,7 @@ class Worker:
                 process.stdout.readline()
             if kind == "stands":
                 os.chdir(path)
-            held = open(program) if kind == "holds" else None
+            held = os.open(program, os.O_RDONLY) if kind == "holds" else None
         until = time.monotonic() + self.random.random() * 2
         while time.monotonic() < until:
             if not address.is_committed(path) or not os.path.exists(program):
@@ -131,8 +131,8 @@ class Worker:
                 break
             time.sleep(0.01)
         os.chdir("/")
-        if held:
-            held.close()
+        if held is not None:
+            os.close(held)
         if process:
             process.kill()
             process.communicate()

@@ -60,6 +60,24 @@ def test_an_input_counts_by_its_key_wherever_the_store_is():
     ({"name": "../up"}, "name"),
     ({"name": "a/b"}, "name"),
     ({"version": ""}, "version"),
+    ({"name": "hello\n"}, "name"),
+    ({"version": "1.0\n"}, "version"),
+    ({"name": "hel\nlo"}, "name"),
+    ({"name": "hello\r"}, "name"),
+    ({"name": None}, "name"),
+    ({"version": 1.0}, "version"),
+    ({"name": "a" * 215}, "name"),
+    ({"version": "1" * 300}, "version"),
+    ({"environment": {"A": 1}}, "environment.A"),
+    ({"inputs": {"a": None}}, "inputs.a"),
+    ({"toolchain": ["gcc", 10]}, "toolchain.1"),
+    ({"builder": None}, "builder"),
+    ({"sources": [dict(SOURCE, sha256="1" * 64 + "\n")]}, "sha256"),
+    ({"sources": [dict(SOURCE, sha256=7)]}, "sha256"),
+    ({"sources": [dict(SOURCE, file="a.tar\n")]}, "file"),
+    ({"sources": [dict(SOURCE, file="a" * 230)]}, "file"),
+    ({"sources": [dict(SOURCE, file=7)]}, "file"),
+    ({"sources": ["a.tar"]}, "sources.0"),
     ({"sources": [dict(SOURCE, sha256="")]}, "sha256"),
     ({"sources": [{"name": "a", "file": "a.tar"}]}, "sha256"),
     ({"sources": [dict(SOURCE, sha256="1" * 63)]}, "sha256"),
@@ -72,3 +90,22 @@ def test_names_that_cannot_be_taken(differs, word):
         address.check_recipe(recipe(**differs))
     assert word in str(caught.value)
     assert "expected" in str(caught.value)
+
+
+def test_longest_name_can_be_published():
+    """Its manifest's signature has the longest name of all."""
+    made = recipe(name="a" * 200, version="1" * 3)
+    address.check_recipe(made)
+    assert len(address.name_of(address.output_path("/r", made)) + ".manifest.json.asc") == 255
+    with pytest.raises(StoreError, match="found 204 characters; expected at most 203"):
+        address.check_recipe(recipe(name="a" * 200, version="1" * 4))
+
+
+@pytest.mark.parametrize("name", ["abc-hello-1", "a" * 32, "A" * 32 + "-hello-1", "1" * 32 + "-hello-1", ".trash"])
+def test_names_that_are_no_outputs(name):
+    assert not address.OUTPUT.match(name)
+
+
+def test_name_of_an_output_matches():
+    name = address.name_of(address.output_path("/r", recipe()))
+    assert address.OUTPUT.match(name).group(1) == address.key(recipe()) == address.key_of_path("/x/store/%s/" % name)

@@ -166,6 +166,108 @@ def test_who_dies_leaves_nothing_beside_the_build(root, tmp_path):
     assert left_over(root)[0] == []
 
 
+COUNTED = 'echo built >> "%s"; mkdir "$out/bin"; touch "$out/bin/x"'
+
+
+def half_removed(path):
+    (path / "lib").mkdir(parents=True)
+    (path / "lib" / "left").write_text("left")
+    (path / "lib").chmod(0o555)
+
+
+def one_file(path):
+    path.write_text("x")
+
+
+def pipe(path):
+    os.mkfifo(str(path))
+
+
+def without_its_manifest(path):
+    """Whole but for that."""
+    (path / "bin").mkdir(parents=True)
+    (path / "bin" / "x").touch()
+    path.chmod(0o555)
+
+
+@pytest.mark.parametrize("stands", [half_removed, one_file, pipe, without_its_manifest])
+def test_what_stands_at_the_final_path_is_moved_away(root, tmp_path, stands):
+    """Before the build, which is then done once."""
+    made = recipe(builder=COUNTED % (tmp_path / "count"))
+    path = Path(address.output_path(root, made))
+    path.parent.mkdir(parents=True)
+    stands(path)
+    assert [realise(root, made) for _ in range(2)] == [True, False]
+    assert (tmp_path / "count").read_text() == "built\n"
+    assert verify.verify(str(path)) == []
+    assert os.listdir(os.path.join(root, "trash")) == []
+
+
+@pytest.mark.parametrize("target", ["/nowhere", "empty", "full"])
+def test_link_at_the_final_path_is_named(root, tmp_path, target):
+    """It may lead to a disk that is not mounted: nothing is built, and it stays."""
+    made = recipe(builder=COUNTED % (tmp_path / "count"))
+    path = Path(address.output_path(root, made))
+    path.parent.mkdir(parents=True)
+    if target != "/nowhere":
+        target = tmp_path / target
+        target.mkdir()
+        if target.name == "full":
+            (target / "x").touch()
+    path.symlink_to(target)
+    with pytest.raises(StoreError, match="%s: found a link to %s, where no output is" % (path, target)):
+        realise(root, made)
+    assert path.is_symlink()
+    assert not (tmp_path / "count").exists()
+    assert left_over(root)[0] == []
+
+
+def test_what_a_process_uses_at_the_final_path_is_named(root, tmp_path):
+    """A server that still runs from an output whose manifest is lost."""
+    made = recipe(builder=COUNTED % (tmp_path / "count"))
+    realise(root, made)
+    path = Path(address.output_path(root, made))
+    (path / address.MANIFEST).unlink()
+    with (path / "bin" / "x").open(), pytest.raises(StoreError, match="%s: found .* a running process uses" % path):
+        realise(root, made)
+    assert (path / "bin" / "x").exists()
+    assert realise(root, made) is True
+    assert (tmp_path / "count").read_text() == "built\n" * 2
+
+
+def test_output_that_was_moved_is_present(root, tmp_path):
+    made = recipe()
+    realise(root, made)
+    path = address.output_path(root, made)
+    os.rename(path, str(tmp_path / "moved"))
+    os.symlink(str(tmp_path / "moved"), path)
+    assert realise(root, made) is False
+    assert verify.verify(path) == []
+    build.remove_tree(str(tmp_path / "moved"))
+
+
+@pytest.mark.parametrize(("builder", "found"), [
+    ('mkfifo "$out/x"', "x: found a pipe"), ('mkdir "$out/d"; mknod "$out/d/null" c 1 3', "d/null: found a device"),
+    ("/usr/bin/env python3 -c 'import os, socket; os.chdir(os.environ[\"out\"]); socket.socket(1).bind(\"s\")'",
+     "s: found a socket"),
+    ('touch "$out/.kepler-manifest.json"', "found .kepler-manifest.json"),
+    ('ln -s /etc/hostname "$out/.kepler-manifest.json"', "found .kepler-manifest.json"),
+])
+def test_what_no_output_can_hold_is_refused(root, builder, found):
+    with pytest.raises(StoreError, match="hello 1.0: in what the builder made: %s.*Correct the recipe" % found):
+        realise(root, recipe(builder=builder))
+    assert left_over(root) == ([], [])
+
+
+def test_pipe_in_an_output_is_found(root):
+    """And nobody waits for it."""
+    realise(root, recipe())
+    path = address.output_path(root, recipe())
+    os.mkfifo(path + "/bin/pipe")
+    found = {one["path"]: one["problem"] for one in verify.verify(path)}
+    assert found["bin/pipe"] == "found a pipe; expected a file, a directory or a link."
+
+
 WORKER = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])

@@ -263,3 +263,110 @@ def test_what_cannot_be_had_is_one_message(tmp_path, original):
         fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [], ["file:///nowhere"])
     for part in ("demo-1.0.tar", "could not be had", "/nowhere/demo/", "store_artifacts"):
         assert part in str(caught.value)
+
+
+class Bouncing(http.server.BaseHTTPRequestHandler):
+    """Sends everybody on to `target`, until that is None; then it serves."""
+
+    def do_GET(self):
+        self.server.seen.append((self.path, self.headers.get("Authorization"), self.headers.get("Range")))
+        target = self.server.targets.get(self.path)
+        self.send_response(302 if target else 200)
+        if target:
+            self.send_header("Location", target)
+        self.send_header("Content-Length", "0" if target else str(len(self.server.content)))
+        self.end_headers()
+        if not target:
+            self.wfile.write(self.server.content)
+
+    def log_message(self, *arguments):
+        """Say nothing."""
+
+
+@pytest.fixture
+def bouncing(original):
+    """Function that starts a server at an address of the loopback: its targets and what it has seen."""
+    started = []
+
+    def start(host):
+        httpd = http.server.HTTPServer((host, 0), Bouncing)
+        httpd.targets, httpd.seen, httpd.content = {}, [], original.read_bytes()
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        started.append(httpd)
+        return httpd
+
+    yield start
+    for httpd in started:
+        httpd.shutdown()
+        httpd.server_close()
+
+
+BASIC = "Basic dXNlcjpzZWNyZXQ="
+
+
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.2", None), ("127.0.0.1", None)], ids=["host", "port"])
+@pytest.mark.parametrize("hops", [1, 2])
+def test_password_stays_with_the_place_it_was_given_for(tmp_path, original, bouncing, host, status, hops):
+    """At another host or port the file is fetched without; within the place, it is sent along."""
+    first, other = bouncing("127.0.0.1"), bouncing(host)
+    place = "http://127.0.0.1:%d" % first.server_port
+    first.targets = {"/x": place + "/y", "/y": "http://%s:%d/z" % (host, other.server_port)}
+    begin = "x" if hops == 2 else "y"
+    wanted = source(original, urls=[place.replace("://", "://user:secret@") + "/" + begin])
+    fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [], [])
+    assert [sent for _path, sent, _range in first.seen] == [BASIC] * hops
+    assert other.seen == [("/z", status, None)]
+    assert names(sources_of(tmp_path)) == [wanted["sha256"]]
+
+
+def test_password_does_not_come_back(tmp_path, original, bouncing):
+    """What has left the place and comes back to it is somebody else's wish."""
+    first, other = bouncing("127.0.0.1"), bouncing("127.0.0.2")
+    place = "http://127.0.0.1:%d" % first.server_port
+    first.targets = {"/x": "http://127.0.0.2:%d/y" % other.server_port}
+    other.targets = {"/y": place + "/z"}
+    wanted = source(original, urls=[place.replace("://", "://user:secret@") + "/x"])
+    fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [], [])
+    assert [sent for _path, sent, _range in first.seen] == [BASIC, None]
+    assert [sent for _path, sent, _range in other.seen] == [None]
+
+
+def test_password_of_an_index_stays_with_it(tmp_path, original, bouncing):
+    first, other = bouncing("127.0.0.1"), bouncing("127.0.0.2")
+    first.targets = {"/simple/demo/": "http://127.0.0.2:%d/demo/" % other.server_port}
+    other.content = HTML.encode()
+    fetch.index_entries("http://user:secret@127.0.0.1:%d/simple/demo/" % first.server_port)
+    assert [first.seen[0][1], other.seen[0][1]] == [BASIC, None]
+
+
+@pytest.mark.parametrize(("one", "other", "same"), [
+    ("https://a/x", "https://a/y", True), ("https://a/x", "https://A:443/y", True), ("http://a:80", "http://a/y", True),
+    ("https://u:p@a/x", "https://a/x", True), ("https://a/x", "http://a/x", False),
+    ("http://a/x", "https://a/x", False),
+    ("https://a/x", "http://a:443/x", False), ("https://a/x", "https://b/x", False),
+    ("https://a/x", "https://a.b/x", False),
+    ("https://a/x", "https://a:8443/x", False),
+])
+def test_places_that_are_one(one, other, same):
+    assert (fetch.origin_of(one) == fetch.origin_of(other)) is same
+
+
+def test_index_without_end(tmp_path, original, bouncing, monkeypatch):
+    served = bouncing("127.0.0.1")
+    served.content = b"<a>" * 1000
+    monkeypatch.setattr(fetch, "INDEX_LIMIT", 1000)
+    wanted = source(original, index={"project": "demo", "version": "1.0"})
+    del wanted["urls"]
+    with pytest.raises(StoreError, match="demo/: found more than 0 MB; expected the page of one project"):
+        fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [], ["http://127.0.0.1:%d" % served.server_port])
+
+
+def test_progress_is_told_though_the_clock_goes_back(monkeypatch):
+    told, now = [], [1e9]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    progress = fetch.Progress(1, told.append)
+    progress.add(1)
+    now[0] = 0.0
+    monkeypatch.setattr(fetch.time, "monotonic", lambda: 1e9)
+    progress.add(1)
+    assert len(told) == 2

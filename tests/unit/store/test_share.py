@@ -1,10 +1,12 @@
 """The file server of a builder. Runs on Python 3.6 too."""
 
 import base64
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 
 SHARE = Path(__file__).resolve().parents[3] / "roles" / "store" / "files" / "share.py"
 PASSWORD = "open sesame"
+FILES = 64
+BIG = 20 << 20  # more than the buffers between two sockets hold
 
 
 def free_port():
@@ -24,16 +28,18 @@ def free_port():
 def start(directory, port, password=PASSWORD, notify=""):
     environment = dict(os.environ, KEPLER_SHARE_PASSWORD=password, NOTIFY_SOCKET=str(notify))
     return subprocess.Popen(
-        [sys.executable, str(SHARE), str(directory), "127.0.0.1", str(port)], env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+        ["/bin/sh", "-c", 'ulimit -n %d; exec "$@"' % FILES, "sh", sys.executable, str(SHARE), str(directory),
+         "127.0.0.1", str(port)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
     )
 
 
 @pytest.fixture
 def share(tmp_path):
-    """A running share: function from (path, headers) to (status, content)."""
+    """A running share with few files: function from (path, headers) to (status, content)."""
     directory = tmp_path / "published"
     (directory / "below").mkdir(parents=True)
+    (directory / "big.tar").write_bytes(bytes(BIG))
     (directory / "a.tar").write_bytes(bytes(range(256)) * 1000)
     (directory / "below" / "b.tar").write_text("not meant")
     (directory / ".hidden").write_text("not meant")
@@ -56,6 +62,7 @@ def share(tmp_path):
         except urllib.error.HTTPError as error:
             return error.code, b""
 
+    ask.port, ask.process = port, process
     yield ask
     process.terminate()
     process.communicate()
@@ -94,6 +101,48 @@ def test_a_header_that_is_none(share, header):
 ])
 def test_nothing_else(share, path):
     assert share(path) == (404, b"")
+
+
+def half_sent(client):
+    client.sendall(b"GET /a.tar HTTP/1.1\r\nAuthor")
+
+
+def wrong_password(client):
+    client.sendall(b"GET /a.tar HTTP/1.1\r\nAuthorization: Basic xxxx\r\n")
+
+
+@pytest.mark.parametrize("sends", [lambda client: None, half_sent, wrong_password], ids=["nothing", "half", "wrong"])
+def test_idle_clients_are_let_go_first(share, sends):
+    """More of them than the server has files: whoever knows the password is served at once."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(FILES + 40):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", share.port), 10))
+            with contextlib.suppress(OSError):
+                sends(client)
+        began = time.monotonic()
+        for _ in range(3):
+            assert share("/a.tar") == (200, CONTENT)
+        assert time.monotonic() - began < 10
+        # Connections that trickle on do not change that.
+        assert len(os.listdir("/proc/%d/fd" % share.process.pid)) < FILES
+    assert share.process.poll() is None
+
+
+def test_download_is_not_let_go(share):
+    """It was there before, and knows the password."""
+    credentials = base64.b64encode(("any:" + PASSWORD).encode()).decode()
+    with socket.create_connection(("127.0.0.1", share.port), 30) as download, contextlib.ExitStack() as stack:
+        download.sendall(("GET /big.tar HTTP/1.1\r\nAuthorization: Basic %s\r\n\r\n" % credentials).encode())
+        found = download.recv(1000)
+        for _ in range(FILES + 40):
+            stack.enter_context(socket.create_connection(("127.0.0.1", share.port), 10))
+        assert share("/a.tar") == (200, CONTENT)
+        while True:
+            data = download.recv(1 << 16)
+            if not data:
+                break
+            found += data
+    assert found.partition(b"\r\n\r\n")[2] == bytes(BIG)
 
 
 def test_a_port_that_is_taken(tmp_path):
