@@ -1,16 +1,19 @@
 """Substitutes: the very output of another host, or a refusal before anything is unpacked."""
 
 import base64
+import contextlib
 import http.server
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import threading
+import time
 from itertools import count
 from pathlib import Path
 
@@ -614,3 +617,281 @@ def test_a_kill_in_the_middle_of_unpacking(root, made, published, keys, tmp_path
     assert take(root, made, [published], keys) in ("substituted", "present")
     assert picture(address.output_path(root, made)) == picture(tmp_path / "kept")
     assert os.listdir(os.path.join(root, "build")) == []
+
+
+THEN = ("--faked-system-time", "20010115T000000!")
+SHORT = ("--default-sig-expire", "seconds=1")
+
+
+def revoke(home, fingerprint):
+    """By the certificate that gpg made beside the key, once its guard is taken off."""
+    certificate = Path(home, "openpgp-revocs.d", fingerprint + ".rev")
+    certificate.write_text(certificate.read_text().replace(":-----BEGIN", "-----BEGIN"))
+    substitute.run_gpg(home, ["--import", str(certificate)])
+
+
+def wait(_home, _fingerprint):
+    time.sleep(2)
+
+
+def nothing(_home, _fingerprint):
+    """The key stays as it is."""
+
+
+FORGED = "a signature over a digest that can be forged"
+# Options of gpg when a key is made, until when it is good, options when it signs, what comes then, what is found.
+SIGNERS = {
+    "key expired": (THEN, "2001-02-01", THEN, nothing, "a signature by a key that has expired"),
+    "key revoked": ((), "never", (), revoke, "a signature by a key that was revoked"),
+    "signature expired": ((), "never", SHORT, wait, "a signature that has expired"),
+    "SHA-1": ((), "never", ("--digest-algo", "SHA1"), nothing, FORGED),
+    "RIPEMD-160": ((), "never", ("--digest-algo", "RIPEMD160"), nothing, FORGED),
+}
+
+
+@pytest.fixture
+def home():
+    """An empty GnuPG home. The agent's socket lies there, whose path may not be long."""
+    top = "/tmp/kepler-gpg-%d" % os.getpid()
+    os.mkdir(top, 0o700)
+    yield top
+    subprocess.call(["gpgconf", "--homedir", top, "--kill", "all"])
+    shutil.rmtree(top, ignore_errors=True)
+
+
+@pytest.mark.parametrize("case", SIGNERS)
+def test_signature_that_is_worth_nothing(root, made, published, home, tmp_path, case):
+    """gpgv says VALIDSIG of each and ends with 0: what else it says of the signature and its key counts."""
+    makes, until, signs, then, found = SIGNERS[case]
+    substitute.run_gpg(home, [*makes, "--quick-generate-key", "kepler", "rsa2048", "sign", until])
+    fingerprint = substitute.secret_key(home)
+    _archive, manifest, signature = files_of(published, made, root)
+    signature.unlink()
+    substitute.run_gpg(home, [*signs, "--output", str(signature), "--detach-sign", str(manifest)])
+    then(home, fingerprint)
+    public = tmp_path / "public.asc"
+    public.write_text(substitute.public_key(home, fingerprint))
+    assert_refused(root, made, published, [(home, fingerprint, str(public))], "found " + found)
+    # Nor does its own publisher take it for published.
+    path = address.output_path(root, made)
+    os.rename(str(tmp_path / "kept"), path)
+    assert not substitute.is_published(path, str(published), home, fingerprint)
+    os.rename(path, str(tmp_path / "kept"))
+
+
+GOOD = (
+    "[GNUPG:] NEWSIG\n[GNUPG:] KEY_CONSIDERED AAAA 0\n[GNUPG:] SIG_ID x 2026-01-01 1\n[GNUPG:] GOODSIG BBBB name\n"
+    "[GNUPG:] VALIDSIG AAAA 2026-01-01 1 0 4 0 1 %d 00 AAAA\n"
+)
+
+
+@pytest.mark.parametrize(("status", "found"), [
+    (GOOD % 8, None), (GOOD % 10 + "[GNUPG:] KEYEXPIRED 1\n", None),
+    (GOOD % 1, "can be forged"), (GOOD % 2, "can be forged"), (GOOD % 3, "can be forged"),
+    (GOOD % 8 + "[GNUPG:] KEYREVOKED\n", "revoked"), (GOOD % 8 + "[GNUPG:] EXPKEYSIG BBBB name\n", "expired"),
+    (GOOD % 8 + "[GNUPG:] ERRSIG BBBB 1 8 00 1 9\n", "cannot be checked"),
+    ((GOOD % 8).replace("GOODSIG", "EXPSIG"), "has expired"), ((GOOD % 8).replace("GOODSIG", "REVKEYSIG"), "revoked"),
+    ((GOOD % 8).replace("GOODSIG", "TRUSTED"), "no valid"), ("[GNUPG:] GOODSIG BBBB name\n", "no valid"),
+    ("[GNUPG:] GOODSIG B name\n[GNUPG:] VALIDSIG AAAA\n", "no valid"), ("", "no valid"), ("[GNUPG:] \n", "no valid"),
+    ((GOOD % 8).replace("[GNUPG:] ", ""), "no valid"),
+])
+def test_what_gpgv_says(status, found):
+    said = substitute.worthless(status)
+    assert (said is None) if found is None else (found in said)
+
+
+def entries(*links):
+    """Manifest entries of directories p, p/q and bin, and links."""
+    found = [{"path": path, "type": "directory"} for path in ("bin", "p", "p/q")]
+    return found + [{"path": path, "type": "link", "target": target} for path, target in links]
+
+
+STORE = "/opt/kepler/store"
+CHAINS_OUT = {
+    "the chain of the report": [("p/q/up", "../.."), ("x", "p/q/up/../../etc")],
+    "declared after": [("a", "z/../../etc"), ("p/q/up", "../.."), ("z", "p/q/up")],
+    "through two": [("one", "p"), ("p/two", "q"), ("x", "one/two/../../../etc")],
+    "by a link to the top": [("top", "."), ("p/q/x", "../../top/../etc")],
+    "by a link to itself above": [("p/up", ".."), ("p/q/x", "../up/up/../..")],
+    "behind an absolute one": [("a", STORE + "/other/bin"), ("x", "a/../../../etc")],
+    "behind what the host names": [("a", "/usr/bin"), ("x", "a/other")],
+    "absolute with dots": [("x", STORE + "/other/link/../../x")],
+    "absolute, lexically within": [("x", STORE + "/a/../b")],
+}
+CHAINS_WITHIN = {
+    "up and down": [("p/q/up", "../.."), ("x", "p/q/up/bin")],
+    "to the top": [("p/q/up", "../.."), ("p/top", "..")],
+    "through a link that is shorter": [("short", "p/q"), ("x", "short/../../bin")],
+    "a circle": [("a", "b"), ("b", "a"), ("c", "c")],
+    "dangling": [("x", "p/none/of/these")],
+    "absolute": [("x", STORE + "/other/bin/python")],
+    "behind an absolute one": [("a", STORE + "/other"), ("x", "a/bin/python")],
+    "what the host names": [("a", "/usr/bin/env"), ("x", "a")],
+    "slashes and dots": [("x", "./p//q/./../")],
+}
+
+
+@pytest.mark.parametrize("case", CHAINS_OUT)
+def test_chain_of_links_that_leaves_an_output(case):
+    with pytest.raises(StoreError, match=r"found a link to .*; expected a target in the output or in the store"):
+        substitute.check_entries({"files": entries(*CHAINS_OUT[case])}, "w", STORE, lambda: {"/usr/bin"})
+
+
+@pytest.mark.parametrize("case", CHAINS_WITHIN)
+def test_chain_of_links_within_an_output(case):
+    substitute.check_entries({"files": entries(*CHAINS_WITHIN[case])}, "w", STORE, lambda: {"/usr/bin/env"})
+    # A publisher looks at the relative ones alone.
+    substitute.check_entries({"files": entries(*CHAINS_WITHIN[case])}, "w")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_links_lead_where_the_kernel_says(tmp_path, seed):
+    """Random links: what is taken never leads out."""
+    chance, taken = random.Random(seed), 0
+    for number in range(30):
+        top = tmp_path / str(number) / "top"
+        (top / "p" / "q").mkdir(parents=True)
+        (top / "bin").mkdir()
+        parts = ["..", "..", "p", "q", "bin", "l0", "l1", "l2", "."]
+        links = []
+        for name in range(3):
+            place = chance.choice(["", "p/", "p/q/"])
+            links.append((place + "l%d" % name, "/".join(chance.choice(parts) for _ in range(chance.randint(1, 5)))))
+        for path, target in links:
+            os.symlink(target, str(top / path))
+        try:
+            substitute.check_entries({"files": entries(*links)}, "w", STORE)
+        except StoreError:
+            continue
+        taken += 1
+        for path, _target in links:
+            with contextlib.suppress(OSError):
+                os.stat(str(top / path))
+                assert (os.path.realpath(str(top / path)) + "/").startswith(str(top) + "/"), links
+    assert taken
+
+
+class Endless(http.server.BaseHTTPRequestHandler):
+    """Serves a directory, and instead of an archive more than was asked for."""
+
+    def do_GET(self):
+        path = self.server.directory / self.path.strip("/")
+        self.send_response(200)
+        if path.suffix != ".tar":
+            content = path.read_bytes()
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+            return
+        if self.server.length:
+            self.send_header("Content-Length", str(self.server.length))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while self.server.sent < 64 << 20:
+                self.wfile.write(b"x" * (1 << 20))
+                self.server.sent += 1 << 20
+
+    def log_message(self, *arguments):
+        """Say nothing."""
+
+
+@pytest.mark.parametrize("length", [None, 64 << 20])
+def test_archive_without_end(root, made, published, keys, length):
+    """Plain http vouches for nothing; the size was signed."""
+    server = http.server.HTTPServer(("127.0.0.1", 0), Endless)
+    server.directory, server.length, server.sent = published, length, 0
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(StoreError, match=r"\.tar: found more than 3 MB; expected less. Do not trust that origin"):
+            take(root, made, ["http://127.0.0.1:%d" % server.server_port], keys)
+    finally:
+        server.shutdown()
+        server.server_close()
+    # What it sent went into the buffers between the two.
+    assert server.sent < 32 << 20
+    assert os.listdir(os.path.join(root, "sources")) == os.listdir(os.path.join(root, "build")) == []
+
+
+def test_part_that_is_longer_than_what_was_signed(root, made, published, keys, server):
+    """An older version, or another substituter, left it: it is begun anew."""
+    archive, manifest, _signature = files_of(published, made, root)
+    wanted = json.loads(manifest.read_text())["archive"]["sha256"]
+    Path(root, "sources", ".%s.part" % wanted).write_bytes(b"x" * (archive.stat().st_size + 1))
+    served = server(published)
+    assert take(root, made, [served.url], keys) == "substituted"
+    assert ("/" + archive.name, None) in served.requests
+
+
+@pytest.mark.parametrize("limit", [0, 999, 1000, 1001])
+def test_download_never_writes_more_than_its_limit(tmp_path, limit):
+    (tmp_path / "whole").write_bytes(b"x" * 1000)
+    part = tmp_path / "part"
+    progress = fetch.Progress(1, lambda text: None)
+    if limit < 1000:
+        with pytest.raises(StoreError, match="found more than 0 MB"):
+            fetch.download("file://%s/whole" % tmp_path, str(part), progress, limit)
+        assert part.stat().st_size <= limit
+    else:
+        fetch.download("file://%s/whole" % tmp_path, str(part), progress, limit)
+        assert part.stat().st_size == 1000
+
+
+@pytest.mark.parametrize("place", ["beginning", "header", "content", "end"])
+def test_damaged_archive_is_published_again(root, made, published, keys, tmp_path, place):
+    """Though its size is the same."""
+    path = address.output_path(root, made)
+    os.rename(str(tmp_path / "kept"), path)
+    archive = files_of(published, made, root)[0]
+    whole = archive.read_bytes()
+    damaged = bytearray(whole)
+    damaged[{"beginning": 0, "header": 600, "content": len(whole) // 2, "end": -1}[place]] ^= 1
+    archive.write_bytes(bytes(damaged))
+    try:
+        assert substitute.publish(path, str(published), *keys[0][:2]) is True
+        assert archive.read_bytes() == whole
+        assert substitute.publish(path, str(published), *keys[0][:2]) is False
+    finally:
+        os.rename(path, str(tmp_path / "kept"))
+    assert take(root, made, [published], keys) == "substituted"
+
+
+@pytest.mark.parametrize("content", [
+    "[]", "{}", "null", '{"path": 1, "manifest": {}, "archive": {}}', "{", "[" * 200000,
+], ids=["list", "empty", "null", "kinds", "half", "deep"])
+def test_damaged_statement_is_published_again(root, made, published, keys, tmp_path, content):
+    path = address.output_path(root, made)
+    os.rename(str(tmp_path / "kept"), path)
+    files_of(published, made, root)[1].write_text(content)
+    try:
+        assert substitute.publish(path, str(published), *keys[0][:2]) is True
+    finally:
+        os.rename(path, str(tmp_path / "kept"))
+    assert take(root, made, [published], keys) == "substituted"
+
+
+def without_files(said):
+    del said["manifest"]["files"]
+
+
+WRONG_KINDS = {
+    "archive a list": lambda said: said.update(archive=[]),
+    "size a text": lambda said: said["archive"].update(size="1"),
+    "size negative": lambda said: said["archive"].update(size=-1), "no files": without_files,
+    "sha256 in capitals": lambda said: said["archive"].update(sha256="A" * 64),
+    "sha256 with a newline": lambda said: said["archive"].update(sha256="a" * 64 + "\n"),
+    "manifest a list": lambda said: said.update(manifest=[]),
+    "files null": lambda said: said["manifest"].update(files=None),
+    "an empty entry": lambda said: said["manifest"]["files"].append({}),
+    "an entry without a size": lambda said: said["manifest"]["files"].append({"path": "x", "type": "file"}),
+    "a negative size": lambda said: said["manifest"]["files"].append(
+        {"path": "x", "type": "file", "size": -1, "executable": False, "sha256": "0" * 64}),
+    "a link without a target": lambda said: said["manifest"]["files"].append({"path": "x", "type": "link"}),
+    "a path that is a number": lambda said: said["manifest"]["files"].append({"path": 1, "type": "directory"}),
+    "sources": lambda said: said["manifest"].update(sources=[1]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_KINDS)
+def test_signed_manifest_of_wrong_kinds(root, made, published, keys, case):
+    sign(published, made, root, keys[0], WRONG_KINDS[case])
+    assert_refused(root, made, published, keys, ".manifest.json: found a manifest that cannot be read", "schema 1")
