@@ -10,9 +10,10 @@ module: store_gc
 short_description: Remove from the store of a host what nothing refers to
 description:
   - Keeps the active generation, the one before it, the last O(keep), all outputs that these refer to, and those that a
-    running process uses or a running build needs. An output that was committed after the last generation was made
-    stays as well. Removes the other generations and outputs, files whose hash was wrong, and what downloads and
-    publishers that died have left.
+    running process uses or a running build needs. An output that was made, or found to be there, since the last
+    generation was made stays as well. Removes the other generations and outputs, files whose hash was wrong, and what
+    removals, downloads and publishers that died have left.
+  - Fails before it removes anything if what is kept is missing or cannot be read.
 options:
   root:
     description: Root of the store.

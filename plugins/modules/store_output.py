@@ -10,7 +10,8 @@ module: store_output
 short_description: Make sure that an output is in the store of a host
 description:
   - Fetches the sources, runs the builder without a network and commits the result to a path that the inputs alone
-    decide. Does nothing where that path is there.
+    decide. Does nothing where that path is there, but for a note that it is wanted, which a collection before the next
+    activation heeds.
   - The action plugin of this name runs the work detached, shows its progress, and adds the path to the variable
     C(store_outputs) under O(name). The next run picks up work whose controller went away.
 options:

@@ -9,7 +9,7 @@ LINKS = ("exe", "cwd", "root")
 
 
 def files_of(process):
-    """Paths that a process executes, stands in, holds open or maps. process: its directory in /proc."""
+    """Paths that a process executes, stands in, holds open, maps or was started with. process: its place in /proc."""
     found = [os.path.join(process, name) for name in LINKS]
     try:
         found += [os.path.join(process, "fd", name) for name in os.listdir(os.path.join(process, "fd"))]
@@ -28,13 +28,20 @@ def files_of(process):
                     yield fields[5].rstrip("\n")
     except OSError:
         pass
+    try:
+        with open(os.path.join(process, "cmdline"), errors="replace") as stream:
+            for argument in stream.read().split("\0"):
+                yield argument
+    except OSError:
+        pass
 
 
 def in_use(root, proc="/proc"):
-    """Outputs that a running process executes, maps, holds open or stands in: paths below the root.
+    """Outputs that a running process executes, maps, holds open, stands in or was started with: paths below the root.
 
-    The kernel gives paths with links and mounts resolved. An output's name has its key and is found in any of them; an
-    output that was moved, with a link in its place, is found by the target of that link.
+    The last is for what Python reads once, or later: a script, and the environment of its interpreter. The kernel gives
+    paths with links and mounts resolved. An output's name has its key and is found in any of them; an output that was
+    moved, with a link in its place, is found by the target of that link.
     """
     store = os.path.join(root, "store")
     names = {name for name in address.listing(store) if address.OUTPUT.match(name)}
@@ -42,7 +49,7 @@ def in_use(root, proc="/proc"):
              if os.path.islink(os.path.join(store, name))}
     paths = set()
     for pid in os.listdir(proc):
-        if pid.isdigit():
+        if pid.isdigit() and int(pid) != os.getpid():
             paths.update(files_of(os.path.join(proc, pid)))
     used = set()
     for path in paths:

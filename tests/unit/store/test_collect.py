@@ -81,7 +81,7 @@ def test_what_a_process_uses_stays(root):
 STANDS = """
 import os, signal, sys
 os.chdir("/")
-getattr(os, sys.argv[1])(sys.argv[2])
+getattr(os, sys.argv[1])(os.environ["P"])
 print("stands", flush=True)
 signal.pause()
 """
@@ -92,7 +92,8 @@ def test_output_stays_while_a_process_stands_in_it(root, how):
     """The process executes and maps nothing of it: its directory, or its root, lies there."""
     path = make(root, "old")
     generations(root, 1)
-    process = subprocess.Popen([sys.executable, "-c", STANDS, how, path], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STANDS, how], env=dict(os.environ, P=path), stdout=subprocess.PIPE)
     try:
         assert process.stdout.readline() == b"stands\n"
         assert collect.collect(root) == []

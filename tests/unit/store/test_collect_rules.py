@@ -25,7 +25,9 @@ mkdir "$out/bin"
 cp /bin/sleep "$out/bin/sleep"
 printf '#!/bin/sh\\necho ready; read line; true\\n' > "$out/bin/run"
 chmod +x "$out/bin/run"
-"""
+echo 'import time; print("ready", flush=True); time.sleep(60)' > "$out/bin/script.py"
+ln -s "%s" "$out/bin/python"
+""" % sys.executable
 
 
 def make(root, name, **differs):
@@ -64,11 +66,12 @@ def runs_a_script(path):
     return process
 
 
-HOLDS = "import sys, time; stream = open(sys.argv[1] + '/bin/run'); print('ready', flush=True); time.sleep(60)"
-HOLDS_DIRECTORY = "import os, sys, time; os.open(sys.argv[1], os.O_RDONLY); print('ready', flush=True); time.sleep(60)"
-STANDS = "import os, sys, time; os.chdir(sys.argv[1] + '/bin'); print('ready', flush=True); time.sleep(60)"
+# The path is in their environment: a command line that names it would count by itself.
+HOLDS = "import os, time; stream = open(os.environ['P'] + '/bin/run'); print('ready', flush=True); time.sleep(60)"
+HOLDS_DIRECTORY = "import os, time; os.open(os.environ['P'], os.O_RDONLY); print('ready', flush=True); time.sleep(60)"
+STANDS = "import os, time; os.chdir(os.environ['P'] + '/bin'); print('ready', flush=True); time.sleep(60)"
 MAPS = (
-    "import mmap, sys, time; stream = open(sys.argv[1] + '/bin/sleep', 'rb'); "
+    "import mmap, os, time; stream = open(os.environ['P'] + '/bin/sleep', 'rb'); "
     "held = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ); stream.close(); print('ready', flush=True); "
     "time.sleep(60)"
 )
@@ -76,16 +79,32 @@ MAPS = (
 
 def python(program):
     def start(path):
-        process = subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE)
+        environment = dict(os.environ, P=path)
+        process = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"ready\n"
         return process
 
     return start
 
 
+def runs_python(path):
+    """Read once, and closed: the command line names it."""
+    process = subprocess.Popen([sys.executable, path + "/bin/script.py"], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def runs_environment(path):
+    """By the name of the environment's interpreter, which is a link out of it."""
+    program = "print('ready', flush=True); import time; time.sleep(60)"
+    process = subprocess.Popen([path + "/bin/python", "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
 WAYS = {
     "executes": executes, "script": runs_a_script, "holds": python(HOLDS), "directory": python(HOLDS_DIRECTORY),
-    "stands": python(STANDS), "maps": python(MAPS),
+    "stands": python(STANDS), "maps": python(MAPS), "python": runs_python, "environment": runs_environment,
 }
 
 
@@ -727,6 +746,8 @@ def test_what_the_kernel_tells_of_a_process(root, tmp_path, name, ending):
     assert processes.in_use(root, str(proc)) == {path}
     (proc / "7" / "maps").write_text(lines.replace(os.path.basename(path), os.path.basename(path) + "-more"))
     assert processes.in_use(root, str(proc)) == set()
+    (proc / "7" / "cmdline").write_text("python\0--path=%s\0" % path)
+    assert processes.in_use(root, str(proc)) == {path}
 
 
 def test_collection_that_fails_names_what(root, monkeypatch):
