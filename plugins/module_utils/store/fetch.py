@@ -18,7 +18,7 @@ import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
-from . import disk
+from . import disk, schema
 from .errors import StoreError
 
 BLOCK = 1 << 20
@@ -130,7 +130,11 @@ def index_entries(address):
         if len(body) > INDEX_LIMIT:
             raise ValueError("found more than %d MB; expected the page of one project" % (INDEX_LIMIT / 1e6))
     if "json" in kind:
-        found = {entry["filename"]: entry["url"] for entry in json.loads(body.decode("utf-8"))["files"]}
+        listed = json.loads(body.decode("utf-8"))
+        wrong = schema.misfit(listed, {"files": [{"filename": str, "url": str}]})
+        if wrong:
+            raise ValueError(wrong)
+        found = {entry["filename"]: entry["url"] for entry in listed["files"]}
     else:
         found = {name.strip(): html.unescape(link) for link, name in ANCHOR.findall(body.decode("utf-8"))}
     return {name: urllib.parse.urljoin(address, link) for name, link in found.items()}
@@ -156,7 +160,7 @@ def addresses(source, index_urls):
         page = "%s/%s/" % (base.rstrip("/"), project)
         try:
             entries = index_entries(page)
-        except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             yield None, "%s: %s" % (page, words(error))
             continue
         if source["file"] in entries:

@@ -361,6 +361,20 @@ def test_index_without_end(tmp_path, original, bouncing, monkeypatch):
         fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [], ["http://127.0.0.1:%d" % served.server_port])
 
 
+@pytest.mark.parametrize("content", [
+    '{"files": 1}', "{}", '{"files": [1]}', '{"files": [{"filename": "demo-1.0.tar"}]}',
+    '{"files": [{"filename": "demo-1.0.tar", "url": null}]}', '{"files": ',
+])
+def test_index_of_wrong_kinds(tmp_path, original, server, content):
+    project = tmp_path / "index" / "demo"
+    project.mkdir(parents=True)
+    (project / "index.html").write_text(content)
+    wanted = source(original, index={"project": "demo", "version": "1.0"})
+    del wanted["urls"]
+    with pytest.raises(StoreError, match=r"could not be had: http://127\.0\.0\.1:\d+/demo/: "):
+        fetch.fetch_sources([wanted], str(sources_of(tmp_path)), [], [server(tmp_path / "index").url])
+
+
 def test_progress_is_told_though_the_clock_goes_back(monkeypatch):
     told, now = [], [1e9]
     monkeypatch.setattr(time, "time", lambda: now[0])
