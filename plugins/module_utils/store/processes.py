@@ -1,11 +1,14 @@
 """Which outputs running processes use, as the kernel tells."""
 
 import os
+import re
 
 from . import address
 
 # Rows of /proc/PID that name files of a process.
 LINKS = ("exe", "cwd", "root")
+# The path at the end of a line of /proc/PID/maps.
+MAPPED = re.compile(br" (/.*)$", re.MULTILINE)
 
 
 def files_of(process):
@@ -21,11 +24,9 @@ def files_of(process):
         except OSError:
             pass
     try:
-        with open(os.path.join(process, "maps"), errors="replace") as stream:
-            for line in stream:
-                fields = line.split(None, 5)
-                if len(fields) == 6:
-                    yield fields[5].rstrip("\n")
+        with open(os.path.join(process, "maps"), "rb") as stream:
+            for path in set(MAPPED.findall(stream.read())):
+                yield os.fsdecode(path)
     except OSError:
         pass
     if os.path.basename(process) == str(os.getpid()):
@@ -49,6 +50,8 @@ def in_use(root, proc="/proc"):
     names = {name for name in address.listing(store) if address.OUTPUT.match(name)}
     moved = {os.path.realpath(os.path.join(store, name)): name for name in names
              if os.path.islink(os.path.join(store, name))}
+    if not names:
+        return set()
     paths = set()
     for pid in os.listdir(proc):
         if pid.isdigit():

@@ -124,7 +124,7 @@ class Worker:
             if kind == "stands":
                 os.chdir(path)
             held = os.open(program, os.O_RDONLY) if kind == "holds" else None
-        until = time.monotonic() + self.random.random() * 2
+        until = time.monotonic() + self.random.random() * 4
         while time.monotonic() < until:
             if not address.is_committed(path) or not os.path.exists(program):
                 self.broken("%s was removed though somebody %s" % (path, kind))
