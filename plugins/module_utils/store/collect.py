@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import time
 
 from . import address, disk, fetch, generation, schema
 from .build import NEEDS
@@ -107,6 +108,19 @@ def used_names(root):
     }
 
 
+class Usage:
+    """Outputs that processes use, looked up again once a second: on a busy host, a look takes half of one."""
+
+    def __init__(self, root):
+        self.root, self.found, self.until = root, set(), 0.0
+
+    def outputs(self):
+        if time.monotonic() >= self.until:
+            self.found = in_use(self.root)
+            self.until = time.monotonic() + 1
+        return self.found
+
+
 def is_awaited(root, name):
     """Whether somebody works on an output, or the next generation may hold it."""
     key = address.key_of_path(name)
@@ -119,9 +133,10 @@ def plan_published(directory, stay):
     What publishers that died have left; with `stay`, names of outputs, also what is published of others: the
     signature first, which says that all is there.
     """
-    if not directory or not os.path.isdir(directory) or is_locked(lock_of_directory(directory)):
+    names = address.listing(directory) if directory else []
+    # After the listing: who begins to publish now is not in it.
+    if not names or is_locked(lock_of_directory(directory)):
         return []
-    names = sorted(os.listdir(directory))
     found = [("leftover", name) for name in names if name.startswith(PUBLISHING)]
     if stay is not None:
         matches = [one for one in map(ARCHIVE.match, names) if one and one.group(1) not in stay]
@@ -130,7 +145,7 @@ def plan_published(directory, stay):
     return [(kind, os.path.join(directory, name)) for kind, name in found]
 
 
-def plan(root, keep=KEEP, sources=False, published=None, archives=False):
+def plan(root, keep=KEEP, sources=False, published=None, archives=False, references=None):
     """What a collection would remove: [{path, kind, bytes}], outputs before what they came from.
 
     keep: how many of the last generations stay, beside the active one and the one before it. sources: whether fetched
@@ -143,7 +158,7 @@ def plan(root, keep=KEEP, sources=False, published=None, archives=False):
     kept = kept_generations(root, keep)
     named = {address.name_of(path) for number in kept for path in generation.read(root, number)["outputs"].values()}
     paths, fetched = needs(root)
-    references = References(root)
+    references = references or References(root)
     # A build whose input is not there finds that out by itself.
     needed = {name for name in map(address.name_of, paths) if is_there(root, name)}
     committed = references.outputs()
@@ -191,7 +206,7 @@ def lock_if_there_is_room(path, wait):
             lock.release()
 
 
-def leave_store(root, path, references):
+def leave_store(root, path, references, usage):
     """Move what lies in the store to the trash, unless somebody wants it by now. Returns its new path, or None.
 
     The caller keeps out who is about to want it.
@@ -201,7 +216,7 @@ def leave_store(root, path, references):
         wanted = not free or generation.is_expected(root, address.key_of_path(path))
         # First what builds need, then who refers to it: a build that ends in between is in one of the two.
         needed = {address.name_of(one) for one in needs(root)[0]}
-        if wanted or name in needed or references.is_referred_to(name) or path in in_use(root):
+        if wanted or name in needed or references.is_referred_to(name) or path in usage.outputs():
             return None
         return disk.set_aside(root, path)
 
@@ -229,7 +244,7 @@ def leave_published(path, references):
         return path
 
 
-def leave_place(root, kind, path, references):
+def leave_place(root, kind, path, references, usage):
     """Take what `plan` names out of its place. Returns what of it is left to remove; None where it stays."""
     if kind == "generation":
         return disk.set_aside(root, path)
@@ -237,15 +252,15 @@ def leave_place(root, kind, path, references):
         return leave_sources(root, path, references)
     if kind == "archive":
         return leave_published(path, references)
-    return leave_store(root, path, references) if os.path.dirname(path) == references.store else path
+    return leave_store(root, path, references, usage) if os.path.dirname(path) == references.store else path
 
 
-def remove(root, kind, path, references=None):
+def remove(root, kind, path, references=None, usage=None):
     """Remove what `plan` names, unless somebody holds or needs it by now. Returns whether it went."""
     # Who makes sure that something is there does so under this lock: before it leaves its place, or after.
     with lock_if_there_is_room(lock_of(root, "removal"), wait=True):
         try:
-            left = leave_place(root, kind, path, references or References(root))
+            left = leave_place(root, kind, path, references or References(root), usage or Usage(root))
         except FileNotFoundError:
             left = None  # somebody else was faster
     if left:
@@ -256,11 +271,11 @@ def remove(root, kind, path, references=None):
 def collect(root, keep=KEEP, sources=False, published=None, archives=False):
     """Remove what `plan` names. Returns what was removed, in the form of `plan`. Raises StoreError."""
     os.makedirs(os.path.join(root, "locks"), exist_ok=True)
-    removed, references = [], References(root)
+    removed, references, usage = [], References(root), Usage(root)
     with lock_if_there_is_room(lock_of(root, "generations"), wait=True):
-        for item in plan(root, keep, sources, published, archives):
+        for item in plan(root, keep, sources, published, archives, references):
             try:
-                if remove(root, item["kind"], item["path"], references):
+                if remove(root, item["kind"], item["path"], references, usage):
                     removed.append(item)
             except OSError as error:
                 # Leaving its place may need room, which what comes after it gives back.

@@ -148,11 +148,12 @@ def remove_tree(path):
     Raises StoreError if something is mounted there.
     """
     while os.path.lexists(path):
+        if is_directory(path):
+            check_not_mounted(path)
         try:
             if not is_directory(path):
                 os.unlink(path)
                 continue
-            check_not_mounted(path)
             for directory, _names, _files in os.walk(path):
                 os.chmod(directory, 0o755)
             shutil.rmtree(path)

@@ -12,7 +12,7 @@ MAPPED = re.compile(br" (/.*)$", re.MULTILINE)
 
 
 def files_of(process):
-    """Paths that a process executes, stands in, holds open, maps or was started with. process: its place in /proc."""
+    """Paths that a process executes, stands in, holds open, maps, mounts or was started with. process: in /proc."""
     found = [os.path.join(process, name) for name in LINKS]
     try:
         found += [os.path.join(process, "fd", name) for name in os.listdir(os.path.join(process, "fd"))]
@@ -27,6 +27,10 @@ def files_of(process):
         with open(os.path.join(process, "maps"), "rb") as stream:
             for path in set(MAPPED.findall(stream.read())):
                 yield os.fsdecode(path)
+        # A container may have an output at a path of its own, by which the kernel calls all that is used of it.
+        with open(os.path.join(process, "mountinfo"), "rb") as stream:
+            for line in stream:
+                yield os.fsdecode(line.split()[3])
     except OSError:
         pass
     if os.path.basename(process) == str(os.getpid()):
@@ -40,7 +44,7 @@ def files_of(process):
 
 
 def in_use(root, proc="/proc"):
-    """Outputs that a running process executes, maps, holds open, stands in or was started with: paths below the root.
+    """Outputs that a running process executes, maps, holds open, stands in, mounts or was started with.
 
     The last is for what Python reads once, or later: a script, and the environment of its interpreter. The kernel gives
     paths with links and mounts resolved. An output's name has its key and is found in any of them; an output that was

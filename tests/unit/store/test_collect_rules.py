@@ -102,9 +102,22 @@ def runs_environment(path):
     return process
 
 
+MOUNTS = 'mount --bind "$P" /mnt && exec /mnt/bin/run'
+
+
+def mounts(path):
+    """As a container does, at a path that does not name the output."""
+    process = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", MOUNTS], env=dict(os.environ, P=path),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
 WAYS = {
     "executes": executes, "script": runs_a_script, "holds": python(HOLDS), "directory": python(HOLDS_DIRECTORY),
     "stands": python(STANDS), "maps": python(MAPS), "python": runs_python, "environment": runs_environment,
+    "mounts": mounts,
 }
 
 
@@ -134,6 +147,14 @@ def test_output_stays_while_used(root, way):
     path = make(root, "runs", builder=PROGRAMS)
     leave_behind(root, path)
     assert_kept_while_used(root, path, way)
+
+
+def test_output_that_is_used_by_now_stays(root):
+    path = make(root, "runs", builder=PROGRAMS)
+    leave_behind(root, path)
+    with open(path + "/bin/run"):
+        assert not collect.remove(root, "output", path)
+    assert collect.remove(root, "output", path)
 
 
 def link_root(root, tmp_path):
