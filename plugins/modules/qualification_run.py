@@ -132,7 +132,7 @@ import traceback
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.host import qualify, qualify_run
-from ansible.module_utils.store.build import Lock, write_atomically
+from ansible.module_utils.store.disk import Lock, write_atomically
 
 
 class Files(object):
