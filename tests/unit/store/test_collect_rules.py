@@ -20,6 +20,19 @@ from test_faults import assert_whole
 
 pytestmark = needs_namespaces
 
+
+@pytest.fixture
+def looks():
+    """For tests that need what the processes of this machine really use."""
+
+
+@pytest.fixture(autouse=True)
+def nobody_uses_anything(request, monkeypatch):
+    """A look at all processes costs more than the rest of a test."""
+    if "looks" not in request.fixturenames:
+        monkeypatch.setattr(collect, "in_use", lambda _root: set())
+
+
 PROGRAMS = """\
 mkdir "$out/bin"
 cp /bin/sleep "$out/bin/sleep"
@@ -43,9 +56,9 @@ def activate(root, *paths, **differs):
     return generation.ensure(root, dict(wanted, lock_hash=str(time.monotonic()), **differs))
 
 
-def leave_behind(root, path):
-    """Let later generations leave an output behind that one of them held: nothing but its use keeps it."""
-    activate(root, path)
+def leave_behind(root, *paths):
+    """Let later generations leave outputs behind that one of them held: nothing but their use keeps them."""
+    activate(root, *paths)
     other = make(root, "other")
     for _ in range(4):
         activate(root, other)
@@ -121,35 +134,40 @@ WAYS = {
 }
 
 
-def assert_in_use(root, path):
+def assert_in_use(root, *paths):
     """A process that was just started needs a moment to execute its program."""
     until = time.monotonic() + 10
-    while path not in collect.in_use(root):
-        assert time.monotonic() < until, "not in use"
+    while True:
+        unused = set(paths) - collect.in_use(root)
+        if not unused:
+            return
+        assert time.monotonic() < until, "not in use: %s" % unused
         time.sleep(0.02)
 
 
-def assert_kept_while_used(root, path, way):
-    process = WAYS[way](path)
+def assert_kept_while_used(root, paths):
+    """paths: of outputs by the way in which each is used."""
+    started = []
     try:
-        assert_in_use(root, path)
+        for way, path in paths.items():
+            started.append(WAYS[way](path))
+        assert_in_use(root, *paths.values())
         collect.collect(root)
-        assert address.is_committed(path)
-        assert verify.verify(path) == []
+        assert [way for way, path in paths.items() if not address.is_committed(path) or verify.verify(path)] == []
     finally:
-        process.kill()
-        process.communicate()
-    assert os.path.basename(path) in names(collect.collect(root))
+        for process in started:
+            process.kill()
+            process.communicate()
+    assert {os.path.basename(path) for path in paths.values()} <= names(collect.collect(root))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_output_stays_while_used(root, way):
-    path = make(root, "runs", builder=PROGRAMS)
-    leave_behind(root, path)
-    assert_kept_while_used(root, path, way)
+def test_output_stays_while_used(root, looks):
+    paths = {way: make(root, way, builder=PROGRAMS) for way in WAYS}
+    leave_behind(root, *paths.values())
+    assert_kept_while_used(root, paths)
 
 
-def test_output_that_is_used_by_now_stays(root):
+def test_output_that_is_used_by_now_stays(root, looks):
     path = make(root, "runs", builder=PROGRAMS)
     leave_behind(root, path)
     with open(path + "/bin/run"):
@@ -180,17 +198,18 @@ def link_store(root, tmp_path):
     return root
 
 
-@pytest.mark.parametrize("way", ["executes", "script", "stands"])
-@pytest.mark.parametrize("lay", [link_root, link_above_root, link_store])
-def test_output_behind_a_link_stays_while_used(root, tmp_path, lay, way):
+@pytest.mark.parametrize(("lay", "way"), [
+    (link_root, "executes"), (link_above_root, "script"), (link_store, "stands"),
+])
+def test_output_behind_a_link_stays_while_used(root, tmp_path, looks, lay, way):
     root = lay(root, tmp_path)
     path = make(root, "runs", builder=PROGRAMS)
     leave_behind(root, path)
-    assert_kept_while_used(root, path, way)
+    assert_kept_while_used(root, {way: path})
     build.remove_tree(os.path.realpath(root))
 
 
-def test_output_behind_a_mount_stays_while_used(root, tmp_path):
+def test_output_behind_a_mount_stays_while_used(root, tmp_path, looks):
     """The process was started by the path of the other mount."""
     data = tmp_path / "data"
     data.mkdir()
@@ -248,7 +267,7 @@ def test_outputs_go_before_what_they_came_from(root):
     assert [item["path"] for item in collect.collect(root)] == planned
 
 
-@pytest.mark.parametrize("damaged", [0, 1, 2, 3])
+@pytest.mark.parametrize("damaged", [0, 2])
 def test_damaged_output_goes_after_who_refers_to_it(root, damaged):
     paths = chain(root, 0)
     activate(root, make(root, "kept"))
@@ -270,15 +289,14 @@ def test_output_stays_while_another_refers_to_it(root):
     assert all(collect.remove(root, item["kind"], item["path"]) for item in planned)
 
 
-def test_kill_at_every_step_leaves_no_output_without_its_inputs(root, tmp_path, monkeypatch):
+def test_kill_at_every_step_leaves_no_output_without_its_inputs(root, tmp_path):
     """Nor does it cost a build: what is kept is there, and the next run ends what was begun."""
-    # Nobody uses anything, and to look takes longer than the rest.
-    monkeypatch.setattr(collect, "in_use", lambda _root: set())
     saved = str(tmp_path / "saved")
     (tmp_path / "a").write_text("a")
-    chain(root, 0)
+    make(root, "high0", inputs={"low": make(root, "low0")})
     half = make(root, "half")
-    kept = chain(root, 1)
+    kept = [make(root, "low1")]
+    kept.append(make(root, "high1", inputs={"low": kept[0]}))
     activate(root, kept[-1])
     activate(root, kept[-1])
     activate(root, kept[-1])
@@ -309,7 +327,7 @@ def test_kill_at_every_step_leaves_no_output_without_its_inputs(root, tmp_path, 
         assert_whole(root)
 
     try:
-        assert walk(prepare, lambda _state: collect.collect(root, keep=1, sources=True), check) > 40
+        assert walk(prepare, lambda _state: collect.collect(root, keep=1, sources=True), check) > 25
     finally:
         build.remove_tree(saved)
 
@@ -415,18 +433,18 @@ def empty(path):
     path.write_text("")
 
 
-DAMAGES = [cut, unlink, dangle, pipe, empty]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("which", ["named", "referred to", "in use"])
-def test_kept_output_without_a_manifest_ends_the_collection(root, damage, which):
+@pytest.mark.parametrize(("which", "damage"), [
+    ("named", cut), ("named", unlink), ("named", dangle), ("named", pipe), ("named", empty), ("referred to", unlink),
+    ("in use", unlink),
+])
+def test_kept_output_without_a_manifest_ends_the_collection(root, monkeypatch, damage, which):
     """Nobody knows what it refers to; nothing goes."""
     low = make(root, "low")
     middle = make(root, "middle", inputs={"low": low})
     high = make(root, "high", inputs={"middle": middle}, builder=PROGRAMS)
     process = None
     if which == "in use":
+        monkeypatch.setattr(collect, "in_use", processes.in_use)
         leave_behind(root, high)
         process = runs_a_script(high)
     else:
@@ -464,29 +482,30 @@ def test_kept_output_that_is_gone_ends_the_collection(root, which):
     assert collect.collect(root) == []
 
 
-@pytest.mark.parametrize("target", ["generations/9", "generations/x", "/elsewhere", "file"])
-def test_active_generation_that_nobody_finds_ends_the_collection(root, target):
+def test_active_generation_that_nobody_finds_ends_the_collection(root):
     make(root, "loose")
     activate(root, make(root, "kept"))
     current = Path(root, "current")
-    current.unlink()
-    if target == "file":
-        current.write_text("1")
-    else:
-        current.symlink_to(target)
-    with pytest.raises(StoreError, match="%s: found no link to a generation that is there" % current):
-        collect.collect(root)
+    for target in ("generations/9", "generations/x", "/elsewhere", None):
+        current.unlink()
+        if target:
+            current.symlink_to(target)
+        else:
+            current.write_text("1")
+        with pytest.raises(StoreError, match="%s: found no link to a generation that is there" % current):
+            collect.collect(root)
     assert len(collect.outputs(root)) == 2
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"inputs": null, "sources": []}', '{"inputs": [1], "sources": []}'])
-def test_needs_that_cannot_be_read_end_the_collection(root, content):
+def test_needs_that_cannot_be_read_end_the_collection(root):
     make(root, "loose")
     activate(root, make(root, "kept"))
     path = Path(root, "build", "a.needs.json")
-    path.write_text(content)
-    with disk.locked(disk.lock_of(root, "a")), pytest.raises(StoreError, match="a.needs.json: found nothing that can"):
-        collect.collect(root)
+    with disk.locked(disk.lock_of(root, "a")):
+        for content in ("{", "[]", '{"inputs": null, "sources": []}', '{"inputs": [1], "sources": []}'):
+            path.write_text(content)
+            with pytest.raises(StoreError, match="a.needs.json: found nothing that can"):
+                collect.collect(root)
     assert len(collect.outputs(root)) == 2
     assert len(collect.collect(root)) == 1
 
@@ -508,7 +527,7 @@ def elsewhere(tmp_path):
     build.remove_tree(str(top))
 
 
-def test_moved_output_stays_while_used_and_then_loses_its_link_alone(root, tmp_path):
+def test_moved_output_stays_while_used_and_then_loses_its_link_alone(root, tmp_path, looks):
     path = make(root, "runs", builder=PROGRAMS)
     leave_behind(root, path)
     (tmp_path / "disk2").mkdir()
@@ -576,19 +595,23 @@ def plant_as_draft_of_needs(root, target):
     os.symlink(str(target / "bin" / "x"), draft)
 
 
-PLANTED = [
-    plant_in_trash, plant_as_trash, plant_as_rejected, plant_as_download, plant_as_output, plant_as_build,
-    plant_as_own_build, plant_as_state, plant_as_draft, plant_as_draft_of_needs,
-]
+PLANTED = {
+    "as trash": [plant_as_trash],
+    "elsewhere": [
+        plant_in_trash, plant_as_rejected, plant_as_download, plant_as_output, plant_as_build, plant_as_own_build,
+        plant_as_state, plant_as_draft, plant_as_draft_of_needs,
+    ],
+}
 
 
-@pytest.mark.parametrize("plant", PLANTED)
-def test_nothing_behind_a_link_changes(root, elsewhere, plant):
+@pytest.mark.parametrize("where", PLANTED)
+def test_nothing_behind_a_link_changes(root, elsewhere, where):
     """The link goes, at the latest with the next build; collections and builds do their work."""
     target, is_untouched = elsewhere
     loose, kept = make(root, "loose"), make(root, "kept")
     activate(root, kept)
-    plant(root, target)
+    for plant in PLANTED[where]:
+        plant(root, target)
     assert loose in [item["path"] for item in collect.collect(root)]
     activate(root, make(root, "next"))
     collect.collect(root)
@@ -685,7 +708,7 @@ def hours(path, many):
     os.utime(path, (then, then))
 
 
-@pytest.mark.parametrize("ahead", [-8760, -1, 1, 8760])
+@pytest.mark.parametrize("ahead", [-8760, 8760])
 def test_clock_that_was_wrong(root, ahead):
     """What was made since the last generation stays, whenever that seems to have been."""
     activate(root, make(root, "first"))
@@ -765,7 +788,8 @@ def test_references_of_what_is_gone(root):
 @pytest.mark.parametrize("name", ["exe", "cwd", "root", "fd/3"])
 def test_what_the_kernel_tells_of_a_process(root, tmp_path, name, ending):
     """Paths as /proc writes them; nothing else of another process counts."""
-    path = make(root, "a")
+    path = address.output_path(root, recipe())
+    os.makedirs(path)
     proc = tmp_path / "proc"
     (proc / "7" / "fd").mkdir(parents=True)
     (proc / "self").mkdir()

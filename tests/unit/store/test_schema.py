@@ -123,13 +123,37 @@ def outputs_of(root):
     return sorted(os.listdir(os.path.join(root, "store"))), sorted(os.listdir(os.path.join(root, "generations")))
 
 
-@needs_namespaces
 @pytest.mark.parametrize("case", GENERATIONS)
-def test_generation_of_wrong_kinds(store, command, case):
+def test_generation_of_wrong_kinds(tmp_path, case):
+    described = {"outputs": {}, "kernel": "k", "driver": "d", "lock_hash": "l", "previous": None, "time": 1.5}
+    path = tmp_path / "generations" / "3" / "generation.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(described))
+    assert generation.read(str(tmp_path), 3) == described
+    change(path, GENERATIONS[case])
+    with pytest.raises(StoreError, match="generation 3: found nothing that can be read .* in %s" % path):
+        generation.read(str(tmp_path), 3)
+
+
+@pytest.mark.parametrize("case", MANIFESTS)
+def test_manifest_of_wrong_kinds(tmp_path, case):
+    described = {"key": "k", "sources": [["a", "b", "0" * 64]], "references": [], "recipe": recipe(), "files": []}
+    described.update(name="n", version="1")
+    path = tmp_path / address.MANIFEST
+    path.write_text(json.dumps(described))
+    assert address.manifest(str(tmp_path)) == described
+    change(path, MANIFESTS[case])
+    with pytest.raises(StoreError, match="%s: found no manifest that can be read" % tmp_path):
+        address.manifest(str(tmp_path))
+    assert [one["path"] for one in verify.verify(str(tmp_path))] == [address.MANIFEST]
+
+
+@needs_namespaces
+def test_commands_name_a_generation_of_wrong_kinds(store, command):
     """The active one: whoever needs it names it, the others do their work; the next run makes another."""
     root, path = store
     described = Path(root, "generations", "3", "generation.json")
-    change(described, GENERATIONS[case])
+    change(described, GENERATIONS["outputs a list"])
     before = outputs_of(root)
     for arguments in COMMANDS:
         ended, printed = command(*arguments)
@@ -146,10 +170,9 @@ def test_generation_of_wrong_kinds(store, command, case):
 
 
 @needs_namespaces
-@pytest.mark.parametrize("case", MANIFESTS)
-def test_manifest_of_wrong_kinds(store, command, case):
+def test_commands_name_a_manifest_of_wrong_kinds(store, command):
     root, path = store
-    change(Path(path, address.MANIFEST), MANIFESTS[case])
+    change(Path(path, address.MANIFEST), MANIFESTS["references null"])
     before = outputs_of(root)
     for arguments in COMMANDS:
         ended, printed = command(*arguments)
@@ -161,30 +184,27 @@ def test_manifest_of_wrong_kinds(store, command, case):
         elif arguments[0] == "list":
             assert "%s: damaged" % os.path.basename(path) in printed
     assert outputs_of(root) == before
-    assert [one["path"] for one in verify.verify(path)] == [address.MANIFEST]
 
 
 @needs_namespaces
-@pytest.mark.parametrize("name", ["²", "٣", "007", "0", "1.0", "-1", " 1", "1\n", "1e3", "old"])
 @pytest.mark.parametrize("make", [os.mkdir, lambda path: Path(path).touch()], ids=["directory", "file"])
-def test_generations_are_numbered_by_plain_digits(store, command, name, make):
+def test_generations_are_numbered_by_plain_digits(store, command, make):
     """What others put beside them is none, and stays."""
     root, _path = store
-    make(os.path.join(root, "generations", name))
+    others = ["²", "٣", "007", "0", "1.0", "-1", " 1", "1\n", "1e3", "old"]
+    for name in others:
+        make(os.path.join(root, "generations", name))
     for arguments in (["list"], ["gc"], ["sbom"]):
         ended, _printed = command(*arguments)
         assert not ended, (arguments, ended)
     assert generation.numbers(root) == [1, 2, 3]
-    assert os.path.lexists(os.path.join(root, "generations", name))
+    assert set(others) < set(os.listdir(os.path.join(root, "generations")))
 
 
-@needs_namespaces
 @pytest.mark.parametrize("name", ["²", "٣"])
-def test_active_generation_is_no_other_digit(store, name):
-    root, _path = store
-    current = Path(root, "current")
-    current.unlink()
+def test_active_generation_is_no_other_digit(tmp_path, name):
+    current = tmp_path / "current"
     current.symlink_to("generations/" + name)
     assert generation.number_of(str(current)) is None
     with pytest.raises(StoreError, match="found no link to a generation"):
-        collect.plan(root)
+        collect.plan(str(tmp_path))
