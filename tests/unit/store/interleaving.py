@@ -157,6 +157,7 @@ class Worker:
             if gone and self.active()[0] == number:
                 self.broken("generation %d is active without %s" % (number, ", ".join(gone)))
         self.note("s")
+        time.sleep(0.01)
 
 
 def main():
