@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from itertools import count
@@ -47,12 +48,12 @@ def keys(tmp_path_factory):
     made = []
     for name in ("ours", "theirs"):
         # The agent's socket lies there, whose path may not be long.
-        top = Path("/tmp") / ("kepler-gpg-%s-%d" % (name, os.getpid()))
-        fingerprint, new = substitute.make_key(str(top), "kepler %s" % name)
+        top = tempfile.mkdtemp(prefix="kepler-gpg-", dir="/tmp")
+        fingerprint, new = substitute.make_key(top, "kepler %s" % name)
         assert new
         public = tmp_path_factory.mktemp("keys") / (name + ".asc")
         public.write_text(substitute.public_key(str(top), fingerprint))
-        made.append((str(top), fingerprint, str(public)))
+        made.append((top, fingerprint, str(public)))
     yield made
     for home, _fingerprint, _public in made:
         subprocess.call(["gpgconf", "--homedir", home, "--kill", "all"])
@@ -652,8 +653,7 @@ SIGNERS = {
 @pytest.fixture
 def home():
     """An empty GnuPG home. The agent's socket lies there, whose path may not be long."""
-    top = "/tmp/kepler-gpg-%d" % os.getpid()
-    os.mkdir(top, 0o700)
+    top = tempfile.mkdtemp(prefix="kepler-gpg-", dir="/tmp")
     yield top
     subprocess.call(["gpgconf", "--homedir", top, "--kill", "all"])
     shutil.rmtree(top, ignore_errors=True)
