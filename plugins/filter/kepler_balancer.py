@@ -13,6 +13,8 @@ from ansible.errors import AnsibleFilterError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
+from host.key_file import KeyFileError, key_of
 from kepler_controller.addresses import address_of, is_loopback
 from kepler_controller.findings import finding, is_integer, shown
 from kepler_instances import setting
@@ -21,8 +23,9 @@ from kepler_instances import setting
 RESERVED = ("health", "v1")
 POOL = re.compile("[a-z0-9][a-z0-9._-]*")
 SERVER = re.compile("[A-Za-z0-9._-]+/[a-z0-9-]+")
-# nginx takes such a key as it stands; 16 characters are what nobody guesses.
-KEY = re.compile("[A-Za-z0-9._~+/=-]{16,}")
+# nginx needs no quoting for these characters, and reads words of at most 4,096. 16 is the shortest key we accept.
+KEY = re.compile("[A-Za-z0-9._~+/=-]{16,512}")
+KEY_FORM = "16 to 512 letters, digits and ._~+/=-"
 CLIENT = re.compile("[A-Za-z0-9][A-Za-z0-9._@-]*")
 
 
@@ -201,9 +204,8 @@ def balancer_keys(text: str) -> list[dict[str, str]]:
 
 
 def balancer_upstream_key(text: str) -> str:
-    """Key in an environment file of the servers; empty where there is none."""
-    keys = re.findall("^VLLM_API_KEY=(.*)$", text, re.MULTILINE)
-    return keys[-1].strip().strip("\"'") if keys else ""
+    """Key in an environment file of the servers, which balancer_upstream_key_findings has checked."""
+    return key_of(text)
 
 
 def balancer_key_findings(path: str, text: str) -> list[dict[str, str]]:
@@ -225,7 +227,7 @@ def balancer_key_findings(path: str, text: str) -> list[dict[str, str]]:
             ))
         if not KEY.fullmatch(key):
             found.append(error(
-                "keys_file", f"{where} with another key", "16 or more letters, digits and ._~+/=-",
+                "keys_file", f"{where} with another key", KEY_FORM,
                 "Make one with `openssl rand -hex 24`.",
             ))
         for taken, value, what in ((clients, name, "name"), (keys, key, "key")):
@@ -241,11 +243,15 @@ def balancer_key_findings(path: str, text: str) -> list[dict[str, str]]:
 
 def balancer_upstream_key_findings(path: str, text: str) -> list[dict[str, str]]:
     """Findings about the servers' key, which is not shown."""
-    if KEY.fullmatch(balancer_upstream_key(text)):
+    try:
+        wrong = "" if KEY.fullmatch(key_of(text)) else "a key that nginx cannot take"
+    except KeyFileError as fault:
+        wrong = fault.found
+    if not wrong:
         return []
     return [error(
-        "upstream_key_file", f"{path} without such a line",
-        "VLLM_API_KEY= and 16 or more letters, digits and ._~+/=-", "Copy the file that the servers have.",
+        "upstream_key_file", f"{path}: {wrong}", f"a line VLLM_API_KEY= with {KEY_FORM}",
+        "Copy the file that the servers have, or give all of them a key of `openssl rand -hex 24`.",
     )]
 
 

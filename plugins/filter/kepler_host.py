@@ -72,7 +72,7 @@ def unit_of(instance: dict) -> str:
 
 
 def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
-    """Findings about what the well-formed `instances` ask of the host: dies, files and ports."""
+    """Findings about what the well-formed `instances` ask of the host: dies, models and ports."""
     found = []
     dies = k80_numbers(host)
     asked = [unit_of(instance) for instance in instances]
@@ -84,14 +84,13 @@ def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
                 "error", f"{where}.dies", shown(absent), f"some of {dies}, the K80 dies of the host",
                 "List fewer dies and lower tensor_parallel_size, or look for the missing board.",
             ))
-        for key, kind in (("model", "directory"), ("api_key_file", "file")):
-            path = setting(instance, key)
-            if path and path.startswith("/") and host["paths"].get(path) != kind:
-                there = host["paths"].get(path)
-                found.append(finding(
-                    "error", f"{where}.{key}", f"{path}: " + (f"a {there}" if there else "nothing is there"),
-                    f"a {kind} on the host", "Correct the path, or copy it to the host first.",
-                ))
+        path = setting(instance, "model")
+        there = host["paths"].get(path)
+        if path.startswith("/") and there != "directory":
+            found.append(finding(
+                "error", f"{where}.model", f"{path}: " + (f"a {there}" if there else "nothing is there"),
+                "a directory on the host", "Correct the path, or copy it to the host first.",
+            ))
         unit = unit_of(instance)
         for socket in host["ports"]:
             if socket["port"] != setting(instance, "port") or socket["unit"] == unit:
@@ -106,6 +105,21 @@ def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
                     f"{socket['port']}, where {holder if socket['pid'] else 'a process of another namespace'} listens",
                     f"a port that is free or held by {unit}", "Choose another port, or stop what listens there.",
                 ))
+    return found
+
+
+def key_file_findings(files: dict[str, dict[str, str] | None], instances: Any) -> list[dict[str, str]]:
+    """Findings about the key files of the `instances`; `files` is what the module key_file_facts returned."""
+    found = []
+    for index, instance in enumerate(instances):
+        path = setting(instance, "api_key_file")
+        fault = files.get(path) if path else None
+        if fault:
+            found.append(finding(
+                "error", f"{INSTANCES}[{index}].api_key_file", f"{path}: {fault['found']}", fault["expected"],
+                f"As root on the host: chown root: {path}; chmod 0600 {path}. To make a new key: "
+                f"(umask 077; echo VLLM_API_KEY=$(openssl rand -hex 24) > {path}).",
+            ))
     return found
 
 
@@ -217,4 +231,8 @@ def host_findings(
 
 class FilterModule:
     def filters(self) -> dict[str, Callable]:
-        return {"compile_jobs": compile_jobs, "host_findings": host_findings}
+        return {
+            "compile_jobs": compile_jobs,
+            "host_findings": host_findings,
+            "key_file_findings": key_file_findings,
+        }

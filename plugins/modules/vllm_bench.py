@@ -46,7 +46,7 @@ options:
     type: int
     default: 8000
   api_key_file:
-    description: File on the host that holds one line C(VLLM_API_KEY=...); left out for a server without a key.
+    description: File on the host that holds a line C(VLLM_API_KEY=...); left out for a server without a key.
     type: path
   root:
     description: Root of the store.

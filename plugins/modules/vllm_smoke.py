@@ -10,8 +10,8 @@ module: vllm_smoke
 short_description: Ask a server for a few tokens and look at them
 description:
   - Asks C(/v1/completions) twice for the same greedy answer. Fails where there is none, where a probability is no
-    number, where the two differ, or where the answer does not hold what is expected of it. A server whose kernels
-    compute garbage passes C(/health) and fails here.
+    number, where the two differ, where the answer does not hold what is expected of it, or where a server with a key
+    answers without it. A server whose kernels compute garbage passes C(/health) and fails here.
 options:
   name:
     description: Instance name of the unit, for messages.
@@ -26,7 +26,7 @@ options:
     type: int
     default: 8000
   api_key_file:
-    description: File on the host that holds one line C(VLLM_API_KEY=...); left out for a server without a key.
+    description: File on the host that holds a line C(VLLM_API_KEY=...); left out for a server without a key.
     type: path
   prompt:
     description: What the model goes on from.
@@ -98,6 +98,7 @@ def main():
         api = Api(
             params["host"], params["port"], params["api_key_file"], params["timeout"], pass_of(params["name"])
         )
+        api.check_key_is_asked_for()
         model, _ = api.model()
         texts = []
         for _ in range(2):

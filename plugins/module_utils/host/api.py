@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 
+from .key_file import KeyFileError, read_key
 from .server import base_url, open_url
 
 # What no answer raises, half of one, and one that is no HTTP.
@@ -17,7 +18,9 @@ UNANSWERED = (OSError, http.client.HTTPException)
 
 
 class Wrong(Exception):
-    """What is wrong with an answer."""
+    """What is wrong with an answer. `status` is that of HTTP, if the server answered with an error."""
+
+    status = None
 
 
 def reason_of(error):
@@ -43,36 +46,26 @@ def part_of(answer, path, kind, *keys, missing=None):
     return part
 
 
-def read_key(path):
-    """The key in a file of lines NAME=VALUE; None without a file. Raises Wrong."""
-    if not path:
-        return None
-    try:
-        with open(path) as stream:
-            for line in stream:
-                name, _, value = line.strip().partition("=")
-                if name == "VLLM_API_KEY":
-                    return value
-    except (OSError, ValueError) as error:
-        raise Wrong("the key file cannot be read: %s" % error)
-    raise Wrong("%s holds no line VLLM_API_KEY=..." % path)
-
-
 class Api(object):
     """One server.
 
+    key_file: the server's; None if it has no key.
     timeout: seconds for one answer, and between two parts of a stream.
     headers: of every request.
     """
 
     def __init__(self, host, port, key_file, timeout, headers=()):
-        self.base, self.key, self.timeout = base_url(host, port), read_key(key_file), timeout
-        self.headers = dict(headers)
+        """Raise Wrong for a file without a key."""
+        self.base, self.timeout, self.headers = base_url(host, port), timeout, dict(headers)
+        try:
+            self.key = read_key(key_file) if key_file else None
+        except KeyFileError as error:
+            raise Wrong("the key file %s: %s" % (key_file, error))
 
-    def open(self, path, body):
+    def open(self, path, body, with_key=True):
         """The open answer to one request. Raises Wrong."""
         headers = dict(self.headers, **{"Content-Type": "application/json"})
-        if self.key:
+        if self.key and with_key:
             headers["Authorization"] = "Bearer " + self.key
         data = None if body is None else json.dumps(body).encode("utf-8")
         try:
@@ -82,11 +75,26 @@ class Api(object):
                 text = error.read().decode("utf-8", "replace")[:500]
             except UNANSWERED as fault:
                 text = reason_of(fault)
-            raise Wrong("%s answered %d: %s" % (path, error.code, text))
+            wrong = Wrong("%s answered %d: %s" % (path, error.code, text))
+            wrong.status = error.code
+            raise wrong
         except UNANSWERED as error:
             raise Wrong("%s: %s" % (path, reason_of(error)))
         except ValueError:  # its text would show the key
             raise Wrong("%s: an address or a key that a request cannot have" % path)
+
+    def check_key_is_asked_for(self):
+        """Raise Wrong if the server has a key and answers without it."""
+        path = "/v1/models"
+        if not self.key:
+            return
+        try:
+            self.open(path, None, with_key=False).close()
+        except Wrong as wrong:
+            if wrong.status in (401, 403):
+                return
+            raise
+        raise Wrong("%s answered without the key: systemd took none from the key file" % path)
 
     def ask(self, path, body=None):
         """The answer to one request, decoded. Raises Wrong."""

@@ -152,13 +152,20 @@ def test_a_key_file_may_not_be_empty():
     assert [item["found"] for item in judge.balancer_key_findings("/k", "# nobody\n")] == ["/k without a line"]
 
 
-@pytest.mark.parametrize("text", ["", "OTHER=0123456789abcdef\n", "VLLM_API_KEY=short\n", "0123456789abcdef\n"])
+@pytest.mark.parametrize("text", [
+    "", "OTHER=0123456789abcdef\n", "VLLM_API_KEY=short\n", "0123456789abcdef\n",
+    "export VLLM_API_KEY=0123456789abcdef\n", "\ufeffVLLM_API_KEY=0123456789abcdef\n",
+    "VLLM_API_KEY=0123456789abcdef\nVLLM_API_KEY=\n", "VLLM_API_KEY='0123456789abcdef x'\n",
+    "VLLM_API_KEY=0123456789abcdef%\n", f"VLLM_API_KEY={'0123456789abcdef' * 300}\n",
+])
 def test_the_servers_key_must_be_one(text):
     (finding,) = judge.balancer_upstream_key_findings("/k", text)
     assert "0123456789abcdef" not in str(finding)
 
 
-@pytest.mark.parametrize("value", ["0123456789abcdef", '"0123456789abcdef"', "'0123456789abcdef'"])
+@pytest.mark.parametrize("value", [
+    "0123456789abcdef", '"0123456789abcdef"', "'0123456789abcdef'", "01234567\\\n89abcdef", "'01234567'\"89abcdef\" ",
+])
 def test_the_servers_key_is_read_as_systemd_reads_it(value):
     text = f"# key\nVLLM_API_KEY={value}\n"
     assert judge.balancer_upstream_key(text) == "0123456789abcdef"

@@ -184,11 +184,6 @@ def test_a_model_name_is_no_path():
     assert judge(host(paths={}), {"name": "demo", "model": "Qwen/Qwen2-0.5B"}) == []
 
 
-def test_a_key_file_that_does_not_exist():
-    found = only(judge(host(), {**MODEL, "api_key_file": "/etc/kepler/key"}))
-    assert found["variable"] == "vllm_service_instances[0].api_key_file"
-
-
 def listener(address, unit, pid=7):
     return {"port": 8000, "address": address, "pid": pid, "command": pid and "nginx", "unit": unit}
 

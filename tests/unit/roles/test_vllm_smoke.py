@@ -105,9 +105,9 @@ def test_another_text_than_expected(ask, server):
 def test_keys(ask, server, tmp_path):
     server.answers, server.key = [GOOD], "k"
     assert "/v1/models answered 401" in ask()[1]
-    assert "the key file cannot be read" in ask(api_key_file=str(tmp_path / "none"))[1]
+    assert "found a file that cannot be read" in ask(api_key_file=str(tmp_path / "none"))[1]
     (tmp_path / "empty.env").write_text("OTHER=1\n")
-    assert "holds no line VLLM_API_KEY=..." in ask(api_key_file=str(tmp_path / "empty.env"))[1]
+    assert "found no line VLLM_API_KEY=" in ask(api_key_file=str(tmp_path / "empty.env"))[1]
 
 
 def test_nobody_there(ask, server):

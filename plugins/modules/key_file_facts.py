@@ -1,0 +1,64 @@
+#!/usr/bin/python
+"""Say what is wrong with files that hold the keys of servers. Changes nothing."""
+
+from __future__ import absolute_import, division, print_function
+
+__metaclass__ = type
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.host.key_file import EXPECTED, KeyFileError, check_key_file
+
+DOCUMENTATION = r"""
+module: key_file_facts
+short_description: What is wrong with files that hold the keys of servers
+description:
+  - Reads each file as systemd reads an environment file and says why a server would get no key from it, or who else
+    could read it. The key itself, and what else a file holds, stays on the host.
+  - Reads only. The filter P(key_file_findings#filter) makes findings of it.
+options:
+  paths:
+    description: Absolute paths of the files.
+    type: list
+    elements: str
+    required: true
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Read the key files
+  key_file_facts:
+    paths: [/etc/kepler/keys/servers.env]
+  register: keys
+"""
+
+RETURN = r"""
+files:
+  description: Path to C(found) and C(expected), or to none for a file that is as it should be.
+  type: dict
+  returned: success
+"""
+
+
+def fault_of(path):
+    """What is wrong with one file, or None."""
+    try:
+        check_key_file(path)
+    except KeyFileError as error:
+        return {"found": error.found, "expected": EXPECTED}
+    return None
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={"paths": {"type": "list", "elements": "str", "required": True, "no_log": False}},
+        supports_check_mode=True,
+    )
+    module.exit_json(changed=False, files={path: fault_of(path) for path in module.params["paths"]})
+
+
+if __name__ == "__main__":
+    main()
