@@ -16,7 +16,7 @@ from pathlib import Path
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from vllm.entrypoints.openai.cli_args import make_arg_parser
+from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.model_executor.models import registry
 from vllm.transformers_utils.config import _CONFIG_REGISTRY
 from vllm.utils import FlexibleArgumentParser
@@ -51,10 +51,10 @@ def tokenizers() -> Iterable[str]:
     return (name for name in dir(transformers) if "Tokenizer" in name and not name.startswith("Auto"))
 
 
-def options(kind: type[argparse.Action]) -> Iterable[str]:
-    """Options of `vllm serve` of one kind, without those that only say no."""
-    for action in make_arg_parser(FlexibleArgumentParser())._actions:
-        if isinstance(action, kind):
+def options(kind: type[argparse.Action] | None = None) -> Iterable[str]:
+    """Options of `vllm serve` of one kind, or those that take a value; without those that only say no."""
+    for action in ServeSubcommand().subparser_init(FlexibleArgumentParser().add_subparsers())._actions:
+        if isinstance(action, kind) if kind else action.nargs != 0:
             yield from (name[2:] for name in action.option_strings if name.startswith("--") and name[:5] != "--no-")
 
 
@@ -68,6 +68,7 @@ def module() -> str:
         "MODEL_TYPES": ("model_type of a config.", {*CONFIG_MAPPING_NAMES, *_CONFIG_REGISTRY}),
         "TOKENIZERS": ("tokenizer_class of a tokenizer_config.", tokenizers()),
         "SWITCHES": ("Options that no-NAME turns off.", options(argparse.BooleanOptionalAction)),
+        "VALUES": ("Options that take a value.", options()),
         "FLAGS": ("Options that are off where they are left out.", options(argparse._StoreTrueAction)),
     }
     for name, (about, names) in parts.items():

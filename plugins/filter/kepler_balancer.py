@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
 from host.key_file import KeyFileError, key_of
 from kepler_controller.addresses import address_of, is_loopback
-from kepler_controller.findings import finding, is_integer, shown
+from kepler_controller.findings import PLAIN_PATH_FORM, finding, is_integer, is_plain_path, shown
 from kepler_instances import setting
 
 # Paths of the balancer itself.
@@ -152,9 +152,9 @@ def file_findings(asked: dict[str, Any]) -> list[dict[str, str]]:
                 "Name the file, or say load_balancer_tls: false where something else keeps the line safe.",
             ))
     for name in ("certificate", "certificate_key", "keys_file", "upstream_key_file"):
-        if asked[name] and not re.fullmatch("/[A-Za-z0-9._/+@-]+", asked[name]):
+        if asked[name] and not is_plain_path(asked[name]):
             found.append(error(
-                name, shown(asked[name]), "an absolute path of letters, digits and ._+@-", "Correct the path."
+                name, shown(asked[name]), PLAIN_PATH_FORM, "Correct the path."
             ))
     return found
 

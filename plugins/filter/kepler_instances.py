@@ -10,15 +10,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
 from kepler_controller import engine_options
-from kepler_controller.addresses import is_loopback
+from kepler_controller.addresses import is_listening_address, is_loopback
 from kepler_controller.capacity import DTYPES, UTILIZATION
-from kepler_controller.findings import finding, is_integer, shown
+from kepler_controller.findings import PLAIN_PATH_FORM, finding, is_integer, is_plain_path, shown
 
 INSTANCES = "vllm_service_instances"
 
 
 def is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    # vLLM takes a value that begins with a hyphen for an option.
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable() and not value.startswith("-")
 
 
 def is_dies(value: Any) -> bool:
@@ -53,7 +54,9 @@ KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
         lambda value: is_text(value) and not value.startswith("."),
         "the name of a Hugging Face model or the absolute path of its directory on the host",
     ),
-    "host": ("127.0.0.1", is_text, "an address to listen on"),
+    "host": (
+        "127.0.0.1", is_listening_address, "an address to listen on, such as 127.0.0.1, 0.0.0.0 or ::, or a host name"
+    ),
     "port": (8000, lambda value: is_integer(value) and 1024 <= value <= 65535, "an integer of 1024 to 65535"),
     "dies": ([0, 1, 2, 3], is_dies, "a list of different integers from 0"),
     "tensor_parallel_size": (4, lambda value: is_integer(value) and value >= 1, "an integer from 1"),
@@ -77,12 +80,8 @@ KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{40}", value)),
         "the 40 hexadecimal digits of a commit on the hub, which no one can move",
     ),
-    "served_model_name": (None, is_text, "a text that is not empty"),
-    "api_key_file": (
-        None,
-        lambda value: is_text(value) and value.startswith("/"),
-        "the absolute path of a file on the host",
-    ),
+    "served_model_name": (None, is_text, "a text that is not empty, on one line and without a hyphen in front"),
+    "api_key_file": (None, is_plain_path, f"a file on the host: {PLAIN_PATH_FORM}, which its unit can read"),
     "memory_max": (
         None,
         lambda value: isinstance(value, str) and bool(re.fullmatch("[1-9][0-9]*[KMGT]?|(100|[1-9][0-9]?)%", value)),
@@ -99,28 +98,6 @@ KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
         "a mapping of vLLM options, such as swap-space, in lower-case words and hyphens; to numbers, true, false or "
         "texts, JSON among them",
     ),
-}
-# Options of vLLM that an instance has a key of its own for.
-NOT_OPTIONS = ("name", "dies", "cuda_graphs", "memory_max", "cpu_quota", "nice", "extra_args")
-OWN_OPTIONS = {key.replace("_", "-") for key in KEYS if key not in NOT_OPTIONS} | {"api-key"}
-# Options of vLLM that no instance can have, and what goes instead.
-TLS = "plain HTTP, by which its unit looks at the server", "Let the load balancer speak TLS."
-REFUSED_OPTIONS = {
-    "ssl-keyfile": TLS,
-    "ssl-certfile": TLS,
-    "quantization": ("what the checkpoint's own config.json says", "Leave it out; serve a quantized checkpoint."),
-    "kv-cache-dtype": ("a cache in the type that the key dtype names", "Leave it out; set dtype to half or float32."),
-    "speculative-config": ("one model alone: the port has no speculative decoding", "Leave it out."),
-    "enforce-eager": ("what the key cuda_graphs says", "Leave it out; without cuda_graphs: true a server is eager."),
-    "task": ("a model that generates: the unit asks each server for tokens", "Leave it out."),
-    "load-format": ("the format that the files have, which is found by itself", "Leave it out."),
-    "num-scheduler-steps": ("1: the port schedules every step", "Leave it out."),
-    "enable-lora": ("no adapters: the port has no kernels for them", "Merge the adapter into its model."),
-    "cpu-offload-gb": ("all weights on the dies, as planned", "Leave it out; spread the model over more dies."),
-    "num-gpu-blocks-override": ("as many blocks as the memory holds", "Leave it out."),
-    "pipeline-parallel-size": ("1: the port splits layers and does not line them up", "Use tensor_parallel_size."),
-    "data-parallel-size": ("1: an instance is one server", "Write another instance, and balance them."),
-    "enable-expert-parallel": ("every expert split over the dies", "Leave it out."),
 }
 
 
@@ -176,21 +153,7 @@ def instance_findings(instance: Any, where: str) -> list[dict[str, str]]:
             "error", f"{where}.revision", shown(valid["revision"]), "no revision, since the model is a directory",
             "Leave revision out, or name the model as the hub does.",
         ))
-    for option in sorted(OWN_OPTIONS & set(valid.get("extra_args") or {})):
-        found.append(finding(
-            "error", f"{where}.extra_args.{option}", "an option that the instance sets itself",
-            "options that have no key of their own", f"Use the instance's key {option.replace('-', '_')} instead.",
-        ))
-    for option in sorted(set(REFUSED_OPTIONS) & set(valid.get("extra_args") or {})):
-        expected, next_step = REFUSED_OPTIONS[option]
-        found.append(finding(
-            "error", f"{where}.extra_args.{option}", shown(valid["extra_args"][option]), expected, next_step
-        ))
-    found += [
-        finding("error", f"{where}.extra_args.{option}", shown(valid["extra_args"][option]), expected, next_step)
-        for option, expected, next_step in engine_options.faults(valid.get("extra_args") or {})
-    ]
-    return found
+    return found + engine_options.option_findings(valid.get("extra_args") or {}, f"{where}.extra_args")
 
 
 def clashes(instances: list[dict]) -> list[dict[str, str]]:

@@ -134,11 +134,35 @@ SWITCHES = frozenset((
     "guided-decoding-disable-any-whitespace guided-decoding-disable-fallback multi-step-stream-outputs "
     "ray-workers-use-nsight skip-tokenizer-init trust-remote-code use-tqdm-on-load"
 ).split())
+# Options that take a value.
+VALUES = frozenset((
+    "additional-config allowed-headers allowed-local-media-path allowed-methods allowed-origins api-key "
+    "api-server-count block-size chat-template chat-template-content-format code-revision collect-detailed-traces "
+    "compilation-config config config-format cpu-offload-gb cuda-graph-sizes data-parallel-address "
+    "data-parallel-backend data-parallel-rank data-parallel-rpc-port data-parallel-size data-parallel-size-local "
+    "data-parallel-start-rank device distributed-executor-backend download-dir dtype eplb-step-interval "
+    "eplb-window-size generation-config gpu-memory-utilization guided-decoding-backend hf-config-path "
+    "hf-overrides hf-token host ignore-patterns kv-cache-dtype kv-events-config kv-transfer-config "
+    "limit-mm-per-prompt load-format log-config-file logits-processor-pattern long-lora-scaling-factors "
+    "long-prefill-token-threshold lora-dtype lora-extra-vocab-size lora-modules max-cpu-loras max-log-len "
+    "max-logprobs max-long-partial-prefills max-lora-rank max-loras max-model-len max-num-batched-tokens "
+    "max-num-partial-prefills max-num-seqs max-parallel-loading-workers max-prompt-adapter-token "
+    "max-prompt-adapters max-seq-len-to-capture media-io-kwargs middleware mm-processor-kwargs model model-impl "
+    "model-loader-extra-config num-gpu-blocks-override num-lookahead-slots num-redundant-experts "
+    "num-scheduler-steps otlp-traces-endpoint override-attention-dtype override-generation-config "
+    "override-neuron-config override-pooler-config pipeline-parallel-size port preemption-mode "
+    "prefix-caching-hash-algo prompt-adapters pt-load-map-location qlora-adapter-name-or-path quantization "
+    "reasoning-parser response-role revision root-path rope-scaling rope-theta scheduler-cls "
+    "scheduler-delay-factor scheduling-policy seed served-model-name show-hidden-metrics-for-version "
+    "speculative-config ssl-ca-certs ssl-cert-reqs ssl-certfile ssl-keyfile swap-space task tensor-parallel-size "
+    "tokenizer tokenizer-mode tokenizer-pool-extra-config tokenizer-pool-size tokenizer-pool-type "
+    "tokenizer-revision tool-call-parser tool-parser-plugin uvicorn-log-level worker-cls worker-extension-cls"
+).split())
 # Options that are off where they are left out.
 FLAGS = frozenset((
     "allow-credentials disable-async-output-proc disable-fastapi-docs disable-frontend-multiprocessing "
     "disable-log-requests disable-log-stats disable-uvicorn-access-log enable-auto-tool-choice "
     "enable-force-include-usage enable-prompt-tokens-details enable-request-id-headers "
-    "enable-server-load-tracking enable-ssl-refresh expand-tools-even-if-tool-choice-none "
+    "enable-server-load-tracking enable-ssl-refresh expand-tools-even-if-tool-choice-none headless "
     "return-tokens-as-token-ids use-v2-block-manager"
 ).split())

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+
+# One part of a host name.
+LABEL = re.compile("[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
 def is_loopback(address: Any) -> bool:
@@ -15,6 +19,18 @@ def is_loopback(address: Any) -> bool:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return address == "localhost"
+
+
+def is_listening_address(value: Any) -> bool:
+    """Whether a server can listen on `value`: an IP address without a zone, or a host name.
+
+    A name whose last part begins with a digit is none: resolvers take 127.1 and 0x7f.1 for addresses.
+    """
+    try:
+        return isinstance(value, str) and "%" not in value and bool(ipaddress.ip_address(value))
+    except ValueError:
+        labels = value.split(".")
+        return all(map(LABEL.fullmatch, labels)) and not labels[-1][0].isdigit() and len(value) <= 253
 
 
 def address_of(host: str, values: Mapping[str, Any], seen_from: str) -> str:

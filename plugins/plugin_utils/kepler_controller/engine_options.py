@@ -1,29 +1,97 @@
-"""The options of extra_args: what vLLM makes of them, and how they are written for it."""
+"""The options of extra_args: which an instance may set, what vLLM makes of them, and how they are written for it.
+
+argparse completes abbreviations, so only whole names are taken.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "module_utils"))
-from host.engine_models import FLAGS, SWITCHES
+from host.engine_models import FLAGS, SWITCHES, VALUES
+
+from kepler_controller.findings import finding, shown
 
 NO = "no-"
+BOOLEANS = FLAGS | SWITCHES
+OPTIONS = VALUES | BOOLEANS | {NO + name for name in SWITCHES}
 # Options that hold keys of config.json, as JSON.
 MAPPINGS = ("rope-scaling", "hf-overrides")
+
+LEAVE_OUT = "Leave it out."
+# Options that the role sets itself, and the key of the instance that decides them.
+OWN = {
+    "model": "model", "host": "host", "port": "port", "tensor-parallel-size": "tensor_parallel_size", "dtype": "dtype",
+    "max-model-len": "max_model_len", "gpu-memory-utilization": "gpu_memory_utilization", "revision": "revision",
+    "served-model-name": "served_model_name", "api-key": "api_key_file",
+}
+# Kinds of options that no instance can have: what is expected, the next step, and the options.
+_KINDS: list[tuple[str, str, str]] = [
+    ("plain HTTP, by which its unit looks at the server", "Let the load balancer speak TLS.",
+     "ssl-keyfile ssl-certfile ssl-ca-certs ssl-cert-reqs enable-ssl-refresh"),
+    ("1: an instance is one server", "Write another instance, and balance them.",
+     "data-parallel-size data-parallel-size-local data-parallel-start-rank data-parallel-rank data-parallel-address "
+     "data-parallel-rpc-port data-parallel-backend"),
+    ("one server of one host: it would be reached past its key, or never become ready", LEAVE_OUT,
+     "headless api-server-count distributed-executor-backend"),
+    ("1: the port splits layers and does not line them up", "Use tensor_parallel_size.", "pipeline-parallel-size"),
+    ("all weights on the dies, as planned", "Leave it out; spread the model over more dies.", "cpu-offload-gb"),
+    ("as many blocks as the memory holds", LEAVE_OUT, "num-gpu-blocks-override"),
+    ("no socket that others reach without the key", LEAVE_OUT, "kv-transfer-config kv-events-config"),
+    ("the options of this instance alone", "Write them into extra_args.", "config"),
+    ("the paths and the checks that the unit's own middleware knows", LEAVE_OUT, "middleware root-path"),
+    ("the port's own classes", LEAVE_OUT, "worker-cls worker-extension-cls scheduler-cls"),
+    ("no path: requests could read the files of the host", LEAVE_OUT, "allowed-local-media-path"),
+    ("no secret in a file that others can read", "Give the role models a models_token_file.", "hf-token"),
+    ("true: prompts stand in no log", LEAVE_OUT, "disable-log-requests"),
+    ("vLLM's own log and metrics, by which the unit looks at the server", LEAVE_OUT,
+     "log-config-file disable-log-stats"),
+    ("no traces: the serving environment has no OpenTelemetry", LEAVE_OUT,
+     "otlp-traces-endpoint collect-detailed-traces"),
+    ("a server that takes texts: the unit asks it for tokens", LEAVE_OUT, "skip-tokenizer-init"),
+    ("the cache in vllm_service_home, which the role models fills", LEAVE_OUT, "download-dir"),
+    ("what vllm_service_device says", LEAVE_OUT, "device"),
+    ("what the checkpoint's own config.json says", "Leave it out; serve a quantized checkpoint.", "quantization"),
+    ("a cache in the type that the key dtype names", "Leave it out; set dtype to half or float32.", "kv-cache-dtype"),
+    ("one model alone: the port has no speculative decoding", LEAVE_OUT, "speculative-config"),
+    ("what the key cuda_graphs says", "Leave it out; without cuda_graphs: true a server is eager.", "enforce-eager"),
+    ("a model that generates: the unit asks each server for tokens", LEAVE_OUT, "task"),
+    ("the format that the files have, which is found by itself", LEAVE_OUT, "load-format"),
+    ("1: the port schedules every step", LEAVE_OUT, "num-scheduler-steps"),
+    ("no adapters: the port has no kernels for them", "Merge the adapter into its model.",
+     "enable-lora lora-modules enable-prompt-adapter prompt-adapters qlora-adapter-name-or-path"),
+    ("every expert split over the dies", LEAVE_OUT, "enable-expert-parallel enable-eplb"),
+]
+REFUSED = {name: (expected, step) for expected, step, names in _KINDS for name in names.split()}
+# Values of these options that change nothing, and are taken.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **{name: (False,) for name in REFUSED if name in BOOLEANS},
+    "disable-log-requests": (True,), "enforce-eager": (), "data-parallel-size": (1,), "api-server-count": (1,),
+    "distributed-executor-backend": ("mp",), "pipeline-parallel-size": (1,), "cpu-offload-gb": (0, 0.0),
+    "device": ("auto",), "kv-cache-dtype": ("auto",), "task": ("auto", "generate"), "load-format": ("auto",),
+    "num-scheduler-steps": (1,),
+}
+
+
+def positive_name(option: str) -> str:
+    """The option that `option` switches on, or off as no-NAME."""
+    base = option.removeprefix(NO)
+    return base if base in SWITCHES else option
 
 
 def meant(extra: dict[str, Any]) -> dict[str, Any]:
     """Options by the names that vLLM has inside, with no-NAME: true as NAME: false."""
     found = {}
-    for name, value in extra.items():
-        if name.startswith(NO) and name[len(NO):] in SWITCHES:
-            name, value = name[len(NO):], value is not True
-        found[name.replace("-", "_")] = value
+    for option, value in extra.items():
+        name = positive_name(option)
+        found[name.replace("-", "_")] = value if name == option else value is not True
     return found
 
 
@@ -36,27 +104,6 @@ def written(extra: dict[str, Any]) -> dict[str, Any]:
         elif name in SWITCHES:
             found[NO + name] = True
     return found
-
-
-def faults(extra: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Options that would not hold, as (option, what is expected, next step)."""
-    for name, value in extra.items():
-        switch = name[len(NO):] if name.startswith(NO) else ""
-        if switch in SWITCHES and value is not True:
-            yield name, "true", f"Write {switch}: true or {switch}: false."
-        elif switch in SWITCHES and switch in extra:
-            yield name, f"{switch} or {name}, not both", "Leave one of them out."
-        elif name in SWITCHES | FLAGS and not isinstance(value, bool):
-            yield name, "true or false, without quotes", "Correct the value."
-        elif value is False and name not in SWITCHES | FLAGS:
-            yield name, "a value that vLLM takes for it: false would be dropped without a word", "Leave it out."
-        elif name == "rope-theta" and "rope_theta" not in overrides({name: value}):
-            yield name, "a number", "Correct the value."
-        elif name in MAPPINGS and mapping(value) is None:
-            yield name, "a text that holds a JSON mapping", "Correct the text."
-        elif name == "hf-overrides" and "rope_parameters" in (mapping(value) or {}):
-            yield name, "rope_theta and rope_scaling in place of rope_parameters, which the engine does not know", \
-                "Write them so."
 
 
 def mapping(value: Any) -> dict[str, Any] | None:
@@ -76,3 +123,63 @@ def overrides(extra: dict[str, Any]) -> dict[str, Any]:
     with contextlib.suppress(KeyError, TypeError, ValueError):
         found["rope_theta"] = float(extra["rope-theta"])
     return {**found, **(mapping(extra.get("hf-overrides")) or {})}
+
+
+def is_refused(option: str, value: Any) -> bool:
+    """Whether no instance can have the option, but with a value that changes nothing."""
+    name = positive_name(option)
+    (value,) = meant({option: value}).values()
+    return name in REFUSED and str(value) not in map(str, NEUTRAL.get(name, ()))
+
+
+def unknown_finding(option: str, where: str) -> dict[str, str]:
+    """Finding about an option that vLLM does not have; argparse may complete it to another one."""
+    longer = sorted(name for name in OPTIONS if name.startswith(option))
+    near = longer or difflib.get_close_matches(option, OPTIONS, n=1)
+    return finding(
+        "error", where, "an option that the locked vLLM does not have", "the whole name of one of its options",
+        f"Did you mean {near[0]}? Write it in full." if near else "Correct the name, or take it out.",
+    )
+
+
+def value_faults(option: str, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is expected of the value of an option that vLLM would take otherwise than it is meant, and the next step."""
+    value, name = options[option], positive_name(option)
+    correct = "Correct the value."
+    if name != option:
+        if value is not True:
+            yield "true", f"Write {name}: true or {name}: false."
+        elif name in options:
+            yield f"{name} or {option}, not both", "Leave one of them out."
+    elif name in BOOLEANS:
+        if not isinstance(value, bool):
+            yield "true or false, without quotes", correct
+    elif isinstance(value, bool):
+        yield "a number or a text", correct
+    elif re.match("-(?![0-9]+$)", str(value)):
+        yield "a value that does not begin with a hyphen: vLLM takes that for an option", correct
+    elif name == "rope-theta" and "rope_theta" not in overrides({name: value}):
+        yield "a number", correct
+    elif name in MAPPINGS and mapping(value) is None:
+        yield "a text that holds a JSON mapping", "Correct the text."
+    elif name == "hf-overrides" and "rope_parameters" in (mapping(value) or {}):
+        yield "rope_theta and rope_scaling: the engine does not know rope_parameters", "Write them so."
+
+
+def option_findings(options: dict[str, Any], where: str) -> list[dict[str, str]]:
+    """Findings about the well-formed extra_args of an instance; `where` is how messages name them."""
+    found = []
+    for option, value in sorted(options.items()):
+        here, name = f"{where}.{option}", positive_name(option)
+        if option not in OPTIONS:
+            found.append(unknown_finding(option, here))
+        elif name in OWN:
+            found.append(finding(
+                "error", here, "an option that the instance sets itself", "options that have no key of their own",
+                f"Use the instance's key {OWN[name]} instead.",
+            ))
+        elif is_refused(option, value):
+            found.append(finding("error", here, shown(value), *REFUSED[name]))
+        else:
+            found += [finding("error", here, shown(value), *fault) for fault in value_faults(option, options)]
+    return found

@@ -7,6 +7,7 @@ A finding is a mapping of five strings: severity (`error` or `warning`), variabl
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 SEVERITIES = ("error", "warning")
@@ -20,6 +21,16 @@ def finding(severity: str, variable: str, found: str, expected: str, next_step: 
 def shown(value: Any) -> str:
     """A value of the inventory as JSON, so that "4" and 4 differ."""
     return json.dumps(value, default=str)
+
+
+# Paths that nginx and systemd's units take as they are: no specifier, glob, quote, blank or line break.
+PLAIN_PATH = re.compile("/[A-Za-z0-9._/+@-]+")
+PLAIN_PATH_FORM = "an absolute path of letters, digits and ._+@-"
+
+
+def is_plain_path(value: Any) -> bool:
+    """Whether `value` is a path that can stand in a unit or in nginx's configuration."""
+    return isinstance(value, str) and bool(PLAIN_PATH.fullmatch(value))
 
 
 def is_integer(value: Any) -> bool:

@@ -4,4 +4,4 @@ import sys
 from pathlib import Path
 
 PLUGINS = Path(__file__).resolve().parents[3] / "plugins"
-sys.path[:0] = [str(PLUGINS / "filter"), str(PLUGINS / "module_utils")]
+sys.path[:0] = [str(PLUGINS / name) for name in ("filter", "module_utils", "plugin_utils")]

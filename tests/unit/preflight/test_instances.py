@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kepler_instances import KEYS, engine_options, instances_with_defaults, inventory_findings
+from kepler_controller import engine_options
+from kepler_controller.engine_options import BOOLEANS, NEUTRAL, OPTIONS, OWN, REFUSED, positive_name
+from kepler_instances import KEYS, instances_with_defaults, inventory_findings
 from kepler_preflight import findings_errors, findings_report, worst_first
 
 WHERE = "vllm_service_instances[0]"
@@ -89,6 +91,22 @@ def test_no_instance_is_no_fault():
         ("model", ["a"]),
         ("host", ""),
         ("host", 0),
+        ("host", "not an address"),
+        ("host", "0.0.0.0 "),
+        ("host", "0.0.0.0:8000"),
+        ("host", "300.1.2.3"),
+        ("host", "127.1"),
+        ("host", "0x7f.0.0.0x1"),
+        ("host", "0"),
+        ("host", "[::1]"),
+        ("host", "fe80::1%eth0"),
+        ("host", "*"),
+        ("host", "-a.example.org"),
+        ("host", "a..b"),
+        ("host", "http://a"),
+        ("host", "0.0.0.0\nport: 1"),
+        ("model", "--host=0.0.0.0"),
+        ("model", "a\nb"),
         ("port", "8000"),
         ("port", 80),
         ("port", 65536),
@@ -124,6 +142,10 @@ def test_no_instance_is_no_fault():
         ("served_model_name", ""),
         ("served_model_name", []),
         ("served_model_name", ["a", "b"]),
+        ("served_model_name", "--host=0.0.0.0"),
+        ("served_model_name", "-O3"),
+        ("served_model_name", "a\nb"),
+        ("served_model_name", "a\x7fb"),
         ("served_model_name", {"a": "b"}),
         ("gpu_memory_utilization", 0.05),
         ("gpu_memory_utilization", 0.96),
@@ -144,6 +166,17 @@ def test_no_instance_is_no_fault():
         ("nice", True),
         ("api_key_file", "key"),
         ("api_key_file", ""),
+        ("api_key_file", "/etc/k\nUser=root"),
+        ("api_key_file", "/etc/k\n"),
+        ("api_key_file", "/etc/%i.env"),
+        ("api_key_file", "/etc/*.env"),
+        ("api_key_file", "/etc/k?y"),
+        ("api_key_file", "/etc/[k].env"),
+        ("api_key_file", "/etc/a key"),
+        ("api_key_file", '/etc/"key"'),
+        ("api_key_file", "/etc/k\\x"),
+        ("api_key_file", "/etc/$HOME"),
+        ("api_key_file", "-/etc/key"),
         ("extra_args", "--seed 0"),
         ("extra_args", ["--seed"]),
         ("extra_args", {"--seed": 0}),
@@ -206,11 +239,85 @@ def test_an_open_address_needs_a_key(host):
     assert "api_key_file" in found["next_step"]
 
 
-@pytest.mark.parametrize("option", ["port", "model", "tensor-parallel-size", "dtype", "api-key", "max-model-len",
-                                    "gpu-memory-utilization", "revision", "served-model-name"])
-def test_an_option_with_a_key_of_its_own(option):
+@pytest.mark.parametrize(("option", "key"), sorted(OWN.items()))
+def test_option_with_a_key_of_its_own_is_refused(option, key):
     (found,) = judge(demo(extra_args={option: 1}))
     assert found["variable"] == f"{WHERE}.extra_args.{option}"
+    assert key in KEYS
+    assert f"key {key} " in found["next_step"]
+
+
+def prefixes(option):
+    """Abbreviations that argparse completes to `option`, and to no other."""
+    for length in range(2, len(option)):
+        if [name for name in OPTIONS if name.startswith(option[:length])] == [option]:
+            yield option[:length]
+
+
+@pytest.mark.parametrize("option", sorted({*OWN, *REFUSED}))
+def test_abbreviation_of_a_refused_option_is_refused(option):
+    for short in {*list(prefixes(option))[:1], option[:-1]} - OPTIONS:
+        (found,) = judge(demo(extra_args={short: 1}))
+        assert found["variable"] == f"{WHERE}.extra_args.{short}"
+        assert "whole name" in found["expected"]
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [("hos", "host"), ("api-ke", "api-key"), ("tensor-parallel-siz", "tensor-parallel-size"), ("swap", "swap-space"),
+     ("max-num-seq", "max-num-seqs"), ("enable-loar", "enable-lora"), ("uds", None), ("tp", None), ("xyzzy", None)],
+)
+def test_unknown_option_is_refused_with_the_name_it_may_mean(option, meant):
+    (found,) = judge(demo(extra_args={option: 1}))
+    assert "does not have" in found["found"]
+    if meant:
+        assert meant in found["next_step"]
+
+
+@pytest.mark.parametrize("option", sorted(REFUSED))
+def test_refused_option_exists_and_is_refused_with_a_reason(option):
+    assert option in OPTIONS
+    value = option != "disable-log-requests" if option in BOOLEANS else "x"
+    (found,) = judge(demo(extra_args={option: value}))
+    assert found["variable"] == f"{WHERE}.extra_args.{option}"
+    assert found["expected"] == REFUSED[option][0]
+
+
+@pytest.mark.parametrize(
+    "option", ["config", "middleware", "root-path", "headless", "data-parallel-size", "api-server-count",
+               "allowed-local-media-path", "ssl-ca-certs", "hf-token", "kv-events-config", "worker-cls"],
+)
+def test_option_that_opens_a_door_or_breaks_the_unit_is_refused(option):
+    assert option in REFUSED
+
+
+@pytest.mark.parametrize(("option", "value"), [(name, value) for name in NEUTRAL for value in NEUTRAL[name]])
+def test_value_of_a_refused_option_that_changes_nothing_is_taken(option, value):
+    assert judge(demo(extra_args={option: value})) == []
+    if value is False and option in engine_options.SWITCHES:
+        assert judge(demo(extra_args={f"no-{option}": True})) == []
+
+
+def test_negated_flag_is_refused_like_the_flag():
+    assert positive_name("no-enforce-eager") == "enforce-eager"
+    assert variables(judge(demo(extra_args={"no-enforce-eager": True}))) == [f"{WHERE}.extra_args.no-enforce-eager"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("seed", True), ("swap-space", False), ("disable-fastapi-docs", "yes"), ("trust-remote-code", 1),
+     ("seed", "--host=0.0.0.0"), ("chat-template", "-x"), ("rope-theta", -0.5), ("tool-call-parser", "-O3")],
+)
+def test_value_that_vllm_would_take_for_something_else_is_refused(option, value):
+    assert variables(judge(demo(extra_args={option: value}))) == [f"{WHERE}.extra_args.{option}"]
+
+
+def test_other_options_are_taken():
+    assert judge(demo(extra_args={
+        "seed": -1, "swap-space": 0.5, "trust-remote-code": True, "enable-prefix-caching": True,
+        "no-enable-chunked-prefill": True, "hf-overrides": '{"a": 1}', "tool-call-parser": "hermes",
+        "enable-auto-tool-choice": True, "chat-template": "{{ a }}\n", "disable-sliding-window": False,
+    })) == []
 
 
 @pytest.mark.parametrize(
@@ -310,7 +417,7 @@ def test_the_report_has_the_worst_first():
 
 @pytest.mark.parametrize("extra", [
     {"enable-chunked-prefill": False}, {"enable-chunked-prefill": True}, {"no-enable-chunked-prefill": True},
-    {"disable-log-requests": False}, {"rope-theta": 1000000, "rope-scaling": '{"rope_type": "linear", "factor": 2.0}'},
+    {"disable-fastapi-docs": False}, {"rope-theta": 1000000, "rope-scaling": '{"rope_type": "linear", "factor": 2.0}'},
     {"hf-overrides": '{"rope_theta": 1.0}'}, {"rope-theta": "1e6"}, {"max-seq-len-to-capture": 4096},
 ])
 def test_options_that_hold(extra):
