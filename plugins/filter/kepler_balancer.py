@@ -18,6 +18,7 @@ from host.key_file import KeyFileError, key_of
 from kepler_controller.addresses import address_of, is_loopback
 from kepler_controller.findings import PLAIN_PATH_FORM, finding, is_integer, is_plain_path, shown
 from kepler_instances import setting
+from kepler_variables import role_number_findings
 
 # Paths of the balancer itself.
 RESERVED = ("health", "v1")
@@ -26,7 +27,7 @@ SERVER = re.compile("[A-Za-z0-9._-]+/[a-z0-9-]+")
 # nginx needs no quoting for these characters, and reads words of at most 4,096. 16 is the shortest key we accept.
 KEY = re.compile("[A-Za-z0-9._~+/=-]{16,512}")
 KEY_FORM = "16 to 512 letters, digits and ._~+/=-"
-CLIENT = re.compile("[A-Za-z0-9][A-Za-z0-9._@-]*")
+CLIENT = re.compile("[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
 def error(name: str, found: str, expected: str, next_step: str) -> dict[str, str]:
@@ -69,6 +70,11 @@ def balancer_pools(hosts: Mapping[str, Mapping], members: list[str], balancer: s
                 "address": address_of(host, values, balancer) if is_any(listens) else str(listens),
                 "port": setting(instance, "port"),
                 "key_file": instance.get("api_key_file") or "",
+                "serves": {
+                    "name": instance.get("served_model_name") or instance["model"],
+                    "model": str(instance["model"]).rstrip("/"),
+                    "revision": instance.get("revision") or "",
+                },
             })
     return pools
 
@@ -103,6 +109,24 @@ def server_findings(server: Any, where: str, balancer: str) -> list[dict[str, st
     return found
 
 
+def model_findings(name: str, servers: list[dict]) -> list[dict[str, str]]:
+    """Findings about servers of one pool that serve different models: nginx does not look at a request's `model`."""
+    described = [(server["name"], server["serves"]) for server in servers if server.get("serves")]
+    different = [item for item in described if item[1] != described[0][1]]
+    if not different:
+        return []
+    shown_models = "; ".join(
+        f"{server}: name {shown(serves['name'])}, model {shown(serves['model'])}"
+        + (f", revision {serves['revision']}" if serves["revision"] else "")
+        for server, serves in (described[0], different[0])
+    )
+    return [error(
+        "pools", f"the pool {name} with {shown_models}", "servers of one name, one model and one revision in each pool",
+        "Give these instances a served_model_name that differs in more than its case and its punctuation, or, if they "
+        "serve the same from different places, write load_balancer_pools yourself.",
+    )]
+
+
 def pool_findings(pools: Any, balancer: str) -> list[dict[str, str]]:
     """Findings about load_balancer_pools."""
     if not isinstance(pools, dict) or not all(isinstance(servers, list) for servers in pools.values()):
@@ -125,6 +149,8 @@ def pool_findings(pools: Any, balancer: str) -> list[dict[str, str]]:
         for index, server in enumerate(servers):
             found += server_findings(server, f"pools.{name}[{index}]", balancer)
     if not found:
+        for name, servers in pools.items():
+            found += model_findings(name, servers)
         for key in ("name", "address and port"):
             places = [
                 server["name"] if key == "name" else f"{server['address']}:{server['port']}"
@@ -168,8 +194,7 @@ def balancer_findings(asked: dict[str, Any], balancer: str) -> list[dict[str, st
     except ValueError:
         if host != "localhost":
             found.append(error("host", shown(host), "an address of the balancer, such as 0.0.0.0", "Correct it."))
-    if not is_integer(asked["port"]) or not 1 <= asked["port"] <= 65535:
-        found.append(error("port", shown(asked["port"]), "an integer of 1 to 65535", "Correct the port."))
+    found += role_number_findings("load_balancer", asked)
     found += file_findings(asked)
     if found:
         return found
@@ -223,7 +248,7 @@ def balancer_key_findings(path: str, text: str) -> list[dict[str, str]]:
         name, key = words
         if not CLIENT.fullmatch(name):
             found.append(error(
-                "keys_file", f"{where} with another name", "letters, digits and ._@-", "Rename the client."
+                "keys_file", f"{where} with another name", "up to 64 letters, digits and ._@-", "Rename the client."
             ))
         if not KEY.fullmatch(key):
             found.append(error(

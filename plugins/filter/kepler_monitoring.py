@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
 from kepler_balancer import balancer_pools
 from kepler_controller.addresses import address_of, is_loopback
-from kepler_controller.findings import finding, is_integer, shown
+from kepler_controller.findings import PLAIN_PATH_FORM, finding, is_plain_path, shown
+from kepler_variables import role_number_findings
 
 
 def error(name: str, found: str, expected: str, next_step: str) -> dict[str, str]:
@@ -65,14 +66,11 @@ def monitoring_findings(asked: dict[str, Any], prometheus: str) -> list[dict[str
     if asked["balancer"] and not re.fullmatch(r"(\[[0-9a-f:]+\]|[A-Za-z0-9._-]+):[0-9]+", asked["balancer"]):
         found.append(error("balancer", shown(asked["balancer"]), "ADDRESS:PORT", "Correct it."))
     for name in ("credentials_file", "ca_file"):
-        if asked[name] and not re.fullmatch("/[A-Za-z0-9._/+@-]+", asked[name]):
+        if asked[name] and not is_plain_path(asked[name]):
             found.append(error(
-                name, shown(asked[name]), "an absolute path of letters, digits and ._+@-", "Correct the path."
+                name, shown(asked[name]), PLAIN_PATH_FORM, "Correct the path."
             ))
-    for name in ("gpu_exporter_port", "node_exporter_port"):
-        if not is_integer(asked[name]) or not 1 <= asked[name] <= 65535:
-            found.append(error(name, shown(asked[name]), "an integer of 1 to 65535", "Correct the port."))
-    return found
+    return found + role_number_findings("monitoring", asked)
 
 
 class FilterModule:

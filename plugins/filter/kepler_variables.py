@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,7 +15,8 @@ from ansible import context
 from ansible.parsing.splitter import parse_kv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-from kepler_controller.findings import finding, is_integer, shown
+from kepler_controller.findings import PLAIN_PATH_FORM, finding, is_integer, is_plain_path, shown
+from kepler_controller.numbers import RANGES, as_integer, number_findings
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 TRUTH = {"true", "yes", "on", "false", "no", "off"}
@@ -29,6 +32,48 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+# Paths that stand in a unit, its environment file or its command line.
+IN_UNITS = (
+    "monitoring_qualification_directory", "monitoring_store_root", "monitoring_textfile_directory",
+    "qualification_directory", "store_root", "vllm_service_home",
+)
+
+
+def is_template(value: Any) -> bool:
+    """Whether a value shows only where it is rendered."""
+    return isinstance(value, str) and "{{" in value
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """The value, or the members of the list that it is, and of lists in it."""
+    if isinstance(value, list):
+        for member in value:
+            yield from leaves(member)
+    else:
+        yield value
+
+
+def is_sizes(value: dict[str, Any]) -> bool:
+    """Whether every value of a mapping is a number above 0."""
+    return all(
+        is_template(size)
+        or (isinstance(size, (int, float)) and not isinstance(size, bool) and 0 < size < float("inf"))
+        for size in value.values()
+    )
+
+
+# What else a value of the right type must be: a test, and what is expected.
+CONTENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "preflight_disk_gib": (is_sizes, "a number above 0 for each path"),
+    "vllm_service_user": (
+        lambda value: bool(re.fullmatch("[A-Za-z_][A-Za-z0-9_-]{0,30}", str(value))),
+        "a user's name as systemd takes it: up to 31 letters, digits, _ and -",
+    ),
+    **dict.fromkeys(IN_UNITS, (is_plain_path, f"{PLAIN_PATH_FORM}, since a unit of systemd names it")),
+}
+
+
+@functools.cache
 def options() -> dict[str, dict]:
     """Every variable of every role, as its argument_specs describe it."""
     found: dict[str, dict] = {}
@@ -50,6 +95,7 @@ def facts(node: Any) -> Iterator[str]:
             yield from facts(part)
 
 
+@functools.cache
 def exported() -> set[str]:
     """Names of the facts that roles export."""
     files = ROLES.glob("*/tasks/*.yml")
@@ -71,7 +117,7 @@ def reads_as(value: Any, kind: str) -> bool:
 
 def typed_findings(name: str, value: Any, option: dict, as_text: bool) -> list[dict[str, str]]:
     """Findings about the value of a variable that a role knows."""
-    if isinstance(value, str) and "{{" in value:  # its type shows where it is rendered
+    if is_template(value):
         return []
     accepts, expected = TYPES[option["type"]]
     if not accepts(value) and not (as_text and reads_as(value, option["type"])):
@@ -80,9 +126,25 @@ def typed_findings(name: str, value: Any, option: dict, as_text: bool) -> list[d
             "error", name, shown(value), expected, "Take the quotes away." if quoted else "Correct the value.",
         )]
     choices = option.get("choices", [value])
+    if name in RANGES:
+        return [] if any(map(is_template, leaves(value))) else number_findings(name, as_integer(value))
     if value not in choices:
-        return [finding("error", name, shown(value), f"one of {', '.join(choices)}", "Correct the value.")]
-    return []
+        expected = f"one of {', '.join(choices)}"
+    elif name in CONTENTS and not CONTENTS[name][0](value):
+        expected = CONTENTS[name][1]
+    else:
+        return []
+    return [finding("error", name, shown(value), expected, "Correct the value.")]
+
+
+def role_number_findings(role: str, values: dict[str, Any]) -> list[dict[str, str]]:
+    """Findings about the numbers among a role's variables; `values` has them without the role's name in front."""
+    numbers = {f"{role}_{name}": value for name, value in values.items() if f"{role}_{name}" in RANGES}
+    as_text = given_as_text() & set(numbers)
+    return [
+        item for name, value in numbers.items()
+        for item in number_findings(name, as_integer(value) if name in as_text else value)
+    ]
 
 
 def variable_findings(values: dict[str, Any], others: Iterable[str], judged: Iterable[str]) -> list[dict[str, str]]:

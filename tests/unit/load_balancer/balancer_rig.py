@@ -38,7 +38,8 @@ class Server:
     """One server: counts what it is asked and answers by its `mode`.
 
     well; draining: 503 before any work; dying: reads the request, then closes without an answer; breaking: closes in
-    the middle of the answer; hanging: never answers; failing: 500. `refusing` is a state of the socket, see `stop`.
+    the middle of the answer; hanging: never answers; failing: 500; busy: 429. `refusing` is a state of the socket, see
+    `stop`.
     """
 
     def __init__(self, loop, port):
@@ -104,15 +105,22 @@ class Server:
             return await self.plain(writer, 503, {"error": {"message": "draining"}}, "Retry-After: 7\r\n")
         if self.mode == "failing":
             return await self.plain(writer, 500, {"error": {"message": "the engine is dead"}})
+        if self.mode == "busy":
+            return await self.plain(writer, 429, {"error": {"message": "too many"}})
         if method == "GET":
             known = path in ("/health", "/metrics", "/v1/models")
             return await self.plain(writer, 200 if known else 404, {"path": path})
         asked = json.loads(body)
         return await self.stream(writer, asked)
 
+    def head(self, status):
+        """First line, and vLLM's header for browsers, which an answer of the server's door lacks."""
+        more = "" if self.mode == "draining" else "Access-Control-Allow-Origin: http://server\r\n"
+        return f"HTTP/1.1 {status} X\r\n{more}"
+
     async def plain(self, writer, status, document, more=""):
         body = json.dumps(document).encode()
-        writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode() + body)
+        writer.write(f"{self.head(status)}Content-Length: {len(body)}\r\n{more}\r\n".encode() + body)
         await writer.drain()
         return True
 

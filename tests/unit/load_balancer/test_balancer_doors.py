@@ -111,6 +111,66 @@ def test_metrics_of_one_server_for_who_has_a_key(balancer, well):
     assert [[item["path"] for item in server.asked] for server in well] == [[], ["/metrics"], [], []]
 
 
+ASKING = {"Origin": "http://localhost:3000", "Access_Control_Request_Method": "POST",
+          "Access_Control_Request_Headers": "authorization,content-type,x-session-id"}
+ALLOW = "Access-Control-Allow-Origin"
+
+
+def put(well, mode):
+    """Bring all servers into a state."""
+    for server in well:
+        server.mode = mode
+        if mode == "refusing":
+            server.stop()
+        else:
+            server.start()
+
+
+def test_browser_may_ask_without_a_key(balancer, well):
+    running = balancer()
+    for mode in ("well", "draining", "refusing"):
+        put(well, mode)
+        for path in ("/v1/chat/completions", "/main/v1/models", "/metrics/box/s1", "/health", "/v1/x?a=1"):
+            status, headers, text = running.ask("OPTIONS", path, Authorization=None, **ASKING)
+            assert (path, status, text, headers.get_all(ALLOW)) == (path, 204, "", ["*"])
+            assert "POST" in headers["Access-Control-Allow-Methods"].split(", ")
+            # The wildcard would not stand for Authorization.
+            assert headers["Access-Control-Allow-Headers"] == "authorization,content-type,x-session-id"
+    assert all(server.asked == [] for server in well)
+
+
+def test_browser_can_read_the_balancers_own_answers(balancer, well):
+    running = balancer(load_balancer_max_body_mib=1, load_balancer_read_timeout=1)
+    for mode, expected, question in (
+        ("well", 401, {"Authorization": None}),
+        ("well", 401, {"path": "/metrics/box/s1", "method": "GET", "Authorization": None}),
+        ("well", 404, {"path": "/elsewhere"}),
+        ("well", 400, {"path": "/v1/completions?a=1"}),
+        ("well", 413, {"body": b"x" * (MIB + 1)}),
+        ("well", 414, {"path": "/v1/" + "x" * 9000}),
+        ("well", 400, {"method": "GET", "path": "/v1/models", "X_Long": "x" * 9000}),
+        ("dying", 502, {}),
+        ("hanging", 502, {}),
+        ("failing", 503, {"method": "GET", "path": "/health/box/s0"}),
+        ("draining", 503, {"method": "GET", "path": "/health/box/s0"}),
+        ("draining", 503, {}),
+        ("refusing", 503, {}),
+        ("refusing", 503, {"method": "GET", "path": "/health"}),
+    ):
+        put(well, mode)
+        status, headers, _ = running.ask(**{"Origin": "http://localhost:3000", **question})
+        assert (mode, status, headers.get_all(ALLOW)) == (mode, expected, ["*"]), question
+
+
+def test_servers_answers_keep_their_own_headers_for_browsers(balancer, well):
+    running = balancer()
+    for mode, expected in (("well", 200), ("failing", 500), ("busy", 429)):
+        for server in well:
+            server.mode = mode
+        status, headers, _ = running.ask("GET", "/v1/models", Origin="http://localhost:3000")
+        assert (status, headers.get_all(ALLOW)) == (expected, ["http://server"])
+
+
 def test_queries_are_refused(balancer, well):
     status, _, text = balancer().ask(path=f"/v1/completions?api_key={KEYS['alice']}")
     assert status == 400 and "header Authorization" in text
@@ -174,13 +234,14 @@ def test_nothing_secret_in_any_log(balancer, well):
 
 def test_keys_stand_in_files_of_root_alone(balancer):
     running = balancer()
+    files = [path for path in (running.directory / "etc").rglob("*") if path.is_file()]
     holding = [
-        path for path in (running.directory / "etc").iterdir()
+        path for path in files
         if any(key in path.read_text().replace("\\", "") for key in (*KEYS.values(), UPSTREAM_KEY))
     ]  # fmt: skip
-    assert [path.name for path in holding] == ["keys.conf"]
-    found = holding[0].stat()
-    assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o600, 0)
+    assert [path.name for path in holding] == ["keys.conf", "keys.conf"]
+    for path in holding:
+        assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_uid) == (0o600, 0)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,9 @@ from pathlib import Path
 import balancer_rig as rig
 import pytest
 import yaml
+from ansible import context
 from ansible.errors import AnsibleFilterError
+from ansible.utils.context_objects import CLIArgs
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "plugins" / "filter"))
@@ -48,6 +50,11 @@ def test_a_good_inventory_has_no_findings(asked):
         ({"host": "balancer"}, "host", '"balancer"'),
         ({"port": "8443"}, "port", '"8443"'),
         ({"port": 70000}, "port", "70000"),
+        ({"max_body_mib": 0}, "max_body_mib", "0"),
+        ({"max_body_mib": -1}, "max_body_mib", "-1"),
+        ({"max_fails": 0}, "max_fails", "0"),
+        ({"fail_timeout": True}, "fail_timeout", "true"),
+        ({"read_timeout": "1h"}, "read_timeout", '"1h"'),
         ({"default_pool": "n"}, "default_pool", '"n"'),
         ({"drained": ["box/b"]}, "drained", '"box/b"'),
         ({"pools": {}}, "pools", "no server"),
@@ -59,6 +66,13 @@ def test_what_is_wrong_is_said(asked, changes, variable, found):
     (finding,) = judge.balancer_findings({**asked, **changes}, "box")
     assert (finding["variable"], finding["found"]) == (f"load_balancer_{variable}", found)
     assert finding["expected"] and finding["next_step"]
+
+
+def test_numbers_of_the_command_line_may_be_texts(asked, monkeypatch):
+    given = CLIArgs({"extra_vars": ["load_balancer_port=8443 load_balancer_max_body_mib=0"]})
+    monkeypatch.setattr(context, "CLIARGS", given)
+    found = judge.balancer_findings({**asked, "port": "8443", "max_body_mib": "0", "read_timeout": "60"}, "box")
+    assert [item["variable"] for item in found] == ["load_balancer_max_body_mib", "load_balancer_read_timeout"]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +112,51 @@ def test_without_tls_only_where_that_is_said(asked):
 )  # fmt: skip
 def test_the_path_of_a_model(model, pool):
     assert judge.pool_name(model) == pool
+
+
+def pools_of(*instances):
+    """Pools of one host for each of the instances."""
+    hosts = {
+        f"h{index}": {"vllm_service_instances": [{"name": "a", "host": "0.0.0.0", **instance}]}
+        for index, instance in enumerate(instances)
+    }
+    return judge.balancer_pools(hosts, list(hosts), "box")
+
+
+REVISION = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "pool"),
+    [
+        ({"model": "/srv/awq/Qwen3-8B"}, {"model": "/srv/fp16/Qwen3-8B"}, "qwen3-8b"),
+        ({"model": "Qwen/Qwen3-8B-GPTQ", "served_model_name": "qwen"},
+         {"model": "Qwen/Qwen3-0.6B", "served_model_name": "Qwen"}, "qwen"),
+        ({"model": "Org/Model_X"}, {"model": "org/model_x"}, "org-model_x"),
+        ({"model": "org/x", "revision": REVISION}, {"model": "org/x", "revision": REVISION[::-1]}, "org-x"),
+        ({"model": "org/x", "revision": REVISION}, {"model": "org/x"}, "org-x"),
+        ({"model": "/m/x", "served_model_name": "m"}, {"model": "/m/y", "served_model_name": "m"}, "m"),
+        ({"model": "a/b"}, {"model": "a b"}, "a-b"),
+        ({"model": "/m/llama"}, {"model": "llama"}, "llama"),
+        ({"model": "/m/x", "served_model_name": ["m", "n"]}, {"model": "/m/x", "served_model_name": ["m"]}, "m"),
+    ],
+)
+def test_servers_of_different_models_in_one_pool_are_refused(asked, first, second, pool):
+    pools = pools_of(first, first, second)
+    assert list(pools) == [pool]
+    (finding,) = judge.balancer_findings({**asked, "pools": pools, "default_pool": pool, "drained": []}, "box")
+    assert finding["variable"] == "load_balancer_pools"
+    assert "h0/a: " in finding["found"] and "h2/a: " in finding["found"]
+    assert "served_model_name" in finding["next_step"]
+    written = [{key: server[key] for key in ("name", "address", "port")} for server in pools[pool]]
+    asked.update(pools={pool: written}, default_pool=pool, drained=[])
+    assert judge.balancer_findings(asked, "box") == []
+
+
+def test_servers_of_one_model_share_a_pool(asked):
+    same = {"model": "/m/x/", "served_model_name": "m"}
+    pools = pools_of(same, {"model": "/m/x", "served_model_name": "m"}, {"model": "/m/y", "served_model_name": "n"})
+    assert judge.balancer_findings({**asked, "pools": pools, "default_pool": "m", "drained": []}, "box") == []
 
 
 def test_servers_of_several_hosts_come_together_by_model():
@@ -231,13 +290,16 @@ def test_it_is_written_once_and_shows_no_key(tmp_path):
     (tmp_path / "again").mkdir()
     given = [Path(path).read_bytes() for path in rig.key_files(tmp_path / "again").values()]
     secrets = [*rig.KEYS.values(), rig.UPSTREAM_KEY, *(b64encode(text).decode() for text in given)]
-    for changed in (3, 0):
+    for changed in (4, 0):
         status, printed = rig.play(tmp_path, asked, "-vvv", "--diff")
         assert status == 0, printed
         assert f"changed={changed} " in printed
         assert [text for text in secrets if text in printed] == []
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "etc").iterdir()}
-    assert modes == {"keys.conf": 0o600, "nginx.conf": 0o644}
+    etc = tmp_path / "etc"
+    modes = {str(path.relative_to(etc)): stat.S_IMODE(path.stat().st_mode) for path in etc.rglob("*")}
+    assert modes == {
+        "keys.conf": 0o600, "nginx.conf": 0o644, "next": 0o700, "next/keys.conf": 0o600, "next/nginx.conf": 0o644
+    }
 
 
 @needs_nginx
@@ -252,10 +314,28 @@ def test_a_dry_run_writes_nothing(tmp_path):
 def test_what_nginx_would_not_take_never_goes_live(tmp_path):
     asked = variables(tmp_path)
     assert rig.play(tmp_path, asked)[0] == 0
-    before = (tmp_path / "etc" / "nginx.conf").read_text()
+    live = [tmp_path / "etc" / name for name in ("nginx.conf", "keys.conf")]
+    before = [path.read_text() for path in live]
+    rig.secret(tmp_path / "clients", f"alice {rig.KEYS['alice']}\n")
     status, printed = rig.play(tmp_path, {**asked, "load_balancer_access_log": "a b c"})
-    assert status != 0 and "failed to validate" in printed
-    assert (tmp_path / "etc" / "nginx.conf").read_text() == before
+    assert status != 0 and "[emerg]" in printed
+    assert [path.read_text() for path in live] == before
+
+
+@needs_nginx
+def test_keys_alone_are_read_by_nginx_before_they_go_live(tmp_path):
+    """Though nginx.conf is as it was."""
+    asked = variables(tmp_path)
+    assert rig.play(tmp_path, asked)[0] == 0
+    etc, program = tmp_path / "etc", tmp_path / "programs" / "nginx"
+    before = (etc / "keys.conf").read_text()
+    rig.secret(tmp_path / "clients", f"alice {rig.KEYS['alice']}\n")
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ngrep -q bob {etc}/next/keys.conf || {{ echo '[emerg] bob' >&2; exit 1; }}\n")
+    program.chmod(0o755)
+    status, printed = rig.play(tmp_path, asked, path=program.parent)
+    assert status != 0 and "[emerg] bob" in printed
+    assert (etc / "keys.conf").read_text() == before
 
 
 @pytest.fixture
@@ -279,7 +359,7 @@ def start(tmp_path):
 
 @needs_nginx
 def test_a_key_that_was_taken_away_is_gone_though_a_run_broke_off(tmp_path, start):
-    """The run that wrote the keys failed after it, so the next one finds them as they should be."""
+    """The run that wrote the keys ended there, so the next one finds them as they should be."""
     asked = variables(tmp_path)
     assert rig.play(tmp_path, asked)[0] == 0
     assert start()[0] == ["reload"]
@@ -287,7 +367,7 @@ def test_a_key_that_was_taken_away_is_gone_though_a_run_broke_off(tmp_path, star
     assert (told, "changed=0" in counts) == ([], True)
 
     rig.secret(tmp_path / "clients", f"alice {rig.KEYS['alice']}\n")
-    assert rig.play(tmp_path, {**asked, "load_balancer_access_log": "a b c"})[0] != 0
+    assert rig.play(tmp_path, asked)[0] == 0
     assert rig.KEYS["bob"] not in (tmp_path / "etc" / "keys.conf").read_text()
     status, printed = rig.play(tmp_path, asked)
     assert (status, "changed=0" in printed) == (0, True), printed

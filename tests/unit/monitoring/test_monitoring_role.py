@@ -129,6 +129,8 @@ def test_a_server_out_of_reach_is_said(tmp_path):
         ({"ca_file": "/a b"}, "monitoring_ca_file"),
         ({"gpu_exporter_port": "9835"}, "monitoring_gpu_exporter_port"),
         ({"node_exporter_port": 0}, "monitoring_node_exporter_port"),
+        ({"interval": 0}, "monitoring_interval"),
+        ({"interval": "15s"}, "monitoring_interval"),
     ],
 )
 def test_what_is_wrong_is_said(changes, variable):

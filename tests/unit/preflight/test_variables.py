@@ -5,8 +5,10 @@ from pathlib import Path
 
 import kepler_variables
 import pytest
+import rendered
 import yaml
 from ansible.utils.context_objects import CLIArgs
+from kepler_controller.numbers import RANGES
 from kepler_variables import exported, options, variable_findings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -99,6 +101,8 @@ def test_a_value_that_is_no_choice(name, value):
 
 def test_a_template_is_left_to_the_role():
     assert judge(nvidia_driver_reboot="{{ reboots | bool }}") == []
+    assert judge(preflight_disk_gib={"/usr": "{{ room }}"}, acceptance_sizes=["{{ size }}"]) == []
+    assert judge(bench_lengths=[["{{ length }}", 8]]) == []
 
 
 def test_a_text_of_the_command_line_counts_as_what_it_reads_as(command_line):
@@ -108,6 +112,109 @@ def test_a_text_of_the_command_line_counts_as_what_it_reads_as(command_line):
     assert only(nvidia_driver_reboot="maybe")
     command_line("nvidia_driver_reboot=perhaps")
     assert only(nvidia_driver_reboot="perhaps")
+
+
+def integers():
+    """Variables of the roles that are integers, or lists of them."""
+    return {
+        name: option for name, option in options().items()
+        if "int" in (option["type"], option.get("elements")) or name == "bench_lengths"
+    }
+
+
+def test_every_integer_of_the_roles_has_a_range():
+    assert set(RANGES) == set(integers())
+
+
+@pytest.mark.parametrize("name", sorted(RANGES))
+def test_number_out_of_its_range_is_refused(name, command_line):
+    lowest, highest = RANGES[name]
+    for value in (lowest - 1, highest + 1):
+        found = only(**{name: [value] if integers()[name]["type"] == "list" else value})
+        assert (found["severity"], found["variable"]) == ("error", name)
+        assert f"{lowest} to {highest}" in found["expected"]
+    if integers()[name]["type"] == "int":
+        command_line(f"{name}={lowest - 1} {name}={highest}")
+        assert only(**{name: str(lowest - 1)})["variable"] == name
+        assert judge(**{name: str(highest)}) == []
+
+
+def test_zero_is_taken_where_it_means_something():
+    zero = {name for name in RANGES if integers()[name]["type"] == "int" and judge(**{name: 0}) == []}
+    assert zero == {"pytorch_jobs", "store_keep", "vllm_service_drain", "vllm_service_watchdog"}
+
+
+@pytest.mark.parametrize("value", [[[0, 128]], [[128, 128], [1024, -1]], [["128", 1]], [[True, 1]]])
+def test_lengths_are_positive_integers(value):
+    assert only(bench_lengths=value)["variable"] == "bench_lengths"
+
+
+@pytest.mark.parametrize("size", [0, -1, "6", True, float("nan"), float("inf"), None])
+def test_sizes_of_disks_are_numbers_above_zero(size):
+    assert only(preflight_disk_gib={"/usr": 6, "/boot": size})["variable"] == "preflight_disk_gib"
+    assert judge(preflight_disk_gib={"/usr": 6, "/boot": 0.3}) == []
+
+
+@pytest.mark.parametrize("name", sorted(kepler_variables.IN_UNITS))
+@pytest.mark.parametrize("value", ["/a b", "/a\nUser=root", "/%h", "/a*", '/a"', "relative", "/a$B", "/a\\x"])
+def test_path_that_a_unit_would_read_otherwise_is_refused(name, value):
+    found = only(**{name: value})
+    assert (found["variable"], found["severity"]) == (name, "error")
+
+
+@pytest.mark.parametrize("value", ["root\nUser=x", "a b", "%i", "svc.vllm", "-x", "7up", "a" * 32, ""])
+def test_user_that_a_unit_would_read_otherwise_is_refused(value):
+    assert only(vllm_service_user=value)["variable"] == "vllm_service_user"
+
+
+@pytest.mark.parametrize("value", ["vllm", "Vllm", "_svc-vllm2", "a" * 31])
+def test_user_that_systemd_takes_is_taken(value):
+    assert judge(vllm_service_user=value) == []
+
+
+def test_paths_in_units_are_all_known():
+    """Every variable of the type path that a template of a unit, or of its environment, names."""
+    kinds = {name: option["type"] for name, option in options().items()}
+    named = {
+        name
+        for path in (ROOT / "roles").glob("*/templates/*")
+        if re.search(r"[.](service|timer|target|env|conf)[.]j2$", path.name) and path.parts[-3] != "load_balancer"
+        for name in re.findall(r"\w+", " ".join(re.findall(r"{{(.*?)}}", path.read_text(), re.DOTALL)))
+        if kinds.get(name) == "path"
+    }
+    assert named - set(kepler_variables.IN_UNITS) == set()
+    assert "store_root" in named
+
+
+def test_templates_take_texts_for_numbers():
+    """As -e name=value gives them."""
+    pool = {"m": [{"name": "box/a", "address": "127.0.0.1", "port": 8000}]}
+    item = {"name": "a", "model": "/m", "dies": [0]}
+    for role, template, more in (
+        ("load_balancer", "nginx.conf.j2", {"load_balancer_pools": pool, "load_balancer_tls": False}),
+        ("vllm_service", "vllm@.service.j2", {"store_root": "/opt/kepler"}),
+        ("vllm_service", "instance.env.j2", {"item": item}),
+        ("monitoring", "kepler.yml.j2", {"monitoring_balancer_tls": False, "monitoring_directory": "/p"}),
+    ):
+        for number in (20, 8):
+            texts = [
+                rendered.render(role, template, **more, **{
+                    name: kind(number) for name in RANGES
+                    if name.startswith(f"{role}_") and integers()[name]["type"] == "int"
+                })
+                for kind in (int, str)
+            ]
+            assert texts[0] == texts[1]
+
+
+def test_no_template_computes_with_a_number_that_may_be_a_text():
+    names = "|".join(name for name, option in integers().items() if option["type"] == "int")
+    bare = rf"\b({names})\b(?! *\| *(int|float))"
+    computes = re.compile(rf"{bare} *([-+*/%<>]|[=!]=)|([-+*/%<>]|[=!]=) *{bare}|\[{bare}[^\]]*\] *\| *(min|max)")
+    for path in [*ROOT.glob("roles/*/*/*"), *ROOT.glob("playbooks/*.yml")]:
+        if path.suffix in (".yml", ".j2") and path.parent.name not in ("meta", "defaults"):
+            assert computes.search(path.read_text()) is None, path
+    assert computes.search("{{ vllm_service_drain + 60 }}") and computes.search("[monitoring_interval, 10] | min")
 
 
 def test_facts_that_roles_export_are_known():
