@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,21 @@ OTHER_KEPLER = {
     "0x103a": ("Quadro K6000", "sm_35"),
     "0x103c": ("Quadro K5200", "sm_35"),
 }
+# Ranges of PCI device ids that driver 470 does not drive, by the chips that the PCI ID database names there; Kepler to
+# Ampere lie between them. First and last id.
+NOT_470 = (
+    (0x0000, 0x0FBF),  # Fermi (GF100, GF104, GF106, GF108) and all before it
+    (0x1040, 0x117F),  # Fermi (GF110, GF117, GF119) and GT218
+    (0x1200, 0x127F),  # Fermi (GF114, GF116)
+    (0x2300, 0x23FF),  # Hopper
+    (0x2600, 0xFFFF),  # Ada, Blackwell and newer
+)
+# Drivers that hold a function for somebody else, and do not give way to NVIDIA's.
+GIVEN_AWAY = ("vfio-pci", "pci-stub", "xen-pciback")
+# How the class of a GPU begins in sysfs; NVIDIA's chipsets and switches have another.
+DISPLAY = "0x03"
+# What nvidia-smi says of a die that it cannot reach.
+LOST = re.compile("is lost|device handle|fallen off")
 # Memory of one die, all of it behind the second BAR.
 BAR1_BYTES = 16 * 2**30
 
@@ -44,10 +60,46 @@ def k80_dies(host: dict) -> int:
     return len(k80s(host))
 
 
+def same(address: str) -> str:
+    """A PCI address as all who write it agree on: some pad its domain, some leave out its function."""
+    return address.lower().lstrip("0").removesuffix(".0")
+
+
+def unlisted(host: dict) -> Callable[[dict], bool]:
+    """A test of a function that the driver holds: whether nvidia-smi, and so CUDA, passes over it."""
+    rows = host.get("ecc", [])
+    listed = {same(row["address"]) for row in rows if row["address"]}
+    lost = {same(row["address"]) for row in rows if row["address"] and LOST.search(row.get("fault", ""))}
+    answered = any("mode" in row for row in rows)
+    return lambda device: same(device["address"]) in lost or (answered and same(device["address"]) not in listed)
+
+
+def seen_by_cuda(host: dict) -> list[dict]:
+    """The functions that CUDA counts, in PCI order.
+
+    Once the driver holds K80 dies, what it holds and nvidia-smi lists is counted. Before that, what driver 470 will
+    hold: nouveau gives way to it.
+    """
+    gpus = [
+        device for device in host["pci"]
+        if device["address"].endswith(".0") and (device.get("class") or DISPLAY).startswith(DISPLAY)
+    ]
+    held = {same(address) for address in host.get("nvidia_gpus") or []} or {
+        same(device["address"]) for device in gpus if device["driver"] == "nvidia"
+    }
+    if any(same(die["address"]) in held for die in k80s(host)):
+        passed_over = unlisted(host)
+        return [device for device in gpus if same(device["address"]) in held and not passed_over(device)]
+    return [
+        device for device in gpus
+        if device["driver"] not in GIVEN_AWAY
+        and not any(first <= int(device["device"], 16) <= last for first, last in NOT_470)
+    ]
+
+
 def k80_numbers(host: dict) -> list[int]:
-    """Numbers of the K80 dies, as CUDA counts in PCI order: every board counts, its audio function does not."""
-    boards = [device for device in host["pci"] if device["address"].endswith(".0")]
-    return [number for number, device in enumerate(boards) if device["device"] == K80]
+    """Numbers of the K80 dies, as CUDA counts in PCI order over all boards that it sees."""
+    return [number for number, device in enumerate(seen_by_cuda(host)) if device["device"] == K80]
 
 
 def boards(host: dict) -> dict[str, list[dict]]:
@@ -104,7 +156,7 @@ def board_findings(host: dict) -> list[dict[str, str]]:
             found.append(finding(
                 "warning", "host", f"a {name} at {place(device)}",
                 f"K80 boards alone: a {name} is {capability}, which nothing here is built for",
-                "Nothing, where no instance lists it: dies are numbered in PCI order over all NVIDIA boards.",
+                "Nothing, where no instance lists it: dies are numbered in PCI order over all boards that CUDA sees.",
             ))
     return found
 
@@ -184,6 +236,13 @@ XIDS = {
 }
 
 
+LOST_DIE = (
+    "Look at `journalctl -k -g NVRM` on the host, power it off and on, check the board's seat and its power plug; replace "
+    "a board that is lost again."
+)
+DRIVER_MISMATCH = "Boot the host again, so that the loaded module is that of the installed driver."
+
+
 def history_findings(host: dict) -> list[dict[str, str]]:
     """Findings about what the kernel's journal and the driver remember."""
     found = []
@@ -196,7 +255,20 @@ def history_findings(host: dict) -> list[dict[str, str]]:
             "no Xid in the kernel's journal",
             "Check power plugs and cooling, and qualify the host again before it serves.",
         ))
+    for event in host.get("driver_faults", []):
+        found.append(finding(
+            "warning", "host",
+            f"{event['text']} ({event['count']} times, the last at {event['last']})",
+            "a driver that reaches every die", LOST_DIE,
+        ))
     for die in host["ecc"]:
+        if "fault" in die:
+            found.append(finding(
+                "warning", "host", f"nvidia-smi says of {die['address'] or 'the host'}: {die['fault']}",
+                "a mode and two counts of ECC errors for each die",
+                DRIVER_MISMATCH if "mismatch" in die["fault"] else LOST_DIE,
+            ))
+            continue
         if die["mode"] == "Disabled":
             found.append(finding(
                 "warning", "host", f"ECC is off on {die['address']}", "ECC on: without it a wrong bit goes unseen",
@@ -210,6 +282,19 @@ def history_findings(host: dict) -> list[dict[str, str]]:
                 "none", "Watch the number; replace a board whose number grows.",
             ))
     return found
+
+
+def unlisted_findings(host: dict) -> list[dict[str, str]]:
+    """Findings about dies that the driver holds and nvidia-smi passes over without a word."""
+    named = {same(row["address"]) for row in host["ecc"] if row["address"]}
+    passed_over = unlisted(host)
+    return [
+        finding(
+            "warning", "host", f"the die {place(die)}, which nvidia-smi does not list",
+            "every die that the driver holds", LOST_DIE,
+        )
+        for die in k80s(host) if die["driver"] == "nvidia" and passed_over(die) and same(die["address"]) not in named
+    ]
 
 
 class FilterModule:

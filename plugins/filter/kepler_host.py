@@ -15,7 +15,9 @@ from kepler_boards import (
     history_findings,
     isolation_findings,
     k80_numbers,
+    k80s,
     link_findings,
+    unlisted_findings,
 )
 from kepler_controller.findings import finding, shown
 from kepler_driver import driver_findings
@@ -79,9 +81,11 @@ def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
     for index, instance in enumerate(instances):
         where = f"{INSTANCES}[{index}]"
         absent = [die for die in setting(instance, "dies") if die not in dies]
-        if dies and absent:
+        if k80s(host) and absent:
             found.append(finding(
-                "error", f"{where}.dies", shown(absent), f"some of {dies}, the K80 dies of the host",
+                "error", f"{where}.dies", shown(absent),
+                f"some of {dies}, the K80 dies of the host as CUDA counts them: boards that driver 470 does not serve, "
+                "or that another driver holds, do not count",
                 "List fewer dies and lower tensor_parallel_size, or look for the missing board.",
             ))
         path = setting(instance, "model")
@@ -221,6 +225,7 @@ def host_findings(
         + link_findings(host)
         + isolation_findings(host, container)
         + history_findings(host)
+        + unlisted_findings(host)
         + driver_findings(host, locked, container, **driver)
         + mount_findings(host, container)
         + service_findings(host, instances)

@@ -11,7 +11,7 @@ import platform
 import stat
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.host import facts, facts_health, facts_pci
+from ansible.module_utils.host import facts, facts_health, facts_pci, nvidia_smi
 
 DOCUMENTATION = r"""
 module: kepler_host_facts
@@ -46,7 +46,8 @@ options:
     elements: path
     default: []
   health:
-    description: Whether to read the kernel's journal for Xid events and, where the driver is loaded, ECC counts.
+    description:
+      - Whether to read the kernel's journal for Xids and lost GPUs and, where the driver is loaded, ECC counts.
     type: bool
     default: false
   signing_key:
@@ -75,15 +76,16 @@ host:
   description:
     - >-
       C(os) (id, version_id, pretty_name), C(architecture), C(kernel), C(init) (name of process 1),
-      C(cpu_flags), C(memory) (bytes), C(secure_boot), C(pci) (list of address, vendor, device, driver, bar1, width,
-      max_width, bridges, slot, iommu), C(iommu) (groups, passthrough), C(modules) (names of loaded ones),
+      C(cpu_flags), C(memory) (bytes), C(secure_boot), C(pci) (list of address, vendor, device, class, driver, bar1,
+      width, max_width, bridges, slot, iommu), C(nvidia_gpus) (addresses that the loaded driver holds, or none), C(iommu) (groups, passthrough), C(modules) (names of loaded ones),
       C(nvidia_version) (of the loaded module, or none), C(streams) (enabled dnf module streams by module),
       C(packages) (names of the installed RPMs), C(driver_package) (version of nvidia-driver, or none),
       C(runfile) (whether NVIDIA's own installer was used),
       C(paths) (path to directory, file or none), C(ports) (list of port, address, pid, command, unit),
       C(free) (path to mount and bytes), C(programs) (list of path, mount, noexec), C(dkms) (the same of the directory
-      that DKMS builds in), C(xids) (list of address, xid, count, last, text), C(ecc) (list of address, mode, volatile,
-      aggregate), C(signing_key) (mode and owner, or none) and C(enrolment) (of the certificate).
+      that DKMS builds in), C(xids) (list of address, xid, count, last, text),
+      C(driver_faults) (list of address, count, last, text), C(ecc) (list of address, mode, volatile, aggregate, or of
+      address and fault), C(signing_key) (mode and owner, or none) and C(enrolment) (of the certificate).
   type: dict
   returned: success
 """
@@ -91,6 +93,8 @@ host:
 EFI_SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 DKMS_SETTINGS = "/etc/dkms/framework.conf"
 NVIDIA_VERSION = "/sys/module/nvidia/version"
+NVIDIA_GPUS = "/proc/driver/nvidia/gpus"
+SMI_TIMEOUT = 60  # seconds: the first question after a boot initializes the dies
 
 
 def secure_boot():
@@ -122,24 +126,27 @@ def ports(wanted):
     return [dict(held.get(entry["inode"], nobody), port=entry["port"], address=entry["address"]) for entry in sockets]
 
 
-def xids(module):
-    """Xid events in the kernel's journal of all boots that it holds."""
+def driver_journal(module):
+    """Lines of the kernel's journal, of all boots that it holds, that name an Xid or a lost GPU."""
     if not module.get_bin_path("journalctl"):
-        return []
+        return ""
     _, lines, _ = module.run_command([
-        "journalctl", "--quiet", "--no-pager", "--output=short-iso", "--grep=NVRM: Xid", "_TRANSPORT=kernel",
+        "journalctl", "--quiet", "--no-pager", "--output=short-iso", "_TRANSPORT=kernel",
+        "--grep=NVRM: .*(Xid|RmInitAdapter failed|fallen off the bus)",
     ])
-    return facts_health.xids(lines)
+    return lines
 
 
 def ecc(module):
-    """ECC counts of the dies. Only a loaded driver is asked: nvidia-smi would load it."""
-    if facts.read(NVIDIA_VERSION) is None or not module.get_bin_path("nvidia-smi"):
+    """ECC counts of the dies, and what nvidia-smi says instead. Only a loaded driver is asked: it would be loaded."""
+    program = module.get_bin_path("nvidia-smi")
+    if facts.read(NVIDIA_VERSION) is None or not program:
         return []
-    # A die that has fallen off the bus makes nvidia-smi wait for ever.
-    query = "--query-gpu=" + ",".join(facts_health.ECC_FIELDS)
-    _, table, _ = module.run_command(["timeout", "60", "nvidia-smi", query, "--format=csv,noheader,nounits"])
-    return facts_health.ecc(table)
+    fine, text = nvidia_smi.query(program, facts_health.ECC_FIELDS, SMI_TIMEOUT)
+    found = facts_health.ecc(text)
+    if not fine and not any("fault" in die for die in found):
+        found.append({"address": None, "fault": "nvidia-smi failed after its answer"})
+    return found
 
 
 def dkms_tree():
@@ -185,6 +192,7 @@ def main():
     packages = ""
     if module.get_bin_path("rpm"):  # a host that is not EL8 is judged, not a reason to break off
         _, packages, _ = module.run_command(["rpm", "-qa", "--qf", "%{NAME} %{VERSION}\n"], check_rc=True)
+    journal = driver_journal(module) if module.params["health"] else ""
     versions = dict(line.split(" ", 1) for line in packages.splitlines())
     module.exit_json(changed=False, host={
         "os": {key: release.get(key.upper(), "") for key in ("id", "version_id", "pretty_name")},
@@ -195,6 +203,7 @@ def main():
         "memory": facts.memory_bytes(facts.read("/proc/meminfo")),
         "secure_boot": secure_boot(),
         "pci": facts_pci.nvidia_devices(module.params["pci_root"]),
+        "nvidia_gpus": facts_pci.driver_gpus(NVIDIA_GPUS),
         "iommu": facts_pci.iommu("/sys/kernel/iommu_groups", facts.read("/proc/cmdline")),
         "modules": facts.modules(facts.read("/proc/modules")),
         "nvidia_version": facts.read(NVIDIA_VERSION),
@@ -207,7 +216,8 @@ def main():
         "free": {path: facts.free_space(path) for path in module.params["disks"]},
         "programs": [facts.executability(path) for path in module.params["programs"]],
         "dkms": facts.executability(dkms_tree()),
-        "xids": xids(module) if module.params["health"] else [],
+        "xids": facts_health.xids(journal),
+        "driver_faults": facts_health.driver_faults(journal),
         "ecc": ecc(module) if module.params["health"] else [],
         "signing_key": key_mode(module.params["signing_key"]) if module.params["signing_key"] else None,
         "enrolment": enrolment(module, module.params["signing_certificate"]),

@@ -103,7 +103,7 @@ def slots(root):
 def nvidia_devices(root):
     """NVIDIA functions below the sysfs directory `root`, by address; the slots stand beside it.
 
-    Returns [{address, vendor, device, driver, bar1, width, max_width, bridges, slot, iommu}]. `driver` is None where
+    Returns [{address, vendor, device, class, driver, bar1, width, max_width, bridges, slot, iommu}]. `driver` is None where
     none is bound, `slot` where the firmware names none, `iommu` (the kind of the group's domain) without an IOMMU.
     """
     physical = slots(os.path.join(os.path.dirname(root), "slots"))
@@ -116,7 +116,7 @@ def nvidia_devices(root):
         places = [step["address"] for step in bridges] + [address]
         named = [physical[place.rsplit(".", 1)[0]] for place in places if place.rsplit(".", 1)[0] in physical]
         found.append(dict(
-            link(directory),
+            dict(link(directory), **{"class": read(os.path.join(directory, "class"))}),
             address=address,
             vendor=NVIDIA,
             device=read(os.path.join(directory, "device")),
@@ -127,6 +127,11 @@ def nvidia_devices(root):
             iommu=read(os.path.join(directory, "iommu_group", "type")),
         ))
     return found
+
+
+def driver_gpus(root):
+    """Addresses of the GPUs that the loaded driver holds, by its directory in /proc; None if it is not loaded."""
+    return names(root) if os.path.isdir(root) else None
 
 
 def iommu(groups_root, command_line):

@@ -15,10 +15,10 @@ import tempfile
 import time
 
 from . import qualify
+from .nvidia_smi import query, smi
 
 BOOT = "/proc/sys/kernel/random/boot_id"
 INTERVAL = 1.0  # seconds between two readings
-SMI_TIMEOUT = 20.0  # seconds within which nvidia-smi answers even under load
 KILL_TIMEOUT = 10.0  # seconds within which a process ends that is killed, unless the driver holds it
 START_TIMEOUT = 180.0  # seconds from starting a rank to its first result: a cold disk, and the context of a die
 STALL = 60.0  # seconds without a result under load
@@ -29,28 +29,6 @@ PAIR = (
     "Look at ACS and IOMMU (lspci -vvv, intel_iommu=off on the kernel's command line) and at the board's seat, then "
     "run again with qualification_retry: true."
 )
-
-
-def smi(command, arguments, timeout=SMI_TIMEOUT):
-    """What nvidia-smi says: (whether it succeeded, its text). Where the driver holds it for ever, that is said."""
-    try:
-        process = subprocess.Popen(
-            [command] + arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            universal_newlines=True,
-        )
-    except OSError as error:
-        return False, "%s: %s" % (command, error.strerror)
-    try:
-        text = process.communicate(timeout=timeout)[0]
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return False, "%s did not answer within %d s" % (command, timeout)
-    return process.returncode == 0, text.strip()
-
-
-def query(command, fields):
-    """Answer to --query-gpu."""
-    return smi(command, ["--query-gpu=" + ",".join(fields), "--format=csv,noheader,nounits"])
 
 
 def known_fields(command):

@@ -30,9 +30,55 @@ def test_ecc_counts():
     ]
 
 
-@pytest.mark.parametrize("text", ["", None, "Unable to determine the device handle for GPU 0000:06:00.0: GPU is lost."])
+@pytest.mark.parametrize("text", ["", None, "\n"])
 def test_no_ecc_counts(text):
     assert facts_health.ecc(text) == []
+
+
+# Answers of nvidia-smi that are not well, and the address that each names.
+UNWELL = [
+    ("Unable to determine the device handle for GPU 0000:05:00.0: GPU is lost.  Reboot the system to recover this GPU",
+     "0000:05:00.0"),
+    ("00000000:05:00.0, [GPU is lost], [GPU is lost], [GPU is lost]", "00000000:05:00.0"),
+    ("00000000:05:00.0, Enabled, [Unknown Error], [Unknown Error]", "00000000:05:00.0"),
+    ("00000000:05:00.0, ERR!, ERR!, ERR!", "00000000:05:00.0"),
+    ("00000000:05:00.0, [GPU requires reset], [N/A], [N/A]", "00000000:05:00.0"),
+    ("00000000:05:00.0, Enabled, 0, -1", "00000000:05:00.0"),
+    ("Failed to initialize NVML: Driver/library version mismatch", None),
+    ("Failed to initialize NVML: Unknown Error", None),
+    ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", None),
+    ("No devices were found", None),
+    ("WARNING: infoROM is corrupted at gpu 0000:05:00.0", "0000:05:00.0"),
+]
+WELL = "00000000:06:00.0, Enabled, 0, 0"
+
+
+@pytest.mark.parametrize(("line", "address"), UNWELL)
+def test_answer_that_is_not_well_is_kept(line, address):
+    faults = [die for die in facts_health.ecc(WELL + "\n" + line + "\n") if "fault" in die]
+    assert faults == [{"address": address, "fault": line}]
+
+
+def test_die_without_ecc_is_well():
+    assert [die["mode"] for die in facts_health.ecc("00000000:05:00.0, [N/A], [N/A], [N/A]\n")] == ["[N/A]"]
+
+
+LOST = """\
+2024-03-01T10:00:00+0000 k80-1 kernel: NVRM: GPU 0000:05:00.0: RmInitAdapter failed! (0x26:0xffff:1113)
+2024-03-01T10:00:09+0000 k80-1 kernel: NVRM: GPU 0000:05:00.0: RmInitAdapter failed! (0x26:0xffff:1113)
+2024-03-01T10:01:00+0000 k80-1 kernel: NVRM: RmInitAdapter failed! (0x24:0xffff:1211)
+2024-03-01T10:02:00+0000 k80-1 kernel: NVRM: The NVIDIA GPU 0000:06:00.0 has fallen off the bus and is not responding.
+2024-03-01T10:03:00+0000 k80-1 kernel: NVRM: loading NVIDIA UNIX x86_64 Kernel Module
+"""
+
+
+def test_lost_gpus_of_the_journal():
+    events = facts_health.driver_faults(LOST + JOURNAL)
+    assert [(event["address"], event["count"]) for event in events] == [
+        (None, 1), ("0000:05:00.0", 2), ("0000:06:00.0", 1)
+    ]
+    assert events[1]["last"] == "2024-03-01T10:00:09+0000"
+    assert facts_health.driver_faults(JOURNAL) == facts_health.driver_faults(None) == []
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from kepler_boards import bar_findings, board_findings, isolation_findings, k80_dies, k80_numbers, link_findings
+from kepler_boards import (
+    bar_findings,
+    board_findings,
+    history_findings,
+    isolation_findings,
+    k80_dies,
+    k80_numbers,
+    link_findings,
+    unlisted_findings,
+)
 
 UNIT = Path(__file__).resolve().parents[1]
 
@@ -83,3 +92,118 @@ def test_acs_and_a_narrow_link(bus):
         ("warning", "the board behind 0000:03:00.0: a link of 8 lanes"),
         ("warning", "ACS sends traffic between dies up to the root at 0000:04:10.0"),
     ]
+
+
+def function(address, device, driver, **more):
+    return {"address": address, "device": device, "driver": driver, "slot": None, **more}
+
+
+DIES = [function(f"0000:{bus}:00.0", "0x102d", "nvidia") for bus in ("05", "06", "84", "85")]
+UNBOUND = [dict(die, driver=None) for die in DIES]
+FIRST = "0000:01:00.0"
+
+
+@pytest.mark.parametrize(
+    ("first", "dies", "numbers"),
+    [
+        (("0x10d8", None), DIES, [0, 1, 2, 3]),  # NVS 300
+        (("0x0df8", "nouveau"), DIES, [0, 1, 2, 3]),  # Quadro 600
+        (("0x128b", "nvidia"), DIES, [1, 2, 3, 4]),  # GT 710
+        (("0x128b", "vfio-pci"), DIES, [0, 1, 2, 3]),
+        (("0x128b", "nouveau"), DIES, [0, 1, 2, 3]),
+        (("0x128b", None), UNBOUND, [1, 2, 3, 4]),
+        (("0x128b", "nouveau"), UNBOUND, [1, 2, 3, 4]),
+        (("0x128b", "vfio-pci"), UNBOUND, [0, 1, 2, 3]),
+        (("0x0df8", None), UNBOUND, [0, 1, 2, 3]),
+        (("0x0a65", "nouveau"), UNBOUND, [0, 1, 2, 3]),  # GeForce 210
+        (("0x1140", None), UNBOUND, [0, 1, 2, 3]),  # GF117
+        (("0x1200", None), UNBOUND, [0, 1, 2, 3]),  # GTX 560 Ti
+        (("0x2331", None), UNBOUND, [0, 1, 2, 3]),  # H100
+        (("0x2684", None), UNBOUND, [0, 1, 2, 3]),  # RTX 4090
+        (("0x2b85", None), UNBOUND, [0, 1, 2, 3]),  # RTX 5090
+        (("0x0fc0", None), UNBOUND, [1, 2, 3, 4]),  # GT 640
+        (("0x1005", None), UNBOUND, [1, 2, 3, 4]),  # GTX TITAN
+        (("0x11c0", None), UNBOUND, [1, 2, 3, 4]),  # GTX 660
+        (("0x1381", None), UNBOUND, [1, 2, 3, 4]),  # GTX 750
+        (("0x1db6", None), UNBOUND, [1, 2, 3, 4]),  # V100
+        (("0x20b0", None), UNBOUND, [1, 2, 3, 4]),  # A100
+        (("0x2531", None), UNBOUND, [1, 2, 3, 4]),  # RTX A2000
+    ],
+)
+def test_boards_that_cuda_does_not_see_are_not_counted(first, dies, numbers):
+    assert k80_numbers({"pci": [function(FIRST, *first), *dies]}) == numbers
+
+
+def test_what_the_loaded_driver_lists_is_counted():
+    pci = [function(FIRST, "0x128b", "nvidia"), *DIES]
+    held = [die["address"] for die in DIES]
+    assert k80_numbers({"pci": pci, "nvidia_gpus": held}) == [0, 1, 2, 3]
+    assert k80_numbers({"pci": pci, "nvidia_gpus": [FIRST, *held]}) == [1, 2, 3, 4]
+    assert k80_numbers({"pci": pci, "nvidia_gpus": [FIRST, *held[1:]]}) == [1, 2, 3]
+    # A driver that does not serve the K80 holds the other board: the one to come counts.
+    assert k80_numbers({"pci": [pci[0], *UNBOUND], "nvidia_gpus": [FIRST]}) == [1, 2, 3, 4]
+    assert k80_numbers({"pci": pci, "nvidia_gpus": None}) == [1, 2, 3, 4]
+
+
+def well(*addresses):
+    return [{"address": address, "mode": "Enabled", "volatile": 0, "aggregate": 0} for address in addresses]
+
+
+def test_lost_boards_are_not_counted():
+    pci = [function(FIRST, "0x128b", "nvidia"), *DIES]
+    others = [f"0000{address}" for address in (FIRST, "0000:06:00.0", "0000:84:00.0", "0000:85:00.0")]
+    for fault in ("Unable to determine the device handle for GPU 0000:05:00.0: GPU is lost.",
+                  "00000000:05:00.0, [GPU is lost], [GPU is lost], [GPU is lost]"):
+        for address in ("0000:05:00.0", "00000000:05:00.0", "0000:05:00"):
+            assert k80_numbers({"pci": pci, "ecc": [{"address": address, "fault": fault}]}) == [1, 2, 3]
+    assert k80_numbers({"pci": pci, "ecc": well(*others)}) == [1, 2, 3]
+    unknown = {"address": "00000000:05:00.0", "fault": "00000000:05:00.0, ERR!, ERR!, ERR!"}
+    assert k80_numbers({"pci": pci, "ecc": [*well(*others), unknown]}) == [1, 2, 3, 4]
+
+
+def test_what_is_no_gpu_is_not_counted():
+    chipset = function("0000:00:01.0", "0x0a85", None, **{"class": "0x050000"})
+    switch = function("0000:02:00.0", "0x1af1", "nvidia", **{"class": "0x068000"})
+    gpu = function("0000:03:00.0", "0x128b", "nvidia", **{"class": "0x030000"})
+    assert k80_numbers({"pci": [chipset, switch, gpu, *DIES]}) == [1, 2, 3, 4]
+
+
+def test_class_of_a_function_is_read(bus):
+    bus.add("0000:05:00.0")
+    (bus.devices / "0000:05:00.0" / "class").write_text("0x030200\n")
+    assert bus.read()[0]["class"] == "0x030200"
+
+
+def test_gpus_of_the_driver_are_read(bus, tmp_path):
+    from host import facts_pci
+
+    assert facts_pci.driver_gpus(str(tmp_path / "none")) is None
+    (tmp_path / "gpus" / "0000:05:00.0").mkdir(parents=True)
+    assert facts_pci.driver_gpus(str(tmp_path / "gpus")) == ["0000:05:00.0"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "step"),
+    [("Failed to initialize NVML: Driver/library version mismatch", "Boot the host"),
+     ("00000000:05:00.0, ERR!, ERR!, ERR!", "power"), ("nvidia-smi did not answer within 60 s", "power")],
+)
+def test_fault_of_nvidia_smi_is_a_finding(fault, step):
+    (found,) = history_findings({"xids": [], "ecc": [{"address": None, "fault": fault}]})
+    assert fault in found["found"]
+    assert step in found["next_step"]
+
+
+def test_gpu_lost_in_the_journal_is_a_finding():
+    event = {"address": "0000:05:00.0", "count": 2, "last": "2024-03-01T10:00:09+0000",
+             "text": "GPU 0000:05:00.0: RmInitAdapter failed! (0x26:0xffff:1113)"}
+    (found,) = history_findings({"xids": [], "ecc": [], "driver_faults": [event]})
+    assert "RmInitAdapter failed" in found["found"] and "2 times" in found["found"]
+
+
+def test_die_that_nvidia_smi_passes_over_is_a_finding():
+    rows = well(*(f"0000{die['address']}" for die in DIES[1:]))
+    (found,) = unlisted_findings({"pci": DIES, "ecc": rows})
+    assert "0000:05:00.0" in found["found"]
+    named = {"address": "0000:05:00.0", "fault": "GPU is lost"}
+    assert unlisted_findings({"pci": DIES, "ecc": [*rows, named]}) == []
+    assert unlisted_findings({"pci": DIES, "ecc": []}) == unlisted_findings({"pci": UNBOUND, "ecc": rows}) == []

@@ -1,6 +1,7 @@
 """What the module kepler_host_facts asks programs of the host, and when."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -14,11 +15,11 @@ def module(monkeypatch):
     """The module as a Python module, its helpers where Ansible would put them."""
     monkeypatch.syspath_prepend(str(PLUGINS / "module_utils"))
     import host
-    from host import facts, facts_health, facts_pci
+    from host import facts, facts_health, facts_pci, nvidia_smi
 
     monkeypatch.setitem(sys.modules, "ansible.module_utils.host", host)
-    for name, part in (("facts", facts), ("facts_health", facts_health), ("facts_pci", facts_pci)):
-        monkeypatch.setitem(sys.modules, f"ansible.module_utils.host.{name}", part)
+    for part in (facts, facts_health, facts_pci, nvidia_smi):
+        monkeypatch.setitem(sys.modules, f"ansible.module_utils.{part.__name__}", part)
     spec = importlib.util.spec_from_file_location("kepler_host_facts", PLUGINS / "modules" / "kepler_host_facts.py")
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
@@ -47,14 +48,54 @@ def test_a_driver_that_is_not_loaded_is_not_asked(module, tmp_path, monkeypatch)
     assert box.asked == []
 
 
-def test_a_loaded_driver_is_asked_with_a_timeout(module, tmp_path, monkeypatch):
+@pytest.fixture
+def ecc(module, tmp_path, monkeypatch):
+    """Function that asks an nvidia-smi, a script, on a host with a loaded driver."""
     (tmp_path / "version").write_text("470\n")
     monkeypatch.setattr(module, "NVIDIA_VERSION", str(tmp_path / "version"))
-    box = Host(nvidia_smi="00000000:05:00.0, Enabled, 0, 3\n")
-    assert [die["aggregate"] for die in module.ecc(box)] == [3]
+    monkeypatch.setattr(module, "SMI_TIMEOUT", 1)
+    program = tmp_path / "nvidia-smi"
+
+    def run(script):
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        box = Host(nvidia_smi="")
+        monkeypatch.setattr(box, "get_bin_path", lambda name: str(program))
+        return module.ecc(box)
+
+    return run
+
+
+def test_a_loaded_driver_is_asked(ecc):
+    assert ecc('case "$1" in --query-gpu=pci.bus_id,*) echo 00000000:05:00.0, Enabled, 0, 3;; esac') == [
+        {"address": "00000000:05:00.0", "mode": "Enabled", "volatile": 0, "aggregate": 3}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "fault"),
+    [
+        ("exec sleep 60", "did not answer within 1 s"),
+        ("exit 15", "ended with status 15"),
+        ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", "version mismatch"),
+        ("echo 00000000:05:00.0, Enabled, 0, 0; exit 14", "failed after its answer"),
+        ("echo 00000000:05:00.0, Enabled, 0, 0; echo 'WARNING: infoROM is corrupted at gpu 0000:05:00.0' >&2", "infoROM"),
+    ],
+)
+def test_an_answer_that_is_not_well_is_a_fault(ecc, script, fault):
+    (found,) = [die for die in ecc(script) if "fault" in die]
+    assert fault in found["fault"]
+
+
+def test_the_journal_is_asked_for_xids_and_lost_gpus(module):
+    box = Host(journalctl="lines")
+    assert module.driver_journal(box) == "lines"
     (command,) = box.asked
-    assert command[:3] == ["timeout", "60", "nvidia-smi"]
-    assert command[3].startswith("--query-gpu=pci.bus_id,")
+    (pattern,) = [word.partition("=")[2] for word in command if word.startswith("--grep=")]
+    for line in ("NVRM: Xid (PCI:0000:06:00): 79", "NVRM: GPU 0000:05:00.0: RmInitAdapter failed! (0x26)",
+                 "NVRM: GPU at PCI:0000:06:00 has fallen off the bus."):
+        assert re.search(pattern, line)
+    assert module.driver_journal(Host()) == ""
 
 
 def test_a_certificate_that_is_not_there_is_not_asked_about(module, tmp_path):

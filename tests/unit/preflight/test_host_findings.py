@@ -156,6 +156,12 @@ def test_dies_are_numbered_over_all_boards():
     assert only(judge(facts, {**MODEL, "dies": [1, 2, 3, 4]}), "warning")
 
 
+def test_dies_that_another_driver_holds_are_none_to_serve_with():
+    found = only(judge(host(pci=[function(K80, number, driver="vfio-pci") for number in range(4)])))
+    assert found["variable"] == "vllm_service_instances[0].dies"
+    assert "some of []" in found["expected"] and "another driver" in found["expected"]
+
+
 def test_a_missing_die():
     found = judge(host(pci=[function(K80, number) for number in range(3)]))
     assert [(item["severity"], item["variable"]) for item in found] == [

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from host import qualify, qualify_run
+from host import nvidia_smi, qualify, qualify_run
 
 
 def errors(stamp):
@@ -166,9 +166,8 @@ def test_a_rank_that_fails_or_falls_silent(box):
 
 def test_an_nvidia_smi_that_hangs(box, monkeypatch):
     """With a driver that hangs it does so for ever."""
-    monkeypatch.setattr(qualify_run, "SMI_TIMEOUT", 0.5)
-    real = qualify_run.smi
-    monkeypatch.setattr(qualify_run, "smi", lambda command, arguments: real(command, arguments, 0.5))
+    real = nvidia_smi.smi
+    monkeypatch.setattr(nvidia_smi, "smi", lambda command, arguments, timeout: real(command, arguments, 0.5))
     state = json.loads(json.dumps(box.state))
     state["sleep"] = 60
     box.behave({"load 0": [["state", str(box.directory / "state.json"), state], ["sleep", 30]]})
