@@ -237,8 +237,8 @@ XIDS = {
 
 
 LOST_DIE = (
-    "Look at `journalctl -k -g NVRM` on the host, power it off and on, check the board's seat and its power plug; replace "
-    "a board that is lost again."
+    "Look at `journalctl -k -g NVRM` on the host, power it off and on, check the board's seat and its power plug; "
+    "replace a board that is lost again."
 )
 DRIVER_MISMATCH = "Boot the host again, so that the loaded module is that of the installed driver."
 

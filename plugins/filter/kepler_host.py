@@ -24,6 +24,8 @@ from kepler_driver import driver_findings
 from kepler_instances import INSTANCES, setting
 
 EL8 = ("rocky", "rhel", "almalinux", "centos", "ol")
+# Options of vLLM that name files.
+PATH_OPTIONS = ("chat-template", "generation-config", "hf-config-path", "tokenizer", "tool-parser-plugin")
 # GiB of host memory for one rank: its process, with libraries and CUDA's context.
 RANK_GIB = 2
 # GiB that vLLM pins for each rank where `swap-space` says nothing; it refuses to start beyond 70 % of the memory.
@@ -71,6 +73,35 @@ def overlap(first: str, second: str) -> bool:
 def unit_of(instance: dict) -> str:
     """The unit that serves an instance."""
     return f"vllm@{instance['name']}.service"
+
+
+def read_by_server(instance: dict) -> dict[str, str]:
+    """Absolute paths that the service's user reads, by the key of the instance that names each; not the key file."""
+    named = {"model": instance["model"]}
+    named.update({f"extra_args.{option}": setting(instance, "extra_args").get(option) for option in PATH_OPTIONS})
+    return {key: path for key, path in named.items() if isinstance(path, str) and path.startswith("/")}
+
+
+def paths_to_read(instances: Any) -> list[str]:
+    """What read_by_server gives for all `instances`."""
+    return [path for instance in instances for path in read_by_server(instance).values()]
+
+
+def access_findings(host: dict, instances: list[dict], user: str) -> list[dict[str, str]]:
+    """Findings about what the service's `user` cannot read."""
+    found = []
+    for index, instance in enumerate(instances):
+        for key, path in read_by_server(instance).items():
+            blocked = host.get("unreadable", {}).get(path)
+            if blocked:
+                found.append(finding(
+                    "error", f"{INSTANCES}[{index}].{key}",
+                    f"{blocked['path']} ({blocked['found']}), which the user {user} cannot read",
+                    f"{path}, all below it and every directory above it open to {user}",
+                    f"As root on the host: setfacl -m u:{user}:rX {blocked['path']} (or chmod o+rX), or move the model "
+                    "to /srv/models.",
+                ))
+    return found
 
 
 def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
@@ -210,11 +241,13 @@ def host_findings(
     memory_gib: float,
     jobs: int,
     container: bool,
+    user: str = "vllm",
     **driver: str,
 ) -> list[dict[str, str]]:
     """All findings about a host; `host` is what the module kepler_host_facts returned.
 
-    root: the store's. needs: see disk_findings. memory_gib, jobs: see memory_findings. driver: see driver_findings.
+    root: the store's. needs: see disk_findings. memory_gib, jobs: see memory_findings. user: the service's.
+    driver: see driver_findings.
     What a first run needs is not judged once a generation is active. A container has its machine's memory.
     """
     active = host["paths"].get(f"{root}/current")
@@ -229,6 +262,7 @@ def host_findings(
         + driver_findings(host, locked, container, **driver)
         + mount_findings(host, container)
         + service_findings(host, instances)
+        + access_findings(host, instances, user)
         + ([] if container else memory_findings(host, instances, memory_gib, 0 if active else jobs))
         + ([] if active else disk_findings(host, needs))
     )
@@ -240,4 +274,5 @@ class FilterModule:
             "compile_jobs": compile_jobs,
             "host_findings": host_findings,
             "key_file_findings": key_file_findings,
+            "paths_to_read": paths_to_read,
         }

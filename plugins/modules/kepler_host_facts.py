@@ -11,7 +11,7 @@ import platform
 import stat
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.host import facts, facts_health, facts_pci, nvidia_smi
+from ansible.module_utils.host import access, facts, facts_health, facts_pci, nvidia_smi
 
 DOCUMENTATION = r"""
 module: kepler_host_facts
@@ -30,6 +30,15 @@ options:
     type: list
     elements: str
     default: []
+  readable:
+    description: Files and directories of which to say what keeps O(user) from reading them, and all below them.
+    type: list
+    elements: str
+    default: []
+  user:
+    description: Who is to read these; a user that does not exist yet is judged by the modes for everybody else.
+    type: str
+    default: vllm
   ports:
     description: TCP ports of which to say who listens there.
     type: list
@@ -77,11 +86,13 @@ host:
     - >-
       C(os) (id, version_id, pretty_name), C(architecture), C(kernel), C(init) (name of process 1),
       C(cpu_flags), C(memory) (bytes), C(secure_boot), C(pci) (list of address, vendor, device, class, driver, bar1,
-      width, max_width, bridges, slot, iommu), C(nvidia_gpus) (addresses that the loaded driver holds, or none), C(iommu) (groups, passthrough), C(modules) (names of loaded ones),
+      width, max_width, bridges, slot, iommu), C(nvidia_gpus) (addresses that the loaded driver holds, or none),
+      C(iommu) (groups, passthrough), C(modules) (names of loaded ones),
       C(nvidia_version) (of the loaded module, or none), C(streams) (enabled dnf module streams by module),
       C(packages) (names of the installed RPMs), C(driver_package) (version of nvidia-driver, or none),
       C(runfile) (whether NVIDIA's own installer was used),
-      C(paths) (path to directory, file or none), C(ports) (list of port, address, pid, command, unit),
+      C(paths) (path to directory, file or none), C(unreadable) (path to path and found of what keeps the user from
+      it, or none), C(ports) (list of port, address, pid, command, unit),
       C(free) (path to mount and bytes), C(programs) (list of path, mount, noexec), C(dkms) (the same of the directory
       that DKMS builds in), C(xids) (list of address, xid, count, last, text),
       C(driver_faults) (list of address, count, last, text), C(ecc) (list of address, mode, volatile, aggregate, or of
@@ -131,8 +142,8 @@ def driver_journal(module):
     if not module.get_bin_path("journalctl"):
         return ""
     _, lines, _ = module.run_command([
-        "journalctl", "--quiet", "--no-pager", "--output=short-iso", "_TRANSPORT=kernel",
-        "--grep=NVRM: .*(Xid|RmInitAdapter failed|fallen off the bus)",
+        "journalctl", "--quiet", "--no-pager", "--output=short-iso",
+        "--grep=NVRM: .*(Xid|RmInitAdapter failed|fallen off the bus)", "_TRANSPORT=kernel",
     ])
     return lines
 
@@ -179,6 +190,8 @@ def main():
         argument_spec={
             "pci_root": {"type": "path", "default": "/sys/bus/pci/devices"},
             "paths": {"type": "list", "elements": "str", "default": []},
+            "readable": {"type": "list", "elements": "str", "default": []},
+            "user": {"type": "str", "default": "vllm"},
             "ports": {"type": "list", "elements": "int", "default": []},
             "disks": {"type": "list", "elements": "path", "default": []},
             "programs": {"type": "list", "elements": "path", "default": []},
@@ -212,6 +225,7 @@ def main():
         "driver_package": versions.get("nvidia-driver"),
         "runfile": os.path.exists("/usr/bin/nvidia-uninstall"),
         "paths": {path: kind(path) for path in module.params["paths"]},
+        "unreadable": {path: access.unreadable(path, module.params["user"]) for path in module.params["readable"]},
         "ports": ports(set(module.params["ports"])),
         "free": {path: facts.free_space(path) for path in module.params["disks"]},
         "programs": [facts.executability(path) for path in module.params["programs"]],

@@ -103,8 +103,9 @@ def slots(root):
 def nvidia_devices(root):
     """NVIDIA functions below the sysfs directory `root`, by address; the slots stand beside it.
 
-    Returns [{address, vendor, device, class, driver, bar1, width, max_width, bridges, slot, iommu}]. `driver` is None where
-    none is bound, `slot` where the firmware names none, `iommu` (the kind of the group's domain) without an IOMMU.
+    Returns [{address, vendor, device, class, driver, bar1, width, max_width, bridges, slot, iommu}]. `driver`
+    is None where none is bound, `slot` where the firmware names none, `iommu` (the kind of the group's domain) without
+    an IOMMU.
     """
     physical = slots(os.path.join(os.path.dirname(root), "slots"))
     found = []

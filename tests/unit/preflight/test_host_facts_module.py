@@ -15,10 +15,10 @@ def module(monkeypatch):
     """The module as a Python module, its helpers where Ansible would put them."""
     monkeypatch.syspath_prepend(str(PLUGINS / "module_utils"))
     import host
-    from host import facts, facts_health, facts_pci, nvidia_smi
+    from host import access, facts, facts_health, facts_pci, nvidia_smi
 
     monkeypatch.setitem(sys.modules, "ansible.module_utils.host", host)
-    for part in (facts, facts_health, facts_pci, nvidia_smi):
+    for part in (access, facts, facts_health, facts_pci, nvidia_smi):
         monkeypatch.setitem(sys.modules, f"ansible.module_utils.{part.__name__}", part)
     spec = importlib.util.spec_from_file_location("kepler_host_facts", PLUGINS / "modules" / "kepler_host_facts.py")
     loaded = importlib.util.module_from_spec(spec)
@@ -79,7 +79,7 @@ def test_a_loaded_driver_is_asked(ecc):
         ("exit 15", "ended with status 15"),
         ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", "version mismatch"),
         ("echo 00000000:05:00.0, Enabled, 0, 0; exit 14", "failed after its answer"),
-        ("echo 00000000:05:00.0, Enabled, 0, 0; echo 'WARNING: infoROM is corrupted at gpu 0000:05:00.0' >&2", "infoROM"),
+        ("echo 00000000:05:00.0, Enabled, 0, 0; echo 'infoROM is corrupted at gpu 0000:05:00.0' >&2", "infoROM"),
     ],
 )
 def test_an_answer_that_is_not_well_is_a_fault(ecc, script, fault):

@@ -3,7 +3,7 @@
 import pytest
 from kepler_boards import k80_dies
 from kepler_driver import driver_findings, signing_pair_findings
-from kepler_host import host_findings
+from kepler_host import host_findings, paths_to_read
 
 LOCKED = {"driver": "1.2.3", "stream": "1-dkms", "kernel": "4.0-1.x86_64"}
 ROOT = "/opt/kepler"
@@ -74,10 +74,10 @@ def host(**changes):
 TWO_DIES = {**MODEL, "dies": [0, 1], "tensor_parallel_size": 2}
 
 
-def judge(facts, *instances, container=False, needs=None, memory_gib=8, jobs=0, **driver):
+def judge(facts, *instances, container=False, needs=None, memory_gib=8, jobs=0, **others):
     return host_findings(
         facts, instances=list(instances) or [MODEL], locked=LOCKED, root=ROOT, needs=needs or NEEDS,
-        memory_gib=memory_gib, jobs=jobs, container=container, **driver,
+        memory_gib=memory_gib, jobs=jobs, container=container, **others,
     )
 
 
@@ -184,6 +184,22 @@ def test_a_model_path_without_a_directory(kind, text):
     assert found["variable"] == "vllm_service_instances[0].model"
     assert "/srv/demo" in found["found"]
     assert text in found["found"]
+
+
+def test_a_model_that_the_service_cannot_read():
+    blocked = {"/srv/demo": {"path": "/srv", "found": "mode 0700, owner ops"}}
+    found = only(judge(host(unreadable=blocked), user="kepler"))
+    assert found["variable"] == "vllm_service_instances[0].model"
+    assert found["found"] == "/srv (mode 0700, owner ops), which the user kepler cannot read"
+    assert "setfacl -m u:kepler:rX /srv" in found["next_step"]
+    assert judge(host(unreadable={"/srv/demo": None})) == []
+
+
+def test_files_named_in_options_are_read_too():
+    instance = {**MODEL, "extra_args": {"tokenizer": "/srv/t", "chat-template": "{{ x }}", "seed": 1}}
+    assert paths_to_read([instance, {"name": "a", "model": "org/x"}]) == ["/srv/demo", "/srv/t"]
+    found = only(judge(host(unreadable={"/srv/t": {"path": "/srv/t/a", "found": "mode 0600, owner root"}}), instance))
+    assert found["variable"] == "vllm_service_instances[0].extra_args.tokenizer"
 
 
 def test_a_model_name_is_no_path():

@@ -16,7 +16,7 @@ LLAMA_13B = {
 def judged(play, tmp_path):
     """Function that judges one instance of a model; gives what is found about it."""
 
-    def run(config, weights=b"PK", **variables):
+    def run(config, weights=b"PK", reader="root", **variables):
         model = tmp_path / "model"
         model.mkdir()
         (model / "config.json").write_text(json.dumps(config))
@@ -25,6 +25,7 @@ def judged(play, tmp_path):
             "vllm_service_instances": [{"name": "demo", "model": str(model)}],
             "vllm_service_instance_defaults": {"dies": [0, 1, 2, 3], "tensor_parallel_size": 4, "dtype": "float32"},
             "preflight_pci_root": str(tmp_path / "pci"),
+            "preflight_service_user": reader,
             "preflight_json": str(tmp_path / "reports"),
             **variables,
         })
@@ -48,6 +49,10 @@ def test_a_model_that_does_not_fit_is_found_with_the_numbers(judged):
     assert "8 dies" in found["next_step"]
 
 
-def test_on_another_device_its_files_alone_are_judged(judged):
-    (found,) = judged(LLAMA_13B, b"", vllm_service_device="cpu")
-    assert "an empty file" in found["found"]
+def test_on_another_device_its_files_alone_are_judged(judged, tmp_path):
+    """And that the service can read them: pytest's own directories are closed to all but one user."""
+    reader = "no-such-user-of-any-host"
+    access, files = judged(LLAMA_13B, b"", reader, vllm_service_device="cpu")
+    assert "an empty file" in files["found"]
+    assert str(tmp_path).startswith(access["found"].partition(" (")[0])
+    assert f"which the user {reader} cannot read" in access["found"]

@@ -128,13 +128,14 @@ def test_dies_of_the_bus_are_judged(play, tmp_path):
 
 def test_the_journals_xids_come_into_the_report(play, tmp_path):
     line = "2024-03-01T10:00:00+0000 k80 kernel: NVRM: Xid (PCI:0000:06:00): 79, pid=1, GPU has fallen off the bus."
-    wanted = "--quiet --no-pager --output=short-iso --grep=NVRM: Xid _TRANSPORT=kernel"
+    lost = "2024-03-01T10:01:00+0000 k80 kernel: NVRM: GPU 0000:05:00.0: RmInitAdapter failed! (0x26:0xffff:1113)"
     _, output = play(
         HOST, variables={"preflight_store_root": str(tmp_path / "kepler"), "preflight_json": str(tmp_path / "reports")},
-        programs={"journalctl": f'[ "$*" = "{wanted}" ] && echo "{line}"'},
+        programs={"journalctl": f'case "$*" in *"NVRM: "*_TRANSPORT=kernel) echo "{line}"; echo "{lost}";; esac'},
     )
     report = json.loads((tmp_path / "reports" / "box.json").read_text())
     assert any("Xid 79" in item["found"] for item in report["findings"]), output
+    assert any("RmInitAdapter failed" in item["found"] for item in report["findings"]), output
 
 
 def test_the_inventorys_faults_are_written_too(play, tmp_path):
