@@ -36,8 +36,7 @@ RANGES: dict[str, tuple[int, int]] = {
     "qualification_pair_timeout": (1, DAY),
     "qualification_seconds": (1, DAY),
     "qualification_temperature": (1, 150),
-    # 0: the active generation and the one before it alone.
-    "store_keep": (0, 1000),
+    "store_keep": (1, 1000),
     "store_share_port": PORT,
     "store_share_seconds": (1, 7 * DAY),
     # 0: running requests get no time at all.

@@ -141,7 +141,7 @@ def test_number_out_of_its_range_is_refused(name, command_line):
 
 def test_zero_is_taken_where_it_means_something():
     zero = {name for name in RANGES if integers()[name]["type"] == "int" and judge(**{name: 0}) == []}
-    assert zero == {"pytorch_jobs", "store_keep", "vllm_service_drain", "vllm_service_watchdog"}
+    assert zero == {"pytorch_jobs", "vllm_service_drain", "vllm_service_watchdog"}
 
 
 @pytest.mark.parametrize("value", [[[0, 128]], [[128, 128], [1024, -1]], [["128", 1]], [[True, 1]]])
