@@ -29,7 +29,7 @@ class AsUser(object):
             group = grp.getgrnam(self.entry.pw_name).gr_gid  # as the unit has it
         except KeyError:
             group = self.entry.pw_gid
-        groups = os.getgroups()
+        groups, own_group = os.getgroups(), os.getegid()
         os.setgroups(os.getgrouplist(self.entry.pw_name, group))
         os.setegid(group)
         os.seteuid(self.entry.pw_uid)
@@ -37,7 +37,7 @@ class AsUser(object):
             yield
         finally:
             os.seteuid(0)
-            os.setegid(0)
+            os.setegid(own_group)
             os.setgroups(groups)
 
     def can_enter(self, directory):
