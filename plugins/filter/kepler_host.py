@@ -19,7 +19,7 @@ from kepler_boards import (
     link_findings,
     unlisted_findings,
 )
-from kepler_controller.findings import finding, shown
+from kepler_controller.findings import finding, is_plain_path, shown
 from kepler_driver import driver_findings
 from kepler_instances import INSTANCES, setting
 
@@ -143,13 +143,20 @@ def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
     return found
 
 
+def key_files(instances: Any) -> dict[int, str]:
+    """Path of the key file of each instance that has one, by its index; inventory_findings judges malformed ones."""
+    named = instances if isinstance(instances, list) else []
+    return {
+        index: item["api_key_file"] for index, item in enumerate(named)
+        if isinstance(item, dict) and is_plain_path(item.get("api_key_file"))
+    }
+
+
 def key_file_findings(files: dict[str, dict[str, str] | None], instances: Any) -> list[dict[str, str]]:
     """Findings about the key files of the `instances`; `files` is what the module key_file_facts returned."""
     found = []
-    for index, instance in enumerate(instances):
-        path = setting(instance, "api_key_file")
-        fault = files.get(path) if path else None
-        if fault:
+    for index, path in key_files(instances).items():
+        if fault := files.get(path):
             found.append(finding(
                 "error", f"{INSTANCES}[{index}].api_key_file", f"{path}: {fault['found']}", fault["expected"],
                 f"As root on the host: chown root: {path}; chmod 0600 {path}. To make a new key: "
@@ -274,5 +281,6 @@ class FilterModule:
             "compile_jobs": compile_jobs,
             "host_findings": host_findings,
             "key_file_findings": key_file_findings,
+            "key_files": key_files,
             "paths_to_read": paths_to_read,
         }

@@ -96,6 +96,16 @@ def test_role_stops_without_preflight_too():
     assert "vllm_service_instances[1].host" in said
 
 
+@pytest.mark.parametrize("instances", [
+    ["demo"], [None], "demo", None, 7, {"name": "a"}, [{"name": "a", "model": "/m", "api_key_file": ["/k"]}],
+    [{"name": "a", "model": "/m", "api_key_file": "key"}],
+])
+def test_malformed_instances_are_left_to_the_inventorys_check(instances):
+    assert "nothing was changed" in role_says(instances, {})
+    (task,) = (item for item in CHECK if "key_file_facts" in item)
+    assert evaluate("vllm_service", task["key_file_facts"]["paths"], __vllm_service_asked=instances) == []
+
+
 def test_roles_ask_about_every_key_file():
     for role, tasks in (("vllm_service", CHECK), ("preflight", yaml.safe_load(
             (ROOT / "roles/preflight/tasks/host.yml").read_text()))):
