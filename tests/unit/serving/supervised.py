@@ -24,7 +24,6 @@ from pathlib import Path
 from vllm_kepler.serving import starts, supervisor
 supervisor.LOOK = 0.1
 starts.PAUSE = float(sys.argv[4])
-starts.SETTLED = supervisor.SETTLED = float(sys.argv[5])
 instance = supervisor.read_instance("main", Path(sys.argv[1]), "7", os.environ)
 print("torch" in sys.modules, "vllm" in sys.modules)
 sys.exit(asyncio.run(supervisor.Supervisor(instance, [sys.executable, sys.argv[2], sys.argv[3]]).run()))
@@ -123,9 +122,9 @@ class Supervised(Unit):
         fresh.write_text(json.dumps(self.orders))
         fresh.replace(self.directory / "orders.json")
 
-    def start(self, pause=0, settled=600, **variables):
+    def start(self, pause=0, **variables):
         fake = Path(__file__).with_name("fake_vllm.py")
-        self.run("-c", START, self.directory / "main.yaml", fake, self.directory, pause, settled,
+        self.run("-c", START, self.directory / "main.yaml", fake, self.directory, pause,
                  PYTHONPATH=ROOT / "vllm_src", **variables)
 
     def ended(self, seconds=20):

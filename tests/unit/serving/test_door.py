@@ -2,9 +2,13 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
+from supervised import ROOT
 from vllm_kepler.serving import door
 
 KEY = "a-key-that-nobody-else-has"
@@ -139,6 +143,33 @@ def test_a_server_without_a_key(entrance, monkeypatch):
     open_to_all = Entrance()
     assert open_to_all.ask(headers=[JSON])[0] == 200
     assert open_to_all.ask(headers=[JSON], body=b"[]")[0] == 400
+
+
+def opened(address, key):
+    """Run a process that has bound a port, as vLLM has, and starts the door."""
+    program = (
+        "import asyncio, socket, sys\n"
+        "from vllm_kepler.serving.door import Door\n"
+        "held = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET)\n"
+        "held.bind((sys.argv[1], 0))\n"
+        "async def app(*_): print('started')\n"
+        "asyncio.run(Door(app)({'type': 'lifespan'}, None, None))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "vllm_src"), **({} if key is None else {"VLLM_API_KEY": key})}
+    return subprocess.run([sys.executable, "-c", program, address], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("address", "key"), [("0.0.0.0", None), ("0.0.0.0", ""), ("::", " "), ("0.0.0.0", "\t")])
+def test_server_beyond_loopback_without_key_never_starts(address, key):
+    ended = opened(address, key)
+    assert (ended.returncode, ended.stderr) == (78, "")
+    assert ended.stdout.startswith(f"ERROR VLLM_API_KEY: found no key for a server on {address};")
+
+
+@pytest.mark.parametrize(("address", "key"), [("127.0.0.1", None), ("::1", ""), ("0.0.0.0", KEY)])
+def test_server_on_loopback_or_with_a_key_starts(address, key):
+    ended = opened(address, key)
+    assert (ended.returncode, ended.stdout) == (0, "started\n")
 
 
 def test_what_is_no_request_passes(entrance):

@@ -34,7 +34,7 @@ def test_what_is_read(read):
 
 
 def test_what_is_left_out(read):
-    instance = read(**dict.fromkeys(ENVIRONMENT) | {"RUNTIME_DIRECTORY": "/run/vllm/main"})
+    instance = read(OPTIONS + "host: 127.0.0.1\n", **dict.fromkeys(ENVIRONMENT) | {"RUNTIME_DIRECTORY": "/run/vllm/main"})
     assert (instance.start, instance.stall, instance.drain, instance.watchdog) == (1800, 600, 300, 0)
     assert (instance.key, instance.dies) == (None, "all")
 
@@ -68,6 +68,20 @@ def test_refusals(read, options, variables, message):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "127.0.0.1.example", "k80-1", "", None])
+@pytest.mark.parametrize("key", [None, "", " ", "\t\r\n"])
+def test_server_beyond_loopback_needs_a_key(read, host, key):
+    options = OPTIONS if host is None else f"{OPTIONS}host: '{host}'\n"
+    with pytest.raises(Refused, match=r"VLLM_API_KEY: found no key .* that api_key_file names\.$"):
+        read(options, VLLM_API_KEY=key)
+    assert read(options).key == "x"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
+def test_server_on_loopback_needs_no_key(read, host):
+    assert read(f"{OPTIONS}host: '{host}'\n", VLLM_API_KEY="").key is None
+
+
 def test_the_longest_directory(read):
     assert read(RUNTIME_DIRECTORY="/" + "x" * (LONGEST - 1))
 
@@ -79,6 +93,10 @@ def test_a_refusal_is_one_line_and_a_status_of_its_own(tmp_path, monkeypatch, ca
     printed = capsys.readouterr().out
     assert printed.startswith(f"vllm@main ends: {tmp_path}/none.yaml: cannot be read: ")
     assert printed.count("\n") == 1
+    (tmp_path / "open.yaml").write_text(OPTIONS)
+    monkeypatch.setattr(os, "environ", {"RUNTIME_DIRECTORY": "/run/vllm/main", "VLLM_API_KEY": ""})
+    assert supervisor.main(["main", str(tmp_path / "open.yaml"), "7"]) == 78
+    assert capsys.readouterr().out.startswith("vllm@main ends: VLLM_API_KEY: found no key for a server on 0.0.0.0")
     assert supervisor.main(["main"]) == 78
     assert "usage: " in capsys.readouterr().err
 

@@ -249,19 +249,27 @@ def test_back_off_and_a_limit(unit):
     assert unit.last().endswith(ERROR)
 
 
-def test_a_killed_supervisor_counts_as_a_start(unit):
+def test_a_supervisor_killed_before_ready_counts_as_a_start(unit):
+    unit.order(log=LOADING, seconds=60)
     unit.start()
-    unit.ready()
+    wait_for(lambda: "preparing a KV cache of 32768 blocks" in unit.fields("STATUS"))
     unit.process.kill()
     unit.process.wait()
     assert (unit.runtime / "starts").read_text() == "1\nthe supervisor was killed"
 
 
-def test_a_server_that_has_come_to_rest_starts_anew(unit):
-    (unit.runtime / "starts").write_text("3\nvLLM ended")
-    unit.start(settled=0, WATCHDOG_USEC=600_000)
+@pytest.mark.parametrize("end", ["server", "supervisor", "watchdog"])
+def test_an_end_after_ready_is_no_failed_start(unit, end):
+    """Else a request that ends the server, sent a few times, would end the unit for good."""
+    (unit.runtime / "starts").write_text("4\nvLLM ended")
+    unit.start()
     unit.ready()
-    wait_for(lambda: not (unit.runtime / "starts").exists())
+    if end == "server":
+        unit.order(status=0)
+    else:
+        unit.process.send_signal(signal.SIGKILL if end == "supervisor" else signal.SIGABRT)
+    assert unit.process.wait(20) != 0
+    assert not (unit.runtime / "starts").exists()
 
 
 def test_a_stop_ends_the_pause(unit):

@@ -1,19 +1,25 @@
 """The door: what a request meets before vLLM does. vLLM loads it by `--middleware vllm_kepler.serving.door.Door`.
 
-It asks for the key on every path (upstream asks on /v1 alone, and /invocations completes without one), refuses bodies
-that are too large, no JSON or known to end the engine, and turns new requests away while the server drains, or is
-held until somebody has looked at its answers.
+It keeps a server without a key from the network, asks for the key on every path (upstream asks on /v1 alone, and
+/invocations completes without one), refuses bodies that are too large, no JSON or known to end the engine, and turns
+new requests away while the server drains, or is held until somebody has looked at its answers.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import os
+import socket
+import stat
+import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from .instance import CONFIGURATION, Refused, key_of, refuse_open_server
 
 # A file of this name in the unit's runtime directory: the supervisor drains the server.
 DRAINING = "draining"
@@ -90,13 +96,15 @@ class Door:
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self.app = app
-        self.key = os.environ.get("VLLM_API_KEY", "")
+        self.key = key_of(os.environ)
         self.limit = int(float(os.environ.get("VLLM_KEPLER_BODY", "8")) * MEBIBYTE)
         self.draining = Path(os.environ.get("RUNTIME_DIRECTORY", "/nonexistent")) / DRAINING
         self.held = Path(os.environ.get("VLLM_KEPLER_HELD", "/nonexistent"))
         self.running = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.open()
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -125,6 +133,17 @@ class Door:
             await answer(send, Turned(400, "A field of the body is not of the kind that it must be."))
         finally:
             self.running -= 1
+
+    async def open(self) -> None:
+        """End the process with status 78 instead of starting a server that the network reaches and that has no key."""
+        try:
+            for address in unused_sockets():
+                refuse_open_server(address, self.key)
+        except Refused as refused:
+            print(f"ERROR {refused}", flush=True)
+            # uvicorn goes on after any exception of this task, SystemExit included.
+            asyncio.get_running_loop().call_soon(sys.exit, CONFIGURATION)
+            await asyncio.Event().wait()
 
     def admit(self, path: str, method: str, headers: dict[str, str]) -> None:
         """Raise Turned for a request without the key, or one that came too late or too early."""
@@ -170,6 +189,30 @@ class Door:
             return parts.pop() if parts else await receive()
 
         return again
+
+
+def unused_sockets() -> Iterator[str]:
+    """Yield the addresses of this process's TCP sockets that are bound and neither listen nor are connected yet.
+
+    vLLM binds its port long before it listens there.
+    """
+    for number in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if not stat.S_ISSOCK(os.fstat(number).st_mode):
+                continue
+            found = socket.socket(fileno=os.dup(number))
+        except OSError:
+            continue
+        with found:
+            if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
+                continue
+            address, port = found.getsockname()[:2]
+            if not port or found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                continue
+            try:
+                found.getpeername()
+            except OSError:
+                yield address
 
 
 def word_of(held: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 # Characters of the runtime directory. A socket's path has 107 at most, and vLLM adds "/tmp/", a UUID and
 # "_health_socket"; where they do not fit, it never becomes ready.
 LONGEST = 107 - 5 - 36 - 14
+# Exit status after which systemd does not start the unit again: somebody must correct its configuration first.
+CONFIGURATION = 78
 
 
 class Refused(Exception):
@@ -79,6 +82,26 @@ def number(environment: Mapping[str, str], name: str, default: float) -> float:
     return value
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether a server at this address is reached from its own machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def key_of(environment: Mapping[str, str]) -> str | None:
+    """Return the key that requests must bring, or None. No header can carry a key of spaces."""
+    return environment.get("VLLM_API_KEY", "").strip() or None
+
+
+def refuse_open_server(host: str, key: str | None) -> None:
+    """Raise Refused for a server that the network reaches and that wants no key."""
+    if key is None and not is_loopback(host):
+        raise Refused(f"VLLM_API_KEY: found no key for a server on {host}; expected one beyond 127.0.0.1, ::1 and "
+                      "localhost. Write a line VLLM_API_KEY=KEY into the file that api_key_file names.")
+
+
 def read_instance(name: str, options: Path, generation: str, environment: Mapping[str, str]) -> Instance:
     """The instance that a file of options and the unit's environment describe. Raises Refused."""
     try:
@@ -95,18 +118,20 @@ def read_instance(name: str, options: Path, generation: str, environment: Mappin
     if len(str(directory)) > LONGEST:
         raise Refused(f"RUNTIME_DIRECTORY: found {len(str(directory))} characters; expected at most {LONGEST}, for the "
                       "sockets in it. Give the instance a shorter name.")
+    host, key = str(said.get("host") or "0.0.0.0"), key_of(environment)
+    refuse_open_server(host, key)
     dies = environment.get("CUDA_VISIBLE_DEVICES", "all").replace(",", ", ")
     return Instance(
         name=name,
         options=options,
         model=said["model"],
-        host=str(said.get("host") or "0.0.0.0"),
+        host=host,
         port=said["port"],
         generation=generation,
         dies="cpu" if environment.get("VLLM_KEPLER_DEVICE") == "cpu" else dies,
         directory=directory,
         held=Path(environment.get("VLLM_KEPLER_HELD", "/nonexistent")),
-        key=environment.get("VLLM_API_KEY") or None,
+        key=key,
         start=number(environment, "VLLM_KEPLER_START", 1800),
         stall=number(environment, "VLLM_KEPLER_STALL", 600),
         drain=number(environment, "VLLM_KEPLER_DRAIN", 300),

@@ -1,16 +1,14 @@
-"""How often a server was started in a row without coming to rest: the back-off, and where it gives up."""
+"""Count the starts in a row that failed before the server was ready: the back-off, and the limit."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
 
-# Starts in a row; after the last one the unit stays failed.
+# Failed starts in a row; after the last one the unit stays failed.
 LIMIT = 5
 # Seconds before the second start; each later one waits twice as long.
 PAUSE = 10
-# Seconds of service after which a server has come to rest.
-SETTLED = 600
 
 
 class Starts:
@@ -37,5 +35,5 @@ class Starts:
         self.path.write_text(f"{self.count + 1}\n{reason}")
 
     def forget(self) -> None:
-        """The server has come to rest, or was stopped as asked."""
+        """The server became ready, or was stopped as asked."""
         self.path.unlink(missing_ok=True)

@@ -17,16 +17,16 @@ from pathlib import Path
 
 from .client import QUESTION, TOKENS, ask, has_token, total
 from .door import DRAINING, RUNNING
-from .instance import Instance, Refused, read_instance
+from .instance import CONFIGURATION, Instance, Refused, read_instance
 from .log import Log
-from .starts import LIMIT, SETTLED, Starts
+from .starts import LIMIT, Starts
 from .systemd import notify
 
 USAGE = "usage: python -m vllm_kepler.serving NAME OPTIONS.yaml GENERATION"
 # Not `-m`: each spawned rank would import this module, and with it all commands of vLLM, for a second or two.
 SERVE = "from vllm.entrypoints.cli.main import main; main()"
-# Exit statuses after which systemd does not start the unit again: what must be corrected first, and too many starts.
-CONFIGURATION, GAVE_UP = 78, 69
+# Exit status after too many starts that failed: systemd does not start the unit again.
+GAVE_UP = 69
 # Seconds between two looks while the server starts or drains, and while it serves without a watchdog.
 LOOK, LOOK_IDLE = 1.0, 30.0
 # Seconds that vLLM gets to stop once no request runs.
@@ -160,7 +160,7 @@ class Supervisor:
         """Say why it ends, for the journal, for `systemctl status` and for the next start."""
         self.say(f"ends: {reason}")
         notify(STATUS=f"ended: {reason}")
-        if status:
+        if status and not self.is_ready:
             self.starts.write(reason)
         else:
             self.starts.forget()
@@ -205,8 +205,10 @@ class Supervisor:
         """Tell systemd how the server fares. Returns only where it can never become ready: why."""
         if reason := await self.until_ready():
             return reason
-        self.is_ready, ready = True, time.monotonic()
-        self.say(f"is ready after {ready - self.began:.0f} s")
+        self.is_ready = True
+        # Requests can end a server that is ready; only starts that fail may make the unit give up.
+        self.starts.forget()
+        self.say(f"is ready after {time.monotonic() - self.began:.0f} s")
         notify(READY=1, STATUS=self.serving)
         while True:
             await asyncio.sleep(self.instance.watchdog / 6 or LOOK_IDLE)
@@ -215,8 +217,6 @@ class Supervisor:
                 notify(WATCHDOG=1, STATUS=self.serving)
             else:
                 notify(STATUS=f"no sign of life for {time.monotonic() - self.moved:.0f} s")
-            if time.monotonic() - ready > SETTLED:
-                self.starts.forget()
 
     async def until_ready(self) -> str | None:
         """Wait for the first token; each progress buys the start more time. Returns why there can never be one."""
