@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 from supervised import ROOT
@@ -23,15 +23,12 @@ class Application:
     """What stands behind the door.
 
     Attributes:
-        state: where vLLM keeps its configuration.
         got: path and body of each request.
         go: a stream ends once this is set.
         error: raised instead of an answer.
     """
 
     def __init__(self):
-        model = SimpleNamespace(get_vocab_size=lambda: VOCABULARY)
-        self.state = SimpleNamespace(vllm_config=SimpleNamespace(model_config=model))
         self.got, self.go, self.error = [], asyncio.Event(), None
         self.go.set()
 
@@ -59,6 +56,8 @@ class Entrance:
     def __init__(self):
         self.app = Application()
         self.door = door.Door(self.app)
+        # The door learns it from vLLM before the first request.
+        self.door.limits = replace(self.door.limits, vocabulary=VOCABULARY)
 
     async def send(self, path="/v1/completions", body=b"{}", method="POST", headers=(BEARER, JSON), root=""):
         """Status, headers and text of the answer; a list as body is sent in these parts."""
@@ -73,7 +72,7 @@ class Entrance:
         async def send(message):
             sent.append(message)
 
-        scope = {"type": "http", "method": method, "path": path, "root_path": root, "app": self.app,
+        scope = {"type": "http", "method": method, "path": path, "root_path": root,
                  "headers": [(name.encode(), value.encode()) for name, value in headers]}
         await self.door(scope, receive, send)
         start, *rest = sent
@@ -271,7 +270,8 @@ REFUSED = [
     ({"tools": "x"}, "tools: expected a list of objects."),
     ({"tools": [{}, 1]}, "tools: expected a list of objects."),
     ({"tools": [None]}, "tools: expected a list of objects."),
-    ({"stop_token_ids": [1, VOCABULARY]}, f"stop_token_ids: expected integers of 0 to {VOCABULARY - 1}."),
+    ({"prompt": [VOCABULARY]}, "prompt: found the token id 512; the model's vocabulary has 0 to 511."),
+    ({"n": 1_000_000}, "asks for 1000000 sequences"),
     ({"stop_token_ids": [-1]}, "stop_token_ids"),
     ({"stop_token_ids": ["1"]}, "stop_token_ids"),
     ({"stop_token_ids": [1.5]}, "stop_token_ids"),
@@ -290,7 +290,7 @@ def test_requests_that_hurt(entrance, path, body, message):
 
 PASSED = [
     {"guided_decoding_backend": None}, {"tools": None}, {"tools": []}, {"tools": [{}]}, {"stop_token_ids": None},
-    {"stop_token_ids": []}, {"stop_token_ids": [0, VOCABULARY - 1]}, {"temperature": 1e308},
+    {"stop_token_ids": []}, {"stop_token_ids": [0, VOCABULARY - 1]}, {"prompt": [0, VOCABULARY - 1]},
 ]  # fmt: skip
 
 
@@ -301,9 +301,10 @@ def test_requests_that_do_not(entrance, body):
     assert entrance.app.got == [("/v1/completions", content)]
 
 
-def test_without_a_known_vocabulary_token_ids_pass(entrance):
-    del entrance.app.state.vllm_config
-    assert entrance.ask(body=b'{"stop_token_ids": [999999]}')[0] == 200
+def test_sequences_of_a_request_are_the_operators_to_limit(monkeypatch, entrance):
+    monkeypatch.setenv("VLLM_KEPLER_SEQUENCES", "2")
+    assert Entrance().ask(body=b'{"n": 2}')[0] == 200
+    assert Entrance().ask(body=b'{"n": 3}')[0] == 400
 
 
 KINDS = [

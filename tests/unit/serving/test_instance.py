@@ -34,7 +34,8 @@ def test_what_is_read(read):
 
 
 def test_what_is_left_out(read):
-    instance = read(OPTIONS + "host: 127.0.0.1\n", **dict.fromkeys(ENVIRONMENT) | {"RUNTIME_DIRECTORY": "/run/vllm/main"})
+    nothing = dict.fromkeys(ENVIRONMENT) | {"RUNTIME_DIRECTORY": "/run/vllm/main"}
+    instance = read(OPTIONS + "host: 127.0.0.1\n", **nothing)
     assert (instance.start, instance.stall, instance.drain, instance.watchdog) == (1800, 600, 300, 0)
     assert (instance.key, instance.dies) == (None, "all")
 

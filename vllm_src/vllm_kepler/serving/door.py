@@ -1,4 +1,4 @@
-"""The door: what a request meets before vLLM does. vLLM loads it by `--middleware vllm_kepler.serving.door.Door`.
+"""The door: what a request meets before vLLM does. api.py hands it to vLLM.
 
 It keeps a server without a key from the network, asks for the key on every path (upstream asks on /v1 alone, and
 /invocations completes without one), refuses bodies that are too large, no JSON or known to end the engine, and turns
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from .instance import CONFIGURATION, Refused, key_of, refuse_open_server
+from .limits import Limits, Turned, parse
+from .requests import guard
 
 # A file of this name in the unit's runtime directory: the supervisor drains the server.
 DRAINING = "draining"
@@ -34,61 +36,12 @@ OPEN = ("/health", "/ping", "/metrics", "/version")
 MEBIBYTE = 1 << 20
 # How many times the limit of a body is read, and thrown away, before its sender is cut off.
 PATIENCE = 8
+# Seconds in which a body must have arrived.
+ARRIVAL = 60
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-
-
-class Turned(Exception):
-    """A request that gets no further: status, what is wrong, further headers."""
-
-    def __init__(self, status: int, message: str, **headers: str) -> None:
-        super().__init__(message)
-        self.status, self.headers = status, headers
-
-
-def constant(name: str) -> None:
-    """NaN and Infinity, which Python reads and JSON does not know."""
-    raise ValueError(f"{name} is no JSON")
-
-
-def integer(text: str) -> int:
-    """A number that the engine can hold."""
-    number = int(text)
-    if not -(1 << 63) <= number < 1 << 63:
-        raise ValueError("an integer needs more than 64 bits")
-    return number
-
-
-def look_at(content: bytes, vocabulary: int) -> None:
-    """Raise Turned for a body that vLLM 0.9.2 answers with 500, or that ends its engine.
-
-    vocabulary: how many token ids the model has; 0 where that is unknown.
-    """
-    try:
-        body = json.loads(content, parse_constant=constant, parse_int=integer)
-    except (ValueError, RecursionError) as error:
-        # No word of the body: it may hold what nobody else should read.
-        where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        raise Turned(400, f"The body is no JSON, or holds a number of more than 64 bits{where}.") from None
-    if not isinstance(body, dict):
-        raise Turned(400, "The body must be a JSON object.")
-    if body.get("guided_decoding_backend") is not None:
-        # A pattern that another backend cannot read ends the engine.
-        raise Turned(400, "guided_decoding_backend: the server chooses it. Leave it out.")
-    if body.get("prompt_embeds") is not None:
-        # Upstream decodes it before it says that it does not take it.
-        raise Turned(400, "prompt_embeds: the server takes text and tokens. Leave it out.")
-    tools = body.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise Turned(400, "tools: expected a list of objects.")
-    tokens = body.get("stop_token_ids")
-    # With min_tokens these index the logits.
-    if vocabulary and isinstance(tokens, list):
-        strange = [token for token in tokens if not (isinstance(token, int) and 0 <= token < vocabulary)]
-        if strange:
-            raise Turned(400, f"stop_token_ids: expected integers of 0 to {vocabulary - 1}.")
 
 
 class Door:
@@ -101,10 +54,11 @@ class Door:
         self.draining = Path(os.environ.get("RUNTIME_DIRECTORY", "/nonexistent")) / DRAINING
         self.held = Path(os.environ.get("VLLM_KEPLER_HELD", "/nonexistent"))
         self.running = 0
+        self.limits = Limits(sequences=int(os.environ.get("VLLM_KEPLER_SEQUENCES", Limits.sequences)))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self.open()
+            await self.open(scope)
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -134,15 +88,18 @@ class Door:
         finally:
             self.running -= 1
 
-    async def open(self) -> None:
-        """End the process with status 78 instead of starting a server that the network reaches and that has no key."""
+    async def open(self, scope: Message) -> None:
+        """Get to know the model, or end the process: with status 78 if somebody must correct its configuration."""
         try:
             for address in unused_sockets():
                 refuse_open_server(address, self.key)
-        except Refused as refused:
-            print(f"ERROR {refused}", flush=True)
+            if "app" in scope:
+                self.limits = await guard(scope["app"].state, self.limits)
+        except Exception as error:
+            known = isinstance(error, Refused)
+            print(f"ERROR {error}" if known else traceback.format_exc(), flush=True)
             # uvicorn goes on after any exception of this task, SystemExit included.
-            asyncio.get_running_loop().call_soon(sys.exit, CONFIGURATION)
+            asyncio.get_running_loop().call_soon(sys.exit, CONFIGURATION if known else 1)
             await asyncio.Event().wait()
 
     def admit(self, path: str, method: str, headers: dict[str, str]) -> None:
@@ -170,8 +127,12 @@ class Door:
         if "expect" in headers and length.isdigit() and int(length) > self.limit:
             raise too_large
         content, size, more = bytearray(), 0, True
+        end = asyncio.get_running_loop().time() + ARRIVAL
         while more and size <= PATIENCE * self.limit:
-            message = await receive()
+            try:
+                message = await asyncio.wait_for(receive(), end - asyncio.get_running_loop().time())
+            except asyncio.TimeoutError:
+                raise Turned(408, f"The body did not arrive within {ARRIVAL} s.", connection="close") from None
             if message["type"] == "http.disconnect":
                 break
             part = message.get("body", b"")
@@ -182,7 +143,7 @@ class Door:
         if size > self.limit:
             raise too_large
         if headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
-            look_at(bytes(content), vocabulary_of(scope))
+            self.limits.check(parse(bytes(content)))
         parts = [{"type": "http.request", "body": bytes(content), "more_body": False}]
 
         async def again() -> Message:
@@ -196,7 +157,7 @@ def unused_sockets() -> Iterator[str]:
 
     vLLM binds its port long before it listens there.
     """
-    for number in map(int, os.listdir("/proc/self/fd")):
+    for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
         try:
             if not stat.S_ISSOCK(os.fstat(number).st_mode):
                 continue
@@ -221,12 +182,6 @@ def word_of(held: Path) -> str:
         return held.read_text().strip()
     except FileNotFoundError:
         return ""
-
-
-def vocabulary_of(scope: Message) -> int:
-    """How many token ids the served model has; 0 where vLLM does not say."""
-    config = getattr(getattr(scope.get("app"), "state", None), "vllm_config", None)
-    return config.model_config.get_vocab_size() if config is not None else 0
 
 
 def from_validation(error: BaseException) -> bool:

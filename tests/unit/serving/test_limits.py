@@ -1,0 +1,140 @@
+"""What one request may ask, by the JSON of its body."""
+
+import json
+import time
+
+import pytest
+from vllm_kepler.serving import limits
+from vllm_kepler.serving.limits import Limits, Turned
+
+VOCABULARY, LENGTH = 512, 1024
+LIMITS = Limits(vocabulary=VOCABULARY, length=LENGTH, logprobs=20, renderer=frozenset({"chat_template", "tokenize"}))
+
+
+def refusal(body, given=LIMITS):
+    """Return what is said of a body, or None."""
+    try:
+        given.check(limits.parse(json.dumps(body).encode()))
+    except Turned as turned:
+        return str(turned) if turned.status == 400 else f"{turned.status}"
+    return None
+
+
+# Every field and every shape of it that can name token ids.
+PLACES = [
+    lambda token: {"prompt": [token]}, lambda token: {"prompt": [token, 1]}, lambda token: {"prompt": [1, token]},
+    lambda token: {"prompt": [[1], [token]]}, lambda token: {"prompt": [[token]]}, lambda token: {"tokens": [1, token]},
+    lambda token: {"stop_token_ids": [token], "min_tokens": 1}, lambda token: {"allowed_token_ids": [1, token]},
+    lambda token: {"logit_bias": {"1": 1, str(token): 1}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("token", [VOCABULARY, VOCABULARY + 1, -1, -VOCABULARY, (1 << 63) - 1, -(1 << 63)])
+def test_token_ids_outside_the_vocabulary_are_named(place, token):
+    said = refusal(place(token))
+    assert f"found the token id {token}; the model's vocabulary has 0 to {VOCABULARY - 1}." in said
+    assert said.startswith(tuple(place(1)))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("token", [0, 1, VOCABULARY - 1])
+def test_token_ids_of_the_model_pass(place, token):
+    assert refusal(place(token)) is None
+
+
+STRANGE = [
+    {"prompt": [1.0]}, {"prompt": [True]}, {"prompt": [[1], "a"]}, {"prompt": [[1], [None]]}, {"prompt": [[[1]]]},
+    {"prompt": {}}, {"prompt": 5}, {"prompt": ["a", 1]}, {"prompt": [[1], 1]}, {"prompt": True}, {"tokens": ["1"]},
+    {"stop_token_ids": ["1"]}, {"stop_token_ids": [1.5]}, {"stop_token_ids": [[1]]}, {"allowed_token_ids": [None]},
+    {"logit_bias": {"a": 1}}, {"logit_bias": {"": 1}}, {"logit_bias": {" 1": 1}}, {"logit_bias": {"1_0": 1}},
+    {"logit_bias": {"٣": 1}}, {"logit_bias": {"9" * 5000: 1}}, {"logit_bias": {"--1": 1}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", STRANGE)
+def test_what_is_no_token_id_is_refused(body):
+    assert refusal(body).startswith(next(iter(body)))
+
+
+def test_without_a_known_vocabulary_token_ids_pass():
+    assert refusal({"stop_token_ids": [999999], "prompt": [5] * 5000}, Limits()) is None
+
+
+COUNTS = [
+    {"n": 129}, {"n": 10**6}, {"best_of": 10**6}, {"n": 1, "best_of": 129}, {"prompt": ["a"] * 129},
+    {"prompt": [[1]] * 129}, {"prompt": ["a"] * 2, "n": 65}, {"prompt": [[1]] * 65, "n": 1, "best_of": 2},
+    {"stop": ["a"] * 65}, {"stop": "a" * 1025}, {"stop": ["a", "b" * 1025]}, {"bad_words": ["a"] * 257},
+    {"bad_words": ["a" * 1025]}, {"tools": [{}] * 129}, {"messages": [{}] * 1025}, {"logprobs": 21},
+    {"top_logprobs": 10**9}, {"prompt_logprobs": 21}, {"logit_bias": {str(one): 0 for one in range(1025)}},
+    {"use_beam_search": True, "n": 11}, {"prompt": [1] * (LENGTH + 1)}, {"prompt": [[1] * (LENGTH + 1)]},
+    {"allowed_token_ids": [1] * (LENGTH + 1)}, {"guided_choice": ["a"] * 4097}, {"documents": [{}] * 4097},
+    {"n": 0}, {"n": -1}, {"n": "1"}, {"n": 1.0}, {"n": True}, {"best_of": [1]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", COUNTS)
+def test_counts_that_multiply_work_are_bounded(body):
+    assert refusal(body)
+
+
+ALLOWED = [
+    {"n": 128}, {"n": 2, "best_of": 64, "prompt": ["a", "b"]}, {"prompt": [[1]] * 128}, {"stop": ["a" * 1024] * 64},
+    {"logprobs": 20}, {"logprobs": True, "top_logprobs": 20}, {"use_beam_search": True, "n": 10}, {"n": None},
+    {"prompt": [1] * LENGTH}, {"prompt": []}, {"prompt": "a" * 100_000}, {"best_of": None}, {},
+    {"chat_template": None, "chat_template_kwargs": {"enable_thinking": False}}, {"chat_template_kwargs": "x"},
+    {"guided_json": {"enum": [str(one) for one in range(4000)]}},
+    {"messages": [{"role": "user", "content": "a"}] * 1024},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", ALLOWED)
+def test_requests_within_the_limits_pass(body):
+    assert refusal(body) is None
+
+
+@pytest.mark.parametrize("name", ["temperature", "repetition_penalty", "length_penalty"])
+@pytest.mark.parametrize("number", [1e-320, 1e-45, 1e30, 1e308, -1e308, 10**18, "1", True, [1]])
+def test_numbers_that_float32_cannot_use_are_refused(name, number):
+    # Near zero is a temperature that upstream replaces, and no length penalty.
+    passes = isinstance(number, float) and 0 < number < 1e-40 and name != "repetition_penalty"
+    assert (refusal({name: number}) is None) == passes
+
+
+@pytest.mark.parametrize("body", [
+    {"chat_template": "{{ 1 }}"}, {"chat_template": ""}, {"chat_template": 0}, {"messages": [], "chat_template": "x"},
+    {"chat_template_kwargs": {"chat_template": "x"}}, {"chat_template_kwargs": {"chat_template": None}},
+    {"chat_template_kwargs": {"a": 1, "tokenize": True}}, {"logits_processors": ["x"]}, {"prompt_embeds": ""},
+])  # fmt: skip
+def test_what_is_the_operators_is_refused(body):
+    assert refusal(body).endswith("Leave it out.")
+
+
+def nested(depth, kind):
+    return '{"a":' * depth + "1" + "}" * depth if kind == "object" else '{"a":' + "[" * depth + "]" * depth + "}"
+
+
+@pytest.mark.parametrize("kind", ["object", "list"])
+def test_deep_bodies_are_refused(kind):
+    LIMITS.check(limits.parse(nested(limits.DEEPEST - 3, kind).encode()))
+    with pytest.raises(Turned, match="deeper than"):
+        LIMITS.check(limits.parse(nested(limits.DEEPEST + 1, kind).encode()))
+
+
+@pytest.mark.parametrize("body", [
+    {"messages": [[{}] * 100] * 400}, {"metadata": {str(one): [1] * 4000 for one in range(9)}},
+    {"stop": [["a"] * 4096] * 9}, {"a": [0] * 4097},
+])  # fmt: skip
+def test_bodies_of_many_values_are_refused(body):
+    assert "values" in refusal(body) or "items" in refusal(body)
+
+
+def test_largest_bodies_are_judged_at_once():
+    """The API's event loop waits meanwhile. Eight times the limit of the test is a machine that is busy."""
+    bodies = [b'{"prompt": [' + b"1," * 1_000_000 + b"1]}", b'{"prompt": [' + b"[]," * 700_000 + b"[]]}",
+              b'{"a": ' + b"[" + b"[1]," * 500_000 + b"1]}", b'{"seed": ' + b"9" * 2_000_000 + b"}"]
+    for body in bodies:
+        began = time.process_time()
+        with pytest.raises(Turned):
+            LIMITS.check(limits.parse(body))
+        assert time.process_time() - began < 2

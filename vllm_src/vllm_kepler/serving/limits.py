@@ -1,0 +1,201 @@
+"""Limits of what one request may ask, by the JSON of its body: checked before vLLM reads any of it.
+
+Upstream takes "1", 1.0 and true for integers and reports each wrong item of a list by itself. Here a field that names
+token ids or counts work holds plain integers, and the first wrong one ends the request.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+# Values in a body, token ids not counted, and how deep they may nest. vLLM reads them on the API's event loop: an item
+# of the wrong kind costs it up to 0.3 ms.
+MOST_VALUES, DEEPEST = 32_768, 64
+# Items of a list or object that holds no token ids: messages, tools, biases and the rest.
+MOST_ITEMS = 4096
+# Fields with a limit of their own, since each item costs something for every token.
+MOST_OF = {"messages": 1024, "stop": 64, "bad_words": 256, "logit_bias": 1024, "tools": 128}
+LONGEST_WORD = 1024
+# Lists of token ids at the top of a body.
+TOKEN_LISTS = ("tokens", "stop_token_ids", "allowed_token_ids")
+# Beyond these, float32 makes NaN or infinity of a result.
+RANGES = {"temperature": (0, 100), "repetition_penalty": (0.01, 100), "length_penalty": (-10, 10)}
+LOGPROBS = ("logprobs", "top_logprobs", "prompt_logprobs")
+# What only the operator decides, and why.
+OPERATORS = {
+    # A pattern that another backend cannot read ends the engine.
+    "guided_decoding_backend": "the server chooses it",
+    # Upstream decodes it before it says that it does not take it.
+    "prompt_embeds": "the server takes text and tokens",
+    # A template is a program, and the API's event loop runs it.
+    "chat_template": "the server's operator chooses it",
+    "logits_processors": "the server has none",
+}
+
+
+class Turned(Exception):
+    """A request that gets no further: status, what is wrong, further headers."""
+
+    def __init__(self, status: int, message: str, **headers: str) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the served model and its operator allow.
+
+    Attributes:
+        sequences: most sequences of one request: its prompts times n, or times best_of.
+        vocabulary: number of token ids that both the embedding and the tokenizer have; 0 if unknown.
+        length: most tokens of a sequence; 0 if unknown.
+        logprobs: most log-probabilities for each token.
+        renderer: names of what chat_template_kwargs may not replace.
+    """
+
+    sequences: int = 128
+    vocabulary: int = 0
+    length: int = 0
+    logprobs: int = 20
+    renderer: frozenset[str] = frozenset({"chat_template"})
+
+    def check(self, body: dict[str, Any]) -> None:
+        """Raise Turned for a body that would hurt the server or be answered with 500."""
+        for name, reason in OPERATORS.items():
+            if body.get(name) is not None:
+                raise Turned(400, f"{name}: {reason}. Leave it out.")
+        # A list of token ids is long; its items are checked below, one by one.
+        tokens = {name for name in TOKEN_LISTS if isinstance(body.get(name), list)}
+        prompts = self.prompts(body.get("prompt"))
+        check_size({name: value for name, value in body.items() if name not in tokens and name != "prompt"})
+        for name in tokens:
+            self.check_tokens(name, body[name])
+        for ids in prompts:
+            if isinstance(ids, list):
+                self.check_tokens("prompt", ids)
+        self.check_lists(body)
+        self.check_numbers(body, max(len(prompts), 1))
+        given = body.get("chat_template_kwargs")
+        if isinstance(given, dict) and (taken := sorted(self.renderer & given.keys())):
+            raise Turned(400, f"chat_template_kwargs: {taken[0]} is not the template's to receive. Leave it out.")
+
+    def prompts(self, prompt: Any) -> list[str | list[int]]:
+        """Return the prompts of a field that may hold a text, token ids, or a list of either. Raise Turned."""
+        if prompt is None:
+            return []
+        if isinstance(prompt, str):
+            return [prompt]
+        if isinstance(prompt, list):
+            kinds = set(map(type, prompt))
+            if kinds <= {int}:
+                return [prompt]
+            if kinds in ({str}, {list}):
+                return prompt
+        raise Turned(400, "prompt: expected a text, token ids, or a list of texts or of lists of token ids.")
+
+    def check_tokens(self, name: str, ids: list[Any]) -> None:
+        """Raise Turned for a list with anything but token ids of this model."""
+        if self.length and len(ids) > max(self.length, self.vocabulary if name != "prompt" else 0):
+            raise Turned(400, f"{name}: found {len(ids)} token ids; the model takes {self.length}.")
+        if set(map(type, ids)) - {int}:
+            raise Turned(400, f"{name}: expected integers of 0 to {self.vocabulary - 1}, the model's token ids.")
+        if self.vocabulary and ids and not (min(ids) >= 0 and max(ids) < self.vocabulary):
+            raise self.strange(name, next(one for one in ids if not 0 <= one < self.vocabulary))
+
+    def strange(self, name: str, token: int) -> Turned:
+        """Return the answer to a token id that the model lacks."""
+        return Turned(400, f"{name}: found the token id {token}; the model's vocabulary has 0 to "
+                           f"{self.vocabulary - 1}.")
+
+    def check_lists(self, body: dict[str, Any]) -> None:
+        """Raise Turned for lists whose items cost too much, or are of a kind that upstream answers with 500."""
+        tools = body.get("tools")
+        if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+            raise Turned(400, "tools: expected a list of objects.")
+        for name, most in MOST_OF.items():
+            if isinstance(found := body.get(name), list) and len(found) > most:
+                raise Turned(400, f"{name}: found {len(found)} items; the server takes {most}.")
+        for name in ("stop", "bad_words"):
+            words = [body[name]] if isinstance(body.get(name), str) else body.get(name) or []
+            if isinstance(words, list) and any(isinstance(word, str) and len(word) > LONGEST_WORD for word in words):
+                raise Turned(400, f"{name}: expected at most {LONGEST_WORD} characters each.")
+        biases = body.get("logit_bias")
+        if isinstance(biases, dict):
+            for key in biases:
+                if not (key.isascii() and key.removeprefix("-").isdigit() and len(key) <= 20):
+                    raise Turned(400, "logit_bias: expected token ids, which are integers, as names.")
+                if self.vocabulary and not 0 <= int(key) < self.vocabulary:
+                    raise self.strange("logit_bias", int(key))
+
+    def check_numbers(self, body: dict[str, Any], prompts: int) -> None:
+        """Raise Turned for counts that multiply work, and for numbers that float32 does not hold."""
+        for name, (least, most) in RANGES.items():
+            if (found := body.get(name)) is not None and not (type(found) in (int, float) and least <= found <= most):
+                raise Turned(400, f"{name}: expected a number of {least} to {most}.")
+        for name in LOGPROBS:
+            # In a chat `logprobs` is true or false.
+            if type(found := body.get(name)) is int and found > self.logprobs:
+                raise Turned(400, f"{name}: found {found}; the server gives {self.logprobs}.")
+        counts = {name: body[name] for name in ("n", "best_of") if body.get(name) is not None}
+        for name, count in counts.items():
+            if type(count) is not int or count < 1:
+                raise Turned(400, f"{name}: expected an integer of at least 1.")
+        found = prompts * max(counts.values(), default=1)
+        if found > self.sequences:
+            raise Turned(400, f"The request asks for {found} sequences, which are its prompts times n or best_of; the "
+                              f"server takes {self.sequences} at once.")
+        # For each beam upstream asks for twice as many log-probabilities as there are beams.
+        if body.get("use_beam_search") and 2 * counts.get("n", 1) > self.logprobs:
+            raise Turned(400, f"n: found {counts['n']}; a beam search takes {self.logprobs // 2}.")
+
+
+def parse(content: bytes) -> dict[str, Any]:
+    """Return the object that a body holds. Raise Turned for JSON that vLLM answers with 500."""
+    try:
+        body = json.loads(content, parse_constant=constant, parse_int=integer)
+    except (ValueError, RecursionError) as error:
+        # Never repeat the body: it may be confidential.
+        where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+        raise Turned(400, f"The body is no JSON, or holds a number of more than 64 bits{where}.") from None
+    if not isinstance(body, dict):
+        raise Turned(400, "The body must be a JSON object.")
+    return body
+
+
+def constant(name: str) -> None:
+    """Refuse NaN and Infinity, which Python reads and JSON does not know."""
+    raise ValueError(f"{name} is no JSON")
+
+
+def integer(text: str) -> int:
+    """Return a number that the engine can hold."""
+    # Python itself takes no more than 4,300 digits, slowly.
+    number = int(text) if len(text) <= 20 else 1 << 64
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ValueError("an integer needs more than 64 bits")
+    return number
+
+
+def check_size(body: dict[str, Any]) -> None:
+    """Raise Turned for more values, longer lists or deeper nesting than the API's event loop can stand."""
+    level: list[Any] = [body]
+    seen = 0
+    for _ in range(DEEPEST):
+        level = [value for found in level for value in children(found)]
+        seen += len(level)
+        if seen > MOST_VALUES:
+            raise Turned(400, f"The body holds more than {MOST_VALUES} values.")
+        if not level:
+            return
+    raise Turned(400, f"The body nests deeper than {DEEPEST} levels.")
+
+
+def children(found: Any) -> Iterator[Any]:
+    """Yield the items of a list or object. Raise Turned if there are too many."""
+    if isinstance(found, (dict, list)):
+        if len(found) > MOST_ITEMS:
+            raise Turned(400, f"A list or an object in the body has {len(found)} items; the server takes {MOST_ITEMS}.")
+        yield from found.values() if isinstance(found, dict) else found

@@ -1,0 +1,131 @@
+"""What vLLM made of a request, checked before the request is queued.
+
+vLLM's own handlers are wrapped instead of reading bodies a second time: every path and every form of a field ends
+there, with prompts as token ids and guides as the compiler gets them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import replace
+from typing import Any
+
+from .guides import Guides
+from .instance import Refused
+from .limits import Limits, Turned
+
+BACKEND = "guidance"
+
+
+async def guard(state: Any, limits: Limits) -> Limits:
+    """Wrap the handlers of a vLLM that is about to serve, and return the limits of its model.
+
+    state: of vLLM's application. Raises Refused for a server whose guides nobody could check.
+    """
+    backend = state.vllm_config.decoding_config.backend
+    if backend != BACKEND:
+        raise Refused(f"guided-decoding-backend: found {backend}; expected {BACKEND}: a guide that another one cannot "
+                      "read ends the engine. Leave it out.")
+    client, model = state.engine_client, state.vllm_config.model_config
+    tokenizer = await client.get_tokenizer()
+    limits = limits_of(model, tokenizer, limits)
+    client.generate = checked_generate(client.generate, limits)
+    check = GuideCheck(model, tokenizer)
+    for handler, name in ((state.openai_serving_chat, "create_chat_completion"),
+                          (state.openai_serving_completion, "create_completion")):
+        if handler is not None:
+            setattr(handler, name, checked_handler(handler, getattr(handler, name), check))
+    return limits
+
+
+def limits_of(model: Any, tokenizer: Any, limits: Limits) -> Limits:
+    """Complete the operator's limits with those of the model."""
+    from vllm.entrypoints.chat_utils import apply_hf_chat_template
+
+    renderers = (apply_hf_chat_template, getattr(tokenizer, "apply_chat_template", apply_hf_chat_template))
+    names = {name for renderer in renderers for name in inspect.signature(renderer).parameters}
+    # The embedding may have rows without a token, and the tokenizer tokens without a row.
+    vocabulary = min(model.get_vocab_size(), max(tokenizer.get_vocab().values()) + 1)
+    return replace(limits, vocabulary=vocabulary, length=model.max_model_len, logprobs=model.max_logprobs,
+                   renderer=limits.renderer | names)
+
+
+def checked_generate(generate: Any, limits: Limits) -> Any:
+    """Wrap the call that queues a prompt. Upstream answers its ValueError with 400, before a stream begins."""
+
+    @functools.wraps(generate)
+    def checked(prompt: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            limits.check_tokens("prompt", prompt.get("prompt_token_ids") or [])
+        except Turned as turned:
+            raise ValueError(str(turned)) from None
+        return generate(prompt, *arguments, **options)
+
+    return checked
+
+
+def checked_handler(handler: Any, create: Any, check: GuideCheck) -> Any:
+    """Wrap one of vLLM's handlers so that it answers 400 for a guide that the engine cannot take."""
+
+    @functools.wraps(create)
+    async def checked(request: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            await check(request)
+        except Turned as turned:
+            answer = handler.create_error_response(str(turned))
+            answer.code = turned.status
+            return answer
+        return await create(request, *arguments, **options)
+
+    return checked
+
+
+class GuideCheck:
+    """Asks the compiler for the guide that upstream makes of a request, however the request names it."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        self.guides = Guides(fast.to_str() if fast is not None else None, getattr(tokenizer, "eos_token_id", None))
+
+    async def __call__(self, request: Any) -> None:
+        """Raise Turned for a guide that the compiler refuses. Replace a grammar in GBNF by its form in Lark."""
+        from vllm.model_executor.guided_decoding.guidance_decoding import (
+            get_local_guidance_guided_decoding_logits_processor as processor_of,
+        )
+
+        self.complete(request)
+        try:
+            most = request.max_tokens or getattr(request, "max_completion_tokens", None) or self.model.max_model_len
+            params = request.to_sampling_params(most, self.model.logits_processor_pattern, {})
+            guided = params.guided_decoding
+            if guided is None:
+                return
+            if request.use_beam_search:
+                raise Turned(400, "use_beam_search: a beam search knows no guide. Leave one of them out.")
+            guide = {"text": guided.grammar} if guided.grammar else {
+                "grammar": processor_of(guided, self.tokenizer).grammar}
+        except Turned:
+            raise
+        except Exception as error:
+            raise Turned(400, str(error) or "A field of the body is not of the kind that it must be.") from None
+        prompts = request.prompt if isinstance(getattr(request, "prompt", None), list) else []
+        count = len(prompts) if prompts and not isinstance(prompts[0], int) else 1
+        text = await self.guides.check(guide, count * params.n)
+        if guided.grammar:
+            # Else upstream converts it again, on the API's event loop.
+            request.guided_grammar = text
+
+    def complete(self, request: Any) -> None:
+        """Raise Turned for a response_format that upstream would ignore, and obey the one of a completion."""
+        asked = request.response_format
+        if asked is None or asked.type in ("text", "json_object"):
+            return
+        if asked.type == "structural_tag":
+            raise Turned(400, "response_format: the server has no structural tags; use json_schema.")
+        schema = asked.json_schema and asked.json_schema.json_schema
+        if schema is None:
+            raise Turned(400, "response_format: expected json_schema with a schema in it.")
+        if not hasattr(request, "messages"):
+            request.guided_json = schema
