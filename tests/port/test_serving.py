@@ -1,4 +1,4 @@
-"""The door with vLLM itself behind it: two ranks over gloo.
+"""The door with vLLM itself behind it: one rank, and two over gloo.
 
 The server's life is in tests/unit/serving with a server that does what it is told, and in the scenario `default` with
 vLLM under systemd.
@@ -8,8 +8,14 @@ import contextlib
 import http.client
 import json
 import os
+import re
+import resource
+import shutil
 import signal
+import socket
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -23,16 +29,23 @@ VOCABULARY = 512
 # Seconds. A start on a machine whose two cores are busy reads the libraries for long.
 START = 240
 OPTIONS = {
-    "model": MODEL, "served-model-name": "licence", "dtype": "float32", "tensor-parallel-size": 2, "max-num-seqs": 32,
-    "disable-log-requests": "true",
+    "served-model-name": "licence", "dtype": "float32", "max-num-seqs": 32, "disable-log-requests": "true",
 }  # fmt: skip
+# A token of the tokenizer for which the model's embedding has no row.
+EXTRA = "<|extra|>"
+# Seconds for an answer that needs no work, on a machine whose two cores are busy.
+AT_ONCE = 10
 
 
 class Server(Unit):
     """One unit whose server is vLLM."""
 
-    def __init__(self, directory):
-        super().__init__(directory, **OPTIONS)
+    def __init__(self, directory, ranks):
+        model = shutil.copytree(MODEL, directory / "model")
+        said = json.loads((model / "tokenizer.json").read_text())
+        said["added_tokens"].append({**said["added_tokens"][0], "id": VOCABULARY, "content": EXTRA})
+        (model / "tokenizer.json").write_text(json.dumps(said))
+        super().__init__(directory, **OPTIONS, **{"model": model, "tensor-parallel-size": ranks})
 
     def start(self):
         self.run("-m", "vllm_kepler.serving", "main", self.directory / "main.yaml", 7, VLLM_USE_V1=0,
@@ -58,30 +71,40 @@ class Server(Unit):
         super().close()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server"))
+    def children(self):
+        """Ids of vLLM's processes: of the API and of the engine."""
+        found = re.findall(r"\d+", (Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")).read_text())
+        return [int(one) for one in found]
+
+    def running(self):
+        """Requests that the engine has."""
+        _, text = self.ask("/metrics")
+        return sum(map(float, re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", text, re.MULTILINE)))
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["tp1", "tp2"])
+def server(tmp_path_factory, request):
+    server = Server(tmp_path_factory.mktemp("server"), request.param)
     server.start()
     server.ready(START)
     yield server
     server.close()
 
 
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 DOOR = [
     ("/invocations", {"prompt": "1"}, {"Authorization": "Bearer x"}, 401, "The key is missing or wrong."),
     ("/v1/models", None, {"Authorization": "x"}, 401, "The key is missing or wrong."),
     ("/health", None, {"Authorization": "x"}, 200, ""),
-    ("/v1/completions", b" " * ((1 << 20) + 1), {}, 413, "larger than 1048576 bytes"),
-    ("/v1/completions", b"{", {}, 400, "The body is no JSON"),
-    ("/v1/completions", {"prompt": "1", "temperature": float("nan")}, {}, 400, "The body is no JSON"),
-    ("/v1/completions", {"prompt": "1", "max_tokens": -1}, {}, 400, "max_tokens must be at least 1"),
-    ("/v1/completions", {"prompt": "1", "stop_token_ids": [VOCABULARY], "min_tokens": 1}, {}, 400,
-     f"stop_token_ids: expected integers of 0 to {VOCABULARY - 1}."),
-    ("/v1/completions", {"prompt": "1", "stop_token_ids": [VOCABULARY - 1], "min_tokens": 1}, {}, 200, "choices"),
-    ("/v1/completions", {"prompt": "1", "guided_regex": "(?=a)", "guided_decoding_backend": "outlines"}, {}, 400,
+    (COMPLETIONS, b" " * ((1 << 20) + 1), {}, 413, "larger than 1048576 bytes"),
+    (COMPLETIONS, b"{", {}, 400, "The body is no JSON"),
+    (COMPLETIONS, {"prompt": "1", "temperature": float("nan")}, {}, 400, "The body is no JSON"),
+    (COMPLETIONS, {"prompt": "1", "max_tokens": -1}, {}, 400, "max_tokens must be at least 1"),
+    (COMPLETIONS, {"prompt": "1", "stop_token_ids": [VOCABULARY - 1], "min_tokens": 1}, {}, 200, "choices"),
+    (COMPLETIONS, {"prompt": "1", "guided_regex": "(?=a)", "guided_decoding_backend": "outlines"}, {}, 400,
      "guided_decoding_backend: the server chooses it."),
     # Upstream compares this with a number before it knows what it is.
-    ("/v1/completions", {"prompt": "1", "logprobs": "many"}, {}, 400, "not of the kind that it must be"),
+    (COMPLETIONS, {"prompt": "1", "logprobs": "many"}, {}, 400, "not of the kind that it must be"),
 ]  # fmt: skip
 
 
@@ -90,3 +113,228 @@ def test_the_door(server, path, body, headers, status, message):
     answered, text = server.ask(path, body, **headers)
     assert answered == status, text
     assert message in text
+
+
+SCHEMAS = [
+    ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "uniqueItems"),
+    ({"type": "string", "format": "uri"}, "format: uri"),
+    ({"type": "object", "if": {"required": ["a"]}, "then": {"required": ["b"]}}, '"if", "then"'),
+    ({"not": {"type": "string"}}, "not"),
+    ({"type": "string", "format": "iban"}, "format: iban"),
+    ({"type": "array", "contains": {"type": "integer"}}, "contains"),
+    ({"type": "string", "format": "password"}, "format: password"),
+    ({"type": "string", "format": "binary"}, "format: binary"),
+    ({"type": "integer", "minimum": 3, "maximum": 2}, "Unsatisfiable"),
+    ({"type": "object", "properties": {"a": {"$ref": "#/$defs/missing"}}}, "missing"),
+    ({"type": "object", "propertyNames": {"pattern": "^a"}}, "propertyNames"),
+    ({"type": "array", "items": {"type": "integer"}, "minItems": 10**9, "maxItems": 2 * 10**9}, "to compile"),
+    ({"type": "array", "minItems": 500, "items": {"type": "array", "minItems": 500, "maxItems": 10**6,
+                                                  "items": {"enum": ["a", "b"]}}}, "to compile"),
+]  # fmt: skip
+LONG_CHAIN = "\n".join(["root ::= r0", *(f'r{one} ::= "a" r{one + 1} | "b"' for one in range(5000)), 'r5000 ::= "z"'])
+GUIDES = [
+    ({"guided_regex": "(?!a)b"}, "look-around"), ({"guided_regex": "(a)\\1"}, "backreferences"),
+    ({"guided_regex": "[^\\s\\S]"}, "NoExtension"), ({"guided_regex": "(?<=a)b"}, "look-around"),
+    ({"guided_regex": "a{2000000000}"}, "to compile"), ({"guided_regex": "("}, "unclosed group"),
+    ({"guided_regex": "(" * 3000 + ")" * 3000}, "cannot be compiled"), ({"guided_regex": ""}, "guided decoding mode"),
+    ({"guided_grammar": "start: foo bar ???"}, "cannot be compiled"),
+    ({"guided_grammar": "start: missing_rule"}, "missing_rule"), ({"guided_grammar": "root ::= nowhere"}, "nowhere"),
+    ({"guided_grammar": LONG_CHAIN}, "to compile"),
+    ({"guided_grammar": "root ::= " + "(" * 20000 + "'a'" + ")" * 20000}, "cannot be compiled"),
+    ({"guided_choice": []}, "guided decoding mode"), ({"guided_json": "no schema"}, ""), ({"guided_json": "[]"}, ""),
+    ({"guided_json": {"type": "string"}, "guided_whitespace_pattern": "(?=a)"}, "look-around"),
+    ({"guided_json": {"type": "string"}, "response_format": {"type": "json_object"}}, "one kind"),
+    ({"guided_regex": "a", "use_beam_search": True}, "beam search"),
+    ({"response_format": {"type": "structural_tag", "structures": [], "triggers": []}}, "structural tags"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": True}}}, "with a schema"),
+    ({"response_format": {"type": "json_schema"}}, "with a schema"),
+]  # fmt: skip
+
+
+def tool(schema):
+    return {"type": "function", "function": {"name": "f", "parameters": schema}}
+
+
+def in_every_way(schema):
+    """Bodies that ask for a schema, each in another way."""
+    said = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    messages = [{"role": "user", "content": "hi"}]
+    return [
+        (COMPLETIONS, {"prompt": "The", "guided_json": schema}),
+        (COMPLETIONS, {"prompt": ["The", "A"], "guided_json": json.dumps(schema), "stream": True}),
+        ("/invocations", {"prompt": "The", "response_format": said}),
+        (CHAT, {"messages": messages, "guided_json": schema}),
+        (CHAT, {"messages": messages, "response_format": said, "stream": True}),
+        ("/invocations", {"messages": messages, "response_format": said}),
+        (CHAT, {"messages": messages, "tools": [tool(schema)],
+                "tool_choice": {"type": "function", "function": {"name": "f"}}}),
+        (CHAT, {"messages": messages, "tools": [tool(schema)], "tool_choice": "required", "stream": True}),
+    ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def others_are_served(server):
+    """Ask all the time, for health too; nobody waits long, and nothing ends."""
+    before, slowest, stop = server.children(), [0.0], threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            for path, body in (("/health", None), (COMPLETIONS, {"prompt": "1", "max_tokens": 1})):
+                began = time.monotonic()
+                assert server.ask(path, body)[0] == 200
+                slowest.append(time.monotonic() - began)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        asking.join()
+    assert len(slowest) > 2
+    assert max(slowest) < AT_ONCE
+    assert server.children() == before
+
+
+def test_guides_that_cannot_be_compiled_are_refused(server):
+    """In every way in; also those that take memory or time without a bound. Nobody else notices."""
+    asked = [(path, {**body, "max_tokens": 8}, message) for schema, message in SCHEMAS
+             for path, body in in_every_way(schema)]
+    asked += [(path, {**body, **guide, "max_tokens": 8}, message) for guide, message in GUIDES
+              for path, body in ((COMPLETIONS, {"prompt": "The", "stream": True}),
+                                 (CHAT, {"messages": [{"role": "user", "content": "hi"}]}))]
+    with others_are_served(server):
+        for path, body, message in asked:
+            began = time.monotonic()
+            status, text = server.ask(path, body)
+            assert status == 400, (path, body, text)
+            assert message in json.loads(text)["message"], (path, body, text)
+            assert time.monotonic() - began < AT_ONCE
+
+
+def test_guides_that_can_be_compiled_are_obeyed(server):
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    for path, body in in_every_way(schema):
+        if body.get("stream") or body.get("tool_choice") == "required":
+            continue
+        status, text = server.ask(path, {**body, "max_tokens": 60, "temperature": 0, "seed": 1})
+        assert status == 200, text
+        choice = json.loads(text)["choices"][0]
+        message = choice.get("message") or {}
+        calls = message.get("tool_calls")
+        said = calls[0]["function"]["arguments"] if calls else message.get("content") or choice.get("text")
+        assert re.match(r"\s*\{", said), (path, body, text)
+    for guide, pattern in (({"guided_regex": "[ab]{3}"}, "[ab]{3}"), ({"guided_choice": ["x.", "y"]}, r"x\.|y"),
+                           ({"guided_grammar": 'root ::= "a" | "b" [0-9]'}, "a|b[0-9]"),
+                           ({"guided_grammar": 'start: "a" | "b" /[0-9]/'}, "a|b[0-9]")):
+        status, text = server.ask(COMPLETIONS, {"prompt": "The", "max_tokens": 20, "temperature": 1, "n": 4, **guide})
+        assert status == 200, text
+        for choice in json.loads(text)["choices"]:
+            assert re.fullmatch(pattern, choice["text"]), text
+
+
+def test_guides_of_many_sequences_are_bounded(server):
+    schema = {"type": "object", "properties": {f"p{one}": {"type": "integer"} for one in range(400)}}
+    assert server.ask(COMPLETIONS, {"prompt": "a", "max_tokens": 1, "guided_json": schema})[0] == 200
+    status, text = server.ask(COMPLETIONS, {"prompt": "a", "n": 128, "max_tokens": 1, "guided_json": schema})
+    assert status == 400
+    assert "128 sequences" in text
+
+
+STRANGE = f"the model's vocabulary has 0 to {VOCABULARY - 1}"
+HURTING = [
+    *((COMPLETIONS, {"prompt": prompt, "stream": stream}, STRANGE) for stream in (False, True)
+      for prompt in ([VOCABULARY], [VOCABULARY, 1], [[1], [1, VOCABULARY]], [-1], [1 << 40], EXTRA, ["a", EXTRA])),
+    (CHAT, {"messages": [{"role": "user", "content": "x " + EXTRA}]}, STRANGE),
+    (CHAT, {"messages": [{"role": "user", "content": EXTRA[:4]}, {"role": "user", "content": EXTRA[4:]}]}, ""),
+    ("/invocations", {"prompt": [VOCABULARY]}, STRANGE),
+    (COMPLETIONS, {"prompt": "a", "stop_token_ids": [VOCABULARY], "min_tokens": 1}, STRANGE),
+    (COMPLETIONS, {"prompt": "a", "allowed_token_ids": [VOCABULARY]}, STRANGE),
+    (COMPLETIONS, {"prompt": "a", "logit_bias": {str(VOCABULARY): 5}}, STRANGE),
+    (CHAT, {"messages": [{"role": "user", "content": "x"}], "allowed_token_ids": [-5]}, STRANGE),
+    ("/detokenize", {"tokens": [VOCABULARY]}, STRANGE), ("/detokenize", {"tokens": [-1]}, STRANGE),
+    (COMPLETIONS, {"prompt": "a", "n": 10**6, "temperature": 1}, "1000000 sequences"),
+    (COMPLETIONS, {"prompt": "a", "best_of": 10**6, "temperature": 1}, "1000000 sequences"),
+    (COMPLETIONS, {"prompt": ["a"] * 10**5}, "100000 sequences"),
+    (COMPLETIONS, {"prompt": "a", "logprobs": 10**9, "stream": True}, "logprobs: found"),
+    (COMPLETIONS, {"prompt": "a", "repetition_penalty": 1e-45, "temperature": 0, "logprobs": 1}, "repetition_penalty"),
+    (COMPLETIONS, {"prompt": "a", "temperature": 1e308, "min_tokens": 2}, "temperature"),
+    (COMPLETIONS, {"prompt": "a", "use_beam_search": True, "length_penalty": -1e308}, "length_penalty"),
+    *((path, {"messages": [{"role": "user", "content": "x"}], **said}, "chat_template")
+      for path in (CHAT, "/tokenize", "/invocations")
+      for said in ({"chat_template": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}x"},
+                   {"chat_template_kwargs": {"chat_template": "{{ ('x' * 300000000) | length }}"}})),
+    (CHAT, {"messages": [{}] * 50_000}, "items"), (COMPLETIONS, {"prompt": [None] * 100_000}, "prompt"),
+]  # fmt: skip
+
+
+def test_requests_that_hurt_are_refused(server):
+    with others_are_served(server):
+        for path, body, message in HURTING:
+            body = {"max_tokens": 4, **body} if path in (COMPLETIONS, CHAT) else body
+            status, text = server.ask(path, body)
+            if message:
+                assert status == 400, (path, body, text)
+                assert message in text
+            else:
+                assert status == 200, (path, body, text)
+
+
+SHARP = [
+    {"repetition_penalty": 0.01}, {"repetition_penalty": 100, "logit_bias": {"1": 100}}, {"temperature": 1e-45},
+    {"temperature": 100, "min_tokens": 2}, {"top_p": 1e-45}, {"min_p": 1.0}, {"top_k": (1 << 63) - 1},
+    {"logit_bias": {"1": -1e308, "2": 1e308}}, {"presence_penalty": -2, "frequency_penalty": 2, "min_p": 1e-320},
+    {"temperature": 100, "guided_regex": "[a-z]{3}", "repetition_penalty": 0.01},
+    {"use_beam_search": True, "n": 2, "temperature": 1, "length_penalty": 10},
+    {"use_beam_search": True, "length_penalty": -10},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sampling", SHARP)
+def test_sampling_at_the_limits_gives_an_answer(server, sampling):
+    for more in ({"logprobs": 5}, {"temperature": 0, "logprobs": 1}):
+        body = {"prompt": "Permission is", "max_tokens": 6, "seed": 3, **more, **sampling}
+        status, text = server.ask(COMPLETIONS, body)
+        assert status == 200, text
+        assert "NaN" not in text
+
+
+def test_what_a_client_abandoned_costs_nothing(server):
+    body = json.dumps({"prompt": ["a"] * 16, "n": 8, "temperature": 1, "max_tokens": 900, "ignore_eos": True}).encode()
+    for stream in (b"", b'"stream": true, '):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            said = b"{" + stream + body[1:]
+            head = f"Authorization: Bearer {KEY}\r\nContent-Type: application/json\r\nContent-Length: {len(said)}"
+            connection.sendall(f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode() + said)
+            end = time.monotonic() + AT_ONCE
+            while not server.running() and time.monotonic() < end:
+                time.sleep(0.05)
+            assert server.running()
+        end = time.monotonic() + AT_ONCE
+        while server.running() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not server.running()
+
+
+def test_without_files_clients_are_turned_away(server):
+    """More half-sent requests than the API may have files. None of them lasts, and vLLM goes on."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    (api,) = server.children()
+    resource.prlimit(api, resource.RLIMIT_NOFILE, (4096, 4096))
+
+    def files():
+        return len(list(Path(f"/proc/{api}/fd").iterdir()))
+
+    with contextlib.ExitStack() as stack, others_are_served(server):
+        for _ in range(5000):
+            held = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 10))
+            with contextlib.suppress(OSError):
+                held.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: ")
+        time.sleep(2)
+        assert files() < 4096
+    # The last ones may have ten seconds.
+    end = time.monotonic() + 30
+    while files() > 200 and time.monotonic() < end:
+        time.sleep(0.5)
+    assert files() < 200
+    assert server.ask(COMPLETIONS, {"prompt": "1", "max_tokens": 1})[0] == 200

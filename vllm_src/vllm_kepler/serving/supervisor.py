@@ -36,7 +36,7 @@ STOP = 30
 def command_of(instance: Instance) -> list[str]:
     """vLLM as it is, with our door in front of its API."""
     return [sys.executable, "-c", SERVE, "serve", "--config", str(instance.options),
-            "--middleware", "vllm_kepler.serving.door.Door"]
+            "--middleware", "vllm_kepler.serving.api.Door"]
 
 
 def port_holder(instance: Instance) -> str | None:
