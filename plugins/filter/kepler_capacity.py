@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +26,13 @@ from kepler_controller.model_families import (
     refusals,
     tensors_of,
 )
+from kepler_host import RANK_GIB, swap_gib
 from kepler_instances import INSTANCES, setting
 
 # What the module model_facts says of a directory that holds no weights at all.
 NO_WEIGHTS = "no weights"
+# GiB of host memory for what a server has once: the API, the guides that it compiles, requests and answers.
+SERVER_GIB = 4
 
 
 def capacity_plan(facts: dict[str, Any], **asked: Any) -> dict[str, Any]:
@@ -185,6 +189,42 @@ def one_model_findings(
     return faults + found
 
 
+def memory_limit(facts: dict[str, Any], instance: dict[str, Any]) -> str | None:
+    """Return the most host memory that an instance's unit can need, as systemd writes it, or None if nobody knows.
+
+    Weights pass through it on their way to the dies. Pickled files are read whole by each rank.
+    """
+    try:
+        model = read(facts["config"], facts["tensors"])
+        tensors = tensors_of(model, facts["tensors"])
+    except CapacityError:
+        return None
+    ranks = setting(instance, "tensor_parallel_size")
+    storage = storage_of(setting(instance, "dtype"), model.quantization)
+    weights = capacity.weight_bytes(model, tensors, 1, storage) * (1 if facts["tensors"] else ranks)
+    return f"{math.ceil(SERVER_GIB + weights / capacity.GIB + ranks * (RANK_GIB + swap_gib(instance)))}G"
+
+
+def with_memory_limits(
+    instances: list[dict[str, Any]], models: dict[str, dict[str, Any]], device: str
+) -> list[dict[str, Any]]:
+    """Return instances with a `memory_max` each, as far as their models are known.
+
+    Args:
+        instances: well-formed ones, with their defaults.
+        models: what the module model_facts returned, by model_key.
+        device: vllm_service_device; on `cpu` weights and cache stay in the host's memory, and nothing is derived.
+    """
+    def limited(instance: dict[str, Any]) -> dict[str, Any]:
+        facts = models.get(model_key(instance))
+        if device == "cpu" or "memory_max" in instance or facts is None or facts["config"] is None:
+            return instance
+        limit = memory_limit(facts, instance)
+        return {**instance, "memory_max": limit} if limit else instance
+
+    return [limited(instance) for instance in instances]
+
+
 def model_key(instance: dict[str, Any]) -> str:
     """How the module model_facts is asked for the model of an instance."""
     model = instance["model"]
@@ -222,4 +262,5 @@ class FilterModule:
             "capacity_table": capacity_table,
             "model_findings": model_findings,
             "model_keys": model_keys,
+            "with_memory_limits": with_memory_limits,
         }

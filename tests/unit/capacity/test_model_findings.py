@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from kepler_capacity import model_findings, model_keys
+from kepler_capacity import model_findings, model_keys, with_memory_limits
 from known_models import FALCON_7B, LLAMA_7B, LLAMA_8B, MIXTRAL, QWEN2_0_5B, QWEN2_7B
 
 WHERE = "vllm_service_instances[0]"
@@ -47,6 +47,33 @@ def test_models_of_the_hub_are_told_apart_by_their_revision():
     refused = {"config": {**LLAMA_7B, "quantization_config": {"quant_method": "fp8"}}, "tensors": [], "faults": []}
     (found,) = model_findings({"owner/name@" + "a" * 40: refused}, instances)
     assert found["variable"] == "vllm_service_instances[2].model"
+
+
+RECORDED = [{"name": "a.weight", "dtype": "F16", "shape": [1024, 1024], "count": 1024}]
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "keys", "limit"),
+    [
+        # 4 for the server, four ranks of 2 and of 4 pinned, 26 GiB of float32.
+        (LLAMA_7B, [], {}, 4 + 4 * 6 + 4 * 26), (LLAMA_7B, RECORDED, {}, 4 + 4 * 6 + 5),
+        (LLAMA_7B, RECORDED, {"dtype": "half"}, 4 + 4 * 6 + 3),
+        (LLAMA_7B, RECORDED, {"tensor_parallel_size": 1, "dies": [0]}, 4 + 6 + 5),
+        (LLAMA_7B, RECORDED, {"extra_args": {"swap-space": 0.5}}, 4 + 4 * 2.5 + 5),
+        (LLAMA_7B, RECORDED, {"memory_max": "48G"}, 48), (LLAMA_7B, RECORDED, {"device": "cpu"}, None),
+        ({"model_type": "unknown"}, [], {}, None), (None, [], {}, None),
+    ],
+)  # fmt: skip
+def test_memory_of_a_unit_is_limited_by_its_model(config, tensors, keys, limit):
+    keys = dict(keys)
+    device = keys.pop("device", "kepler")
+    models = {"/m": {"config": config, "tensors": tensors, "faults": []}}
+    instances = [{"name": "demo", "model": "/m", **keys}, {"name": "other", "model": "/n"}]
+    known, unknown = with_memory_limits(instances, models, device)
+    found = known.pop("memory_max", None)
+    assert unknown == instances[1]
+    assert known == {key: value for key, value in instances[0].items() if key != "memory_max"}
+    assert found is None if limit is None else int(found.removesuffix("G")) == pytest.approx(limit, abs=3)
 
 
 def test_the_second_instance_is_named():

@@ -89,6 +89,11 @@ def test_limits_of_an_instance(write, limits, lines):
     assert found == lines
 
 
+@pytest.mark.parametrize("most", [1, 1024])
+def test_sequences_of_a_request_are_bounded(write, most):
+    assert f"VLLM_KEPLER_SEQUENCES={most}\n" in write("instance.env.j2", vllm_service_max_sequences=most)
+
+
 @pytest.mark.parametrize(("said", "on"), [({}, False), ({"cuda_graphs": False}, False), ({"cuda_graphs": True}, True)])
 def test_cuda_graphs_only_when_asked(write, said, on):
     assert ("VLLM_KEPLER_CUDA_GRAPHS=1\n" in write("instance.env.j2", said)) == on
@@ -154,10 +159,17 @@ def restarts(*names):
     return [f"restart vllm@{name}.service" for name in names]
 
 
-def test_what_did_not_change_goes_on_running(serve):
-    status, output, told = serve()
+def test_what_did_not_change_goes_on_running(serve, tmp_path):
+    model = str(ROOT / "tests" / "models" / "licence-llama")
+    asked = {"vllm_service_instances": [{**INSTANCE, "name": "first", "model": model},
+                                        {**INSTANCE, "name": "second", "model": model, "memory_max": "75%"}]}
+    status, output, told = serve(**asked)
     assert (status, told) == (0, restarts("first", "second")), output
-    status, output, told = serve()
+    # The server's 4 GiB, four ranks of 2 and of 4 pinned, and weights of less than one.
+    for name, limit in (("first", "29G"), ("second", "75%")):
+        written = (tmp_path / "systemd" / f"vllm@{name}.service.d" / "instance.conf").read_text()
+        assert f"\nMemoryMax={limit}\n" in written
+    status, output, told = serve(**asked)
     assert (status, told) == (0, []), output
     assert "changed=0" in output
 
