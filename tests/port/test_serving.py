@@ -18,7 +18,9 @@ import threading
 import time
 from pathlib import Path
 
+import corpus
 import pytest
+from corpus import COMPLETIONS
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.append(str(TESTS / "unit" / "serving"))
@@ -91,9 +93,8 @@ def server(tmp_path_factory, request):
     server.close()
 
 
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 DOOR = [
-    ("/invocations", {"prompt": "1"}, {"Authorization": "Bearer x"}, 401, "The key is missing or wrong."),
+    (corpus.INVOCATIONS, {"prompt": "1"}, {"Authorization": "Bearer x"}, 401, "The key is missing or wrong."),
     ("/v1/models", None, {"Authorization": "x"}, 401, "The key is missing or wrong."),
     ("/health", None, {"Authorization": "x"}, 200, ""),
     (COMPLETIONS, b" " * ((1 << 20) + 1), {}, 413, "larger than 1048576 bytes"),
@@ -113,63 +114,6 @@ def test_the_door(server, path, body, headers, status, message):
     answered, text = server.ask(path, body, **headers)
     assert answered == status, text
     assert message in text
-
-
-SCHEMAS = [
-    ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "uniqueItems"),
-    ({"type": "string", "format": "uri"}, "format: uri"),
-    ({"type": "object", "if": {"required": ["a"]}, "then": {"required": ["b"]}}, '"if", "then"'),
-    ({"not": {"type": "string"}}, "not"),
-    ({"type": "string", "format": "iban"}, "format: iban"),
-    ({"type": "array", "contains": {"type": "integer"}}, "contains"),
-    ({"type": "string", "format": "password"}, "format: password"),
-    ({"type": "string", "format": "binary"}, "format: binary"),
-    ({"type": "integer", "minimum": 3, "maximum": 2}, "Unsatisfiable"),
-    ({"type": "object", "properties": {"a": {"$ref": "#/$defs/missing"}}}, "missing"),
-    ({"type": "object", "propertyNames": {"pattern": "^a"}}, "propertyNames"),
-    ({"type": "array", "items": {"type": "integer"}, "minItems": 10**9, "maxItems": 2 * 10**9}, "to compile"),
-    ({"type": "array", "minItems": 500, "items": {"type": "array", "minItems": 500, "maxItems": 10**6,
-                                                  "items": {"enum": ["a", "b"]}}}, "to compile"),
-]  # fmt: skip
-LONG_CHAIN = "\n".join(["root ::= r0", *(f'r{one} ::= "a" r{one + 1} | "b"' for one in range(5000)), 'r5000 ::= "z"'])
-GUIDES = [
-    ({"guided_regex": "(?!a)b"}, "look-around"), ({"guided_regex": "(a)\\1"}, "backreferences"),
-    ({"guided_regex": "[^\\s\\S]"}, "NoExtension"), ({"guided_regex": "(?<=a)b"}, "look-around"),
-    ({"guided_regex": "a{2000000000}"}, "to compile"), ({"guided_regex": "("}, "unclosed group"),
-    ({"guided_regex": "(" * 3000 + ")" * 3000}, "cannot be compiled"), ({"guided_regex": ""}, "guided decoding mode"),
-    ({"guided_grammar": "start: foo bar ???"}, "cannot be compiled"),
-    ({"guided_grammar": "start: missing_rule"}, "missing_rule"), ({"guided_grammar": "root ::= nowhere"}, "nowhere"),
-    ({"guided_grammar": LONG_CHAIN}, "to compile"),
-    ({"guided_grammar": "root ::= " + "(" * 20000 + "'a'" + ")" * 20000}, "cannot be compiled"),
-    ({"guided_choice": []}, "guided decoding mode"), ({"guided_json": "no schema"}, ""), ({"guided_json": "[]"}, ""),
-    ({"guided_json": {"type": "string"}, "guided_whitespace_pattern": "(?=a)"}, "look-around"),
-    ({"guided_json": {"type": "string"}, "response_format": {"type": "json_object"}}, "one kind"),
-    ({"guided_regex": "a", "use_beam_search": True}, "beam search"),
-    ({"response_format": {"type": "structural_tag", "structures": [], "triggers": []}}, "structural tags"),
-    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": True}}}, "with a schema"),
-    ({"response_format": {"type": "json_schema"}}, "with a schema"),
-]  # fmt: skip
-
-
-def tool(schema):
-    return {"type": "function", "function": {"name": "f", "parameters": schema}}
-
-
-def in_every_way(schema):
-    """Bodies that ask for a schema, each in another way."""
-    said = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
-    messages = [{"role": "user", "content": "hi"}]
-    return [
-        (COMPLETIONS, {"prompt": "The", "guided_json": schema}),
-        (COMPLETIONS, {"prompt": ["The", "A"], "guided_json": json.dumps(schema), "stream": True}),
-        ("/invocations", {"prompt": "The", "response_format": said}),
-        (CHAT, {"messages": messages, "guided_json": schema}),
-        (CHAT, {"messages": messages, "response_format": said, "stream": True}),
-        ("/invocations", {"messages": messages, "response_format": said}),
-        (CHAT, {"messages": messages, "tools": [tool(schema)],
-                "tool_choice": {"type": "function", "function": {"name": "f"}}}),
-        (CHAT, {"messages": messages, "tools": [tool(schema)], "tool_choice": "required", "stream": True}),
-    ]  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -198,13 +142,8 @@ def others_are_served(server):
 
 def test_guides_that_cannot_be_compiled_are_refused(server):
     """In every way in; also those that take memory or time without a bound. Nobody else notices."""
-    asked = [(path, {**body, "max_tokens": 8}, message) for schema, message in SCHEMAS
-             for path, body in in_every_way(schema)]
-    asked += [(path, {**body, **guide, "max_tokens": 8}, message) for guide, message in GUIDES
-              for path, body in ((COMPLETIONS, {"prompt": "The", "stream": True}),
-                                 (CHAT, {"messages": [{"role": "user", "content": "hi"}]}))]
     with others_are_served(server):
-        for path, body, message in asked:
+        for path, body, message in corpus.guides():
             began = time.monotonic()
             status, text = server.ask(path, body)
             assert status == 400, (path, body, text)
@@ -214,7 +153,7 @@ def test_guides_that_cannot_be_compiled_are_refused(server):
 
 def test_guides_that_can_be_compiled_are_obeyed(server):
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
-    for path, body in in_every_way(schema):
+    for path, body in corpus.in_every_way(schema):
         if body.get("stream") or body.get("tool_choice") == "required":
             continue
         status, text = server.ask(path, {**body, "max_tokens": 60, "temperature": 0, "seed": 1})
@@ -241,43 +180,12 @@ def test_guides_of_many_sequences_are_bounded(server):
     assert "128 sequences" in text
 
 
-STRANGE = f"the model's vocabulary has 0 to {VOCABULARY - 1}"
-HURTING = [
-    *((COMPLETIONS, {"prompt": prompt, "stream": stream}, STRANGE) for stream in (False, True)
-      for prompt in ([VOCABULARY], [VOCABULARY, 1], [[1], [1, VOCABULARY]], [-1], [1 << 40], EXTRA, ["a", EXTRA])),
-    (CHAT, {"messages": [{"role": "user", "content": "x " + EXTRA}]}, STRANGE),
-    (CHAT, {"messages": [{"role": "user", "content": EXTRA[:4]}, {"role": "user", "content": EXTRA[4:]}]}, ""),
-    ("/invocations", {"prompt": [VOCABULARY]}, STRANGE),
-    (COMPLETIONS, {"prompt": "a", "stop_token_ids": [VOCABULARY], "min_tokens": 1}, STRANGE),
-    (COMPLETIONS, {"prompt": "a", "allowed_token_ids": [VOCABULARY]}, STRANGE),
-    (COMPLETIONS, {"prompt": "a", "logit_bias": {str(VOCABULARY): 5}}, STRANGE),
-    (CHAT, {"messages": [{"role": "user", "content": "x"}], "allowed_token_ids": [-5]}, STRANGE),
-    ("/detokenize", {"tokens": [VOCABULARY]}, STRANGE), ("/detokenize", {"tokens": [-1]}, STRANGE),
-    (COMPLETIONS, {"prompt": "a", "n": 10**6, "temperature": 1}, "1000000 sequences"),
-    (COMPLETIONS, {"prompt": "a", "best_of": 10**6, "temperature": 1}, "1000000 sequences"),
-    (COMPLETIONS, {"prompt": ["a"] * 10**5}, "100000 sequences"),
-    (COMPLETIONS, {"prompt": "a", "logprobs": 10**9, "stream": True}, "logprobs: found"),
-    (COMPLETIONS, {"prompt": "a", "repetition_penalty": 1e-45, "temperature": 0, "logprobs": 1}, "repetition_penalty"),
-    (COMPLETIONS, {"prompt": "a", "temperature": 1e308, "min_tokens": 2}, "temperature"),
-    (COMPLETIONS, {"prompt": "a", "use_beam_search": True, "length_penalty": -1e308}, "length_penalty"),
-    *((path, {"messages": [{"role": "user", "content": "x"}], **said}, "chat_template")
-      for path in (CHAT, "/tokenize", "/invocations")
-      for said in ({"chat_template": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}x"},
-                   {"chat_template_kwargs": {"chat_template": "{{ ('x' * 300000000) | length }}"}})),
-    (CHAT, {"messages": [{}] * 50_000}, "items"), (COMPLETIONS, {"prompt": [None] * 100_000}, "prompt"),
-]  # fmt: skip
-
-
 def test_requests_that_hurt_are_refused(server):
     with others_are_served(server):
-        for path, body, message in HURTING:
-            body = {"max_tokens": 4, **body} if path in (COMPLETIONS, CHAT) else body
+        for path, body, message in corpus.hurting(VOCABULARY, EXTRA):
             status, text = server.ask(path, body)
-            if message:
-                assert status == 400, (path, body, text)
-                assert message in text
-            else:
-                assert status == 200, (path, body, text)
+            assert status == 400, (path, body, text)
+            assert message in text
 
 
 SHARP = [
