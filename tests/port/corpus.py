@@ -99,6 +99,9 @@ def hurting(vocabulary: int, extra: str | None = None) -> Iterator[Case]:
     if extra:
         yield CHAT, {"messages": [{**message, "content": f"x {extra}"}], "max_tokens": 4}, strange
     yield INVOCATIONS, {"prompt": [vocabulary]}, strange
+    # Upstream reads these outside of FastAPI.
+    yield INVOCATIONS, {"prompt": "a", "guided_regex": []}, "not of the kind"
+    yield INVOCATIONS, {"messages": [message], "ignore_eos": {"a": 0}}, "not of the kind"
     yield CHAT, {"messages": [message], "allowed_token_ids": [-5]}, strange
     for tokens in ([vocabulary], [-1]):
         yield DETOKENIZE, {"tokens": tokens}, strange
@@ -110,6 +113,7 @@ def hurting(vocabulary: int, extra: str | None = None) -> Iterator[Case]:
         ({"repetition_penalty": 1e-45, "temperature": 0, "logprobs": 1}, "repetition_penalty"),
         ({"temperature": 1e308, "min_tokens": 2}, "temperature"),
         ({"use_beam_search": True, "length_penalty": -1e308}, "length_penalty"), ({"prompt": [None] * 10**5}, "prompt"),
+        ({"bad_words": [""]}, "bad_words"), ({"bad_words": ["a", " "], "stream": True}, "bad_words"),
     ):  # fmt: skip
         yield COMPLETIONS, {"prompt": "a", "max_tokens": 4, **body}, said
     loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}x"

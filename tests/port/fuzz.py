@@ -49,7 +49,8 @@ JUNK = st.recursive(
 NUMBERS = st.floats(0.05, 1) | st.sampled_from([0, 1, -1, 2, 0.01, 100, 1e-45, 1e-320, 1e30, 1e308, -1e308, 10, -10])
 COUNTS = st.integers(1, 8) | st.sampled_from([0, -1, 20, 21, 128, 129, 10**6, (1 << 63) - 1])
 REGEXES = st.lists(st.sampled_from([
-    "a", "[a-z]", "(?!a)", "\\1", "(", ")", "{3}", "{2000000000}", "*", "|", ".", "\\d+", "é", "[^\\s\\S]", "(a{1,99}){1,99}",
+    "a", "[a-z]", "(?!a)", "\\1", "(", ")", "{3}", "{2000000000}", "*", "|", ".", "\\d+", "é", "[^\\s\\S]",
+    "(a{1,99}){1,99}",
 ]), max_size=6).map("".join)  # fmt: skip
 GRAMMARS = st.lists(st.sampled_from([
     "root ::= a", "start: a", 'a ::= "x" a | "y"', 'a: "x"', 'a ::= [0-9]+ ("b" | root)?', "B: /[a-z]+/", "???", '"',
@@ -64,7 +65,8 @@ SCHEMAS = st.recursive(
     lambda inner: st.fixed_dictionaries({"type": st.just("object")}, optional={
         "properties": st.dictionaries(st.sampled_from("abc"), inner, max_size=3), "additionalProperties": inner,
         "required": st.lists(st.sampled_from("abc"), max_size=2), "oneOf": st.lists(inner, max_size=2), "not": inner})
-    | st.fixed_dictionaries({"type": st.just("array"), "items": inner}, optional={"minItems": COUNTS, "maxItems": COUNTS}),
+    | st.fixed_dictionaries({"type": st.just("array"), "items": inner},
+                            optional={"minItems": COUNTS, "maxItems": COUNTS}),
     max_leaves=4,
 )  # fmt: skip
 
@@ -101,23 +103,21 @@ def of_schema(schema: dict[str, Any], parts: dict[str, Any]) -> st.SearchStrateg
     """Values that a part of the API's own schema describes."""
     if "$ref" in schema:
         return st.deferred(lambda: of_schema(parts[schema["$ref"].rpartition("/")[2]], parts))
-    for several in ("anyOf", "oneOf"):
-        if several in schema:
-            return st.one_of([of_schema(one, parts) for one in schema[several]])
+    if several := schema.get("anyOf") or schema.get("oneOf"):
+        return st.one_of([of_schema(one, parts) for one in several])
     if "enum" in schema or "const" in schema:
         return st.sampled_from(schema.get("enum") or [schema["const"]])
     kind = schema.get("type")
     if kind == "array":
         return st.lists(of_schema(schema.get("items", {}), parts), max_size=3)
-    if kind == "object":
-        known, needed = schema.get("properties", {}), schema.get("required", [])
-        if not known:
-            return st.dictionaries(st.text(max_size=8), JUNK, max_size=3)
+    if kind == "object" and "properties" in schema:
+        known, needed = schema["properties"], schema.get("required", [])
         made = {name: of_schema(known[name], parts) for name in known}
         return st.fixed_dictionaries({name: made[name] for name in needed},
                                      optional={name: made[name] for name in known if name not in needed})
     return {"string": st.text(max_size=12), "integer": st.integers(-3, 600), "number": NUMBERS,
-            "boolean": st.booleans(), "null": st.none()}.get(kind, JUNK)
+            "boolean": st.booleans(), "null": st.none(),
+            "object": st.dictionaries(st.text(max_size=8), JUNK, max_size=3)}.get(kind, JUNK)
 
 
 def of_model(vocabulary: int) -> dict[str, st.SearchStrategy[Any]]:
@@ -135,7 +135,7 @@ def of_model(vocabulary: int) -> dict[str, st.SearchStrategy[Any]]:
         "json_schema": st.fixed_dictionaries({"name": st.just("x"), "schema": SCHEMAS, "strict": st.booleans()}),
     })  # fmt: skip
     known: dict[str, st.SearchStrategy[Any]] = {
-        "prompt": st.text(max_size=20) | lists | st.lists(lists, max_size=3) | st.lists(st.text(max_size=9), max_size=3),
+        "prompt": st.text(max_size=9) | lists | st.lists(lists, max_size=3) | st.lists(st.text(max_size=9), max_size=3),
         "messages": messages, "tools": tools, "response_format": named | st.just({"type": "json_object"}),
         "tool_choice": st.sampled_from(["auto", "none", "required", {"type": "function", "function": {"name": "f"}}]),
         "guided_json": SCHEMAS | SCHEMAS.map(json.dumps), "guided_regex": REGEXES, "guided_grammar": GRAMMARS,
@@ -145,9 +145,10 @@ def of_model(vocabulary: int) -> dict[str, st.SearchStrategy[Any]]:
         "chat_template_kwargs": st.dictionaries(st.sampled_from(["chat_template", "tokenize", "x"]), JUNK, max_size=2),
     }  # fmt: skip
     known |= dict.fromkeys(("tokens", "stop_token_ids", "allowed_token_ids"), lists)
-    known |= dict.fromkeys(("n", "best_of", "logprobs", "top_logprobs", "prompt_logprobs", "min_tokens", "top_k"), COUNTS)
-    known |= dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty", "presence_penalty",
-                            "frequency_penalty"), NUMBERS)
+    for name in ("n", "best_of", "logprobs", "top_logprobs", "prompt_logprobs", "min_tokens", "top_k"):
+        known[name] = COUNTS
+    for name in ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty", "presence_penalty"):
+        known[name] = NUMBERS
     return known
 
 
@@ -193,20 +194,25 @@ def strategy(api: dict[str, Any], vocabulary: int) -> st.SearchStrategy[Request]
 
 
 def requests(api: dict[str, Any], vocabulary: int, count: int, seed: int) -> list[Request]:
-    """The corpus, and `count` requests that a seed makes of an API."""
-    made = [Request(path, json.dumps(body).encode())
-            for path, body, _ in (*corpus.guides(), *corpus.hurting(vocabulary))]
-    random.Random(seed).shuffle(made)
+    """The corpus, and `count` different requests that a seed makes of an API."""
+    known = [Request(path, json.dumps(body).encode())
+             for path, body, _ in (*corpus.guides(), *corpus.hurting(vocabulary))]
+    made: dict[Request, None] = {}
+    dice, strange = random.Random(seed), strategy(api, vocabulary)
+    while len(made) < count:
 
-    @hypothesis.seed(seed)
-    @hypothesis.settings(max_examples=count, deadline=None, database=None, phases=[hypothesis.Phase.generate],
-                         suppress_health_check=list(hypothesis.HealthCheck))
-    @hypothesis.given(strategy(api, vocabulary))
-    def collect(request: Request) -> None:
-        made.append(request)
+        # Few at a time: hypothesis repeats, with changes, what it made before.
+        @hypothesis.seed(dice.random())
+        @hypothesis.settings(max_examples=100, deadline=None, database=None, phases=[hypothesis.Phase.generate],
+                             suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.given(strange)
+        def collect(request: Request) -> None:
+            made[request] = None
 
-    collect()
-    return made
+        collect()
+    several = [*known, *list(made)[:count]]
+    dice.shuffle(several)
+    return several
 
 
 def ids_of(body: dict[str, Any]) -> Iterator[int]:
@@ -337,8 +343,8 @@ def main() -> int:
             leaked = SECRET in server.output()
         finally:
             server.close()
-    counts = ", ".join(f"{'left' if status < 0 else status}: {count}" for status, count in sorted(report.statuses.items()))
-    print(f"{counts}; {time.monotonic() - began:.0f} s; slowest /health {report.slowest:.2f} s; "
+    counts = [f"{'left' if status < 0 else status}: {count}" for status, count in sorted(report.statuses.items())]
+    print(f"{', '.join(counts)}; {time.monotonic() - began:.0f} s; slowest /health {report.slowest:.2f} s; "
           f"memory {report.grown / 2**20:+.0f} MiB; words of bodies in the log: {'yes' if leaked else 'none'}")
     print(*report.faults[:20], sep="\n")
     return int(bool(report.faults) or leaked or report.slowest > HEALTHY or report.grown > GROWTH)

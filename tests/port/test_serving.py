@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import corpus
+import fuzz
 import pytest
 from corpus import COMPLETIONS
 
@@ -43,6 +44,7 @@ class Server(Unit):
     """One unit whose server is vLLM."""
 
     def __init__(self, directory, ranks):
+        self.ranks = ranks
         model = shutil.copytree(MODEL, directory / "model")
         said = json.loads((model / "tokenizer.json").read_text())
         said["added_tokens"].append({**said["added_tokens"][0], "id": VOCABULARY, "content": EXTRA})
@@ -205,6 +207,18 @@ def test_sampling_at_the_limits_gives_an_answer(server, sampling):
         status, text = server.ask(COMPLETIONS, body)
         assert status == 200, text
         assert "NaN" not in text
+
+
+def test_requests_that_no_client_means(server):
+    """Made from the API's own description; tests/fuzz.sh sends many more."""
+    api = json.loads(server.ask("/openapi.json")[1])
+    made = fuzz.requests(api, VOCABULARY, 100, seed=server.ranks)
+    report = fuzz.run(server.port, KEY, server.process.pid, VOCABULARY, made)
+    assert report.faults == []
+    assert report.slowest < AT_ONCE
+    assert report.grown < fuzz.GROWTH
+    assert {200, 400} <= set(report.statuses)
+    assert fuzz.SECRET not in server.output()
 
 
 def test_what_a_client_abandoned_costs_nothing(server):

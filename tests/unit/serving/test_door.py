@@ -320,15 +320,16 @@ def test_what_is_looked_at(entrance, headers, status):
     assert entrance.ask(body=b"no JSON", headers=[BEARER, *headers])[0] == status
 
 
-def raised_in(module):
+def raised_in(module, function="fail"):
     """A function of that module that raises."""
     space = {"__name__": module}
-    exec("def fail():\n    raise TypeError('unorderable')", space)
-    return space["fail"]
+    exec(f"def {function}():\n    raise TypeError('unorderable')", space)
+    return space[function]
 
 
-def test_an_error_of_validation_is_the_clients(entrance):
-    entrance.app.error = raised_in("fastapi.dependencies.utils")
+@pytest.mark.parametrize("place", [("fastapi.dependencies.utils",), ("pydantic.main", "model_validate")])
+def test_an_error_of_validation_is_the_clients(entrance, place):
+    entrance.app.error = raised_in(*place)
     status, _, text = entrance.ask()
     assert status == 400
     assert "not of the kind" in text
@@ -336,8 +337,9 @@ def test_an_error_of_validation_is_the_clients(entrance):
     assert entrance.door.running == 0
 
 
-def test_any_other_error_is_passed_on(entrance):
-    entrance.app.error = raised_in("vllm.entrypoints.openai.serving_completion")
+@pytest.mark.parametrize("place", [("vllm.entrypoints.openai.serving_completion",), ("pydantic.main", "__init__")])
+def test_any_other_error_is_passed_on(entrance, place):
+    entrance.app.error = raised_in(*place)
     with pytest.raises(TypeError, match="unorderable"):
         entrance.ask()
     assert entrance.door.running == 0

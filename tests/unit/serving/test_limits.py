@@ -69,7 +69,8 @@ COUNTS = [
     {"top_logprobs": 10**9}, {"prompt_logprobs": 21}, {"logit_bias": {str(one): 0 for one in range(1025)}},
     {"use_beam_search": True, "n": 11}, {"prompt": [1] * (LENGTH + 1)}, {"prompt": [[1] * (LENGTH + 1)]},
     {"allowed_token_ids": [1] * (LENGTH + 1)}, {"guided_choice": ["a"] * 4097}, {"documents": [{}] * 4097},
-    {"n": 0}, {"n": -1}, {"n": "1"}, {"n": 1.0}, {"n": True}, {"best_of": [1]},
+    {"bad_words": [""]}, {"bad_words": ["a", "\t"]}, {"n": 0}, {"n": -1}, {"n": "1"}, {"n": 1.0}, {"n": True},
+    {"best_of": [1]},
 ]  # fmt: skip
 
 

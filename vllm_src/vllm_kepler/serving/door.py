@@ -185,11 +185,14 @@ def word_of(held: Path) -> str:
 
 
 def from_validation(error: BaseException) -> bool:
-    """Whether an error was raised where the fields of a body are looked at: upstream compares some before it knows
-    their types. Nothing was answered yet there.
+    """Return whether an error was raised where the fields of a body are read, before anything is answered.
+
+    Upstream compares some before it knows their types, and reads those of /invocations outside of FastAPI.
     """
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_globals.get("__name__") == "fastapi.dependencies.utils" for frame, _ in frames)
+    places = {(frame.f_globals.get("__name__"), frame.f_code.co_name)
+              for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return ("pydantic.main", "model_validate") in places or any(
+        module == "fastapi.dependencies.utils" for module, _ in places)
 
 
 async def answer(send: Send, turned: Turned) -> None:

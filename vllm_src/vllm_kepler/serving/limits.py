@@ -122,6 +122,9 @@ class Limits:
             words = [body[name]] if isinstance(body.get(name), str) else body.get(name) or []
             if isinstance(words, list) and any(isinstance(word, str) and len(word) > LONGEST_WORD for word in words):
                 raise Turned(400, f"{name}: expected at most {LONGEST_WORD} characters each.")
+        words = body.get("bad_words")
+        if isinstance(words, list) and any(isinstance(word, str) and not word.strip() for word in words):
+            raise Turned(400, "bad_words: expected words that are not blank.")
         biases = body.get("logit_bias")
         if isinstance(biases, dict):
             for key in biases:

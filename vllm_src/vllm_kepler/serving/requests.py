@@ -31,7 +31,7 @@ async def guard(state: Any, limits: Limits) -> Limits:
     tokenizer = await client.get_tokenizer()
     limits = limits_of(model, tokenizer, limits)
     client.generate = checked_generate(client.generate, limits)
-    check = GuideCheck(model, tokenizer)
+    check = RequestCheck(model, tokenizer)
     for handler, name in ((state.openai_serving_chat, "create_chat_completion"),
                           (state.openai_serving_completion, "create_completion")):
         if handler is not None:
@@ -65,8 +65,8 @@ def checked_generate(generate: Any, limits: Limits) -> Any:
     return checked
 
 
-def checked_handler(handler: Any, create: Any, check: GuideCheck) -> Any:
-    """Wrap one of vLLM's handlers so that it answers 400 for a guide that the engine cannot take."""
+def checked_handler(handler: Any, create: Any, check: RequestCheck) -> Any:
+    """Wrap one of vLLM's handlers so that it answers 400 for what the engine cannot take."""
 
     @functools.wraps(create)
     async def checked(request: Any, *arguments: Any, **options: Any) -> Any:
@@ -81,8 +81,8 @@ def checked_handler(handler: Any, create: Any, check: GuideCheck) -> Any:
     return checked
 
 
-class GuideCheck:
-    """Asks the compiler for the guide that upstream makes of a request, however the request names it."""
+class RequestCheck:
+    """Makes of a request what upstream will, and asks the compiler for the guide in it."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -90,42 +90,50 @@ class GuideCheck:
         self.guides = Guides(fast.to_str() if fast is not None else None, getattr(tokenizer, "eos_token_id", None))
 
     async def __call__(self, request: Any) -> None:
-        """Raise Turned for a guide that the compiler refuses. Replace a grammar in GBNF by its form in Lark."""
-        from vllm.model_executor.guided_decoding.guidance_decoding import (
-            get_local_guidance_guided_decoding_logits_processor as processor_of,
-        )
-
-        self.complete(request)
+        """Raise Turned for what upstream would answer with 500, and for a guide that the compiler refuses."""
+        complete_format(request)
         try:
-            most = request.max_tokens or getattr(request, "max_completion_tokens", None) or self.model.max_model_len
-            params = request.to_sampling_params(most, self.model.logits_processor_pattern, {})
-            guided = params.guided_decoding
-            if guided is None:
-                return
-            if request.use_beam_search:
-                raise Turned(400, "use_beam_search: a beam search knows no guide. Leave one of them out.")
-            guide = {"text": guided.grammar} if guided.grammar else {
-                "grammar": processor_of(guided, self.tokenizer).grammar}
-        except Turned:
-            raise
+            guided, sequences = self.guided_of(request)
+            guide = guided and ({"text": guided.grammar} if guided.grammar else {"grammar": self.grammar_of(guided)})
         except Exception as error:
             raise Turned(400, str(error) or "A field of the body is not of the kind that it must be.") from None
-        prompts = request.prompt if isinstance(getattr(request, "prompt", None), list) else []
-        count = len(prompts) if prompts and not isinstance(prompts[0], int) else 1
-        text = await self.guides.check(guide, count * params.n)
+        if guide is None:
+            return
+        if request.use_beam_search:
+            raise Turned(400, "use_beam_search: a beam search knows no guide. Leave one of them out.")
+        text = await self.guides.check(guide, sequences)
         if guided.grammar:
             # Else upstream converts it again, on the API's event loop.
             request.guided_grammar = text
 
-    def complete(self, request: Any) -> None:
-        """Raise Turned for a response_format that upstream would ignore, and obey the one of a completion."""
-        asked = request.response_format
-        if asked is None or asked.type in ("text", "json_object"):
-            return
-        if asked.type == "structural_tag":
-            raise Turned(400, "response_format: the server has no structural tags; use json_schema.")
-        schema = asked.json_schema and asked.json_schema.json_schema
-        if schema is None:
-            raise Turned(400, "response_format: expected json_schema with a schema in it.")
-        if not hasattr(request, "messages"):
-            request.guided_json = schema
+    def guided_of(self, request: Any) -> tuple[Any, int]:
+        """Return the guide of a request's sampling parameters, or None, and how many sequences it is for."""
+        most = request.max_tokens or getattr(request, "max_completion_tokens", None) or self.model.max_model_len
+        params = request.to_sampling_params(most, self.model.logits_processor_pattern, {})
+        # The engine does this for bad_words; not all words have tokens.
+        params.update_from_tokenizer(self.tokenizer)
+        prompts = getattr(request, "prompt", None)
+        several = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
+        return params.guided_decoding, params.n * (len(prompts) if several else 1)
+
+    def grammar_of(self, guided: Any) -> str:
+        """Return what upstream hands to the compiler."""
+        from vllm.model_executor.guided_decoding.guidance_decoding import (
+            get_local_guidance_guided_decoding_logits_processor as processor_of,
+        )
+
+        return processor_of(guided, self.tokenizer).grammar
+
+
+def complete_format(request: Any) -> None:
+    """Raise Turned for a response_format that upstream would ignore, and let a completion obey a schema in its own."""
+    asked = request.response_format
+    if asked is None or asked.type in ("text", "json_object"):
+        return
+    if asked.type == "structural_tag":
+        raise Turned(400, "response_format: the server has no structural tags; use json_schema.")
+    schema = asked.json_schema and asked.json_schema.json_schema
+    if schema is None:
+        raise Turned(400, "response_format: expected json_schema with a schema in it.")
+    if not hasattr(request, "messages"):
+        request.guided_json = schema
