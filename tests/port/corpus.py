@@ -102,6 +102,12 @@ def hurting(vocabulary: int, extra: str | None = None) -> Iterator[Case]:
     # Upstream reads these outside of FastAPI.
     yield INVOCATIONS, {"prompt": "a", "guided_regex": []}, "not of the kind"
     yield INVOCATIONS, {"messages": [message], "ignore_eos": {"a": 0}}, "not of the kind"
+    for choice in (None, "x", []):
+        yield CHAT, {"messages": [message], "tools": [], "tool_choice": choice}, "tool_choice"
+    # What the engine itself says comes late, and in a stream.
+    for stream in (False, True):
+        for body in ({"priority": 5}, {"prompt": ""}, {"prompt": []}):
+            yield COMPLETIONS, {"prompt": "a", "max_tokens": 4, "stream": stream, **body}, ""
     yield CHAT, {"messages": [message], "allowed_token_ids": [-5]}, strange
     for tokens in ([vocabulary], [-1]):
         yield DETOKENIZE, {"tokens": tokens}, strange
@@ -113,6 +119,7 @@ def hurting(vocabulary: int, extra: str | None = None) -> Iterator[Case]:
         ({"repetition_penalty": 1e-45, "temperature": 0, "logprobs": 1}, "repetition_penalty"),
         ({"temperature": 1e308, "min_tokens": 2}, "temperature"),
         ({"use_beam_search": True, "length_penalty": -1e308}, "length_penalty"), ({"prompt": [None] * 10**5}, "prompt"),
+        ({"prompt": "ab c " * 10**5}, "characters"),
         ({"bad_words": [""]}, "bad_words"), ({"bad_words": ["a", " "], "stream": True}, "bad_words"),
     ):  # fmt: skip
         yield COMPLETIONS, {"prompt": "a", "max_tokens": 4, **body}, said
@@ -122,3 +129,5 @@ def hurting(vocabulary: int, extra: str | None = None) -> Iterator[Case]:
         for path in (CHAT, TOKENIZE, INVOCATIONS):
             yield path, {"messages": [message], **template}, "chat_template"
     yield CHAT, {"messages": [{}] * 50_000}, "items"
+    for path in (CHAT, TOKENIZE):
+        yield path, {"messages": [{**message, "content": "ab c " * 10**5}]}, "characters"

@@ -69,7 +69,8 @@ COUNTS = [
     {"top_logprobs": 10**9}, {"prompt_logprobs": 21}, {"logit_bias": {str(one): 0 for one in range(1025)}},
     {"use_beam_search": True, "n": 11}, {"prompt": [1] * (LENGTH + 1)}, {"prompt": [[1] * (LENGTH + 1)]},
     {"allowed_token_ids": [1] * (LENGTH + 1)}, {"guided_choice": ["a"] * 4097}, {"documents": [{}] * 4097},
-    {"bad_words": [""]}, {"bad_words": ["a", "\t"]}, {"n": 0}, {"n": -1}, {"n": "1"}, {"n": 1.0}, {"n": True},
+    {"tool_choice": None}, {"tool_choice": "x"}, {"tool_choice": ["auto"]}, {"bad_words": [""]},
+    {"bad_words": ["a", "\t"]}, {"n": 0}, {"n": -1}, {"n": "1"}, {"n": 1.0}, {"n": True},
     {"best_of": [1]},
 ]  # fmt: skip
 
@@ -79,10 +80,25 @@ def test_counts_that_multiply_work_are_bounded(body):
     assert refusal(body)
 
 
+TEXTS = [
+    {"prompt": "a" * (16 * LENGTH + 1)}, {"prompt": ["b", "a" * (16 * LENGTH + 1)]},
+    {"messages": [{"role": "user", "content": "a" * 10_000}, {"role": "user", "content": "a" * 10_000}]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "a" * 20_000}]}]},
+    {"messages": [], "tools": [{"function": {"description": "a" * 20_000}}]}, {"prompt": ["a" * 16_000] * 100},
+    {"messages": [], "documents": [{"text": "a" * 20_000}]}, {"chat_template_kwargs": {"x": "a" * 20_000}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", TEXTS)
+def test_texts_that_cannot_fit_are_refused(body):
+    assert "characters" in refusal(body)
+    assert refusal(body, Limits()) is None
+
+
 ALLOWED = [
     {"n": 128}, {"n": 2, "best_of": 64, "prompt": ["a", "b"]}, {"prompt": [[1]] * 128}, {"stop": ["a" * 1024] * 64},
     {"logprobs": 20}, {"logprobs": True, "top_logprobs": 20}, {"use_beam_search": True, "n": 10}, {"n": None},
-    {"prompt": [1] * LENGTH}, {"prompt": []}, {"prompt": "a" * 100_000}, {"best_of": None}, {},
+    {"prompt": [1] * LENGTH}, {"prompt": []}, {"prompt": "a" * 16 * LENGTH}, {"best_of": None}, {},
     {"chat_template": None, "chat_template_kwargs": {"enable_thinking": False}}, {"chat_template_kwargs": "x"},
     {"guided_json": {"enum": [str(one) for one in range(4000)]}},
     {"messages": [{"role": "user", "content": "a"}] * 1024},

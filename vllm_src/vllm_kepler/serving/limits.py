@@ -16,6 +16,11 @@ from typing import Any
 MOST_VALUES, DEEPEST = 32_768, 64
 # Items of a list or object that holds no token ids: messages, tools, biases and the rest.
 MOST_ITEMS = 4096
+# Characters of a text for each token that the model takes, four times what English has, and characters of all prompts
+# together. One thread makes tokens of them, 200,000 a second, and the supervisor's own question waits with the others.
+CHARACTERS, MOST_CHARACTERS = 16, 1 << 20
+# Fields of a chat that become one text.
+SPOKEN = ("messages", "tools", "documents", "chat_template_kwargs")
 # Fields with a limit of their own, since each item costs something for every token.
 MOST_OF = {"messages": 1024, "stop": 64, "bad_words": 256, "logit_bias": 1024, "tools": 128}
 LONGEST_WORD = 1024
@@ -76,6 +81,7 @@ class Limits:
         for ids in prompts:
             if isinstance(ids, list):
                 self.check_tokens("prompt", ids)
+        self.check_text(prompts, body)
         self.check_lists(body)
         self.check_numbers(body, max(len(prompts), 1))
         given = body.get("chat_template_kwargs")
@@ -105,6 +111,18 @@ class Limits:
         if self.vocabulary and ids and not (min(ids) >= 0 and max(ids) < self.vocabulary):
             raise self.strange(name, next(one for one in ids if not 0 <= one < self.vocabulary))
 
+    def check_text(self, prompts: list[str | list[int]], body: dict[str, Any]) -> None:
+        """Raise Turned for a text that is too long for the model whatever its tokens are."""
+        if not self.length:
+            return
+        one = CHARACTERS * self.length
+        texts = [len(prompt) for prompt in prompts if isinstance(prompt, str)]
+        spoken = characters([body.get(name) for name in SPOKEN])
+        for name, found, most in (("prompt", max(texts, default=0), one), ("messages", spoken, one),
+                                  ("prompt", sum(texts), max(one, MOST_CHARACTERS))):
+            if found > most:
+                raise Turned(400, f"{name}: found {found} characters; a model of {self.length} tokens takes {most}.")
+
     def strange(self, name: str, token: int) -> Turned:
         """Return the answer to a token id that the model lacks."""
         return Turned(400, f"{name}: found the token id {token}; the model's vocabulary has 0 to "
@@ -115,6 +133,9 @@ class Limits:
         tools = body.get("tools")
         if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
             raise Turned(400, "tools: expected a list of objects.")
+        choice = body.get("tool_choice", "auto")
+        if not isinstance(choice, dict) and choice not in ("none", "auto", "required"):
+            raise Turned(400, "tool_choice: expected none, auto, required, or an object that names a function.")
         for name, most in MOST_OF.items():
             if isinstance(found := body.get(name), list) and len(found) > most:
                 raise Turned(400, f"{name}: found {len(found)} items; the server takes {most}.")
@@ -180,6 +201,16 @@ def integer(text: str) -> int:
     if not -(1 << 63) <= number < 1 << 63:
         raise ValueError("an integer needs more than 64 bits")
     return number
+
+
+def characters(found: Any) -> int:
+    """Return the characters of all texts in a value."""
+    level, total = [found], 0
+    while level:
+        total += sum(len(value) for value in level if isinstance(value, str))
+        level = [value for one in level if isinstance(one, (dict, list))
+                 for value in (one.values() if isinstance(one, dict) else one)]
+    return total
 
 
 def check_size(body: dict[str, Any]) -> None:

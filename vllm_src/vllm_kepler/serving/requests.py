@@ -6,8 +6,10 @@ there, with prompts as token ids and guides as the compiler gets them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -73,12 +75,41 @@ def checked_handler(handler: Any, create: Any, check: RequestCheck) -> Any:
         try:
             await check(request)
         except Turned as turned:
-            answer = handler.create_error_response(str(turned))
-            answer.code = turned.status
-            return answer
-        return await create(request, *arguments, **options)
+            return refusal(handler, turned.status, str(turned))
+        answer = await create(request, *arguments, **options)
+        return await begun(handler, answer) if inspect.isasyncgen(answer) else answer
 
     return checked
+
+
+def refusal(handler: Any, status: int, message: str) -> Any:
+    """Return an error as vLLM's handlers give it."""
+    answer = handler.create_error_response(message)
+    answer.code = status
+    return answer
+
+
+async def begun(handler: Any, stream: Any) -> Any:
+    """Wait for the first event of a stream, and return the stream, or the error that the event holds.
+
+    What the engine says of a request comes after upstream has begun to answer it with 200.
+    """
+    try:
+        first = await anext(stream)
+    except StopAsyncIteration:
+        return stream
+    said = first.removeprefix("data: ") if isinstance(first, str) else ""
+    if said.startswith('{"error"'):
+        await stream.aclose()
+        return refusal(handler, 500 if handler.engine_client.errored else 400, json.loads(said)["error"]["message"])
+
+    async def all_events() -> Any:
+        async with contextlib.aclosing(stream):
+            yield first
+            async for event in stream:
+                yield event
+
+    return all_events()
 
 
 class RequestCheck:
