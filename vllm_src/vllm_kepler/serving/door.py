@@ -77,7 +77,7 @@ class Door:
         self.running += 1
         try:
             if scope["method"] == "POST":
-                receive = await self.read(scope, headers, receive)
+                receive = await self.read(headers, receive)
             await self.app(scope, receive, send)
         except Turned as turned:
             await answer(send, turned)
@@ -119,7 +119,7 @@ class Door:
             raise Turned(503, "The server takes requests once its answers were looked at. Ask again.",
                          **{"retry-after": RETRY_AFTER})
 
-    async def read(self, scope: Message, headers: dict[str, str], receive: Receive) -> Receive:
+    async def read(self, headers: dict[str, str], receive: Receive) -> Receive:
         """Read the body, no more than the limit of it; a `receive` that gives it once more. Raises Turned."""
         too_large = Turned(413, f"The body is larger than {self.limit} bytes.", connection="close")
         length = headers.get("content-length", "0")
