@@ -120,6 +120,9 @@ def hurting(vocabulary: int, extra: str | None = None) -> Iterator[Case]:
         ({"temperature": 1e308, "min_tokens": 2}, "temperature"),
         ({"use_beam_search": True, "length_penalty": -1e308}, "length_penalty"), ({"prompt": [None] * 10**5}, "prompt"),
         ({"prompt": "ab c " * 10**5}, "characters"),
+        ({"allowed_token_ids": [77], "guided_json": {}}, "no token"),
+        ({"guided_regex": "a", "min_tokens": 3}, "no token"),
+        ({"allowed_token_ids": [0], "min_tokens": 2, "logprobs": 1}, "no token"),
         ({"bad_words": [""]}, "bad_words"), ({"bad_words": ["a", " "], "stream": True}, "bad_words"),
     ):  # fmt: skip
         yield COMPLETIONS, {"prompt": "a", "max_tokens": 4, **body}, said
@@ -129,5 +132,9 @@ def hurting(vocabulary: int, extra: str | None = None) -> Iterator[Case]:
         for path in (CHAT, TOKENIZE, INVOCATIONS):
             yield path, {"messages": [message], **template}, "chat_template"
     yield CHAT, {"messages": [{}] * 50_000}, "items"
+    for body in ({"guided_choice": ["a"], "stream": True}, {"allowed_token_ids": [66], "logprobs": True}):
+        yield CHAT, {"messages": [message], "max_tokens": 4, "bad_words": ["a"], **body}, "no token"
+    # Upstream's own answer is 501.
+    yield TOKENIZE, {"messages": [{**message, "content": [{"type": "file", "file": {}}]}]}, "file"
     for path in (CHAT, TOKENIZE):
         yield path, {"messages": [{**message, "content": "ab c " * 10**5}]}, "characters"

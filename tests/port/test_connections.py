@@ -12,6 +12,8 @@ import uvicorn
 from vllm_kepler.serving import api, connections  # noqa: F401
 
 LARGE = 4 << 20
+# A request for /wait has arrived.
+ARRIVED = threading.Event()
 
 
 async def application(scope, receive, send):
@@ -19,6 +21,7 @@ async def application(scope, receive, send):
     if scope["type"] != "http":
         return
     if scope["path"] == "/wait":
+        ARRIVED.set()
         while (await receive())["type"] != "http.disconnect":
             pass
         return
@@ -133,7 +136,9 @@ def test_without_files_left_the_longest_idle_connection_goes(port, monkeypatch):
     monkeypatch.setattr(connections, "HEAD", 60)
     monkeypatch.setattr(connections, "most_connections", lambda: 20)
     with contextlib.ExitStack() as stack:
+        ARRIVED.clear()
         busy = stack.enter_context(connect(port, b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n"))
+        assert ARRIVED.wait(10)
         idle = [stack.enter_context(connect(port, half)) for half in HALVES * 20]
         with connect(port, ANSWERED) as client:
             assert client.recv(15) == b"HTTP/1.1 200 OK"

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import corpus
@@ -207,6 +208,19 @@ def test_sampling_at_the_limits_gives_an_answer(server, sampling):
         status, text = server.ask(COMPLETIONS, body)
         assert status == 200, text
         assert "NaN" not in text
+
+
+def test_handlers_share_a_tokenizer_without_a_clash(server):
+    """Whether prompts are cut is a state of it, and handlers would change that from threads of their own."""
+    text = "Permission is hereby granted " * 300
+    message = [{"role": "user", "content": text}]
+    asked = [("/tokenize", {"prompt": text}), (COMPLETIONS, {"prompt": text, "truncate_prompt_tokens": 5}),
+             (corpus.CHAT, {"messages": message, "truncate_prompt_tokens": 9}),
+             (COMPLETIONS, {"prompt": "a", "bad_words": [text[:999]]})]
+    asked = [(path, body if path == "/tokenize" else {**body, "max_tokens": 1}) for path, body in asked] * 40
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda one: server.ask(*one), asked))
+    assert {status for status, _ in answers} == {200}, [text for status, text in answers if status != 200][:3]
 
 
 def test_requests_that_no_client_means(server):

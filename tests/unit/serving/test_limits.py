@@ -64,7 +64,8 @@ def test_without_a_known_vocabulary_token_ids_pass():
 COUNTS = [
     {"n": 129}, {"n": 10**6}, {"best_of": 10**6}, {"n": 1, "best_of": 129}, {"prompt": ["a"] * 129},
     {"prompt": [[1]] * 129}, {"prompt": ["a"] * 2, "n": 65}, {"prompt": [[1]] * 65, "n": 1, "best_of": 2},
-    {"stop": ["a"] * 65}, {"stop": "a" * 1025}, {"stop": ["a", "b" * 1025]}, {"bad_words": ["a"] * 257},
+    {"stop": ["a"] * 65}, {"stop_token_ids": [1] * 257}, {"stop": "a" * 1025}, {"stop": ["a", "b" * 1025]},
+    {"bad_words": ["a"] * 257},
     {"bad_words": ["a" * 1025]}, {"tools": [{}] * 129}, {"messages": [{}] * 1025}, {"logprobs": 21},
     {"top_logprobs": 10**9}, {"prompt_logprobs": 21}, {"logit_bias": {str(one): 0 for one in range(1025)}},
     {"use_beam_search": True, "n": 11}, {"prompt": [1] * (LENGTH + 1)}, {"prompt": [[1] * (LENGTH + 1)]},

@@ -22,7 +22,9 @@ CHARACTERS, MOST_CHARACTERS = 16, 1 << 20
 # Fields of a chat that become one text.
 SPOKEN = ("messages", "tools", "documents", "chat_template_kwargs")
 # Fields with a limit of their own, since each item costs something for every token.
-MOST_OF = {"messages": 1024, "stop": 64, "bad_words": 256, "logit_bias": 1024, "tools": 128}
+MOST_OF = {
+    "messages": 1024, "stop": 64, "stop_token_ids": 256, "bad_words": 256, "logit_bias": 1024, "tools": 128
+}  # fmt: skip
 LONGEST_WORD = 1024
 # Lists of token ids at the top of a body.
 TOKEN_LISTS = ("tokens", "stop_token_ids", "allowed_token_ids")

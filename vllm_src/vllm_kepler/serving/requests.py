@@ -7,9 +7,11 @@ there, with prompts as token ids and guides as the compiler gets them.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -33,12 +35,26 @@ async def guard(state: Any, limits: Limits) -> Limits:
     tokenizer = await client.get_tokenizer()
     limits = limits_of(model, tokenizer, limits)
     client.generate = checked_generate(client.generate, limits)
-    check = RequestCheck(model, tokenizer)
+    check, tokenizing = RequestCheck(model, tokenizer), ThreadPoolExecutor(1)
     for handler, name in ((state.openai_serving_chat, "create_chat_completion"),
-                          (state.openai_serving_completion, "create_completion")):
+                          (state.openai_serving_completion, "create_completion"),
+                          (state.openai_serving_tokenization, "create_tokenize")):
         if handler is not None:
             setattr(handler, name, checked_handler(handler, getattr(handler, name), check))
+            share_tokenizer(handler, tokenizing)
     return limits
+
+
+def share_tokenizer(handler: Any, executor: ThreadPoolExecutor) -> None:
+    """Let a handler use the tokenizer on this executor alone.
+
+    Upstream has one for each handler, and a tokenizer whose truncation changes while another thread uses it raises
+    "Already borrowed".
+    """
+    from vllm.utils import make_async
+
+    for name in ("_tokenize_prompt_input", "_tokenize_prompt_input_or_inputs"):
+        setattr(handler, f"{name}_async", make_async(getattr(handler, name), executor=executor))
 
 
 def limits_of(model: Any, tokenizer: Any, limits: Limits) -> Limits:
@@ -76,7 +92,10 @@ def checked_handler(handler: Any, create: Any, check: RequestCheck) -> Any:
             await check(request)
         except Turned as turned:
             return refusal(handler, turned.status, str(turned))
-        answer = await create(request, *arguments, **options)
+        try:
+            answer = await create(request, *arguments, **options)
+        except NotImplementedError as error:
+            return refusal(handler, 400, str(error) or "The server does not have what the request asks for.")
         return await begun(handler, answer) if inspect.isasyncgen(answer) else answer
 
     return checked
@@ -116,12 +135,15 @@ class RequestCheck:
     """Makes of a request what upstream will, and asks the compiler for the guide in it."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        # Its own: another thread makes tokens of prompts.
+        self.model, self.tokenizer = model, copy.deepcopy(tokenizer)
         fast = getattr(tokenizer, "backend_tokenizer", None)
         self.guides = Guides(fast.to_str() if fast is not None else None, getattr(tokenizer, "eos_token_id", None))
 
     async def __call__(self, request: Any) -> None:
         """Raise Turned for what upstream would answer with 500, and for a guide that the compiler refuses."""
+        if not hasattr(request, "to_sampling_params"):
+            return
         complete_format(request)
         try:
             guided, sequences = self.guided_of(request)
@@ -143,6 +165,12 @@ class RequestCheck:
         params = request.to_sampling_params(most, self.model.logits_processor_pattern, {})
         # The engine does this for bad_words; not all words have tokens.
         params.update_from_tokenizer(self.tokenizer)
+        masks = [name for name in ("allowed_token_ids", "bad_words", "min_tokens") if getattr(params, name)]
+        if params.guided_decoding is not None:
+            masks.insert(0, "a guide")
+        if len(masks) > 1 and masks[0] in ("a guide", "allowed_token_ids"):
+            # The probabilities of no token are NaN.
+            raise ValueError(f"{masks[1]}: together with {masks[0]} it may leave no token. Leave one of them out.")
         prompts = getattr(request, "prompt", None)
         several = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
         return params.guided_decoding, params.n * (len(prompts) if several else 1)
