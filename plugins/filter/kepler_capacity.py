@@ -161,7 +161,7 @@ def one_model_findings(
         return faults
     extra = instance.get("extra_args") or {}
     try:
-        config = overridden(facts["config"], engine_options.overrides(extra))
+        config = configured(facts, instance)
         refused = [
             finding("error", f"{where}.model", what, expected, "Serve another model, or another checkpoint of it.")
             for what, expected in refusals(
@@ -189,13 +189,18 @@ def one_model_findings(
     return faults + found
 
 
+def configured(facts: dict[str, Any], instance: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a model as the options of an instance change it. Raises CapacityError."""
+    return overridden(facts["config"], engine_options.overrides(instance.get("extra_args") or {}))
+
+
 def memory_limit(facts: dict[str, Any], instance: dict[str, Any]) -> str | None:
     """Return the most host memory that an instance's unit can need, as systemd writes it, or None if nobody knows.
 
     Weights pass through it on their way to the dies. Pickled files are read whole by each rank.
     """
     try:
-        model = read(facts["config"], facts["tensors"])
+        model = read(configured(facts, instance), facts["tensors"])
         tensors = tensors_of(model, facts["tensors"])
     except CapacityError:
         return None

@@ -77,7 +77,7 @@ class Server(Unit):
 
 
     def children(self):
-        """Ids of vLLM's processes: of the API and of the engine."""
+        """Ids of the supervisor's children: vLLM's API, which dies with its engine."""
         found = re.findall(r"\d+", (Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")).read_text())
         return [int(one) for one in found]
 
@@ -197,7 +197,8 @@ SHARP = [
     {"logit_bias": {"1": -1e308, "2": 1e308}}, {"presence_penalty": -2, "frequency_penalty": 2, "min_p": 1e-320},
     {"temperature": 100, "guided_regex": "[a-z]{3}", "repetition_penalty": 0.01},
     {"use_beam_search": True, "n": 2, "temperature": 1, "length_penalty": 10},
-    {"use_beam_search": True, "length_penalty": -10},
+    {"use_beam_search": True, "length_penalty": -10}, {"allowed_token_ids": [65, 66], "min_tokens": 6},
+    {"allowed_token_ids": [65, 66, 77], "bad_words": ["a", "Mb"]}, {"min_tokens": 6, "bad_words": ["a"], "echo": True},
 ]  # fmt: skip
 
 

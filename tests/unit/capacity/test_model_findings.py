@@ -60,6 +60,7 @@ RECORDED = [{"name": "a.weight", "dtype": "F16", "shape": [1024, 1024], "count":
         (LLAMA_7B, RECORDED, {"dtype": "half"}, 4 + 4 * 6 + 3),
         (LLAMA_7B, RECORDED, {"tensor_parallel_size": 1, "dies": [0]}, 4 + 6 + 5),
         (LLAMA_7B, RECORDED, {"extra_args": {"swap-space": 0.5}}, 4 + 4 * 2.5 + 5),
+        (LLAMA_7B, [], {"extra_args": {"hf-overrides": '{"num_hidden_layers": 16}'}}, 4 + 4 * 6 + 4 * 13.5),
         (LLAMA_7B, RECORDED, {"memory_max": "48G"}, 48), (LLAMA_7B, RECORDED, {"device": "cpu"}, None),
         ({"model_type": "unknown"}, [], {}, None), (None, [], {}, None),
     ],

@@ -24,6 +24,7 @@ def refusal(body, given=LIMITS):
 PLACES = [
     lambda token: {"prompt": [token]}, lambda token: {"prompt": [token, 1]}, lambda token: {"prompt": [1, token]},
     lambda token: {"prompt": [[1], [token]]}, lambda token: {"prompt": [[token]]}, lambda token: {"tokens": [1, token]},
+    lambda token: {"input": [token, 1]}, lambda token: {"input": [[1], [1, token]]},
     lambda token: {"stop_token_ids": [token], "min_tokens": 1}, lambda token: {"allowed_token_ids": [1, token]},
     lambda token: {"logit_bias": {"1": 1, str(token): 1}},
 ]  # fmt: skip
@@ -45,7 +46,9 @@ def test_token_ids_of_the_model_pass(place, token):
 
 STRANGE = [
     {"prompt": [1.0]}, {"prompt": [True]}, {"prompt": [[1], "a"]}, {"prompt": [[1], [None]]}, {"prompt": [[[1]]]},
-    {"prompt": {}}, {"prompt": 5}, {"prompt": ["a", 1]}, {"prompt": [[1], 1]}, {"prompt": True}, {"tokens": ["1"]},
+    {"prompt": {}}, {"prompt": 5},
+    {"input": [1.0]}, {"input": [[1], "a"]}, {"input": {}}, {"prompt": ["a", 1]}, {"prompt": [[1], 1]},
+    {"prompt": True}, {"tokens": ["1"]},
     {"stop_token_ids": ["1"]}, {"stop_token_ids": [1.5]}, {"stop_token_ids": [[1]]}, {"allowed_token_ids": [None]},
     {"logit_bias": {"a": 1}}, {"logit_bias": {"": 1}}, {"logit_bias": {" 1": 1}}, {"logit_bias": {"1_0": 1}},
     {"logit_bias": {"٣": 1}}, {"logit_bias": {"9" * 5000: 1}}, {"logit_bias": {"--1": 1}},
@@ -63,7 +66,9 @@ def test_without_a_known_vocabulary_token_ids_pass():
 
 COUNTS = [
     {"n": 129}, {"n": 10**6}, {"best_of": 10**6}, {"n": 1, "best_of": 129}, {"prompt": ["a"] * 129},
-    {"prompt": [[1]] * 129}, {"prompt": ["a"] * 2, "n": 65}, {"prompt": [[1]] * 65, "n": 1, "best_of": 2},
+    {"prompt": [[1]] * 129},
+    {"input": ["a"] * 4097}, {"input": [1] * (LENGTH + 1)}, {"prompt": ["a"] * 2, "n": 65},
+    {"prompt": [[1]] * 65, "n": 1, "best_of": 2},
     {"stop": ["a"] * 65}, {"stop_token_ids": [1] * 257}, {"stop": "a" * 1025}, {"stop": ["a", "b" * 1025]},
     {"bad_words": ["a"] * 257},
     {"bad_words": ["a" * 1025]}, {"tools": [{}] * 129}, {"messages": [{}] * 1025}, {"logprobs": 21},
@@ -82,6 +87,7 @@ def test_counts_that_multiply_work_are_bounded(body):
 
 
 TEXTS = [
+    {"input": "a" * (16 * LENGTH + 1)}, {"input": ["a" * 16_000] * 100},
     {"prompt": "a" * (16 * LENGTH + 1)}, {"prompt": ["b", "a" * (16 * LENGTH + 1)]},
     {"messages": [{"role": "user", "content": "a" * 10_000}, {"role": "user", "content": "a" * 10_000}]},
     {"messages": [{"role": "user", "content": [{"type": "text", "text": "a" * 20_000}]}]},
@@ -97,6 +103,7 @@ def test_texts_that_cannot_fit_are_refused(body):
 
 
 ALLOWED = [
+    {"input": ["a"] * 2048}, {"input": [[1] * LENGTH] * 9},
     {"n": 128}, {"n": 2, "best_of": 64, "prompt": ["a", "b"]}, {"prompt": [[1]] * 128}, {"stop": ["a" * 1024] * 64},
     {"logprobs": 20}, {"logprobs": True, "top_logprobs": 20}, {"use_beam_search": True, "n": 10}, {"n": None},
     {"prompt": [1] * LENGTH}, {"prompt": []}, {"prompt": "a" * 16 * LENGTH}, {"best_of": None}, {},

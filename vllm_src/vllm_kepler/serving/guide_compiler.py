@@ -53,8 +53,8 @@ def compile_guide(tokenizer: LLTokenizer, guide: dict[str, str]) -> dict[str, An
     except Exception as raised:
         error = str(raised) or type(raised).__name__
     # What comes after the first words is the state of its parser.
-    return {"error": error.partition("\n<state>")[0][:LONGEST], "text": text, "seconds": time.process_time() - began,
-            "bytes": max(memory()[1] - before, 0)}
+    return {"error": error.partition("\n<state>")[0][:LONGEST], "text": None if error else text,
+            "seconds": time.process_time() - began, "bytes": max(memory()[1] - before, 0)}
 
 
 def memory() -> tuple[int, int]:

@@ -11,8 +11,9 @@ from typing import Any
 
 from .limits import Turned
 
-# Answers of the compiler that are kept: most clients send the same guide with every request.
-KEPT = 256
+# Answers of the compiler that are kept, and characters of a grammar up to which they are: most clients send the same
+# guide with every request.
+KEPT, KEPT_CHARACTERS = 256, 1 << 16
 # Seconds and bytes for the guides of one request: each of its sequences has a compiled one.
 SECONDS, MEMORY = 4.0, 1 << 30
 
@@ -27,7 +28,7 @@ class Guides:
         self.first = {"tokenizer": tokenizer, "eos": eos}
         self.process: asyncio.subprocess.Process | None = None
         self.turn = asyncio.Lock()
-        self.kept: OrderedDict[bytes, dict[str, Any]] = OrderedDict()
+        self.kept: OrderedDict[bytes, asyncio.Future[dict[str, Any]]] = OrderedDict()
 
     async def check(self, guide: dict[str, str], sequences: int) -> str | None:
         """Return a grammar's text in the form that the engine reads at once. Raise Turned for a guide it cannot take.
@@ -37,14 +38,8 @@ class Guides:
         if self.first["tokenizer"] is None:
             raise Turned(400, "The guide cannot be used: the compiler cannot read the model's tokenizer.")
         line = json.dumps(guide).encode()
-        key = sha256(line).digest()
-        if key not in self.kept:
-            # A client that leaves must not leave half an exchange.
-            self.kept[key] = await asyncio.shield(self.ask(line))
-        self.kept.move_to_end(key)
-        while len(self.kept) > KEPT:
-            self.kept.popitem(last=False)
-        found = self.kept[key]
+        # A client that leaves must not leave half an exchange.
+        found = await asyncio.shield(self.compiled(line))
         if found["error"]:
             raise Turned(400, f"The guide cannot be compiled: {found['error']}.")
         seconds, size = found["seconds"], found["bytes"]
@@ -52,6 +47,22 @@ class Guides:
             raise Turned(400, f"The guide takes {seconds:.2f} s and {size >> 20} MiB for each of the {sequences} "
                               f"sequences; the server takes {SECONDS:.0f} s and {MEMORY >> 20} MiB for all.")
         return found["text"]
+
+    def compiled(self, line: bytes) -> asyncio.Future[dict[str, Any]]:
+        """Return the compiler's answer to come, which requests with the same guide share."""
+        key = sha256(line).digest()
+
+        def keep(answer: asyncio.Future[dict[str, Any]]) -> None:
+            if answer.cancelled() or answer.exception() or len(answer.result().get("text") or "") > KEPT_CHARACTERS:
+                self.kept.pop(key, None)
+
+        if key not in self.kept:
+            self.kept[key] = asyncio.ensure_future(self.ask(line))
+            self.kept[key].add_done_callback(keep)
+        self.kept.move_to_end(key)
+        while len(self.kept) > KEPT:
+            self.kept.popitem(last=False)
+        return self.kept[key]
 
     async def ask(self, line: bytes) -> dict[str, Any]:
         """Return the compiler's answer. Raise Turned if it gives none."""

@@ -76,21 +76,24 @@ class Limits:
                 raise Turned(400, f"{name}: {reason}. Leave it out.")
         # A list of token ids is long; its items are checked below, one by one.
         tokens = {name for name in TOKEN_LISTS if isinstance(body.get(name), list)}
-        prompts = self.prompts(body.get("prompt"))
-        check_size({name: value for name, value in body.items() if name not in tokens and name != "prompt"})
+        prompts, inputs = self.prompts("prompt", body.get("prompt")), self.prompts("input", body.get("input"))
+        check_size({name: value for name, value in body.items() if name not in tokens | {"prompt", "input"}})
+        if len(inputs) > MOST_ITEMS:
+            raise Turned(400, f"input: found {len(inputs)} items; the server takes {MOST_ITEMS}.")
         for name in tokens:
             self.check_tokens(name, body[name])
-        for ids in prompts:
-            if isinstance(ids, list):
-                self.check_tokens("prompt", ids)
-        self.check_text(prompts, body)
+        for name, several in (("prompt", prompts), ("input", inputs)):
+            for ids in several:
+                if isinstance(ids, list):
+                    self.check_tokens(name, ids)
+        self.check_text({"prompt": prompts, "input": inputs}, body)
         self.check_lists(body)
         self.check_numbers(body, max(len(prompts), 1))
         given = body.get("chat_template_kwargs")
         if isinstance(given, dict) and (taken := sorted(self.renderer & given.keys())):
             raise Turned(400, f"chat_template_kwargs: {taken[0]} is not the template's to receive. Leave it out.")
 
-    def prompts(self, prompt: Any) -> list[str | list[int]]:
+    def prompts(self, name: str, prompt: Any) -> list[str | list[int]]:
         """Return the prompts of a field that may hold a text, token ids, or a list of either. Raise Turned."""
         if prompt is None:
             return []
@@ -102,28 +105,29 @@ class Limits:
                 return [prompt]
             if kinds in ({str}, {list}):
                 return prompt
-        raise Turned(400, "prompt: expected a text, token ids, or a list of texts or of lists of token ids.")
+        raise Turned(400, f"{name}: expected a text, token ids, or a list of texts or of lists of token ids.")
 
     def check_tokens(self, name: str, ids: list[Any]) -> None:
         """Raise Turned for a list with anything but token ids of this model."""
-        if self.length and len(ids) > max(self.length, self.vocabulary if name != "prompt" else 0):
+        if self.length and len(ids) > max(self.length, self.vocabulary if name not in ("prompt", "input") else 0):
             raise Turned(400, f"{name}: found {len(ids)} token ids; the model takes {self.length}.")
         if set(map(type, ids)) - {int}:
             raise Turned(400, f"{name}: expected integers of 0 to {self.vocabulary - 1}, the model's token ids.")
         if self.vocabulary and ids and not (min(ids) >= 0 and max(ids) < self.vocabulary):
             raise self.strange(name, next(one for one in ids if not 0 <= one < self.vocabulary))
 
-    def check_text(self, prompts: list[str | list[int]], body: dict[str, Any]) -> None:
+    def check_text(self, prompts: dict[str, list[str | list[int]]], body: dict[str, Any]) -> None:
         """Raise Turned for a text that is too long for the model whatever its tokens are."""
         if not self.length:
             return
         one = CHARACTERS * self.length
-        texts = [len(prompt) for prompt in prompts if isinstance(prompt, str)]
-        spoken = characters([body.get(name) for name in SPOKEN])
-        for name, found, most in (("prompt", max(texts, default=0), one), ("messages", spoken, one),
-                                  ("prompt", sum(texts), max(one, MOST_CHARACTERS))):
-            if found > most:
-                raise Turned(400, f"{name}: found {found} characters; a model of {self.length} tokens takes {most}.")
+        found = [("messages", characters([body.get(name) for name in SPOKEN]), one)]
+        for name, several in prompts.items():
+            texts = [len(prompt) for prompt in several if isinstance(prompt, str)]
+            found += [(name, max(texts, default=0), one), (name, sum(texts), max(one, MOST_CHARACTERS))]
+        for name, number, most in found:
+            if number > most:
+                raise Turned(400, f"{name}: found {number} characters; a model of {self.length} tokens takes {most}.")
 
     def strange(self, name: str, token: int) -> Turned:
         """Return the answer to a token id that the model lacks."""

@@ -34,13 +34,17 @@ async def guard(state: Any, limits: Limits) -> Limits:
     client, model = state.engine_client, state.vllm_config.model_config
     tokenizer = await client.get_tokenizer()
     limits = limits_of(model, tokenizer, limits)
-    client.generate = checked_generate(client.generate, limits)
-    check, tokenizing = RequestCheck(model, tokenizer), ThreadPoolExecutor(1)
+    client.generate, client.encode = (checked_queue(queue, limits) for queue in (client.generate, client.encode))
+    check, tokenizing = RequestCheck(model, tokenizer, limits.vocabulary), ThreadPoolExecutor(1)
     for handler, name in ((state.openai_serving_chat, "create_chat_completion"),
                           (state.openai_serving_completion, "create_completion"),
                           (state.openai_serving_tokenization, "create_tokenize")):
         if handler is not None:
             setattr(handler, name, checked_handler(handler, getattr(handler, name), check))
+            share_tokenizer(handler, tokenizing)
+    # The handlers of a model without answers.
+    for name in ("pooling", "embedding", "classification", "scores"):
+        if (handler := getattr(state, f"openai_serving_{name}")) is not None:
             share_tokenizer(handler, tokenizing)
     return limits
 
@@ -69,16 +73,16 @@ def limits_of(model: Any, tokenizer: Any, limits: Limits) -> Limits:
                    renderer=limits.renderer | names)
 
 
-def checked_generate(generate: Any, limits: Limits) -> Any:
-    """Wrap the call that queues a prompt. Upstream answers its ValueError with 400, before a stream begins."""
+def checked_queue(queue: Any, limits: Limits) -> Any:
+    """Wrap a call that queues a prompt. Upstream answers its ValueError with 400, before a stream begins."""
 
-    @functools.wraps(generate)
+    @functools.wraps(queue)
     def checked(prompt: Any, *arguments: Any, **options: Any) -> Any:
         try:
             limits.check_tokens("prompt", prompt.get("prompt_token_ids") or [])
         except Turned as turned:
             raise ValueError(str(turned)) from None
-        return generate(prompt, *arguments, **options)
+        return queue(prompt, *arguments, **options)
 
     return checked
 
@@ -134,9 +138,10 @@ async def begun(handler: Any, stream: Any) -> Any:
 class RequestCheck:
     """Makes of a request what upstream will, and asks the compiler for the guide in it."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, vocabulary: int) -> None:
         # Its own: another thread makes tokens of prompts.
-        self.model, self.tokenizer = model, copy.deepcopy(tokenizer)
+        self.model, self.tokenizer, self.vocabulary = model, copy.deepcopy(tokenizer), vocabulary
+        self.generation = model.try_get_generation_config()
         fast = getattr(tokenizer, "backend_tokenizer", None)
         self.guides = Guides(fast.to_str() if fast is not None else None, getattr(tokenizer, "eos_token_id", None))
 
@@ -163,17 +168,28 @@ class RequestCheck:
         """Return the guide of a request's sampling parameters, or None, and how many sequences it is for."""
         most = request.max_tokens or getattr(request, "max_completion_tokens", None) or self.model.max_model_len
         params = request.to_sampling_params(most, self.model.logits_processor_pattern, {})
-        # The engine does this for bad_words; not all words have tokens.
+        # The engine does this; not all bad_words have tokens.
+        params.update_from_generation_config(self.generation, getattr(self.tokenizer, "eos_token_id", None))
         params.update_from_tokenizer(self.tokenizer)
-        masks = [name for name in ("allowed_token_ids", "bad_words", "min_tokens") if getattr(params, name)]
-        if params.guided_decoding is not None:
-            masks.insert(0, "a guide")
-        if len(masks) > 1 and masks[0] in ("a guide", "allowed_token_ids"):
-            # The probabilities of no token are NaN.
-            raise ValueError(f"{masks[1]}: together with {masks[0]} it may leave no token. Leave one of them out.")
+        self.check_masks(params)
         prompts = getattr(request, "prompt", None)
         several = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
         return params.guided_decoding, params.n * (len(prompts) if several else 1)
+
+    def check_masks(self, params: Any) -> None:
+        """Raise ValueError if what forbids tokens may leave none at a step: the probabilities of no token are NaN."""
+        masks = [name for name in ("allowed_token_ids", "bad_words", "min_tokens") if getattr(params, name)]
+        if params.guided_decoding is not None:
+            if masks:
+                raise ValueError(f"{masks[0]}: together with a guide it may leave no token. Leave one of them out.")
+            return
+        # The end of a bad word is forbidden after its beginning.
+        forbidden = {tokens[-1] for tokens in params.bad_words_token_ids or []}
+        if params.min_tokens:
+            forbidden |= params.all_stop_token_ids
+        allowed = params.allowed_token_ids
+        if forbidden.issuperset(allowed) if allowed else len(forbidden) >= self.vocabulary:
+            raise ValueError(f"{', '.join(masks)}: together they may leave no token. Leave one of them out.")
 
     def grammar_of(self, guided: Any) -> str:
         """Return what upstream hands to the compiler."""
