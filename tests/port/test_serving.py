@@ -87,6 +87,10 @@ class Server(Unit):
         return sum(map(float, re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", text, re.MULTILINE)))
 
 
+# What the API alone answers, whose process is the same for any number of ranks.
+with_two_ranks = pytest.mark.parametrize("server", [2], indirect=True, ids=["tp2"])
+
+
 @pytest.fixture(scope="module", params=[1, 2], ids=["tp1", "tp2"])
 def server(tmp_path_factory, request):
     server = Server(tmp_path_factory.mktemp("server"), request.param)
@@ -112,6 +116,7 @@ DOOR = [
 ]  # fmt: skip
 
 
+@with_two_ranks
 @pytest.mark.parametrize(("path", "body", "headers", "status", "message"), DOOR)
 def test_the_door(server, path, body, headers, status, message):
     answered, text = server.ask(path, body, **headers)
@@ -143,6 +148,7 @@ def others_are_served(server):
     assert server.children() == before
 
 
+@with_two_ranks
 def test_guides_that_cannot_be_compiled_are_refused(server):
     """In every way in; also those that take memory or time without a bound. Nobody else notices."""
     with others_are_served(server):
@@ -175,6 +181,7 @@ def test_guides_that_can_be_compiled_are_obeyed(server):
             assert re.fullmatch(pattern, choice["text"]), text
 
 
+@with_two_ranks
 def test_guides_of_many_sequences_are_bounded(server):
     schema = {"type": "object", "properties": {f"p{one}": {"type": "integer"} for one in range(400)}}
     assert server.ask(COMPLETIONS, {"prompt": "a", "max_tokens": 1, "guided_json": schema})[0] == 200
@@ -198,7 +205,7 @@ SHARP = [
     {"temperature": 100, "guided_regex": "[a-z]{3}", "repetition_penalty": 0.01},
     {"use_beam_search": True, "n": 2, "temperature": 1, "length_penalty": 10},
     {"use_beam_search": True, "length_penalty": -10}, {"allowed_token_ids": [65, 66], "min_tokens": 6},
-    {"allowed_token_ids": [65, 66, 77], "bad_words": ["a", "Mb"]}, {"min_tokens": 6, "bad_words": ["a"], "echo": True},
+    {"allowed_token_ids": [259, 66, 77], "bad_words": ["a", "Mb"]}, {"min_tokens": 6, "bad_words": ["a"], "echo": True},
 ]  # fmt: skip
 
 
@@ -211,6 +218,7 @@ def test_sampling_at_the_limits_gives_an_answer(server, sampling):
         assert "NaN" not in text
 
 
+@with_two_ranks
 def test_handlers_share_a_tokenizer_without_a_clash(server):
     """Whether prompts are cut is a state of it, and handlers would change that from threads of their own."""
     text = "Permission is hereby granted " * 300
@@ -253,6 +261,7 @@ def test_what_a_client_abandoned_costs_nothing(server):
         assert not server.running()
 
 
+@with_two_ranks
 def test_without_files_clients_are_turned_away(server):
     """More half-sent requests than the API may have files. None of them lasts, and vLLM goes on."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
