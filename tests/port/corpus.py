@@ -124,8 +124,6 @@ def hurting(vocabulary: int, extra: str | None = None) -> Iterator[Case]:
         ({"guided_regex": "a", "min_tokens": 3}, "no token"),
         ({"allowed_token_ids": [0], "min_tokens": 2, "logprobs": 1}, "no token"),
         ({"allowed_token_ids": [0, 65], "min_tokens": 2, "stop_token_ids": [65]}, "no token"),
-        # "a" becomes 259, and "Mb" ends with 66.
-        ({"allowed_token_ids": [259, 66], "bad_words": ["a", "Mb"]}, "no token"),
         ({"bad_words": [""]}, "bad_words"), ({"bad_words": ["a", " "], "stream": True}, "bad_words"),
     ):  # fmt: skip
         yield COMPLETIONS, {"prompt": "a", "max_tokens": 4, **body}, said
@@ -135,7 +133,9 @@ def hurting(vocabulary: int, extra: str | None = None) -> Iterator[Case]:
         for path in (CHAT, TOKENIZE, INVOCATIONS):
             yield path, {"messages": [message], **template}, "chat_template"
     yield CHAT, {"messages": [{}] * 50_000}, "items"
-    for body in ({"guided_choice": ["a"], "stream": True}, {"allowed_token_ids": [259], "logprobs": True}):
+    # "a" becomes 259, and "Mb" ends with 66.
+    for body in ({"guided_choice": ["a"], "stream": True}, {"allowed_token_ids": [259], "logprobs": True},
+                 {"allowed_token_ids": [259, 66], "bad_words": ["a", "Mb"]}):
         yield CHAT, {"messages": [message], "max_tokens": 4, "bad_words": ["a"], **body}, "no token"
     # Upstream's own answer is 501.
     yield TOKENIZE, {"messages": [{**message, "content": [{"type": "file", "file": {}}]}]}, "file"
