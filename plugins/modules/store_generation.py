@@ -41,6 +41,13 @@ options:
   lock_hash:
     description: SHA-256 of the lock. Required with O(outputs).
     type: str
+  packages:
+    description:
+      - Names of RPMs. A new generation records which versions of them are installed. They make no generation another
+        one.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     support: full
@@ -57,6 +64,7 @@ EXAMPLES = r"""
     kernel: "{{ ansible_kernel }}"
     driver: "470.256.02"
     lock_hash: "{{ kepler_lock | to_json(sort_keys=true) | hash('sha256') }}"
+    packages: "{{ kepler_lock.rpms | map(attribute='name') }}"
 
 - name: Go back
   store_generation:
@@ -86,6 +94,9 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.store import generation
 from ansible.module_utils.store.errors import StoreError
 
+# A tab between the name, to look for, and what is recorded.
+RECORD_FORMAT = "%{NAME}\t%{NAME}-%{EPOCHNUM}:%{VERSION}-%{RELEASE}.%{ARCH}\n"
+
 
 def listing(outputs):
     return "".join("%s: %s\n" % (name, path) for name, path in sorted(outputs.items()))
@@ -102,6 +113,15 @@ def outputs_of(root, number):
         return generation.read(root, number)["outputs"]
     except StoreError:
         return {}
+
+
+def installed(module):
+    """What rpm says of the packages to record: sorted NEVRAs."""
+    names = set(module.params["packages"])
+    if not names or not module.get_bin_path("rpm"):
+        return []
+    _, printed, _ = module.run_command(["rpm", "-qa", "--queryformat", RECORD_FORMAT], check_rc=True)
+    return sorted(line.split("\t")[1] for line in printed.splitlines() if line.split("\t")[0] in names)
 
 
 def prepare(root, params):
@@ -127,6 +147,7 @@ def main():
             "kernel": {"type": "str", "required": True},
             "driver": {"type": "str", "required": True},
             "lock_hash": {"type": "str"},
+            "packages": {"type": "list", "elements": "str", "default": []},
         },
         required_one_of=[("outputs", "activate")],
         mutually_exclusive=[("outputs", "activate")],
@@ -140,7 +161,8 @@ def main():
         number, outputs, changed = prepare(root, params)
         if changed and not module.check_mode:
             if number is None:
-                number, changed = generation.ensure(root, {field: params[field] for field in generation.SAME})
+                wanted = {field: params[field] for field in generation.SAME}
+                number, changed = generation.ensure(root, wanted, installed(module))
             else:
                 number, changed = generation.switch(
                     root, asked(params), params["kernel"], params["driver"], params["force"]

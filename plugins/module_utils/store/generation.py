@@ -80,7 +80,13 @@ def read(root, number):
     """What generation `number` holds. Raises StoreError where that cannot be read."""
     path = os.path.join(root, "generations", str(number), "generation.json")
     try:
-        return schema.read_json(path, FIELDS)
+        described = schema.read_json(path, FIELDS)
+        # An earlier release recorded none.
+        described.setdefault("packages", [])
+        wrong = schema.misfit(described, {"packages": [str]})
+        if wrong:
+            raise ValueError(wrong)
+        return described
     except (OSError, ValueError) as error:
         raise StoreError(
             "generation %s: found nothing that can be read (%s); expected what the generation holds in %s. Look at the "
@@ -125,8 +131,8 @@ def check_whole(root, outputs):
     References(root).closure({address.name_of(path) for path in outputs.values()})
 
 
-def create(root, wanted):
-    """Write a new generation of `wanted` and return its number.
+def create(root, wanted, packages):
+    """Write a new generation of `wanted` and return its number. packages: the NEVRAs to record with it.
 
     Raises StoreError for an output that is not in the store.
     """
@@ -146,7 +152,7 @@ def create(root, wanted):
         os.makedirs(temporary)
         for name, path in wanted["outputs"].items():
             os.symlink(path, os.path.join(temporary, name))
-        described = dict(wanted, time=time.time(), previous=number_of(os.path.join(root, "current")))
+        described = dict(wanted, packages=packages, time=time.time(), previous=number_of(os.path.join(root, "current")))
         write_atomically(os.path.join(temporary, "generation.json"), described)
         os.rename(temporary, os.path.join(directory, str(number)))
     except OSError:
@@ -155,12 +161,15 @@ def create(root, wanted):
     return number
 
 
-def ensure(root, wanted):
-    """Make `wanted` the active generation. Returns (number, whether anything was changed)."""
+def ensure(root, wanted, packages=()):
+    """Make `wanted` the active generation. Returns (number, whether anything was changed).
+
+    packages: NEVRAs of what is installed on the host, which a new generation records.
+    """
     with locked(root):
         if not differs(root, wanted):
             return number_of(os.path.join(root, "current")), False
-        number = create(root, wanted)
+        number = create(root, wanted, list(packages))
         try:
             activate(root, number)
         except OSError:

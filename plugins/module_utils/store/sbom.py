@@ -42,7 +42,7 @@ def python_packages(path):
 
 
 def toolchain(nevras):
-    """Components of the packages that an output was built with; a tool that is no package goes by its own words."""
+    """Components of packages, such as those an output was built with; a tool that is none goes by its own words."""
     found = []
     for nevra in nevras:
         parts = NEVRA.match(nevra)
@@ -85,6 +85,7 @@ def sbom(root, number):
     """The bill of materials of a generation: a mapping, the same for the same generation."""
     described = generation.read(root, number)
     paths = sorted(described["outputs"].values())
+    packages = [dict(part, **{"bom-ref": part["purl"]}) for part in toolchain(described["packages"])]
     document = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
@@ -98,7 +99,7 @@ def sbom(root, number):
                 ],
             },
         },
-        "components": [component_of(path) for path in paths],
+        "components": [component_of(path) for path in paths] + packages,
         "dependencies": [{"ref": "generation", "dependsOn": [address.key_of_path(path) for path in paths]}] + [
             {"ref": address.key_of_path(path),
              "dependsOn": sorted(address.key_of_path(other) for other in address.manifest(path)["references"])}

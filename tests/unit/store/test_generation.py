@@ -36,6 +36,27 @@ def test_what_it_was_proven_with_counts(root, wanted, field):
     assert Path(root, "generations", "1", "hello").exists()
 
 
+def test_the_packages_of_the_host_are_recorded_and_make_no_other_generation(root, wanted):
+    generation.ensure(root, wanted, ["tar-2:1.30-9.el8.x86_64"])
+    assert generation.ensure(root, wanted, ["tar-2:1.30-11.el8_10.x86_64"]) == (1, False)
+    assert generation.read(root, 1)["packages"] == ["tar-2:1.30-9.el8.x86_64"]
+    assert generation.ensure(root, dict(wanted, kernel="other"), ["tar-2:1.30-11.el8_10.x86_64"]) == (2, True)
+    assert generation.read(root, 2)["packages"] == ["tar-2:1.30-11.el8_10.x86_64"]
+
+
+@pytest.mark.parametrize("value", ["tar", {"tar": "1"}, [1], [None]])
+def test_packages_of_another_kind_are_refused_and_none_are_taken(root, wanted, value):
+    generation.ensure(root, wanted, ["tar-2:1.30-9.el8.x86_64"])
+    path = Path(root, "generations", "1", "generation.json")
+    described = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(described, packages=value)))
+    with pytest.raises(StoreError, match=r"packages.* is "):
+        generation.read(root, 1)
+    del described["packages"]
+    path.write_text(json.dumps(described))
+    assert generation.read(root, 1)["packages"] == []
+
+
 def test_an_output_that_is_not_in_the_store_is_refused(root, wanted):
     generation.ensure(root, wanted)
     half = os.path.join(root, "store", "abc-half-1")

@@ -230,6 +230,22 @@ def test_a_generation_takes_the_place_of_a_damaged_one(run, wait, root):
     assert (said["generation"], said["changed"]) == (2, True), said
 
 
+def test_a_generation_records_what_is_installed(run, wait, root, tmp_path, monkeypatch):
+    answer, _starts = wait(**hello())
+    program = tmp_path / "bin" / "rpm"
+    program.parent.mkdir()
+    lines = ["tar\ttar-2:1.30-11.el8_10.x86_64", "tar-doc\ttar-doc-2:1.30-11.el8_10.noarch",
+             "dkms\tdkms-0:3.3.0-1.el8.noarch"]
+    program.write_text("#!/bin/sh\nprintf '%s\\n' " + " ".join(f"'{line}'" for line in lines) + "\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    host = {"root": root, "kernel": "k", "driver": "d", "outputs": {"hello": answer["path"]}, "lock_hash": "l"}
+    run("store_generation", packages=["dkms", "tar", "gcc"], **host)
+    described = json.loads(Path(root, "current", "generation.json").read_text())
+    assert described["packages"] == ["dkms-0:3.3.0-1.el8.noarch", "tar-2:1.30-11.el8_10.x86_64"]
+    assert run("store_generation", packages=["dkms"], **host)["changed"] is False
+
+
 def test_no_password_is_printed(root, tmp_path):
     """Not even at -vvv."""
     task = {"name": "Make it", "store_output": dict(

@@ -28,7 +28,8 @@ def bill(root, tmp_path):
     )
     build.realise(root, top, [], [])
     outputs = {made["name"]: address.output_path(root, made) for made in (base, top)}
-    generation.ensure(root, {"outputs": outputs, "kernel": "4.18", "driver": "470", "lock_hash": "l"})
+    wanted = {"outputs": outputs, "kernel": "4.18", "driver": "470", "lock_hash": "l"}
+    generation.ensure(root, wanted, ["dkms-0:3.3.0-1.el8.noarch", "tar-2:1.30-11.el8_10.x86_64"])
     made = sbom.sbom(root, 1)
     assert sbom.sbom(root, 1) == made
     return json.loads(json.dumps(made))
@@ -67,7 +68,8 @@ def test_package_has_the_address_that_advisories_use(nevra, purl):
 
 def test_what_it_names(bill):
     outputs = {component["name"]: component for component in bill["components"]}
-    assert set(outputs) == {"base", "hello"}
+    assert set(outputs) == {"base", "hello", "dkms", "tar"}
+    assert outputs["tar"]["purl"] == "pkg:rpm/rocky/tar@1.30-11.el8_10?arch=x86_64&epoch=2"
     package, file = outputs["hello"]["components"]
     assert package["purl"] == "pkg:pypi/some-package@4.2"
     assert package["licenses"] == [{"license": {"name": "Apache-2.0"}}]
