@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
+from host import rpms
 from kepler_controller.findings import finding, shown
 
 # Packages of the same driver from elsewhere, by the start of their names.
@@ -25,7 +27,7 @@ DKMS_KEY, DKMS_CERTIFICATE = "/var/lib/dkms/mok.key", "/var/lib/dkms/mok.pub"
 KEY_VARIABLE, CERTIFICATE_VARIABLE = "nvidia_driver_signing_key", "nvidia_driver_signing_certificate"
 
 
-def installation_findings(host: dict, locked: dict[str, str], provider: str) -> list[dict[str, str]]:
+def installation_findings(host: dict, locked: dict, provider: str) -> list[dict[str, str]]:
     """Findings about drivers that came from elsewhere than from `provider`."""
     found = []
     stream = host["streams"].get("nvidia-driver")
@@ -88,7 +90,7 @@ def signing_pair_findings(signing_key: Any, signing_certificate: Any) -> list[di
 
 
 def signing_findings(
-    host: dict, locked: dict[str, str], signing_key: str, signing_certificate: str
+    host: dict, locked: dict, signing_key: str, signing_certificate: str
 ) -> list[dict[str, str]]:
     """Findings about Secure Boot, and about the key that modules are signed with where the operator gives one.
 
@@ -137,19 +139,48 @@ def signing_findings(
     )]
 
 
+def kernel_findings(host: dict, locked: dict, move: bool) -> list[dict[str, str]]:
+    """Findings about a running kernel that the driver is not built for, or was not yet."""
+    kernel, tested = host["kernel"], locked["kernels"]["tested"]
+    wanted = f"{locked['kernels']['range']}.x86_64"
+    if rpms.is_of_range(locked["kernels"]["range"], kernel):
+        if kernel.removesuffix(".x86_64") in tested:
+            return []
+        return [finding(
+            "warning", "host", f"the running kernel {kernel}", f"one that driver {locked['driver']} is known to build "
+            f"for: {', '.join(tested) or 'none yet'}",
+            "Nothing now: DKMS builds the module for it, and the run stops if that fails. Once it serves, add it to "
+            "kernels.tested in files/lock/rpms.yml.",
+        )]
+    if move:
+        return [finding(
+            "warning", "host", f"the running kernel {kernel}", wanted,
+            "Nothing now: nvidia_driver installs the newest one on offer and makes it boot once the driver is built "
+            "for it; a reboot will be due.",
+        )]
+    there = rpms.newest_kernel(locked["kernels"]["range"], host["kernels"])
+    steps = "Run playbooks/upgrade.yml, which installs the newest one on offer with the driver and makes it boot"
+    if there:
+        steps += f"; or boot {there}, which is installed (grubby --set-default=/boot/vmlinuz-{there})"
+    return [finding(
+        "error", "host", f"the running kernel {kernel}", f"{wanted}, which driver {locked['driver']} is built for",
+        f"{steps}. Reboot, then run again.",
+    )]
+
+
 def driver_findings(
     host: dict,
-    locked: dict[str, str],
+    locked: dict,
     container: bool,
     provider: str = "module_stream",
     signing_key: str = "",
     signing_certificate: str = "",
     move: bool = False,
 ) -> list[dict[str, str]]:
-    """Findings about drivers and kernels that the pinned driver cannot live with.
+    """Findings about drivers and kernels that the locked driver cannot live with.
 
-    locked: the lock's `driver` version, `stream` and `kernel` (as uname -r prints it). move: whether the run may move
-    kernel and driver to these. A container has its machine's kernel and drivers, so these are not judged there.
+    locked: the lock's `driver` version, `stream` and `kernels`. move: whether the run may move the driver to that and
+    take a newer kernel. A container has its machine's kernel and drivers, so these are not judged there.
     """
     found = installation_findings(host, locked, provider)
     if host["driver_package"] not in (None, locked["driver"]) and not move:
@@ -160,18 +191,7 @@ def driver_findings(
         ))
     if container:
         return found
-    if host["kernel"] != locked["kernel"] and move:
-        found.append(finding(
-            "warning", "host", f"the running kernel {host['kernel']}", locked["kernel"],
-            "Nothing now: nvidia_driver installs the locked one and makes it boot, and a reboot will be due.",
-        ))
-    elif host["kernel"] != locked["kernel"]:
-        found.append(finding(
-            "error", "host", f"the running kernel {host['kernel']}",
-            f"{locked['kernel']}, which driver {locked['driver']} is locked with",
-            "Run playbooks/upgrade.yml, which installs that kernel with its driver and makes it boot, and reboot; or "
-            f"boot kernel-{locked['kernel']} yourself (grubby --set-default). Then run again.",
-        ))
+    found += kernel_findings(host, locked, move)
     found += signing_findings(host, locked, signing_key, signing_certificate)
     if "nouveau" in host["modules"]:
         found.append(finding(
@@ -214,14 +234,13 @@ def dkms_fault(status: str, driver: str, kernel: str) -> str:
 
 
 def module_fault(
-    status: str, locked: dict[str, str], version: str, signer: str, secure_boot: bool, headers: bool, log: dict
+    status: str, driver: str, *, kernel: str, version: str, signer: str, secure_boot: bool, headers: bool, log: dict
 ) -> str:
     """Message about the kernel's module that DKMS should have built and installed; empty where all is well.
 
     status: of dkms. version, signer: what modinfo says. headers: whether the kernel's headers are there. log: `path`
     and `tail` of the build's make.log.
     """
-    driver, kernel = locked["driver"], locked["kernel"]
     fault = dkms_fault(status, driver, kernel)
     if not fault and version != driver:
         fault = f"DKMS calls it installed, and modinfo says version {version or 'nothing'}"

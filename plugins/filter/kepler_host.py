@@ -242,7 +242,7 @@ def host_findings(
     host: dict,
     *,
     instances: list[dict],
-    locked: dict[str, str],
+    locked: dict,
     root: str,
     needs: list[dict[str, Any]],
     memory_gib: float,

@@ -18,7 +18,7 @@ LOCK = "files/lock/rpms.yml"
 DNF_CONF = "/etc/dnf/dnf.conf"
 BUNDLE = "kepler-offline"
 # Parts of dnf's transaction that nobody asked for.
-UNASKED = {"Downgrading": "downgrade", "Removing": "remove", "Removing dependent packages": "remove"}
+REMOVALS = ("Removing", "Removing dependent packages")
 # The form of this project's messages.
 MESSAGE = re.compile(r"(\S+): found (.*?); expected (.*?)\. (.*)", re.DOTALL)
 
@@ -152,6 +152,58 @@ def missing_finding(missing: list[dict], offers: list[dict], host: str, bundle: 
     return finding("error", LOCK, found, "every locked version on offer", next_step)
 
 
+def newer_packages(entries: list[dict], installed: list[dict]) -> dict[str, str]:
+    """Packages that are newer than the version which the lock names, as {name: both versions}.
+
+    Kernels stand side by side.
+    """
+    return {
+        entry["name"]: f"{entry['name']}-{rpms.evr_text(package)} (the lock names {rpms.evr_text(entry)})"
+        for entry in filter(rpms.is_exact, entries) if entry.get("unit") != "kernel"
+        for package in installed
+        if package["name"] == entry["name"] and rpms.compare_evr(rpms.evr_of(package), rpms.evr_of(entry)) > 0
+    }
+
+
+def newer_findings(newer: dict[str, str]) -> list[dict[str, str]]:
+    """The finding about packages that are newer than the lock's."""
+    return [finding(
+        "error", "host", f"{len(newer)} package(s) that are newer than the lock's: {', '.join(newer.values())}",
+        "the locked versions, or none: no run downgrades a package",
+        f"Remove them (dnf remove NAME) if nothing else needs them, or use a {LOCK} that names them. Then run again.",
+    )] if newer else []
+
+
+def kernel_finding(entries: list[dict], dnf: dict, packages: list[dict], bundle: bool) -> dict[str, str]:
+    """The finding about packages of the host's kernel that are not on offer, with the ways out."""
+    kernel, pattern = rpms.kernel_of(entries[0]), entries[0]["range"]
+    there = [rpms.kernel_of(package) for package in dnf["installed"] if package["name"] == "kernel-core"]
+    newer = [
+        rpms.kernel_of(package) for package in packages + dnf["installed"]
+        if package["name"] == "kernel-devel" and rpms.compare(rpms.kernel_of(package), kernel) > 0
+    ]
+    bootable = rpms.newest_kernel(pattern, [other for other in there if other in newer])
+    newest = rpms.newest_kernel(pattern, newer)
+    steps = []
+    if bootable:
+        steps.append(f"boot {bootable}, which is installed (grubby --set-default=/boot/vmlinuz-{bootable}; reboot)")
+    if newest:
+        steps.append(f"run playbooks/upgrade.yml, which takes {newest} and makes it boot")
+    if bundle:
+        steps.append(f"make the bundle anew: `ansible-playbook playbooks/bundle.yml -e bundle_kernels={kernel}`")
+    else:
+        steps.append(f"install {rpms.spec(entries[-1])} from the distribution's archive of old packages (vault)")
+    text = "; or ".join(steps)
+    listed = ", ".join(map(rpms.spec, entries))
+    where = "the bundle lacks" if bundle else "is not on offer"
+    return finding(
+        "error", "host",
+        f"the kernel {kernel}, and {listed}, which {where} (on offer: {on_offer(entries[-1], packages)})",
+        "the headers of the kernel that runs: DKMS builds the driver's module with them",
+        f"{text[0].upper()}{text[1:]}. Then run again.",
+    )
+
+
 def stream_findings(dnf: dict, streams: list[str]) -> list[dict[str, str]]:
     """Findings about module streams that nobody offers, or that the host has disabled."""
     found = [
@@ -185,10 +237,13 @@ def added_findings(dnf: dict, added: list[str]) -> list[dict[str, str]]:
     ]
 
 
-def dry_run_findings(dnf: dict, explained: set[str], missing: bool, entries: list[dict]) -> list[dict[str, str]]:
+def dry_run_findings(
+    dnf: dict, explained: set[str], missing: bool, entries: list[dict], newer: dict[str, str]
+) -> list[dict[str, str]]:
     """Findings about what dnf itself says to the installation.
 
-    explained: what other findings name already. missing: whether some packages are not on offer, and so not part of it.
+    explained, newer: what other findings name already. missing: whether some packages are not on offer, and so not part
+    of it.
     """
     found = []
     refused = {spec: reason for spec, reason in dnf["refusals"].items() if spec not in explained}
@@ -205,14 +260,21 @@ def dry_run_findings(dnf: dict, explained: set[str], missing: bool, entries: lis
             "a transaction that dnf resolves",
             "Enable the repositories that offer what is missing, or take back the setting that hides it.",
         ))
+    downgraded = [name for name in dnf["transaction"].get("Downgrading", []) if name not in newer]
+    if downgraded:
+        found.append(finding(
+            "error", "host", f"dnf would downgrade {', '.join(downgraded)} for the locked packages",
+            "repositories that are as new as the host: no run takes fixes back",
+            "Enable the repositories that these packages came from, or a mirror that is complete (`dnf "
+            "--showduplicates list NAME`), then run again.",
+        ))
     locked = {entry["name"] for entry in entries}
-    for title, verb in UNASKED.items():
-        names = [name for name in dnf["transaction"].get(title, []) if name not in locked]
-        if names:
-            found.append(finding(
-                "warning", LOCK, f"dnf would {verb} {', '.join(names)} for the locked packages",
-                "an installation that leaves them", "Run `make lock-rpms` for a lock that fits this host, or go on.",
-            ))
+    removed = [name for title in REMOVALS for name in dnf["transaction"].get(title, []) if name not in locked]
+    if removed:
+        found.append(finding(
+            "warning", LOCK, f"dnf would remove {', '.join(removed)} for the locked packages",
+            "an installation that leaves them", "Look whether the host needs them. If not, go on.",
+        ))
     return found
 
 
@@ -226,6 +288,7 @@ def repository_findings(
     """
     packages = dnf["offers"] if bundle is None else bundle
     missing, offers = [], {}
+    newer = newer_packages(entries, dnf["installed"])
     for entry in entries:
         if any(rpms.accepts(entry, package) for package in dnf["installed"]):
             continue
@@ -234,10 +297,14 @@ def repository_findings(
             offers[rpms.spec(entry)] = fitting
         else:
             missing.append(entry)
-    found = failure_findings(dnf)
+    found = failure_findings(dnf) + newer_findings(newer)
+    headers = [entry for entry in missing if entry.get("unit") == "kernel" and rpms.is_exact(entry)]
+    others = [entry for entry in missing if entry not in headers]
     # Where dnf gave no answer, nobody knows what is on offer.
-    if missing and not dnf["error"]:
-        found.append(missing_finding(missing, packages, host, bundle is not None, bool(dnf["failures"])))
+    if headers and not dnf["error"]:
+        found.append(kernel_finding(headers, dnf, packages, bundle is not None))
+    if others and not dnf["error"]:
+        found.append(missing_finding(others, packages, host, bundle is not None, bool(dnf["failures"])))
     excluded, explained = settings_findings(
         offers, dnf["exclusions"], hiding, "exclude or list of includes",
         "Take it out of {path}, line {line}, at least until the roles have run; dnf-automatic leaves locked packages "
@@ -250,7 +317,7 @@ def repository_findings(
         found += added_findings(dnf, added)
     return (
         found + excluded + locked + stream_findings(dnf, streams if offers or missing else [])
-        + dry_run_findings(dnf, explained | also, bool(missing), entries)
+        + dry_run_findings(dnf, explained | also, bool(missing), entries, newer)
     )
 
 

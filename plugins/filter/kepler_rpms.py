@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
 from ansible.errors import AnsibleFilterError
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
+from host import dnf_settings, rpms
 
-def nevra(entry: dict) -> str:
-    """`name-epoch:version-release.arch` of one lock entry: dnf takes it, and `rpm -q` prints it with EPOCHNUM."""
-    return f"{entry['name']}-{entry['epoch']}:{entry['version']}-{entry['release']}.{entry['arch']}"
+NEVRA = re.compile(r"(?P<name>.+)-(?P<epoch>\d+):(?P<version>[^-]+)-(?P<release>[^-]+)\.(?P<arch>[^.]+)")
+# What a kernel that is installed needs for the driver; the other packages of its unit come with one that is not.
+OF_INSTALLED_KERNEL = ("kernel-core", "kernel-devel")
 
 
-def locked_rpms(lock: dict, role: str | None = None) -> list[str]:
-    """NEVRAs of what `role` installs, or every role, in the order of the lock."""
-    found = [nevra(entry) for entry in lock["rpms"] if role in (None, entry["role"])]
+def parse(nevra: str) -> dict:
+    """The package that `rpm -q` prints with EPOCHNUM as `name-epoch:version-release.arch`."""
+    parts = NEVRA.fullmatch(nevra)
+    if not parts:
+        raise AnsibleFilterError(f"rpm: found '{nevra}'; expected name-epoch:version-release.arch.")
+    return {**parts.groupdict(), "epoch": int(parts["epoch"])}
+
+
+def locked_entries(lock: dict, role: str | None = None, kernel: str = "") -> list[dict]:
+    """Entries of what `role` installs, or every role, in the order of the lock.
+
+    kernel: the one, as `uname -r` prints it, that the packages of its unit are to have the version of; else any of the
+    lock's range.
+    """
+    found = [
+        rpms.of_kernel(entry, lock["kernels"]["range"], kernel)
+        for entry in lock["rpms"] if role in (None, entry["role"])
+    ]
     if not found:
         roles = ", ".join(sorted({entry["role"] for entry in lock["rpms"]}))
         raise AnsibleFilterError(
@@ -21,12 +43,19 @@ def locked_rpms(lock: dict, role: str | None = None) -> list[str]:
     return found
 
 
+def locked_rpms(lock: dict, role: str | None = None) -> list[str]:
+    """What `role` installs, or every role, as dnf takes it, in the order of the lock."""
+    return [rpms.spec(entry) for entry in locked_entries(lock, role)]
+
+
 def locked_rpm(lock: dict, name: str) -> dict:
-    """The lock's entry of the package `name`."""
+    """The lock's entry of the package `name`, which names one version."""
     for entry in lock["rpms"]:
-        if entry["name"] == name:
+        if entry["name"] == name and rpms.is_exact(entry):
             return entry
-    raise AnsibleFilterError(f"files/lock/rpms.yml: found no package {name!r}; expected one. Add it there.")
+    raise AnsibleFilterError(
+        f"files/lock/rpms.yml: found no package {name!r} with a version; expected one. Add it there."
+    )
 
 
 def locked_version(lock: dict, name: str) -> str:
@@ -34,47 +63,80 @@ def locked_version(lock: dict, name: str) -> str:
     return locked_rpm(lock, name)["version"]
 
 
-def locked_kernel(lock: dict) -> str:
-    """The locked kernel as `uname -r` prints it."""
-    entry = locked_rpm(lock, "kernel")
-    return f"{entry['version']}-{entry['release']}.{entry['arch']}"
-
-
-def locked_driver(lock: dict) -> dict[str, str]:
-    """The driver's version and module stream and the kernel that it is locked with."""
+def locked_driver(lock: dict) -> dict:
+    """The driver's version and module stream, and the kernels that it is built for."""
     entry = locked_rpm(lock, "nvidia-driver")
-    return {"driver": entry["version"], "stream": entry["stream"], "kernel": locked_kernel(lock)}
+    return {"driver": entry["version"], "stream": entry["stream"], "kernels": lock["kernels"]}
 
 
-def installed_locks(wanted: list[str], installed: list[str]) -> list[str]:
-    """What the versionlock list of dnf holds for `wanted`, in the form that the plugin writes itself.
+def newest_kernel(lock: dict, kernels: list[str], packages: Iterable[str] = ()) -> str:
+    """The newest kernel of the lock's range, as `uname -r` prints it; empty if there is none.
 
-    wanted: packages as dnf takes them. installed: NEVRAs. If a package is there in another version than the wanted one,
-    that version is locked: a run that failed must not free what it found.
+    kernels: such names. packages: NEVRAs of what is installed or on offer; a kernel counts that is whole there.
     """
-    there = set(installed)
-    found = []
-    for text in wanted:
-        name = package_name(text)
-        found += [text] if text in there else [other for other in installed if package_name(other) == name]
-    return [f"{text.rpartition('.')[0]}.*" for text in found]
+    unit = {entry["name"] for entry in lock["rpms"] if entry.get("unit") == "kernel"}
+    parts: dict[str, set[str]] = {}
+    for package in map(parse, packages):
+        parts.setdefault(rpms.kernel_of(package), set()).add(package["name"])
+    whole = [kernel for kernel, names in parts.items() if unit <= names]
+    return rpms.newest_kernel(lock["kernels"]["range"], [*kernels, *whole])
 
 
-def host_rpms(lock: dict, provider: str, python: bool) -> list[dict]:
+def host_rpms(lock: dict, provider: str, python: bool, kernel: str = "", kernels: Collection[str] = ()) -> list[dict]:
     """Entries of the packages that a host gets from dnf.
 
     provider: where the driver comes from; NVIDIA's installer brings its own. python: whether CPython is built there.
+    kernel: see locked_entries. kernels: those that are installed.
     """
     return [
-        entry for entry in lock["rpms"]
+        entry for entry in locked_entries(lock, kernel=kernel)
         if (python or entry["role"] != "python310") and (provider != "runfile" or "module" not in entry)
         and entry["role"] != "load_balancer"
+        and (entry.get("unit") != "kernel" or kernel not in kernels or entry["name"] in OF_INSTALLED_KERNEL)
     ]
 
 
-def locked_names(lock: dict) -> list[str]:
-    """Names of every package of the lock."""
-    return sorted({entry["name"] for entry in lock["rpms"]})
+def installed_locks(entries: list[dict], installed: list[str]) -> list[str]:
+    """What the versionlock list of dnf holds for `entries`, in the form that the plugin writes itself.
+
+    installed: NEVRAs. Only entries that name one version are held. If a package is there in another version than that,
+    its version is locked: a run that failed must not free what it found.
+    """
+    packages, found = [parse(text) for text in installed], []
+    for entry in filter(rpms.is_exact, entries):
+        there = [package for package in packages if package["name"] == entry["name"]]
+        found += [package for package in there if rpms.accepts(entry, package)] or there
+    return [f"{package['name']}-{rpms.evr_text(package)}.*" for package in found]
+
+
+def installed_of(entries: list[dict], installed: list[str]) -> list[str]:
+    """Those of `installed` that have the name of an entry."""
+    names = {entry["name"] for entry in entries}
+    return [text for text in installed if parse(text)["name"] in names]
+
+
+def rpms_to_install(entries: list[dict], installed: list[str]) -> list[str]:
+    """What dnf has to install, as it takes it, so that a host where `installed` (NEVRAs) are there has `entries`."""
+    there = [parse(text) for text in installed_of(entries, installed)]
+    return [rpms.spec(entry) for entry in entries if not any(rpms.accepts(entry, package) for package in there)]
+
+
+def installed_instead(entries: list[dict], installed: list[str]) -> list[str]:
+    """Those of `installed` that have the name of an entry which no package there fits."""
+    lacking = [entry for entry in entries if rpms_to_install([entry], installed)]
+    return installed_of(lacking, installed)
+
+
+def downgrades(printed: str) -> list[str]:
+    """Names of the packages that dnf would replace by older ones, by what `dnf --assumeno` printed."""
+    return dnf_settings.transaction(printed).get("Downgrading", [])
+
+
+def held_names(lock: dict) -> list[str]:
+    """Names of the packages that no automatic update may move: those of one version, and the kernel's."""
+    return sorted({
+        entry["name"] for entry in lock["rpms"] if rpms.is_exact(entry) or entry.get("unit") == "kernel"
+    })
 
 
 def locked_streams(lock: dict) -> list[str]:
@@ -90,32 +152,20 @@ def bundle_keys(fingerprints: list[str], directory: str) -> list[dict[str, str]]
     ]
 
 
-def package_name(text: str) -> str:
-    """Package name of a NEVRA, or of a name with a condition such as `dkms >= 3.0`."""
-    name, space, _ = text.partition(" ")
-    return name if space or ":" not in text else text.rsplit("-", 2)[0]
-
-
-def rpms_to_install(wanted: list[str], installed: list[str], exact: bool) -> list[str]:
-    """NEVRAs of `wanted` that have to be installed where `installed` are there.
-
-    With `exact` false a package that is there in another version stays as it is.
-    """
-    names = {package_name(text) for text in installed}
-    there = set(installed)
-    return [text for text in wanted if text not in there and (exact or package_name(text) not in names)]
-
-
 class FilterModule:
     def filters(self) -> dict:
         return {
             "bundle_keys": bundle_keys,
+            "downgrades": downgrades,
+            "held_names": held_names,
             "host_rpms": host_rpms,
             "installed_locks": installed_locks,
-            "locked_names": locked_names,
+            "installed_instead": installed_instead,
+            "locked_driver": locked_driver,
+            "locked_entries": locked_entries,
             "locked_rpms": locked_rpms,
             "locked_streams": locked_streams,
             "locked_version": locked_version,
-            "locked_driver": locked_driver,
+            "newest_kernel": newest_kernel,
             "rpms_to_install": rpms_to_install,
         }

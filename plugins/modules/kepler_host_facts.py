@@ -84,10 +84,10 @@ RETURN = r"""
 host:
   description:
     - >-
-      C(os) (id, version_id, pretty_name), C(architecture), C(kernel), C(init) (name of process 1),
-      C(cpu_flags), C(memory) (bytes), C(secure_boot), C(pci) (list of address, vendor, device, class, driver, bar1,
-      width, max_width, bridges, slot, iommu), C(nvidia_gpus) (addresses that the loaded driver holds, or none),
-      C(iommu) (groups, passthrough), C(modules) (names of loaded ones),
+      C(os) (id, version_id, pretty_name), C(architecture), C(kernel) (the running one), C(kernels) (the installed
+      ones), C(init) (name of process 1), C(cpu_flags), C(memory) (bytes), C(secure_boot), C(pci) (list of address,
+      vendor, device, class, driver, bar1, width, max_width, bridges, slot, iommu), C(nvidia_gpus) (addresses that the
+      loaded driver holds, or none), C(iommu) (groups, passthrough), C(modules) (names of loaded ones),
       C(nvidia_version) (of the loaded module, or none), C(streams) (enabled dnf module streams by module),
       C(packages) (names of the installed RPMs), C(driver_package) (version of nvidia-driver, or none),
       C(runfile) (whether NVIDIA's own installer was used),
@@ -106,6 +106,7 @@ DKMS_SETTINGS = "/etc/dkms/framework.conf"
 NVIDIA_VERSION = "/sys/module/nvidia/version"
 NVIDIA_GPUS = "/proc/driver/nvidia/gpus"
 SMI_TIMEOUT = 60  # seconds: the first question after a boot initializes the dies
+PACKAGE_FORMAT = "%{NAME} %{VERSION} %{RELEASE} %{ARCH}\n"
 
 
 def secure_boot():
@@ -204,13 +205,15 @@ def main():
     release = facts.os_release(facts.read("/etc/os-release"))
     packages = ""
     if module.get_bin_path("rpm"):  # a host that is not EL8 is judged, not a reason to break off
-        _, packages, _ = module.run_command(["rpm", "-qa", "--qf", "%{NAME} %{VERSION}\n"], check_rc=True)
+        _, packages, _ = module.run_command(["rpm", "-qa", "--qf", PACKAGE_FORMAT], check_rc=True)
     journal = driver_journal(module) if module.params["health"] else ""
-    versions = dict(line.split(" ", 1) for line in packages.splitlines())
+    installed = [line.split() for line in packages.splitlines()]
+    versions = {fields[0]: fields[1] for fields in installed}
     module.exit_json(changed=False, host={
         "os": {key: release.get(key.upper(), "") for key in ("id", "version_id", "pretty_name")},
         "architecture": platform.machine(),
         "kernel": platform.release(),
+        "kernels": ["{1}-{2}.{3}".format(*fields) for fields in installed if fields[0] == "kernel-core"],
         "init": facts.read("/proc/1/comm"),
         "cpu_flags": facts.cpu_flags(facts.read("/proc/cpuinfo")),
         "memory": facts.memory_bytes(facts.read("/proc/meminfo")),

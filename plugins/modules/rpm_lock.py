@@ -5,8 +5,8 @@ DOCUMENTATION = r"""
 module: rpm_lock
 short_description: Renew files/lock/rpms.yml by what repositories offer
 description:
-  - Writes the newest version on offer into each entry that names one. Drivers, CUDA and kernels, which something was
-    proven with, keep theirs, and so does an entry with a minimum or without a version.
+  - Writes the newest version on offer into each entry that names one. Driver and CUDA, which something was proven with,
+    keep theirs, and so do minimums and the range of kernels.
   - Calls each entry verified that is on offer, with the repository and the date, and no longer verified if it is not.
   - An entry that is verified in its version already stays as it is; so do comments and order.
 options:

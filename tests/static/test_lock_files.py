@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from collections import Counter
 
 import jsonschema
@@ -104,8 +105,51 @@ RPMS = content(LOCK / "rpms.yml")
 )
 def test_a_package_entry_that_does_not_hold_is_refused(change):
     data = copy.deepcopy(RPMS)
-    change(data["rpms"][1])
+    change(next(entry for entry in data["rpms"] if "version" in entry and "module" not in entry))
     assert not accepts(LOCK / "rpms.yml", data)
+
+
+@pytest.mark.parametrize(("name", "changes"), [
+    ("dkms", {"minimum": "3.0 13"}), ("dkms", {"minimum": 3}), ("dkms", {"minimum": "1:"}), ("dkms", {"epoch": 0}),
+    ("dkms", {"version": "3.3.0", "epoch": 0, "release": "1.el8"}), ("dkms", {"unit": "driver"}),
+    ("dkms", {"module": "nvidia-driver", "stream": "470-dkms"}),
+    ("kernel-devel", {"minimum": "4.18.0"}), ("kernel-devel", {"range": "4.18.0-553*"}),
+    ("kernel-devel", {"version": "4.18.0", "epoch": 0, "release": "553.el8_10"}),
+    ("nvidia-driver", {"minimum": "3:470.256.02"}),
+])  # fmt: skip
+def test_an_entry_names_one_version_or_a_minimum_or_neither(name, changes):
+    data = copy.deepcopy(RPMS)
+    next(entry for entry in data["rpms"] if entry["name"] == name).update(changes)
+    assert not accepts(LOCK / "rpms.yml", data)
+
+
+@pytest.mark.parametrize("changes", [
+    {"range": "4.18.0"}, {"range": ""}, {"tested": "4.18.0-553.el8_10"}, {"tested": ["4.18.0-553*.el8_10"]},
+    {"tested": [553]}, {"newest": "4.18.0-553.el8_10"}, {"provenance": ""},
+])  # fmt: skip
+def test_kernels_that_do_not_hold_are_refused(changes):
+    data = copy.deepcopy(RPMS)
+    data["kernels"].update(changes)
+    assert not accepts(LOCK / "rpms.yml", data)
+
+
+def test_tested_kernels_are_of_the_range():
+    sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
+    from host import rpms
+
+    assert RPMS["kernels"]["tested"]
+    for release in RPMS["kernels"]["tested"]:
+        assert rpms.in_range(RPMS["kernels"]["range"], release)
+
+
+def test_only_what_something_was_proven_with_is_exact():
+    """What belongs to the distribution moves with its fixes, and what other CUDA releases share with them."""
+    loose = {entry["name"] for entry in RPMS["rpms"] if "version" not in entry}
+    for entry in RPMS["rpms"]:
+        shared = ("kernel-headers", "cuda-toolkit-config-common", "cuda-toolkit-11-config-common")
+        moves = entry["repo"] == "epel" or entry.get("unit") == "kernel" or entry["name"] in shared
+        exact = entry["role"] in ("nvidia_driver", "cuda_toolkit", "gcc_toolset") and not moves
+        assert (entry["name"] not in loose) == exact, entry["name"]
 
 
 @pytest.mark.parametrize("fingerprint", ["D42D0685", "610C 7B14", "z" * 40, ""])
@@ -123,10 +167,8 @@ def test_each_package_belongs_to_a_role():
     assert {entry["role"] for entry in RPMS["rpms"]} <= set(ROLES)
 
 
-def test_packages_of_one_unit_have_one_version():
-    for unit in ("kernel", "driver"):
-        versions = {(entry["version"], entry["release"]) for entry in RPMS["rpms"] if entry.get("unit") == unit}
-        assert len(versions) == 1
+def test_the_driver_has_one_version():
+    assert len({(entry["version"], entry["release"]) for entry in RPMS["rpms"] if entry.get("unit") == "driver"}) == 1
 
 
 def test_module_streams_are_those_that_are_enabled():

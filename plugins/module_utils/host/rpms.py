@@ -1,4 +1,4 @@
-"""RPM versions, and whether a package is one that an entry of the lock accepts."""
+"""RPM versions, kernels, and whether a package is one that an entry of the lock accepts."""
 
 from __future__ import absolute_import, division, print_function
 
@@ -65,8 +65,44 @@ def evr_text(package):
     return "%s:%s-%s" % (package["epoch"] or 0, package["version"], package["release"])
 
 
+def in_range(pattern, release):
+    """Whether a kernel's VERSION-RELEASE belongs to a range, whose `*` stands for further numbers such as .89.1."""
+    return re.match(re.escape(pattern).replace(r"\*", r"(\.[0-9]+)*") + "$", release) is not None
+
+
+def is_of_range(pattern, kernel):
+    """Whether a kernel, as `uname -r` prints it, belongs to a range; a debug or real-time kernel does not."""
+    release, _, arch = kernel.rpartition(".")
+    return arch == "x86_64" and in_range(pattern, release)
+
+
+def newest_kernel(pattern, kernels):
+    """The newest of `kernels`, as `uname -r` prints them, that belongs to a range; empty if none does."""
+    fitting = [kernel for kernel in kernels if is_of_range(pattern, kernel)]
+    return max(fitting, key=functools.cmp_to_key(compare)) if fitting else ""
+
+
+def kernel_of(package):
+    """The kernel that a package of its unit belongs to, as `uname -r` prints it."""
+    return "{version}-{release}.{arch}".format(**package)
+
+
+def of_kernel(entry, pattern, kernel=""):
+    """The entry of the lock in the version of `kernel` (as `uname -r` prints it), or of any kernel of the range.
+
+    Entries of other units stay as they are.
+    """
+    if entry.get("unit") != "kernel":
+        return entry
+    entry = dict(entry, range=pattern)
+    if kernel:
+        version, _, release = kernel.rpartition(".")[0].partition("-")
+        entry.update(epoch=0, version=version, release=release)
+    return entry
+
+
 def is_exact(entry):
-    """Whether an entry of the lock names one version. Else it has a `minimum`, or takes any version."""
+    """Whether an entry of the lock names one version. Else it has a `minimum` or a `range`, or takes any version."""
     return "version" in entry
 
 
@@ -78,6 +114,8 @@ def accepts(entry, package):
     if is_exact(entry):
         # An offline bundle names its packages by their files, which do not tell the epoch.
         return package["epoch"] in (None, entry["epoch"]) and evr_of(package)[1:] == evr_of(entry)[1:]
+    if "range" in entry:
+        return in_range(entry["range"], "%s-%s" % evr_of(package)[1:])
     return "minimum" not in entry or compare_evr(evr_of(package), parse_evr(entry["minimum"])) >= 0
 
 
@@ -85,6 +123,8 @@ def spec(entry):
     """An entry of the lock as dnf takes it on its command line."""
     if is_exact(entry):
         return "%s-%s.%s" % (entry["name"], evr_text(entry), entry["arch"])
+    if "range" in entry:
+        return "%s-%s.%s" % (entry["name"], entry["range"], entry["arch"])
     return "%s >= %s" % (entry["name"], entry["minimum"]) if "minimum" in entry else entry["name"]
 
 

@@ -18,7 +18,7 @@ PROVEN = "cuda-rhel8"  # the repository of driver and CUDA
 
 
 def is_pinned(entry: dict) -> bool:
-    """Whether an entry keeps its version: a driver, a CUDA or a kernel that something was proven with."""
+    """Whether an entry keeps its version: a driver or a CUDA that something was proven with."""
     return rpms.is_exact(entry) and (entry["repo"] == PROVEN or "unit" in entry)
 
 
@@ -31,9 +31,12 @@ def put_last(entry: Any, old: str, new: str, value: str) -> None:
         entry.ca.items[new] = comment
 
 
-def renew_entry(entry: Any, offers: list[dict], today: str) -> str | None:
-    """Renew one entry; what changed, or None. A version that is not on offer is no longer called verified."""
-    before = rpms.spec(entry)
+def renew_entry(entry: Any, kernels: str, offers: list[dict], today: str) -> str | None:
+    """Renew one entry; what changed, or None. A version that is not on offer is no longer called verified.
+
+    kernels: the lock's range of kernels.
+    """
+    before = rpms.spec(rpms.of_kernel(entry, kernels))
     arches = (entry["arch"],) if "arch" in entry else rpms.ARCHES
     same = [package for package in offers if package["name"] == entry["name"] and package["arch"] in arches]
     if rpms.is_exact(entry) and not is_pinned(entry) and same:
@@ -42,14 +45,15 @@ def renew_entry(entry: Any, offers: list[dict], today: str) -> str | None:
         for name in ("version", "release"):
             if entry[name] != best[name]:
                 entry[name] = DoubleQuotedScalarString(best[name])
-    fitting = [package for package in same if rpms.accepts(entry, package)]
-    moved = rpms.spec(entry) != before
+    asked = rpms.of_kernel(entry, kernels)
+    fitting = [package for package in same if rpms.accepts(asked, package)]
+    moved = rpms.spec(asked) != before
     if fitting and (moved or not entry["verified"]):
         entry["verified"] = True
         where = ", ".join(sorted({package["repo"] for package in fitting}))
         old = "provenance" if "provenance" in entry else "reason"
         put_last(entry, old, "provenance", f"repository {where}, {today}")
-        return f"{before}: {'now ' + rpms.spec(entry) if moved else 'verified'} ({where})"
+        return f"{before}: {'now ' + rpms.spec(asked) if moved else 'verified'} ({where})"
     if not fitting and entry["verified"]:
         entry["verified"] = False
         put_last(entry, "provenance", "reason", f"no repository offered it on {today}")
@@ -69,11 +73,14 @@ def renew(text: str, offers: list[dict], today: str) -> tuple[str, list[str], li
     yaml.explicit_start = True
     try:
         lock = yaml.load(text)
-        entries = lock["rpms"]
+        entries, kernels = lock["rpms"], lock["kernels"]["range"]
     except (YAMLError, KeyError, TypeError) as error:
         raise ValueError(f"no lock of packages ({error})") from error
-    changes = [change for entry in entries if (change := renew_entry(entry, offers, today))]
-    absent = [entry for entry in entries if not any(rpms.accepts(entry, package) for package in offers)]
+    changes = [change for entry in entries if (change := renew_entry(entry, kernels, offers, today))]
+    absent = [
+        entry for entry in entries
+        if not any(rpms.accepts(rpms.of_kernel(entry, kernels), package) for package in offers)
+    ]
     stream = io.StringIO()
     yaml.dump(lock, stream)
     return (stream.getvalue() if changes else text), changes, absent

@@ -19,7 +19,7 @@ def prove(play, dkms, kernels):
 
     def run(*options, host=None, kernel=kernels[0][0], tasks=TASKS, **variables):
         values = {
-            "__nvidia_driver_locked": {"driver": dkms.version, "kernel": kernel, "stream": "none"},
+            "__nvidia_driver_locked": {"driver": dkms.version, "stream": "none"}, "__nvidia_driver_kernel": kernel,
             "__nvidia_driver_dkms": str(dkms.tree),
             "__nvidia_driver_modules": str(dkms.modules),
             "__nvidia_driver_framework": str(dkms.framework),

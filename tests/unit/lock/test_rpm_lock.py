@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "tests" / "unit" / "preflight"))
 from fake_host import FakeHost  # noqa: E402
 from kepler_controller.rpm_lock import renew  # noqa: E402
 from kepler_repositories import repository_findings  # noqa: E402
+from kepler_rpms import locked_entries  # noqa: E402
 
 LOCK = ROOT / "files" / "lock" / "rpms.yml"
 TEXT = """\
@@ -27,16 +28,19 @@ modules:
     stream: 470-dkms
     repo: cuda-rhel8
 repos: {}
+kernels:
+  range: "4.18.0-553*.el8_10"
+  tested: []
 
 rpms:
-  # About dkms.
-  - name: dkms
+  # About the compiler.
+  - name: gcc-toolset
     epoch: 0
-    version: "3.0.13"
+    version: "10.0"
     release: "1.el8"
     arch: noarch
-    repo: epel
-    role: nvidia_driver
+    repo: appstream
+    role: gcc_toolset
     verified: false
     reason: nobody looked
   # About the driver.
@@ -52,9 +56,6 @@ rpms:
 
   # About the others.
   - name: kernel
-    epoch: 0
-    version: "4.18.0"
-    release: "553.el8_10"
     arch: x86_64
     repo: baseos
     role: nvidia_driver
@@ -75,10 +76,10 @@ rpms:
     provenance: the distribution
 """
 OFFERS = """\
-dkms 0 3.2.2 1.el8 noarch epel
-dkms 0 3.10.0 1.el8 noarch epel
-dkms 0 3.9.0 1.el8 noarch epel
-dkms 9 1.0 1.el8 x86_64 other
+gcc-toolset 0 10.2.2 1.el8 noarch appstream
+gcc-toolset 0 10.10.0 1.el8 noarch appstream
+gcc-toolset 0 10.9.0 1.el8 noarch appstream
+gcc-toolset 9 1.0 1.el8 x86_64 other
 nvidia-driver 3 470.256.02 1.el8 x86_64 cuda-rhel8
 nvidia-driver 3 560.35.03 1.el8 x86_64 cuda-rhel8
 kernel 0 4.18.0 553.89.1.el8_10 x86_64 baseos
@@ -96,18 +97,23 @@ def offers(text=OFFERS):
 def test_what_is_written_and_what_stays():
     after, changes, absent = renew(TEXT, offers(), "2026-01-02")
     entries = {entry["name"]: entry for entry in yaml.safe_load(after)["rpms"]}
-    dkms, driver, kernel, gcc, tar = (entries[name] for name in ("dkms", "nvidia-driver", "kernel", "gcc", "tar"))
-    assert (dkms["version"], dkms["release"], dkms["epoch"]) == ("3.10.0", "1.el8", 0)
-    assert (dkms["verified"], dkms["provenance"]) == (True, "repository epel, 2026-01-02")
-    assert "reason" not in dkms
+    toolset, driver, kernel, gcc, tar = (
+        entries[name] for name in ("gcc-toolset", "nvidia-driver", "kernel", "gcc", "tar")
+    )
+    assert (toolset["version"], toolset["release"], toolset["epoch"]) == ("10.10.0", "1.el8", 0)
+    assert (toolset["verified"], toolset["provenance"]) == (True, "repository appstream, 2026-01-02")
+    assert "reason" not in toolset
     assert (driver["version"], driver["verified"]) == ("470.256.02", True)
-    # The kernel is proven with the driver: another one is not taken for it.
-    assert (kernel["release"], kernel["verified"]) == ("553.el8_10", False)
-    assert kernel["reason"] == "no repository offered it on 2026-01-02"
+    # Any kernel of the range does, and none of another minor release.
+    assert kernel == yaml.safe_load(TEXT)["rpms"][2]
+    renewed, _, _ = renew(TEXT, offers("kernel 0 4.18.0 600.el8_11 x86_64 baseos\n"), "2026-01-02")
+    kernel = yaml.safe_load(renewed)["rpms"][2]
+    assert (kernel["verified"], kernel["reason"]) == (False, "no repository offered it on 2026-01-02")
+    assert "version" not in kernel
     assert (gcc["minimum"], gcc["verified"]) == ("0:8.5.0-22.el8_10", True)
     assert tar["provenance"] == "the distribution"
-    assert [entry["name"] for entry in absent] == ["kernel"]
-    assert len(changes) == 4
+    assert absent == []
+    assert len(changes) == 3
 
 
 def test_comments_and_order_stay():
@@ -127,7 +133,7 @@ def test_a_lock_that_fits_is_not_touched():
     assert renew(after, offers(), "2027-05-06")[:2] == (after, [])
     text = LOCK.read_text()
     entries = yaml.safe_load(text)["rpms"]
-    everything = [{**entry, "epoch": entry.get("epoch", 0)} for entry in entries if "version" in entry]
+    everything = [entry for entry in entries if "version" in entry]
     renewed, _, absent = renew(text, everything, "2026-01-02")
     assert [entry["name"] for entry in absent if "version" in entry] == []
     assert [line for line in renewed.splitlines() if "#" in line] == [line for line in text.splitlines() if "#" in line]
@@ -135,7 +141,7 @@ def test_a_lock_that_fits_is_not_touched():
 
 def test_a_name_that_nobody_offers_is_named():
     after, _, absent = renew(TEXT, offers("gcc 0 8.5.0 4.el8 x86_64 appstream\n"), "2026-01-02")
-    assert {entry["name"] for entry in absent} == {"dkms", "nvidia-driver", "kernel", "gcc", "tar"}
+    assert {entry["name"] for entry in absent} == {"gcc-toolset", "nvidia-driver", "kernel", "gcc", "tar"}
     assert not any(entry["verified"] for entry in yaml.safe_load(after)["rpms"])
 
 
@@ -149,31 +155,33 @@ def test_the_renewed_lock_fits_the_same_repositories(tmp_path, monkeypatch, caps
     """The project's own lock, against repositories that have other versions of whatever may move."""
     host = FakeHost(tmp_path, monkeypatch, capsys)
     lock = yaml.safe_load(LOCK.read_text())
-    pinned = [entry for entry in lock["rpms"] if entry["repo"] == "cuda-rhel8" or "unit" in entry]
     for entry in lock["rpms"]:
         version = "5|999.1|7.el8"
-        if entry in pinned and "version" in entry:
+        if entry["repo"] == "cuda-rhel8" and "version" in entry:
             version = f"{entry['epoch']}|{entry['version']}|{entry['release']}"
+        elif entry.get("unit") == "kernel":
+            version = "0|4.18.0|553.151.1.el8_10"
         # All ids of repositories that this host has.
         home = entry["repo"] if entry["repo"] in ("epel", "cuda-rhel8") else "baseos"
         line = f"{entry['name']}|{version}|{entry.get('arch', 'x86_64')}"
         host.world["repos"].setdefault(home, []).append(line)
 
-    def found(entries):
+    def found(lock):
+        entries = locked_entries(lock)
         return repository_findings(
             host.ask(entries), entries, streams=["nvidia-driver:470-dkms"], added=["epel", "cuda-rhel8"], host="k80-1"
         )
 
-    (item,) = found(lock["rpms"])
+    (item,) = found(lock)
     assert "make lock-rpms HOST=k80-1" in item["next_step"]
     text, changes, absent = renew(LOCK.read_text(), host.ask(lock["rpms"])["offers"], "2026-01-02")
     assert (changes != [], absent) == (True, [])
-    assert found(yaml.safe_load(text)["rpms"]) == []
+    assert found(yaml.safe_load(text)) == []
 
 
 def test_the_playbook_renews_and_its_dry_run_does_not(tmp_path, monkeypatch, capsys):
     host = FakeHost(tmp_path, monkeypatch, capsys)
-    host.world["repos"] = {"epel": ["dkms|0|3.3.0|1.el8|noarch"]}
+    host.world["repos"] = {"epel": ["dkms|0|3.3.0|1.el8|noarch", "gcc-toolset-10-gcc|0|10.3.1|9.el8_10|x86_64"]}
     (tmp_path / "world.json").write_text(json.dumps(host.world))
     lock = Path(shutil.copytree(ROOT / "files" / "lock", tmp_path / "lock"))
     before = (lock / "rpms.yml").read_text()
@@ -193,11 +201,13 @@ def test_the_playbook_renews_and_its_dry_run_does_not(tmp_path, monkeypatch, cap
     assert 'found "k80-9"; expected a host of the inventory (k80-1)' in " ".join(output.split())
     status, output = play("-e", "lock_host=k80-1", "--check", "--diff")
     assert status == 0, output
-    assert '+    version: "3.3.0"' in output
+    assert '+    release: "9.el8_10"' in output
     assert (lock / "rpms.yml").read_text() == before
     status, output = play("-e", "lock_host=k80-1")
     assert status == 0, output
     assert "nvidia-driver" in output.partition("not_on_offer")[2]
-    (dkms,) = [entry for entry in yaml.safe_load((lock / "rpms.yml").read_text())["rpms"] if entry["name"] == "dkms"]
+    entries = {entry["name"]: entry for entry in yaml.safe_load((lock / "rpms.yml").read_text())["rpms"]}
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    assert (dkms["version"], dkms["provenance"]) == ("3.3.0", f"repository epel, {today}")
+    gcc, dkms = entries["gcc-toolset-10-gcc"], entries["dkms"]
+    assert (gcc["release"], gcc["provenance"]) == ("9.el8_10", f"repository epel, {today}")
+    assert (dkms["minimum"], dkms["verified"]) == ("3.0.13", True)

@@ -5,7 +5,8 @@ from kepler_boards import k80_dies
 from kepler_driver import driver_findings, signing_pair_findings
 from kepler_host import host_findings, paths_to_read
 
-LOCKED = {"driver": "1.2.3", "stream": "1-dkms", "kernel": "4.0-1.x86_64"}
+KERNELS = {"range": "4.0-1*.el8", "tested": ["4.0-1.el8"]}
+LOCKED = {"driver": "1.2.3", "stream": "1-dkms", "kernels": KERNELS}
 ROOT = "/opt/kepler"
 MODEL = {"name": "demo", "model": "/srv/demo"}
 K80, K40, NEWER = "0x102d", "0x1023", "0x20b0"
@@ -46,7 +47,7 @@ def host(**changes):
     return {
         "os": {"id": "rocky", "version_id": "8.10", "pretty_name": "Rocky Linux 8.10"},
         "architecture": "x86_64",
-        "kernel": LOCKED["kernel"],
+        "kernel": "4.0-1.el8.x86_64", "kernels": ["4.0-1.el8.x86_64"],
         "init": "systemd",
         "cpu_flags": ["avx", "avx2", "sse4_2"],
         "memory": 128 * 2**30,
@@ -400,10 +401,32 @@ def test_a_driver_of_the_runfile():
     assert "nvidia-uninstall" in only(judge(host(runfile=True)))["next_step"]
 
 
-def test_another_kernel():
-    found = only(judge(host(kernel="4.0-2.x86_64")))
-    assert LOCKED["kernel"] in found["expected"]
-    assert "reboot" in found["next_step"]
+@pytest.mark.parametrize("kernel", [
+    "4.0-2.el8.x86_64", "4.0-1.el9.x86_64", "6.1.0-1.el8.elrepo.x86_64", "4.0-1.5.rt7.246.el8.x86_64",
+    "4.0-1.el8.x86_64+debug", "4.0-1.el8.aarch64", "4.0-10.el8.x86_64",
+])  # fmt: skip
+def test_a_kernel_out_of_the_range_is_refused(kernel):
+    found = only(judge(host(kernel=kernel, kernels=[kernel])))
+    assert kernel in found["found"]
+    assert "4.0-1*.el8.x86_64" in found["expected"]
+    assert found["next_step"].startswith("Run playbooks/upgrade.yml")
+    assert "Reboot" in found["next_step"]
+
+
+def test_a_kernel_of_the_range_that_is_installed_beside_one_out_of_it_is_named():
+    there = ["4.0-1.16.el8.x86_64", "4.0-2.el8.x86_64", "4.0-1.7.el8.x86_64"]
+    found = only(judge(host(kernel="4.0-2.el8.x86_64", kernels=there)))
+    assert "boot 4.0-1.16.el8.x86_64, which is installed" in found["next_step"]
+
+
+@pytest.mark.parametrize("kernel", ["4.0-1.9.el8.x86_64", "4.0-1.89.1.el8.x86_64", "4.0-1.144.1.2.el8.x86_64"])
+def test_a_kernel_that_nobody_has_tested_gets_a_warning(kernel):
+    for move in (False, True):
+        found = only(driver_findings(host(kernel=kernel), LOCKED, container=False, move=move), "warning")
+        assert kernel in found["found"]
+        assert "4.0-1.el8" in found["expected"]
+        assert "DKMS builds" in found["next_step"]
+    assert driver_findings(host(), LOCKED, container=False) == []
 
 
 def test_a_runfile_provider_expects_its_own_driver_and_no_other():
@@ -512,7 +535,7 @@ def test_only_an_upgrade_moves_a_driver(container):
 
 
 def test_only_an_upgrade_moves_the_running_kernel():
-    facts = host(kernel="4.0-0.x86_64")
+    facts = host(kernel="4.0-0.el8.x86_64", kernels=[])
     assert "playbooks/upgrade.yml" in only(driver_findings(facts, LOCKED, container=False))["next_step"]
     assert "reboot" in only(driver_findings(facts, LOCKED, container=False, move=True), "warning")["next_step"]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from fake_host import FakeHost
+from host import rpms
 from kepler_repositories import bundle_packages, message_findings, repository_findings
 
 CAPTURED = Path(__file__).resolve().parent / "dnf"
@@ -213,7 +214,7 @@ def test_a_repository_of_the_same_name_in_another_file(host):
 @pytest.mark.parametrize(("capture", "severity", "text"), [
     ("modular", "error", f"{DRIVER} (modular filtering)"),
     ("problem", "error", "kernel-devel-4.18.0-553.el8_10.x86_64 is filtered out by exclude filtering"),
-    ("downgrade", "warning", "dnf would downgrade kernel-headers, tar"),
+    ("downgrade", "error", "dnf would downgrade kernel-headers, tar"),
 ])  # fmt: skip
 def test_whatever_else_dnf_says_is_reported(host, capture, severity, text):
     """With what the real dnf printed."""
@@ -229,6 +230,95 @@ def test_whatever_else_dnf_says_is_reported(host, capture, severity, text):
 BUNDLE = [
     "kernel-4.18.0-553.el8_10.x86_64.rpm", "dkms-3.0.13-1.el8.noarch.rpm", "nvidia-driver-470.256.02-1.el8.x86_64.rpm",
 ]
+
+
+RUNNING, NEWER = "4.18.0-553.89.1.el8_10", "4.18.0-553.144.1.el8_10"
+
+
+def kernel_entries(release=RUNNING):
+    """What a host that runs this kernel needs, as the lock has it."""
+    entries = [
+        {"name": name, "arch": "x86_64", "repo": "baseos", "unit": "kernel"} for name in ("kernel-core", "kernel-devel")
+    ]
+    return [rpms.of_kernel(entry, "4.18.0-553*.el8_10", f"{release}.x86_64") for entry in entries]
+
+
+def line(name, release):
+    return f"{name}|0|4.18.0|{release.partition('-')[2]}|x86_64"
+
+
+def test_headers_of_the_kernel_that_runs_are_on_offer(host):
+    host.installed(line("kernel-core", RUNNING), line("kernel-core", NEWER))
+    host.world["repos"]["baseos"] = [line("kernel-devel", RUNNING), line("kernel-devel", NEWER)]
+    assert findings(host, kernel_entries()) == []
+    assert host.calls()[-1][-1] == f"kernel-devel-0:{RUNNING}.x86_64"
+
+
+def test_a_kernel_whose_headers_are_gone_is_told_the_ways_out(host):
+    """A mirror that keeps the newest alone."""
+    host.installed(line("kernel-core", RUNNING))
+    host.world["repos"]["baseos"] = [line(name, NEWER) for name in ("kernel-core", "kernel-devel")]
+    item = only(findings(host, kernel_entries()))
+    assert f"the kernel {RUNNING}.x86_64, and kernel-devel-0:{RUNNING}.x86_64, which is not on offer" in item["found"]
+    assert f"(on offer: 0:{NEWER}.x86_64 in baseos)" in item["found"]
+    assert item["next_step"].startswith(f"Run playbooks/upgrade.yml, which takes {NEWER}.x86_64 and makes it boot")
+    assert "vault" in item["next_step"]
+    # A newer one that is installed needs a reboot only.
+    host.installed(line("kernel-core", RUNNING), line("kernel-core", NEWER))
+    item = only(findings(host, kernel_entries()))
+    assert item["next_step"].startswith(f"Boot {NEWER}.x86_64, which is installed (grubby --set-default")
+
+
+def test_a_kernel_without_headers_anywhere_is_told_where_old_packages_are(host):
+    host.installed(line("kernel-core", NEWER))
+    host.world["repos"]["baseos"] = [line("kernel-devel", RUNNING), line("kernel-devel", "4.18.0-600.el8_11")]
+    item = only(findings(host, kernel_entries(NEWER)))
+    assert item["next_step"].startswith(f"Install kernel-devel-0:{NEWER}.x86_64 from the distribution's archive")
+
+
+def test_an_upgrade_takes_any_kernel_of_the_range(host):
+    entry = {key: value for key, value in kernel_entries()[1].items() if key not in ("epoch", "version", "release")}
+    host.world["repos"]["baseos"] = [line("kernel-devel", NEWER)]
+    assert findings(host, [entry]) == []
+    assert host.calls()[-1][-1] == "kernel-devel-4.18.0-553*.el8_10.x86_64"
+    host.world["repos"]["baseos"] = [line("kernel-devel", "4.18.0-477.10.1.el8_8")]
+    item = only(findings(host, [entry]))
+    assert "kernel-devel-4.18.0-553*.el8_10.x86_64 (on offer: 0:4.18.0-477.10.1" in item["found"]
+
+
+@pytest.mark.parametrize(("there", "version"), [("4|470.256.02|1.el8", "4:470.256.02-1.el8"),
+                                                ("3|470.256.03|1.el8", "3:470.256.03-1.el8")])
+def test_a_package_that_is_newer_than_the_lock_is_not_downgraded(host, there, version):
+    host.installed(f"nvidia-driver|{there}|x86_64")
+    item = only(findings(host))
+    assert f"nvidia-driver-{version} (the lock names 3:470.256.02-1.el8)" in item["found"]
+    assert "no run downgrades" in item["expected"]
+
+
+def test_a_host_with_newer_packages_than_every_minimum_needs_nothing(host):
+    entries = [{"name": name, "minimum": minimum, "arch": "x86_64", "repo": "baseos"} for name, minimum in (
+        ("openssl-devel", "1:1.1.1k"), ("tar", "2:1.30"), ("gcc", "8.5.0-22.el8_10"),
+    )]  # fmt: skip
+    host.installed("openssl-devel|1|1.1.1k|14.el8_10|x86_64", "tar|2|1.30|11.el8_10|x86_64",
+                   "gcc|0|8.5.0|28.el8_10|x86_64")
+    # An older one is on offer, and nobody asks for it.
+    host.world["repos"]["baseos"] = ["openssl-devel|1|1.1.1k|12.el8_9|x86_64"]
+    assert findings(host, entries) == []
+    assert len(host.calls()) == 1
+    host.installed("openssl-devel|1|1.1.1g|15.el8_3|x86_64", "tar|2|1.30|4.el8|x86_64")
+    host.world["repos"]["baseos"] = ["openssl-devel|1|1.1.1g|16.el8_3|x86_64", "tar|2|1.30|9.el8|x86_64"]
+    item = only(findings(host, entries))
+    assert "2 locked package(s)" in item["found"]
+    assert "openssl-devel >= 1:1.1.1k (on offer: 1:1.1.1g-16.el8_3.x86_64 in baseos)" in item["found"]
+    assert "gcc >= 8.5.0-22.el8_10 (on offer: nothing)" in item["found"]
+
+
+def test_a_bundle_without_the_headers_of_the_kernel_is_made_anew(host):
+    host.installed(line("kernel-core", RUNNING))
+    packages = bundle_packages([f"kernel-{part}-{NEWER}.x86_64.rpm" for part in ("core", "devel")])
+    item = only(findings(host, kernel_entries(), bundle=packages, query=False))
+    assert f"bundle_kernels={RUNNING}.x86_64" in item["next_step"]
+    assert f"Run playbooks/upgrade.yml, which takes {NEWER}.x86_64" in item["next_step"]
 
 
 def test_an_offline_host_is_judged_by_its_bundle(host):

@@ -2,25 +2,56 @@
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from kepler_rpms import host_rpms, installed_locks, locked_driver, locked_rpms, locked_version, rpms_to_install
+from kepler_rpms import (
+    downgrades,
+    held_names,
+    host_rpms,
+    installed_instead,
+    installed_locks,
+    locked_driver,
+    locked_entries,
+    locked_rpms,
+    locked_version,
+    newest_kernel,
+    rpms_to_install,
+)
+
+RANGE = "4.18.0-553*.el8_10"
+OLD, RUNNING, NEWER = (f"4.18.0-553.{number}el8_10.x86_64" for number in ("", "89.1.", "144.1."))
+KERNEL_PACKAGES = ("kernel", "kernel-core", "kernel-modules", "kernel-devel")
 
 
 def entry(name, role, epoch=0, **keys):
     return {"name": name, "epoch": epoch, "version": "1.2", "release": "3.el8", "arch": "x86_64", "role": role, **keys}
 
 
+def loose(name, role, **keys):
+    """An entry that names no version."""
+    return {"name": name, "arch": "x86_64", "role": role, **keys}
+
+
 LOCK = {
+    "kernels": {"range": RANGE, "tested": []},
     "rpms": [
-        entry("kernel", "nvidia_driver"),
+        *(loose(name, "nvidia_driver", unit="kernel") for name in KERNEL_PACKAGES),
+        loose("dkms", "nvidia_driver", minimum="3.0.13"),
         entry("nvidia-driver", "nvidia_driver", epoch=3, stream="1-dkms"),
         entry("gcc-c++", "gcc_toolset", arch="noarch"),
-    ]
+        loose("common", "cuda_toolkit"),
+    ],
 }
 
 
-def test_nevras_of_a_role_in_the_order_of_the_lock():
-    assert locked_rpms(LOCK, "nvidia_driver") == ["kernel-0:1.2-3.el8.x86_64", "nvidia-driver-3:1.2-3.el8.x86_64"]
+def whole(kernel):
+    return [f"{name}-0:{kernel}" for name in KERNEL_PACKAGES]
+
+
+def test_what_dnf_takes_in_the_order_of_the_lock():
+    assert locked_rpms(LOCK, "nvidia_driver") == [
+        *(f"{name}-{RANGE}.x86_64" for name in KERNEL_PACKAGES), "dkms >= 3.0.13", "nvidia-driver-3:1.2-3.el8.x86_64",
+    ]  # fmt: skip
     assert locked_rpms(LOCK, role="gcc_toolset") == ["gcc-c++-0:1.2-3.el8.noarch"]
+    assert locked_rpms(LOCK, role="cuda_toolkit") == ["common"]
 
 
 def test_a_role_without_packages_is_named():
@@ -30,56 +61,114 @@ def test_a_role_without_packages_is_named():
 
 def test_version_and_driver():
     assert locked_version(LOCK, "nvidia-driver") == "1.2"
-    assert locked_driver(LOCK) == {"driver": "1.2", "stream": "1-dkms", "kernel": "1.2-3.el8.x86_64"}
-    with pytest.raises(AnsibleFilterError, match="'cuda'"):
-        locked_version(LOCK, "cuda")
+    assert locked_driver(LOCK) == {"driver": "1.2", "stream": "1-dkms", "kernels": LOCK["kernels"]}
+    for name in ("cuda", "dkms"):
+        with pytest.raises(AnsibleFilterError, match=f"'{name}'"):
+            locked_version(LOCK, name)
 
 
 @pytest.mark.parametrize(
     ("installed", "locks"),
     [
         ([], []),
-        (["kernel-0:1.2-3.el8.x86_64", "nvidia-driver-3:1.2-3.el8.x86_64"],
-         ["kernel-0:1.2-3.el8.*", "nvidia-driver-3:1.2-3.el8.*"]),
-        # The kernel that was there stays beside the new one, and is not locked.
-        (["kernel-0:1.1-1.el8.x86_64", "kernel-0:1.2-3.el8.x86_64", "kernel-devel-0:9-1.x86_64"],
-         ["kernel-0:1.2-3.el8.*"]),
+        ([*whole(RUNNING), "nvidia-driver-3:1.2-3.el8.x86_64"],
+         [*(f"{text.rpartition('.')[0]}.*" for text in whole(RUNNING)), "nvidia-driver-3:1.2-3.el8.*"]),
+        # Another kernel stands beside it, and is not locked.
+        ([f"kernel-core-0:{RUNNING}", f"kernel-core-0:{NEWER}", "kernel-core-devel-0:9-1.x86_64"],
+         [f"kernel-core-0:{RUNNING.rpartition('.')[0]}.*"]),
         # A run that failed: what is there stays locked.
         (["nvidia-driver-3:1.1-1.el8.x86_64"], ["nvidia-driver-3:1.1-1.el8.*"]),
+        # A minimum moves with the distribution.
+        (["dkms-0:3.3.0-1.el8.noarch", "common-0:12.4.127-1.noarch"], []),
     ],
 )  # fmt: skip
-def test_what_is_installed_is_locked(installed, locks):
-    assert installed_locks(locked_rpms(LOCK, "nvidia_driver"), installed) == locks
+def test_what_has_one_version_is_locked_as_it_is_installed(installed, locks):
+    assert installed_locks(locked_entries(LOCK, kernel=RUNNING), installed) == locks
 
 
-def test_a_package_without_a_version_is_locked_as_it_is():
-    there = ["dkms-0:3.3.0-1.el8.noarch", "dkms-extra-0:1-1.noarch"]
-    assert installed_locks(["dkms >= 0:3.0.13"], there) == ["dkms-0:3.3.0-1.el8.*"]
-    assert installed_locks(["dkms"], there) == ["dkms-0:3.3.0-1.el8.*"]
+def test_automatic_updates_move_minimums_alone():
+    assert held_names(LOCK) == sorted([*KERNEL_PACKAGES, "nvidia-driver", "gcc-c++"])
 
 
 def test_what_a_host_gets_from_dnf():
-    lock = {"rpms": [*LOCK["rpms"], entry("gcc", "python310"), entry("nginx", "load_balancer"),
-                     entry("kmod", "nvidia_driver", module="m")]}
+    lock = {**LOCK, "rpms": [*LOCK["rpms"], entry("gcc", "python310"), entry("nginx", "load_balancer"),
+                             entry("kmod", "nvidia_driver", module="m")]}
+    others = ["dkms", "nvidia-driver", "gcc-c++", "common"]
 
     def names(*arguments):
         return [item["name"] for item in host_rpms(lock, *arguments)]
 
-    assert names("module_stream", True) == ["kernel", "nvidia-driver", "gcc-c++", "gcc", "kmod"]
-    assert names("module_stream", False) == ["kernel", "nvidia-driver", "gcc-c++", "kmod"]
-    assert names("runfile", False) == ["kernel", "nvidia-driver", "gcc-c++"]
+    assert names("module_stream", True) == [*KERNEL_PACKAGES, *others, "gcc", "kmod"]
+    assert names("module_stream", False) == [*KERNEL_PACKAGES, *others, "kmod"]
+    assert names("runfile", False) == [*KERNEL_PACKAGES, *others]
+    # A kernel that is installed needs its headers; one that is not needs all of it.
+    assert names("runfile", False, RUNNING, [OLD, RUNNING]) == ["kernel-core", "kernel-devel", *others]
+    assert names("runfile", False, NEWER, [OLD, RUNNING]) == [*KERNEL_PACKAGES, *others]
 
 
 @pytest.mark.parametrize(
-    ("installed", "exact", "missing"),
+    ("kernels", "packages", "chosen"),
     [
-        ([], True, ["gcc-c++-0:1.2-3.el8.noarch"]),
-        (["gcc-c++-0:1.2-3.el8.noarch"], True, []),
-        (["gcc-c++-0:1.3-1.el8.noarch"], True, ["gcc-c++-0:1.2-3.el8.noarch"]),
-        (["gcc-c++-0:1.3-1.el8.noarch"], False, []),
-        (["gcc-0:1.2-3.el8.noarch", "gcc-c++-devel-0:1.2-3.el8.noarch"], False, ["gcc-c++-0:1.2-3.el8.noarch"]),
-        (["gcc-c++-1:1.2-3.el8.noarch"], True, ["gcc-c++-0:1.2-3.el8.noarch"]),
+        ([RUNNING], [], RUNNING),
+        ([OLD, RUNNING], [], RUNNING),
+        ([RUNNING], [*whole(NEWER), *whole(OLD)], NEWER),
+        # A mirror that is half synced: the newest is not whole.
+        ([RUNNING], [f"kernel-core-0:{NEWER}", f"kernel-0:{NEWER}", *whole(OLD)], RUNNING),
+        ([], [*whole("4.18.0-553.9.1.el8_10.x86_64"), *whole("4.18.0-553.16.1.el8_10.x86_64")],
+         "4.18.0-553.16.1.el8_10.x86_64"),
+        (["4.18.0-477.10.1.el8_8.x86_64"], whole("4.18.0-600.el8_11.x86_64"), ""),
+        (["4.18.0-553.5.1.rt7.346.el8_10.x86_64", "4.18.0-553.5.1.el8_10.x86_64+debug"], [], ""),
+        (["6.1.0-13-amd64"], [], ""),
     ],
 )
-def test_what_has_to_be_installed(installed, exact, missing):
-    assert rpms_to_install(locked_rpms(LOCK, "gcc_toolset"), installed, exact) == missing
+def test_the_newest_kernel_of_the_range(kernels, packages, chosen):
+    assert newest_kernel(LOCK, kernels, packages) == chosen
+
+
+@pytest.mark.parametrize(
+    ("role", "installed", "missing"),
+    [
+        ("gcc_toolset", [], ["gcc-c++-0:1.2-3.el8.noarch"]),
+        ("gcc_toolset", ["gcc-c++-0:1.2-3.el8.noarch"], []),
+        ("gcc_toolset", ["gcc-c++-0:1.1-1.el8.noarch"], ["gcc-c++-0:1.2-3.el8.noarch"]),
+        ("gcc_toolset", ["gcc-0:1.2-3.el8.noarch", "gcc-c++-devel-0:1.2-3.el8.noarch"], ["gcc-c++-0:1.2-3.el8.noarch"]),
+        ("gcc_toolset", ["gcc-c++-1:1.2-3.el8.noarch"], ["gcc-c++-0:1.2-3.el8.noarch"]),
+        ("cuda_toolkit", [], ["common"]),
+        ("cuda_toolkit", ["common-0:11.4.148-1.x86_64"], []),
+        ("cuda_toolkit", ["common-0:13.0.1-1.x86_64"], []),
+    ],
+)
+def test_what_has_to_be_installed(role, installed, missing):
+    assert rpms_to_install(locked_entries(LOCK, role), installed) == missing
+
+
+@pytest.mark.parametrize(("version", "fits"), [
+    ("0:3.0.13-1.el8", True), ("0:3.0.13-0.el8", True), ("0:3.3.0-1.el8", True), ("1:1.0-1.el8", True),
+    ("0:3.0.9-1.el8", False), ("0:2.8.6-1.el8", False),
+])  # fmt: skip
+def test_a_minimum_takes_what_is_there_and_no_older_one(version, fits):
+    entries = [loose("dkms", "nvidia_driver", minimum="3.0.13")]
+    installed = [f"dkms-{version}.x86_64", "dkms-extra-0:9-1.x86_64"]
+    assert rpms_to_install(entries, installed) == ([] if fits else ["dkms >= 3.0.13"])
+    assert installed_instead(entries, installed) == ([] if fits else [f"dkms-{version}.x86_64"])
+
+
+def test_a_kernel_needs_the_headers_of_its_own_version():
+    entries = [item for item in locked_entries(LOCK, kernel=RUNNING) if item["name"] == "kernel-devel"]
+    assert rpms_to_install(entries, [f"kernel-devel-0:{NEWER}"]) == [f"kernel-devel-0:{RUNNING}"]
+    assert rpms_to_install(entries, [f"kernel-devel-0:{NEWER}", f"kernel-devel-0:{RUNNING}"]) == []
+
+
+def test_a_line_that_names_no_package_is_refused():
+    with pytest.raises(AnsibleFilterError, match="found 'error: rpmdb'"):
+        newest_kernel(LOCK, [], ["error: rpmdb"])
+
+
+@pytest.mark.parametrize(("printed", "names"), [
+    ("", []),
+    ("Dependencies resolved.\n====\n Package  Architecture  Version  Repository  Size\n====\nInstalling:\n"
+     " openssl-devel x86_64 1:1.1.1k-12.el8_9 baseos 2 M\nDowngrading:\n openssl x86_64 1:1.1.1k-12.el8_9 baseos 1 M\n"
+     " openssl-libs x86_64 1:1.1.1k-12.el8_9 baseos 1 M\n\nTransaction Summary\n====\n", ["openssl", "openssl-libs"]),
+])  # fmt: skip
+def test_what_dnf_would_downgrade(printed, names):
+    assert downgrades(printed) == names

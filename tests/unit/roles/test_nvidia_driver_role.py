@@ -18,9 +18,9 @@ from rendered import evaluate
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLE = ROOT / "roles/nvidia_driver"
-RPMS = {entry["name"]: entry for entry in yaml.safe_load((ROOT / "files/lock/rpms.yml").read_text())["rpms"]}
-DRIVER = RPMS["nvidia-driver"]["version"]
-KERNEL = "{version}-{release}.{arch}".format(**RPMS["kernel"])
+LOCK = yaml.safe_load((ROOT / "files/lock/rpms.yml").read_text())
+KERNEL, NEWER = "4.18.0-553.89.1.el8_10.x86_64", "4.18.0-553.144.1.el8_10.x86_64"
+DRIVER = next(entry["version"] for entry in LOCK["rpms"] if entry["name"] == "nvidia-driver")
 NOUVEAU = (ROLE / "files/kepler-nouveau.conf").read_text()
 
 
@@ -31,10 +31,11 @@ def part(name):
 def host(**changes):
     """What the role knows of the host; another version is loaded already, so none is loaded here."""
     facts = {
-        "kernel": KERNEL, "nvidia_version": "1", "modules": [], "secure_boot": False, "runfile": False, "streams": {},
+        "kernel": KERNEL, "kernels": [KERNEL],
+        "nvidia_version": "1", "modules": [], "secure_boot": False, "runfile": False, "streams": {},
         **changes,
     }  # fmt: skip
-    return {"__nvidia_driver_host": {"host": facts}}
+    return {"__nvidia_driver_host": {"host": facts}, "__nvidia_driver_kernel": KERNEL}
 
 
 @pytest.fixture
@@ -54,8 +55,9 @@ def one_line(output):
     return " ".join(output.split())
 
 
-# The locked kernel's module, as dkms and modinfo have it.
+# The kernel's module, as dkms and modinfo have it, and the kernel that boots.
 BUILT = {
+    "grubby": f"echo /boot/vmlinuz-{KERNEL}",
     "dkms": f'[ "$*" = "status -m nvidia -v {DRIVER}" ] && echo "nvidia/{DRIVER}, {KERNEL}, x86_64: installed"',
     "modinfo": f'[ "$*" = "-F version -k {KERNEL} nvidia" ] && echo {DRIVER}',
 }
@@ -99,13 +101,14 @@ def test_no_module_is_loaded_into_another_kernel(play, recorded, log):
 ])  # fmt: skip
 def test_what_makes_a_reboot_due(version, kernel, due):
     loaded = {"host": {"nvidia_version": version, "kernel": kernel}}
-    assert evaluate("nvidia_driver", "{{ __nvidia_driver_due }}", __nvidia_driver_loaded=loaded) is due
+    known = {"__nvidia_driver_loaded": loaded, "__nvidia_driver_kernel": KERNEL}
+    assert evaluate("nvidia_driver", "{{ __nvidia_driver_due }}", **known) is due
     # The knob alone reboots nothing, and nothing reboots without it.
     (task,) = [
         task for task in yaml.safe_load((ROLE / "tasks/load.yml").read_text()) if "ansible.builtin.reboot" in task
     ]
     for knob in ("true", "false"):
-        facts = {"__nvidia_driver_loaded": loaded, "nvidia_driver_reboot": knob}
+        facts = {**known, "nvidia_driver_reboot": knob}
         reboots = [evaluate("nvidia_driver", f"{{{{ {condition} }}}}", **facts) for condition in task["when"]]
         assert all(reboots) == (due and knob == "true")
 
@@ -145,6 +148,7 @@ def boot(play, tmp_path, recorded, initramfs, default=KERNEL, container=False, o
     }
     variables = {
         "__nvidia_driver_container": container, "__nvidia_driver_nouveau_off": str(tmp_path / "nouveau.conf"),
+        "__nvidia_driver_kernel": KERNEL,
     }
     return play(part("boot"), "-e", json.dumps(variables), *options, programs=programs, gather_facts=False)
 
@@ -155,7 +159,7 @@ LSINITRD = f"lsinitrd --file etc/modprobe.d/kepler-nouveau.conf --kver {KERNEL}"
 def test_an_initramfs_without_nouveau_off_is_rebuilt_and_proven(play, tmp_path, recorded, log):
     status, output = boot(play, tmp_path, recorded, "")
     assert status == 0, output
-    assert log() == [LSINITRD, f"dracut --force --kver {KERNEL}", LSINITRD, "grubby --default-kernel"]
+    assert log() == [LSINITRD, f"dracut --force --kver {KERNEL}", LSINITRD]
 
 
 def test_an_initramfs_that_has_it_stays(play, tmp_path, recorded, log):
@@ -164,7 +168,7 @@ def test_an_initramfs_that_has_it_stays(play, tmp_path, recorded, log):
     status, output = boot(play, tmp_path, recorded, NOUVEAU)
     assert status == 0, output
     assert "changed=0" in output
-    assert log() == [LSINITRD, LSINITRD, "grubby --default-kernel"]
+    assert log() == [LSINITRD, LSINITRD]
 
 
 def test_an_initramfs_that_keeps_nouveau_is_an_error(play, tmp_path, recorded):
@@ -174,12 +178,6 @@ def test_an_initramfs_that_keeps_nouveau_is_an_error(play, tmp_path, recorded):
     assert "found no such file; expected etc/modprobe.d/kepler-nouveau.conf as the host has it" in one_line(output)
 
 
-def test_a_newer_kernel_that_would_boot_gives_way(play, tmp_path, recorded, log):
-    status, output = boot(play, tmp_path, recorded, NOUVEAU, default="4.18.0-999.x86_64")
-    assert status == 0, output
-    assert log()[-1] == f"grubby --set-default /boot/vmlinuz-{KERNEL}"
-
-
 def test_a_container_has_no_initramfs(play, tmp_path, recorded, log):
     status, output = boot(play, tmp_path, recorded, "", container=True)
     assert status == 0, output
@@ -187,9 +185,111 @@ def test_a_container_has_no_initramfs(play, tmp_path, recorded, log):
 
 
 def test_check_mode_asks_and_rebuilds_nothing(play, tmp_path, recorded, log):
-    status, output = boot(play, tmp_path, recorded, "", default="4.18.0-999.x86_64", options=("--check",))
+    status, output = boot(play, tmp_path, recorded, "", options=("--check",))
     assert status == 0, output
-    assert log() == [LSINITRD, LSINITRD, "grubby --default-kernel"]
+    assert log() == [LSINITRD, LSINITRD]
+
+
+@pytest.mark.parametrize(
+    ("default", "built", "move", "set_to"),
+    [
+        (KERNEL, "", False, None),
+        # dnf brought a newer kernel in, and nothing is built for it: the one with the module boots.
+        (NEWER, "", False, KERNEL),
+        # An upgrade has prepared it, and the reboot is due.
+        (NEWER, NEWER, False, None),
+        # weak-modules gave it a module of another kernel.
+        (NEWER, f"{NEWER}, x86_64: installed-weak", False, KERNEL),
+        ("4.18.0-477.10.1.el8_8.x86_64", "", True, KERNEL),
+        (NEWER, NEWER, True, KERNEL),
+    ],
+)
+def test_a_kernel_boots_only_with_its_module(default, built, move, set_to):
+    """The driver's kernel is KERNEL; `default` is what would boot."""
+    lines = [f"nvidia/{DRIVER}, {KERNEL}, x86_64: installed"]
+    if built:
+        lines.append(f"nvidia/{DRIVER}, {built}" + ("" if ":" in built else ", x86_64: installed"))
+    asked, task = yaml.safe_load((ROLE / "tasks/bootloader.yml").read_text())
+    known = {
+        "__nvidia_driver_kernel": KERNEL, "nvidia_driver_move": move,
+        asked["register"]: {"stdout": f"/boot/vmlinuz-{default}\n"},
+        "__nvidia_driver_dkms_status": {"stdout": "\n".join(lines)},
+    }
+    known.update({name: evaluate("nvidia_driver", value, **known) for name, value in task["vars"].items()})
+    due = all(evaluate("nvidia_driver", f"{{{{ {condition} }}}}", **known) for condition in task["when"])
+    command = evaluate("nvidia_driver", task["ansible.builtin.command"]["argv"], **known)
+    assert (command if due else None) == (set_to and ["grubby", "--set-default", f"/boot/vmlinuz-{set_to}"])
+
+
+def test_no_kernel_boots_before_the_module_is_proven(play, recorded, log):
+    """The build fails: what boots stays as it is."""
+    programs = {"dkms": "exit 1", "modinfo": "exit 1", "grubby": recorded("grubby")}
+    status, output = play(part("load"), variables=host(), programs=programs, gather_facts=False)
+    assert status != 0
+    assert f"The nvidia module for kernel {KERNEL}" in one_line(output)
+    assert log() == []
+
+
+def nevras(kernel):
+    names = [entry["name"] for entry in LOCK["rpms"] if entry.get("unit") == "kernel"]
+    return "\n".join(f"{name}-0:{kernel}" for name in names)
+
+
+@pytest.mark.parametrize(
+    ("facts", "container", "move", "offered", "chosen"),
+    [
+        ({}, False, False, None, KERNEL),
+        # A newer one that is installed, or on offer, waits for an upgrade.
+        ({"kernels": [KERNEL, NEWER]}, False, False, None, KERNEL),
+        ({}, False, True, NEWER, NEWER),
+        ({}, False, True, "4.18.0-553.5.1.el8_10.x86_64", KERNEL),
+        ({"kernel": "4.18.0-477.10.1.el8_8.x86_64", "kernels": []}, False, True, NEWER, NEWER),
+        # A container's own kernel is its machine's.
+        ({"kernel": "6.1.0", "kernels": [KERNEL]}, True, False, None, KERNEL),
+        ({"kernel": "6.1.0", "kernels": []}, True, False, NEWER, NEWER),
+    ],
+)
+def test_which_kernel_the_driver_is_built_for(facts, container, move, offered, chosen):
+    """offered: the kernel that the repositories have; None if nobody asks them."""
+    known = {
+        "__nvidia_driver_host": host(**facts)["__nvidia_driver_host"], "nvidia_driver_move": move,
+        "__nvidia_driver_container": container,
+    }
+    tasks = yaml.safe_load((ROLE / "tasks/kernel.yml").read_text())
+    assert evaluate("nvidia_driver", f"{{{{ {tasks[0]['when']} }}}}", **known) is (offered is not None)
+    there = nevras(KERNEL) if facts.get("kernels", True) else ""
+    for task, text in zip(tasks, (offered and nevras(offered), there), strict=False):
+        known[task["register"]] = {"stdout_lines": text.splitlines()} if offered else {"skipped": True}
+    (fact,) = tasks[2]["ansible.builtin.set_fact"].values()
+    assert evaluate("nvidia_driver", fact, **known) == chosen
+
+
+def test_an_upgrade_asks_the_repositories_that_the_roles_use(play, recorded, log):
+    shown = {"name": "Show", "ansible.builtin.debug": {"msg": "chosen: {{ __nvidia_driver_kernel }}."}}
+    variables = {
+        "__nvidia_driver_host": host()["__nvidia_driver_host"], "nvidia_driver_move": True,
+        "__nvidia_driver_container": False, "repos_dnf_options": ["--enablerepo=kepler-offline"],
+    }
+    programs = {"dnf": recorded("dnf", f"echo '{nevras(NEWER)}'"), "rpm": recorded("rpm", f"echo '{nevras(KERNEL)}'")}
+    status, output = play([*part("kernel"), shown], "-e", json.dumps(variables), programs=programs, gather_facts=False)
+    assert status == 0, output
+    assert f"chosen: {NEWER}." in output
+    assert "changed=0" in output
+    (asked,) = [line for line in log() if line.startswith("dnf")]
+    assert "--enablerepo=kepler-offline --disableplugin=versionlock repoquery" in asked
+    assert asked.endswith("kernel kernel-core kernel-modules kernel-devel")
+
+
+def test_no_kernel_of_the_range_is_said(play, recorded):
+    facts = host(kernel="4.18.0-477.10.1.el8_8.x86_64", kernels=[])["__nvidia_driver_host"]
+    variables = {"__nvidia_driver_host": facts, "__nvidia_driver_container": False, "nvidia_driver_move": True}
+    old = nevras("4.18.0-513.5.1.el8_9.x86_64")
+    status, output = play(
+        part("kernel"), "-e", json.dumps(variables), programs={"dnf": f"echo '{old}'", "rpm": ":"}, gather_facts=False
+    )
+    assert status != 0
+    assert "found 4.18.0-477.10.1.el8_8.x86_64, and no whole one of the range on offer" in one_line(output)
+    assert "expected 4.18.0-553*.el8_10" in one_line(output)
 
 
 # In place of the module that reads the host: it answers what the test says, and keeps what it was asked.
@@ -216,7 +316,7 @@ def judged(play, tmp_path, facts, programs=None, **variables):
 
 
 READY = {
-    "streams": {}, "packages": [], "driver_package": None, "runfile": False, "kernel": KERNEL,
+    "streams": {}, "packages": [], "driver_package": None, "runfile": False, "kernel": KERNEL, "kernels": [KERNEL],
     "secure_boot": False, "signing_key": None, "enrolment": "missing", "modules": [], "nvidia_version": None,
 }
 
@@ -224,7 +324,7 @@ READY = {
 @pytest.mark.parametrize(
     ("changes", "variables", "parts"),
     [
-        ({"kernel": "4.18.0-999.x86_64"}, {}, ["the running kernel 4.18.0-999.x86_64", f"expected {KERNEL}"]),
+        ({"kernel": "4.18.0-999.x86_64"}, {}, ["the running kernel 4.18.0-999.x86_64", "expected 4.18.0-553*.el8_10"]),
         ({"secure_boot": True}, {}, ["openssl req", "mokutil --import /var/lib/dkms/mok.pub", "Enroll MOK"]),
         ({}, {"nvidia_driver_signing_key": "/k"}, ["nvidia_driver_signing_certificate"]),
         (
@@ -426,10 +526,45 @@ def test_check_mode_says_what_the_installer_would_do(play, tmp_path, recorded, l
 
 
 def test_the_runfile_leaves_the_streams_packages_out():
-    packages = "{{ __nvidia_driver_lock | locked_rpms('nvidia_driver') }}"
-    found = evaluate("nvidia_driver", packages, nvidia_driver_provider="runfile")
-    names = ["kernel", "kernel-core", "kernel-modules", "kernel-devel", "kernel-headers", "dkms"]
-    assert [pattern.partition("-0:")[0] for pattern in found] == names
+    found = evaluate("nvidia_driver", "{{ __nvidia_driver_packages }}", **host(), nvidia_driver_provider="runfile")
+    assert [entry["name"] for entry in found] == ["kernel-core", "kernel-devel", "kernel-headers", "dkms"]
+
+
+def test_the_kernel_that_runs_gets_its_headers_and_is_held():
+    packages = "{{ %s | rpms_to_install(there) }}"
+    there = [*nevras(KERNEL).splitlines()[:3], "dkms-0:3.3.0-1.el8.noarch", "kernel-headers-0:" + NEWER]
+    found = evaluate("nvidia_driver", packages % "__nvidia_driver_packages", **host(), there=there)
+    assert found[0] == f"kernel-devel-0:{KERNEL}"
+    assert not [spec for spec in found[1:] if spec.startswith(("kernel", "dkms"))]
+    held = evaluate("nvidia_driver", "{{ __nvidia_driver_held | installed_locks(there) }}", **host(), there=there)
+    assert held == [f"{name}-0:{KERNEL.rpartition('.')[0]}.*" for name in ("kernel", "kernel-core", "kernel-modules")]
+
+
+def test_a_kernel_that_is_to_come_comes_whole():
+    known = {**host(), "__nvidia_driver_kernel": NEWER}
+    found = evaluate("nvidia_driver", "{{ __nvidia_driver_packages | rpms_to_install([]) }}", **known)
+    assert found[:4] == nevras(NEWER).splitlines()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_kernel_that_its_packages_make_the_default_waits_for_the_proof(play, tmp_path, recorded, log, fails):
+    default = tmp_path / "default"
+    default.write_text(f"/boot/vmlinuz-{KERNEL}")
+    tasks = yaml.safe_load((ROLE / "tasks/install.yml").read_text())
+    (before,) = [task for task in tasks if task.get("register") == "__nvidia_driver_default_before"]
+    (install,) = [task for task in tasks if "always" in task]
+    install["block"] = [{"name": "Install a kernel", "ansible.builtin.command": "install-a-kernel"}]
+    programs = {
+        "install-a-kernel": f"echo /boot/vmlinuz-{NEWER} > {default}; {'exit 1' if fails else 'true'}",
+        "grubby": recorded("grubby", f"[ $1 = --default-kernel ] && cat {default} || echo $2 > {default}"),
+    }
+    variables = {"__nvidia_driver_container": False}
+    status, output = play(
+        [before, install], "-e", json.dumps(variables), programs=programs, gather_facts=False
+    )
+    assert (status != 0) is fails, output
+    assert default.read_text().strip() == f"/boot/vmlinuz-{KERNEL}"
+    assert log()[-1] == f"grubby --set-default /boot/vmlinuz-{KERNEL}"
 
 
 def sign(play, tmp_path, key, certificate, *options):
@@ -486,14 +621,10 @@ def test_nouveau_neither_loads_nor_sets_a_mode():
     assert {"blacklist nouveau", "options nouveau modeset=0"} <= set(NOUVEAU.splitlines())
 
 
-def test_kernel_and_driver_are_installed_in_the_locked_version():
-    """Another version that is there is replaced, not left."""
-    tasks = yaml.safe_load((ROLE / "tasks/install.yml").read_text())
-    (task,) = (task for task in tasks if task.get("ansible.builtin.include_role", {}).get("tasks_from") == "packages")
-    assert task["vars"] == {
-        "repos_packages": "{{ __nvidia_driver_lock | locked_rpms('nvidia_driver') }}", "repos_packages_exact": True,
-        "repos_packages_locked": "nvidia_driver",
-    }
+def test_another_driver_that_is_there_is_replaced():
+    there = [*nevras(KERNEL).splitlines(), "nvidia-driver-3:470.239.06-1.el8.x86_64"]
+    packages = "{{ __nvidia_driver_packages | rpms_to_install(there) }}"
+    assert f"nvidia-driver-3:{DRIVER}-1.el8.x86_64" in evaluate("nvidia_driver", packages, **host(), there=there)
 
 
 def test_clocks_and_power_limits_are_never_touched():

@@ -11,6 +11,7 @@ import yaml
 
 REPOS = Path(__file__).resolve().parents[3] / "roles" / "repos"
 PLAYBOOKS = Path(__file__).resolve().parents[3] / "playbooks"
+DKMS = {"name": "dkms", "epoch": 0, "version": "3.0.13", "release": "1.el8", "arch": "noarch"}
 
 
 @pytest.fixture
@@ -58,8 +59,10 @@ def test_every_play_that_installs_passes_the_proxy_on(name):
 def test_locks_are_written_after_the_installation():
     """Before it they would hide from everybody which versions are on offer."""
     (block,) = [task for task in yaml.safe_load((REPOS / "tasks/packages.yml").read_text()) if "always" in task]
-    released, installed = block["block"]
+    released, asked, refused, installed = block["block"]
     assert released["ansible.builtin.blockinfile"]["state"] == "absent"
+    assert "--assumeno" in asked["ansible.builtin.command"]["argv"]
+    assert "downgrades" in refused["vars"]["__repos_downgrades"]
     assert "ansible.builtin.dnf" in installed
     read, locked = block["always"]
     assert read["register"] == "__repos_installed"
@@ -85,8 +88,7 @@ def test_a_failed_installation_locks_what_is_there(play, tmp_path, before, insta
     others = "glibc-0:2.28-251.el8.*\n"
     listed.write_text(others + (f"{mark.format('BEGIN')}{before}\n{mark.format('END')}" if before else ""))
     tasks = [{"name": "Install", "ansible.builtin.include_role": {"name": "repos", "tasks_from": "packages"},
-              "vars": {"repos_packages": ["dkms-0:3.0.13-1.el8.noarch"], "repos_packages_exact": True,
-                       "repos_packages_locked": "nvidia_driver"}}]
+              "vars": {"repos_packages": [DKMS], "repos_packages_locked": "nvidia_driver"}}]
     status, output = play(
         tasks, "-e", json.dumps({"__repos_versionlock_list": str(listed)}), gather_facts=False,
         programs={"rpm": f"printf '%s' '{''.join(line + chr(10) for line in installed)}'"},
@@ -97,12 +99,53 @@ def test_a_failed_installation_locks_what_is_there(play, tmp_path, before, insta
     assert listed.read_text() == others + wanted
 
 
+PRINTED = Path(__file__).resolve().parents[1] / "preflight" / "dnf" / "downgrade.out"
+
+
+@pytest.mark.parametrize(("offline", "step"), [("", "Bring the repositories up to date"), ("/b", "`make bundle`")])
+def test_nothing_is_installed_that_downgrades_a_package(play, tmp_path, offline, step):
+    """What the real dnf printed; a module stands for the installation, and says that it ran."""
+    tasks = [{"name": "Install", "ansible.builtin.include_role": {"name": "repos", "tasks_from": "packages"},
+              "vars": {"repos_packages": [DKMS], "repos_offline": offline}}]
+    status, output = play(
+        tasks, "-e", json.dumps({"__repos_versionlock_list": str(tmp_path / "versionlock.list")}), gather_facts=False,
+        programs={"rpm": ":", "dnf": f'echo "$LC_ALL $*" > {tmp_path}/asked; cat {PRINTED}; exit 1'},
+    )
+    assert status != 0
+    told = " ".join(output.split())
+    assert "found that it would downgrade kernel-headers, tar for dkms-0:3.0.13-1.el8.noarch" in told
+    assert step in told
+    assert "Install the packages that are missing" not in output
+    only = "--disablerepo=* --enablerepo=kepler-offline " if offline else ""
+    asked = f"C.UTF-8 --assumeno {only}install dkms-0:3.0.13-1.el8.noarch"
+    assert (tmp_path / "asked").read_text().strip() == asked
+
+
+def test_a_host_that_has_newer_packages_keeps_them(play, tmp_path):
+    """No dnf is started, nothing is changed, and what has no exact version is not held."""
+    entries = [
+        {"name": "tar", "minimum": "2:1.30", "arch": "x86_64"}, {"name": "dkms", "minimum": "3.0.13", "arch": "noarch"},
+        {"name": "config-common", "arch": "noarch"},
+    ]
+    there = ["tar-2:1.34-1.el8_10.x86_64", "dkms-0:3.4.3-2.el8.noarch", "config-common-0:13.0.1-1.noarch"]
+    listed = tmp_path / "versionlock.list"
+    tasks = [{"name": "Install", "ansible.builtin.include_role": {"name": "repos", "tasks_from": "packages"},
+              "vars": {"repos_packages": entries, "repos_packages_locked": "python310"}}]
+    status, output = play(
+        tasks, "-e", json.dumps({"__repos_versionlock_list": str(listed)}), gather_facts=False,
+        programs={"rpm": f"printf '%s\\n' {' '.join(there)}", "dnf": "exit 1"},
+    )
+    assert status == 0, output
+    assert "changed=0" in output
+    assert not listed.exists()
+
+
 def test_preflight_reports_what_dnf_and_the_keys_say(play, tmp_path):
     """In check mode, as without it: nothing is changed, and all of it comes at once."""
     (tmp_path / "world.json").write_text(json.dumps({"repos": {"epel": ["dkms|0|3.3.0|1.el8|noarch"]}}))
     (tmp_path / "key.asc").write_text("no key")
     fake = Path(__file__).resolve().parents[1] / "preflight" / "fake_dnf.py"
-    wanted = {"name": "dkms", "epoch": 0, "version": "3.0.13", "release": "1.el8", "arch": "noarch", "repo": "epel"}
+    wanted = {**DKMS, "repo": "epel"}
     tasks = [
         {"name": "Ask", "ansible.builtin.include_role": {"name": "repos", "tasks_from": "preflight"},
          "vars": {"repos_wanted": [wanted]}},

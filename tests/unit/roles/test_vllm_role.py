@@ -83,7 +83,7 @@ def test_the_locked_compilers_may_be_missing_in_a_dry_run_alone(look):
     locked = {name: DEFAULTS[name] for name in ("vllm_kernels_nvcc", "vllm_kernels_ccbin")}
     status, output = look("--check", variables=locked)
     assert status == 0, output
-    for rpm in RPMS:
+    for rpm in (rpm for rpm in RPMS if "version" in rpm):
         nevra = "{name}-{epoch}:{version}-{release}.{arch}".format(**rpm)
         assert (nevra in output) == (rpm["role"] in ("cuda_toolkit", "gcc_toolset"))
     status, output = look(variables=locked)
