@@ -2,9 +2,11 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from conftest import PROJECT
+from standin import repos
 
 STORE = "/opt/kepler"
 
@@ -15,27 +17,45 @@ def driver(lock):
     return next(rpm["version"] for rpm in lock["rpms"]["rpms"] if rpm["name"] == "nvidia-driver")
 
 
-def test_every_locked_package_is_there_exactly(k80, lock):
+def test_every_locked_package_is_there(k80, lock):
     installed = set(
         k80.check_output("rpm -qa --queryformat '%{NAME}-%{EPOCHNUM}:%{VERSION}-%{RELEASE}.%{ARCH}\\n'").split()
     )
     # The roles `store` and `python310` install theirs where they build from source.
     wanted = [rpm for rpm in lock["rpms"]["rpms"] if rpm["role"] not in ("store", "python310")]
-    missing = [
-        name for rpm in wanted
-        if (name := "{name}-{epoch}:{version}-{release}.{arch}".format(**rpm)) not in installed
-    ]
-    assert missing == []
+    exact = {"{name}-{epoch}:{version}-{release}.{arch}".format(**rpm) for rpm in wanted if "version" in rpm}
+    assert exact - installed == set()
+    assert {rpm["name"] for rpm in wanted} - {name.rsplit("-", 2)[0] for name in installed} == set()
+
+
+def test_packages_are_added_and_none_is_moved(k80):
+    """The host had a kernel and newer packages than the repositories' oldest, which stay as they were."""
+    had = {
+        Path(line).name.removesuffix(".rpm") for line in k80.file("/opt/stub-repos/preinstalled").content_string.split()
+    }
+    there = k80.check_output("rpm -qa --queryformat '%{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}\\n'").split()
+    assert had - set(there) == set()
+    # Two versions of one package are there of nothing.
+    names = [name.rsplit("-", 2)[0] for name in there if not name.startswith("gpg-pubkey")]
+    assert len(set(names)) == len(names)
+    assert k80.check_output("rpm -q kernel-devel") == f"kernel-devel-{repos.RUNNING}.x86_64"
+
+
+def test_the_generation_records_what_is_installed(k80, lock):
+    described = json.loads(k80.file(f"{STORE}/current/generation.json").content_string)
+    names = {rpm["name"] for rpm in lock["rpms"]["rpms"] if rpm["role"] != "python310"}
+    assert {name.rsplit("-", 2)[0] for name in described["packages"]} == names
+    assert "dkms-0:3.3.0-1.el8.noarch" in described["packages"]
 
 
 def test_nothing_newer_came_in(k80, driver):
-    """The repositories offer a newer driver as default stream, newer headers and a newer CUDA."""
+    """The repositories offer a newer driver as default stream, newer kernels and a newer CUDA."""
     assert k80.check_output("rpm -q --queryformat '%{VERSION}' nvidia-driver") == driver
     assert k80.run("rpm -q cuda-nvcc-12-4").rc != 0
 
 
 def test_an_update_moves_nothing(k80):
-    """Kernel and driver are locked as one unit."""
+    """Kernel and driver are held, and of everything else the newest is there."""
     before = k80.check_output("rpm -qa | sort")
     assert k80.run("dnf --assumeyes update").rc == 0
     assert k80.check_output("rpm -qa | sort") == before

@@ -13,10 +13,16 @@ EXACT = ("nvidia_driver", "cuda_toolkit", "gcc_toolset")
 
 
 def nevras(rpms, roles=EXACT):
+    """Packages that entries name exactly."""
     return {
         f"{rpm['name']}-{rpm['epoch']}:{rpm['version']}-{rpm['release']}.{rpm['arch']}"
-        for rpm in rpms if rpm["role"] in roles
+        for rpm in rpms if rpm["role"] in roles and "version" in rpm
     }
+
+
+def kernel(release, lock):
+    """The packages of a kernel."""
+    return {f"{rpm['name']}-0:{release}.x86_64" for rpm in lock["rpms"] if rpm.get("unit") == "kernel"}
 
 
 def installed(host):
@@ -39,25 +45,44 @@ def test_newer_packages_are_on_offer(k80, lock):
         "--qf '%{name}-%{epoch}:%{version}-%{release}.%{arch}' 2>/dev/null"
     ).splitlines())
     assert nevras(repos.later(lock["rpms"])) <= offered
+    assert kernel(repos.LATER_KERNEL, lock) <= offered
     moved = k80.run("dnf --assumeno --disableplugin=versionlock upgrade kernel nvidia-driver cuda-nvcc-11-4").stdout
     assert repos.LATER_DRIVER in moved
+    assert repos.LATER_KERNEL in moved
 
 
 def test_the_locked_versions_were_installed(k80, lock):
     assert nevras(lock["rpms"]) <= installed(k80)
 
 
-def test_an_upgrade_of_the_host_moves_nothing_pinned(k80, lock):
+def test_the_kernel_that_was_there_is_kept_with_its_headers(k80, lock):
+    found = {name for name in installed(k80) if name.startswith("kernel") and not name.startswith("kernel-headers")}
+    assert found == kernel(repos.RUNNING, lock)
+
+
+def test_what_has_a_minimum_is_the_newest(k80):
+    there = installed(k80)
+    assert "dkms-0:3.3.0-1.el8.99.noarch" in there
+    # What was there already stays until the host itself is updated.
+    assert "tar-2:1.30-11.el8_10.x86_64" in there
+
+
+def test_an_upgrade_of_the_host_moves_nothing_held(k80, lock):
     before = installed(k80)
-    assert k80.run("dnf --assumeyes upgrade").rc == 0
-    assert {name for name in before ^ installed(k80) if name in nevras(lock["rpms"])} == set()
-    assert not nevras(repos.later(lock["rpms"])) & installed(k80)
+    done = k80.run("dnf --assumeyes upgrade")
+    assert done.rc == 0, done.stderr
+    held = nevras(lock["rpms"]) | kernel(repos.RUNNING, lock)
+    assert {name for name in before ^ installed(k80) if name in held} == set()
+    assert not (nevras(repos.later(lock["rpms"])) | kernel(repos.LATER_KERNEL, lock)) & installed(k80)
+    # The fixes of the distribution come in.
+    assert "tar-2:1.30-11.el8_10.99.x86_64" in installed(k80)
 
 
 def test_automatic_updates_leave_it_alone(k80, lock):
     text = k80.file("/etc/dnf/automatic.conf").content_string
     (line,) = [line for line in text.splitlines() if line.startswith("excludepkgs")]
-    assert set(line.partition("=")[2].split()) == {rpm["name"] for rpm in lock["rpms"]}
+    held = {rpm["name"] for rpm in lock["rpms"] if "version" in rpm or rpm.get("unit") == "kernel"}
+    assert set(line.partition("=")[2].split()) == held
     # The rest of the file is the operator's.
     assert "apply_updates = yes" in text
     assert "debuglevel = 1" in text
@@ -94,12 +119,15 @@ def test_an_upgrade_moves_all_of_it_as_one(k80, lock, play, later_lock, monkeypa
     status, printed = play(*arguments)
     assert status == 0, printed[-3000:]
     later = repos.later(lock["rpms"])
-    assert nevras(later) <= installed(k80)
-    # The kernel that was there stays beside the new one; of everything else there is one version.
-    left = {name for name in nevras(lock["rpms"]) & installed(k80) if not name.startswith("kernel")}
-    assert left == set()
+    assert nevras(later) | kernel(repos.LATER_KERNEL, lock) <= installed(k80)
+    # The kernel that was there stays beside the new one, with its headers; of everything else there is one version.
+    assert kernel(repos.RUNNING, lock) <= installed(k80)
+    assert nevras(lock["rpms"]) & installed(k80) == set()
     locks = k80.file("/etc/dnf/plugins/versionlock.list").content_string
     assert repos.LATER_DRIVER in locks
+    assert f"kernel-core-0:{repos.LATER_KERNEL}.*" in locks
+    assert repos.RUNNING not in locks
+    assert "dkms" not in locks
     assert next(rpm["version"] for rpm in lock["rpms"] if rpm["name"] == "nvidia-driver") not in locks
     status, printed = play(*arguments)
     assert status == 0, printed[-3000:]

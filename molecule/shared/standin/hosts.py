@@ -149,14 +149,19 @@ def wait_for_systemd(container: Any) -> None:
 
 
 def give_repositories(container: Any, host: Host) -> None:
-    """Replace the distribution's repositories by the stubs of the same names, with signatures checked; or by none."""
+    """Replace the distribution's repositories by the stubs of the same names, with signatures checked; or by none.
+
+    With repositories come the packages that a host has before the first run.
+    """
     if not host.repositories:
         execute(container, "rm -f /etc/yum.repos.d/*.repo")
         return
     text = "\n".join(REPOSITORIES.format(name=name) for name in ("baseos", "appstream"))
     script = (
         "rm -f /etc/yum.repos.d/*.repo && printf '%s' " + f"'{text}'" + " > /etc/yum.repos.d/distribution.repo && "
-        "rpm --import /opt/stub-repos/RPM-GPG-KEY-standin"
+        "rpm --import /opt/stub-repos/RPM-GPG-KEY-standin && "
+        # A host is not empty: it has a kernel, and packages with the fixes of the day.
+        "cd /opt/stub-repos && rpm -i --nodeps --replacepkgs $(cat preinstalled)"
     )
     status, output = execute(container, script)
     if status:

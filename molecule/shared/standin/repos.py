@@ -1,4 +1,4 @@
-"""Repositories of stub packages: the names, versions and module streams of the lock, signed, and what must not win."""
+"""Repositories of stub packages, as mirrors have them: the lock's packages and what has come out since, signed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,35 @@ CONTEXT = "20240604100000:6b381ea8"
 DECOYS = [
     {"name": "nvidia-driver", "epoch": 3, "version": "560.35.03", "release": "1.el8", "arch": "x86_64",
      "repo": "cuda-rhel8", "module": "nvidia-driver", "stream": "latest-dkms"},
-    {"name": "kernel-headers", "epoch": 0, "version": "4.18.0", "release": "553.99.1.el8_10", "arch": "x86_64",
-     "repo": "baseos"},
     {"name": "cuda-nvcc-12-4", "epoch": 0, "version": "12.4.131", "release": "1", "arch": "x86_64",
      "repo": "cuda-rhel8"},
 ]
-# What the distributors publish after the lock was made: the same packages, newer. Hosts do not see it unless told.
+# The kernels on offer, and the one that a host runs: not the first of the release, and not the newest.
+KERNELS = ("4.18.0-553.el8_10", "4.18.0-553.89.1.el8_10", "4.18.0-553.144.1.el8_10")
+RUNNING = KERNELS[1]
+# What is on offer of entries without a version, oldest first: Rocky keeps all builds of a release, EPEL the newest.
+BUILDS = {
+    "kernel-headers": KERNELS,
+    "dkms": ("3.3.0-1.el8",),
+    "openssl-devel": ("1.1.1k-12.el8_9", "1.1.1k-14.el8_10"),
+    "util-linux": ("2.32.1-46.el8", "2.32.1-48.el8_10"),
+    "libuuid-devel": ("2.32.1-46.el8", "2.32.1-48.el8_10"),
+    "gcc": ("8.5.0-22.el8_10", "8.5.0-28.el8_10"),
+    "tar": ("1.30-9.el8", "1.30-11.el8_10"),
+    "bzip2": ("1.0.6-26.el8", "1.0.6-28.el8_10"),
+    "cuda-toolkit-config-common": ("11.4.43-1", "12.4.127-1"),
+    "cuda-toolkit-11-config-common": ("11.4.43-1", "11.8.89-1"),
+}
+# Libraries that a package needs in its own version: an old one of the first takes these back.
+LIBRARIES = {"openssl-devel": "openssl-libs", "libuuid-devel": "libuuid", "gcc": "libgomp"}
+# What a host has before the first run, each in its newest version.
+PREINSTALLED = (
+    "kernel-headers", "openssl-libs", "libuuid", "libgomp", "util-linux", "tar", "xz", "bzip2", "gzip",
+)  # fmt: skip
+# What the distributors publish after that: the same packages, newer. Hosts do not see it unless told.
 LATER = "later"
 LATER_DRIVER = "470.999.01"
+LATER_KERNEL = "4.18.0-553.151.1.el8_10"
 PERSISTENCED = """\
 [Unit]
 Description=Stands for NVIDIA's persistence daemon
@@ -68,11 +89,71 @@ def contents(rpms: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
 
 
 def later(rpms: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lock's packages as a later lock names them."""
-    return [
-        {**rpm, "version": LATER_DRIVER} if "stream" in rpm else {**rpm, "release": f"{rpm['release']}.99"}
-        for rpm in rpms
+    """The lock's entries as a later lock has them."""
+    found = []
+    for rpm in rpms:
+        if "stream" in rpm:
+            rpm = {**rpm, "version": LATER_DRIVER}
+        elif "version" in rpm:
+            rpm = {**rpm, "release": f"{rpm['release']}.99"}
+        found.append(rpm)
+    return found
+
+
+def packages_of(rpm: dict[str, Any], kernels: tuple[str, ...] = KERNELS, suffix: str = "") -> list[dict[str, Any]]:
+    """The packages that repositories have of one entry of the lock, and the libraries that come with them.
+
+    suffix: makes builds newer.
+    """
+    if "version" in rpm:
+        return [rpm]
+    epoch, colon, rest = rpm.get("minimum", "0").rpartition(":")
+    builds = BUILDS.get(rpm["name"], (f"{rest.partition('-')[0]}-1.el8",))
+    found = []
+    for build in kernels if rpm.get("unit") == "kernel" else builds:
+        version, _, release = build.partition("-")
+        package = {**rpm, "epoch": int(epoch) if colon else 0, "version": version, "release": release + suffix}
+        evr = "{epoch}:{version}-{release}".format(**package)
+        if rpm.get("unit") == "kernel":
+            package["requires"] = [f"{name} = {evr}" for name in rpm.get("requires", [])]
+            # So dnf keeps them side by side.
+            package["provides"] = ["installonlypkg(kernel)"]
+        elif rpm["name"] in LIBRARIES:
+            library = LIBRARIES[rpm["name"]]
+            found.append({**package, "name": library, "requires": [], "provides": []})
+            package["requires"] = [*rpm.get("requires", []), f"{library} = {evr}"]
+        found.append(package)
+    return found
+
+
+def offered(rpms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All that the repositories have of the lock's entries."""
+    return [package for rpm in rpms for package in packages_of(rpm)]
+
+
+def offered_later(rpms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All that the repository `later` has of them: one newer version of each."""
+    newest = {}
+    for rpm in later(rpms):
+        suffix = "" if rpm.get("unit") == "kernel" else ".99"
+        newest.update({package["name"]: package for package in packages_of(rpm, (LATER_KERNEL,), suffix)})
+    return list(newest.values())
+
+
+def file_of(package: dict[str, Any]) -> str:
+    return "{name}-{version}-{release}.{arch}.rpm".format(**package)
+
+
+def preinstalled(rpms: list[dict[str, Any]]) -> list[str]:
+    """Files, below the repositories, of what a host has before the first run."""
+    newest = {package["name"]: package for package in offered(rpms)}
+    found = [newest[name] for name in PREINSTALLED]
+    found += [
+        package for package in offered(rpms)
+        if package.get("unit") == "kernel" and package["name"] != "kernel-devel"
+        and f"{package['version']}-{package['release']}" == RUNNING
     ]
+    return [f"{package['repo']}/Packages/{file_of(package)}" for package in found]
 
 
 def later_contents(rpms: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
@@ -145,9 +226,9 @@ def build(target: Path) -> None:
     """Make the repositories below `target`, with the key that signed them."""
     rpms = yaml.safe_load(LOCK.read_text())["rpms"]
     files, files_later = contents(rpms), later_contents(rpms)
-    packages = [(rpm["repo"], rpm, files.get(rpm["name"], {})) for rpm in rpms]
+    packages = [(rpm["repo"], rpm, files.get(rpm["name"], {})) for rpm in offered(rpms)]
     packages += [(rpm["repo"], rpm, {}) for rpm in DECOYS]
-    packages += [(LATER, rpm, files_later.get(rpm["name"], {})) for rpm in later(rpms)]
+    packages += [(LATER, rpm, files_later.get(rpm["name"], {})) for rpm in offered_later(rpms)]
     work = target / "work"
     home = work / "gnupg"
     home.mkdir(parents=True, mode=0o700)
@@ -164,6 +245,7 @@ def build(target: Path) -> None:
     gpg = ["gpg", "--batch", "--quiet"]
     run(*gpg, "--passphrase", "", "--quick-generate-key", SIGNER, "rsa3072", "sign", "never", GNUPGHOME=str(home))
     (target / "RPM-GPG-KEY-standin").write_text(run(*gpg, "--armor", "--export", GNUPGHOME=str(home)))
+    (target / "preinstalled").write_text("\n".join(preinstalled(rpms)) + "\n")
     listed = run(*gpg, "--list-keys", "--with-colons", GNUPGHOME=str(home))
     fingerprint = next(line.split(":")[9] for line in listed.splitlines() if line.startswith("fpr:"))
     (target / "fingerprint").write_text(fingerprint)
