@@ -49,6 +49,7 @@ for step in ${*:-operators linear engine guided qualification capacity benchmark
             "$KEPLER_PYTHON" tests/gpu/bench_moe.py --out "$out"
             "$KEPLER_PYTHON" tests/gpu/bench_engine.py --out "$out"
             "$KEPLER_PYTHON" tests/gpu/bench_graphs.py --out "$out"
+            "$KEPLER_PYTHON" tests/gpu/bench_batches.py --out "$out"
             ;;
         *) echo "gpu.sh: found $step; expected operators, linear, engine, guided, qualification, capacity, sanitizer or benchmarks" >&2; exit 2 ;;
     esac
