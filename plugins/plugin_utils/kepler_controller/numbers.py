@@ -43,6 +43,7 @@ RANGES: dict[str, tuple[int, int]] = {
     "vllm_service_drain": (0, 7 * DAY),
     # The unit's own questions have a body.
     "vllm_service_max_body": (1, 1024),
+    "vllm_service_max_sequences": (1, 1_000_000),
     # For systemd 0 is no limit.
     "vllm_service_start_stall": (1, DAY),
     "vllm_service_start_timeout": (1, 7 * DAY),

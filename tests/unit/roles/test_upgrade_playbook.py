@@ -27,6 +27,15 @@ ROLES = {
     "qualification": {"main": []},
 }
 
+# Of an output that refers to nothing.
+MANIFEST = {
+    **dict.fromkeys(("key", "name", "version"), "new"), "sources": [], "references": [], "files": [],
+    "recipe": {
+        **dict.fromkeys(("name", "version", "system", "builder"), "new"), "environment": {}, "inputs": {},
+        "toolchain": [],
+    },
+}
+
 
 @pytest.fixture
 def upgrade(play, tmp_path):
@@ -45,7 +54,7 @@ def upgrade(play, tmp_path):
         for name in outputs:
             path = tmp_path / "store" / "store" / name
             path.mkdir(parents=True, exist_ok=True)
-            (path / ".kepler-manifest.json").touch()
+            (path / ".kepler-manifest.json").write_text(json.dumps(MANIFEST))
         paths = {name: str(tmp_path / "store" / "store" / name) for name in outputs}
         settings = {"store_root": str(tmp_path / "store"), "store_outputs": paths, "bad": list(bad)}
         status, output = play(asked["tasks"], "-e", json.dumps(settings), *options, vars=asked.get("vars", {}))
