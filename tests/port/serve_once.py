@@ -5,9 +5,9 @@ profiling takes the end of an earlier engine for a fault.
 from __future__ import annotations
 
 import functools
-import gc
 import importlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -136,9 +136,12 @@ def run(request: dict[str, Any]) -> None:
     except Exception:
         traceback.print_exc()
         status = 1
-    # Upstream's executor hangs where it ends together with the interpreter, as the exception would have it.
-    gc.collect()
-    sys.exit(status)
+    # Upstream's executor hangs where it ends together with the interpreter: a thread starts no more then.
+    for rank in multiprocessing.active_children():
+        rank.terminate()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
