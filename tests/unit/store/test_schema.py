@@ -98,6 +98,7 @@ GENERATIONS = {
     "time out of this world": {"time": 1e300}, "time not a number": {"time": float("nan")}, "time null": {"time": None},
     "previous a text": {"previous": "1"}, "previous negative": {"previous": -1}, "previous true": {"previous": True},
     "kernel null": {"kernel": None}, "driver a number": {"driver": 470.1}, "lock_hash a list": {"lock_hash": []},
+    "packages a text": {"packages": "dkms"}, "a package a number": {"packages": [3]},
 }
 MANIFESTS = {
     "references null": {"references": None}, "references a text": {"references": "abc"},
@@ -125,7 +126,8 @@ def outputs_of(root):
 
 @pytest.mark.parametrize("case", GENERATIONS)
 def test_generation_of_wrong_kinds(tmp_path, case):
-    described = {"outputs": {}, "kernel": "k", "driver": "d", "lock_hash": "l", "previous": None, "time": 1.5}
+    described = {"outputs": {}, "kernel": "k", "driver": "d", "lock_hash": "l", "previous": None, "time": 1.5,
+                 "packages": []}
     path = tmp_path / "generations" / "3" / "generation.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(described))
