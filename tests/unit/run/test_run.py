@@ -98,7 +98,8 @@ def test_table_has_tests_minutes_and_slowest(runner):
 def test_failing_part_names_its_tests_last(runner):
     suite = runner.directory / "test_suite.py"
     suite.write_text(SUITE)
-    parts = [["unit", [sys.executable, "-m", "pytest", "-q", str(suite)], []], ["lint", shell("echo fine"), []]]
+    parts = [["unit", [sys.executable, "-m", "pytest", "-q", f"--rootdir={runner.directory}", str(suite)], []],
+             ["lint", shell("echo fine"), []]]
     status, printed = runner.run(parts)
     assert status == 1
     lines = printed.splitlines()

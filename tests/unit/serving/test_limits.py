@@ -155,11 +155,13 @@ def test_bodies_of_many_values_are_refused(body):
 
 
 def test_largest_bodies_are_judged_at_once():
-    """The API's event loop waits meanwhile. Eight times the limit of the test is a machine that is busy."""
+    """The API's event loop waits meanwhile: it may take some times as long as Python's own reader of JSON."""
     bodies = [b'{"prompt": [' + b"1," * 1_000_000 + b"1]}", b'{"prompt": [' + b"[]," * 700_000 + b"[]]}",
               b'{"a": ' + b"[" + b"[1]," * 500_000 + b"1]}", b'{"seed": ' + b"9" * 2_000_000 + b"}"]
     for body in bodies:
         began = time.process_time()
+        json.loads(body, parse_int=len)
+        read = time.process_time()
         with pytest.raises(Turned):
             LIMITS.check(limits.parse(body))
-        assert time.process_time() - began < 2
+        assert time.process_time() - read < 50 * (read - began) + 0.5
