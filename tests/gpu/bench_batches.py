@@ -12,8 +12,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -117,18 +115,6 @@ def measure(directory: str) -> None:
     print(MARK + json.dumps({"prompt": statistics.median(prompts[2:]), "decoding": decoding}), flush=True)
 
 
-def run(directory: str, graphs: str) -> dict[str, object]:
-    """Times of an engine in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--measure", directory], text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, env={**os.environ, "VLLM_KEPLER_CUDA_GRAPHS": graphs}, check=False,
-    )  # fmt: skip
-    lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-    if not lines:
-        sys.exit(done.stdout[-6000:])
-    return json.loads(lines[-1][len(MARK):])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group(required=True)
@@ -138,11 +124,11 @@ def main() -> None:
     if options.measure:
         measure(options.measure)
         return
-    from machine import describe, heading, table
+    from machine import decoding, describe, heading, table
 
     with tempfile.TemporaryDirectory() as directory:
         write_model(Path(directory))
-        eager, graphs = run(directory, "0"), run(directory, "1")
+        (eager, _), (graphs, _) = (decoding(__file__, directory, switch, MARK) for switch in "01")
     rows = []
     for batch in BATCHES:
         plain, replayed = eager["decoding"][str(batch)], graphs["decoding"][str(batch)]

@@ -9,8 +9,6 @@ import json
 import os
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -68,18 +66,6 @@ def measure(directory: str) -> None:
     print(MARK + json.dumps(medians), flush=True)
 
 
-def run(directory: str, graphs: str) -> tuple[dict[str, float], str]:
-    """(seconds of a step by batch, output) of an engine in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--measure", directory], text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, env={**os.environ, "VLLM_KEPLER_CUDA_GRAPHS": graphs}, check=False,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-    if not lines:
-        sys.exit(done.stdout[-4000:])
-    return json.loads(lines[-1][len(MARK):]), done.stdout
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
@@ -89,12 +75,12 @@ def main() -> None:
     if options.measure:
         measure(options.measure)
         return
-    from machine import describe, heading, table
+    from machine import decoding, describe, heading, table
 
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "config.json").write_text(json.dumps(CONFIG))
-        eager, _ = run(directory, "0")
-        graphs, printed = run(directory, "1")
+        eager, _ = decoding(__file__, directory, "0", MARK)
+        graphs, printed = decoding(__file__, directory, "1", MARK)
     captured = re.search(r"captured decoding steps of (.*) sequences.*they take (\d+) MiB", printed)
     rows = [
         {

@@ -1,8 +1,11 @@
 """What a measurement was made on: every table names it."""
 
 import datetime
+import json
+import os
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable
 
 import torch
@@ -26,6 +29,21 @@ def describe() -> dict[str, str]:
 def heading(machine: dict[str, str]) -> str:
     """One line for a table."""
     return "{gpu}, driver {driver}, torch {torch}, kernel library {library}, {date}.".format(**machine)
+
+
+def decoding(program: str, directory: str, graphs: str, mark: str) -> tuple[dict, str]:
+    """(JSON behind `mark`, output) of `program --measure DIRECTORY`, an engine in a process of its own.
+
+    graphs: "1" with CUDA graphs, "0" without. Exits with the end of the output where the mark is not in it.
+    """
+    done = subprocess.run(
+        [sys.executable, program, "--measure", directory], text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, env={**os.environ, "VLLM_KEPLER_CUDA_GRAPHS": graphs}, check=False,
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.startswith(mark)]
+    if not lines:
+        sys.exit(done.stdout[-6000:])
+    return json.loads(lines[-1][len(mark):]), done.stdout
 
 
 def seconds(run: Callable[[], object], repeats: int = 20) -> float:
