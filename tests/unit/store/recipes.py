@@ -22,6 +22,8 @@ echo "$out" > "$out/bin/where"
 chmod +x "$out/bin/where"
 ln -s bin/where "$out/link"
 """
+# What another run's process has mounted or open by the same name would be in use here too.
+PLAIN_BUILDER += "# %s %s\n" % (os.environ.get("PYTEST_XDIST_TESTRUNUID"), os.environ.get("PYTEST_XDIST_WORKER"))
 
 
 @contextlib.contextmanager
