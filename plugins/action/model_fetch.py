@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-from kepler_controller.progress import POLL, Progress
+from kepler_controller.progress import Progress
 
 
 class ActionModule(ActionBase):
@@ -26,7 +25,7 @@ class ActionModule(ActionBase):
                 break
             changed = True
             progress.show(answer["progress"])
-            time.sleep(POLL)
+            progress.wait()
         result.update(answer)
         result["changed"] = not answer.get("failed") and bool(answer.get("changed") or changed)
         return result

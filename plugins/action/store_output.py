@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from ansible.plugins.action import ActionBase
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
 from kepler_controller.pip_index import pip_indexes
-from kepler_controller.progress import POLL, Progress
+from kepler_controller.progress import Progress
 from store.fetch import sha256_of
 
 PASSWORD = re.compile("://[^/@ ]*@")
@@ -60,7 +59,7 @@ class ActionModule(ActionBase):
                 answer = {"failed": True, "msg": message}
                 break
             progress.show(answer["progress"])
-            time.sleep(POLL)
+            progress.wait()
         # What Ansible prints of a call at -vvv: an address may hold a password.
         called = answer.get("invocation", {}).get("module_args", {})
         for name in ("substituters", "index_urls"):

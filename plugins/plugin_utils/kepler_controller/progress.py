@@ -8,12 +8,14 @@ from ansible.utils.display import Display
 
 display = Display()
 
-POLL = 2.0  # seconds between two looks at a host
-SILENCE = 10.0  # longest time in seconds without a line
+# Seconds between two looks at a host: a tenth of those spent, for a look takes up to a second of its processor.
+SHORTEST, LONGEST = 1.0, 8.0
+NEWS = 2.0  # shortest time in seconds between two lines
+SAME = 5.0  # shortest time in seconds before a line that was shown is shown again
 
 
 class Progress:
-    """Prints a line when something moved, at most every two seconds and at least every ten."""
+    """Prints a line when something moved, at most every two seconds; where nothing did, at least every ten."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -26,9 +28,13 @@ class Progress:
 
     def show(self, text: str) -> None:
         now = time.time()
-        if now - self.shown[1] < (SILENCE if text == self.shown[0] else POLL):
+        if now - self.shown[1] < (SAME if text == self.shown[0] else NEWS):
             return
         self.shown = (text, now)
         minutes, seconds = divmod(int(self.seconds()), 60)
         spent = f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
         display.display(f"  {self.what}: {text} · {spent}", color="cyan")
+
+    def wait(self) -> None:
+        """Until the host is to be looked at again."""
+        time.sleep(min(max(self.seconds() / 10, SHORTEST), LONGEST))
