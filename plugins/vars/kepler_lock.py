@@ -11,6 +11,7 @@ import jsonschema
 import yaml
 from ansible.errors import AnsibleError
 from ansible.inventory.group import Group
+from ansible.plugins.loader import filter_loader, test_loader
 from ansible.plugins.vars import BaseVarsPlugin
 
 DOCUMENTATION = r"""
@@ -58,12 +59,19 @@ def read(path: Path, schema: str) -> dict[str, Any]:
     return content
 
 
+def load_filters() -> None:
+    """Load all filters and tests in Ansible's main process. Its workers, one a task and host, would each load them."""
+    for loader in (filter_loader, test_loader):
+        list(loader.all())
+
+
 @functools.cache
 def load(directory: Path) -> dict[str, Any]:
     """The whole lock under `directory` as one mapping."""
     environments = sorted((directory / "python").glob("*.yml"))
     if not environments:
         raise AnsibleError(f"{directory}: no lock there: expected sources.yml, rpms.yml and python/*.yml.")
+    load_filters()
     return {
         **read(directory / "sources.yml", "sources"),
         **read(directory / "rpms.yml", "rpms"),
