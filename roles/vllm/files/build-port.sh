@@ -1,6 +1,6 @@
 # Our wheel: the port enters vLLM through its plugin doors, and torch through a .pth file.
 python="$python310/bin/python3.10"
-"$python" -m pip --quiet install --root-user-action ignore --no-index --no-deps --target tools "$src"/*.whl
+"$python" -m pip --quiet install --root-user-action ignore --no-index --no-deps --no-compile --target tools "$src"/*.whl
 mkdir tree
 tar -xf "$src/vllm_kepler.tar" --strip-components=1 -C tree
 PYTHONPATH="$PWD/tools" "$python" -m pip --quiet wheel --no-index --no-deps --no-build-isolation --wheel-dir "$out/wheels" ./tree

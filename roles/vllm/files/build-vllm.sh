@@ -1,7 +1,7 @@
 # Upstream's sdist as it is: Python only (VLLM_TARGET_DEVICE=empty), no CMake, no network.
 python="$python310/bin/python3.10"
 echo "##progress preparing the build environment"
-"$python" -m pip --quiet install --root-user-action ignore --no-index --no-deps --target tools "$src"/*.whl
+"$python" -m pip --quiet install --root-user-action ignore --no-index --no-deps --no-compile --target tools "$src"/*.whl
 mkdir tree
 tar -xf "$src"/vllm-*.tar.gz --strip-components=1 -C tree
 echo "##progress building the vLLM wheel"
