@@ -115,9 +115,8 @@ def test_a_missing_rank_shows(model, tokenizer, layer, part, rank):
     with torch.no_grad():
         weight = model.get_submodule(f"model.layers.{layer}.{part}").weight
         weight.chunk(4, dim=1)[rank].zero_()
-    starts = sentence_starts()
-    exact = 0
-    for start in starts:
-        completion = complete(model, tokenizer, " ".join(WORDS[start : start + PROMPT_WORDS]))
-        exact += completion == what_follows(tokenizer, start + PROMPT_WORDS)
-    assert exact < len(starts)
+    assert any(
+        complete(model, tokenizer, " ".join(WORDS[start : start + PROMPT_WORDS]))
+        != what_follows(tokenizer, start + PROMPT_WORDS)
+        for start in sentence_starts()
+    )
