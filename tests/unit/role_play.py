@@ -3,11 +3,11 @@
 import json
 import os
 import shutil
-import sys
 
 import pytest
 import yaml
 from ansible_run import ansible_playbook
+from module_server import module_python
 
 
 def ansible(directory, facts, *arguments, **environment):
@@ -25,7 +25,7 @@ def gathered(factory):
         directory = factory.mktemp("gather")
         (directory / "play.yml").write_text(yaml.safe_dump([{"name": "Gather", "hosts": "box"}]))
         done = ansible(
-            directory, facts, "-i", "box,", "-c", "local", "-e", f"ansible_python_interpreter={sys.executable}",
+            directory, facts, "-i", "box,", "-c", "local", "-e", f"ansible_python_interpreter={module_python()}",
             "play.yml",
         )
         assert done.returncode == 0, done.stdout
@@ -54,7 +54,7 @@ def play(tmp_path, tmp_path_factory):
             "tasks": tasks,
             **keywords,
         }]))
-        host = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, **(variables or {})}
+        host = {"ansible_connection": "local", "ansible_python_interpreter": module_python(), **(variables or {})}
         inventory = tmp_path / "hosts.yml"
         inventory.write_text(json.dumps({"k80-hosts": {"hosts": {"box": host}}}))
         facts = tmp_path / "facts"

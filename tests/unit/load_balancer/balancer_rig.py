@@ -11,11 +11,11 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 
 from ansible_run import ansible_playbook
+from module_server import module_python
 
 KEYS = {"alice": "AliceKey-0123456789.abc", "bob": "bobkey+0123456789/DEF="}
 UPSTREAM_KEY = "the-servers-own-key-0123"
@@ -179,7 +179,7 @@ def play(directory, variables, *options, group=None, tasks_from="configure", pat
         }],
         "environment": {"PATH": f"{path}:{os.environ['PATH']}"} if path else {},
     }]))  # fmt: skip
-    box = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, **variables}
+    box = {"ansible_connection": "local", "ansible_python_interpreter": module_python(), **variables}
     inventory = directory / "hosts.yml"
     inventory.write_text(json.dumps({"k80_balancer": {"hosts": {"box": box}}, "k80-hosts": {"hosts": group or {}}}))
     done = ansible_playbook(directory, "-i", inventory, playbook, *options)

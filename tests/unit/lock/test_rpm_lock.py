@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_run import ansible_playbook
+from module_server import module_python
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / "plugins" / part) for part in ("plugin_utils", "filter")]
@@ -185,7 +186,7 @@ def test_the_playbook_renews_and_its_dry_run_does_not(tmp_path, monkeypatch, cap
     (tmp_path / "world.json").write_text(json.dumps(host.world))
     lock = Path(shutil.copytree(ROOT / "files" / "lock", tmp_path / "lock"))
     before = (lock / "rpms.yml").read_text()
-    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ansible_become": False}
+    local = {"ansible_connection": "local", "ansible_python_interpreter": module_python(), "ansible_become": False}
     inventory = tmp_path / "hosts.yml"
     inventory.write_text(json.dumps({"k80-hosts": {"hosts": {"k80-1": local}}}))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_run import ansible_playbook
+from module_server import module_python
 from test_alert_rules import PROMTOOL, needs_promtool
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,7 +37,7 @@ def play(directory, hosts, tasks, *options, where="localhost", variables=None, p
     environment = {"PATH": f"{path}:{os.environ['PATH']}"} if path else {}
     asked = {"hosts": where, "gather_facts": False, "environment": environment, "tasks": tasks}
     playbook.write_text(json.dumps([{"name": "Play", **asked}]))
-    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    local = {"ansible_connection": "local", "ansible_python_interpreter": module_python()}
     inventory.write_text(json.dumps({
         "k80-hosts": {"hosts": {name: {**local, **values} for name, values in hosts.items()}},
         "all": {"hosts": {"localhost": local}, "vars": {"monitoring_directory": str(directory / "out"),

@@ -4,12 +4,12 @@ import json
 import os
 import shutil
 import socket
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from ansible_run import ansible_playbook
+from module_server import module_python
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -148,7 +148,7 @@ def test_the_inventorys_faults_are_written_too(play, tmp_path):
 
 def test_the_playbook_alone_writes_a_report_for_each_host(tmp_path):
     inventory = tmp_path / "hosts.yml"
-    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ansible_become": False,
+    local = {"ansible_connection": "local", "ansible_python_interpreter": module_python(), "ansible_become": False,
              "preflight_pci_root": str(tmp_path / "none"), "preflight_store_root": str(tmp_path / "kepler")}
     inventory.write_text(json.dumps({"k80-hosts": {"hosts": {"one": local, "two": local}}}))
     playbook = ROOT / "playbooks" / "preflight.yml"
