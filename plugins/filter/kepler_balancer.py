@@ -14,8 +14,9 @@ from ansible.errors import AnsibleFilterError
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
+from host.addresses import is_loopback
 from host.key_file import KeyFileError, key_of
-from kepler_controller.addresses import address_of, is_loopback
+from kepler_controller.addresses import address_of
 from kepler_controller.findings import PLAIN_PATH_FORM, finding, is_integer, is_plain_path, shown
 from kepler_instances import setting
 from kepler_variables import role_number_findings

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
+from host.addresses import is_loopback
 from kepler_controller import engine_options
-from kepler_controller.addresses import is_listening_address, is_loopback
+from kepler_controller.addresses import is_listening_address
 from kepler_controller.capacity import DTYPES, UTILIZATION
 from kepler_controller.findings import PLAIN_PATH_FORM, finding, is_integer, is_plain_path, shown
 

@@ -10,8 +10,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
+from host.addresses import is_loopback
 from kepler_balancer import balancer_pools
-from kepler_controller.addresses import address_of, is_loopback
+from kepler_controller.addresses import address_of
 from kepler_controller.findings import PLAIN_PATH_FORM, finding, is_plain_path, shown
 from kepler_variables import role_number_findings
 

@@ -13,14 +13,6 @@ from ansible.errors import AnsibleFilterError
 LABEL = re.compile("[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
-def is_loopback(address: Any) -> bool:
-    """Whether `address` is one that its own host alone reaches."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
-
-
 def is_listening_address(value: Any) -> bool:
     """Whether a server can listen on `value`: an IP address without a zone, or a host name.
 

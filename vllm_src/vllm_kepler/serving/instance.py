@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from ..addresses import is_loopback
 from . import models
 
 # Where a server that listens everywhere is reached.
@@ -80,14 +80,6 @@ def number(environment: Mapping[str, str], name: str, default: float) -> float:
     if not 0 <= value < float("inf"):
         raise Refused(f"{name}: found {text!r}; expected a number from 0. Correct the instance's environment file.")
     return value
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a server at this address is reached from its own machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def key_of(environment: Mapping[str, str]) -> str | None:
