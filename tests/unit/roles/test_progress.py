@@ -1,0 +1,38 @@
+"""How often a host is looked at while it works, and what is said meanwhile."""
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "plugins/plugin_utils"))
+from kepler_controller import progress
+
+LOOK = 1.5
+
+
+@pytest.mark.parametrize("text", ["linking", "{} of 6000 files"])
+def test_looks_are_few_and_lines_do_not_stop(monkeypatch, text):
+    """Over two hours, where a look takes a second and a half."""
+    clock, lines, looks = [1000.0], [1000.0], 0
+    monkeypatch.setattr(progress.time, "time", lambda: clock[0])
+    monkeypatch.setattr(progress.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
+    monkeypatch.setattr(progress.display, "display", lambda _line, **_how: lines.append(clock[0]))
+    shown = progress.Progress("box: pytorch")
+    while clock[0] < 1000 + 7200:
+        looks += 1
+        shown.show(text.format(looks))
+        shown.wait()
+        clock[0] += LOOK
+    assert looks < 7200 / 9
+    gaps = [later - earlier for earlier, later in pairwise(lines)]
+    assert max(gaps) <= 10
+    assert min(gaps[1:]) >= 2
+
+
+def test_short_work_is_seen_to_end_at_once(monkeypatch):
+    slept = []
+    monkeypatch.setattr(progress.time, "sleep", slept.append)
+    progress.Progress("box: serving").wait()
+    assert slept == [1]
