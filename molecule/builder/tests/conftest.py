@@ -23,7 +23,7 @@ def fleet():
     return {host.name: reach(BUILDER, host.name) for host in BUILDER.hosts}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def build():
     """Function that runs playbooks/build.yml with further arguments: (exit status, what it printed)."""
     return functools.partial(player(BUILDER, "builder"), "playbooks/build.yml")
