@@ -100,7 +100,8 @@ BUILDER = Fleet(
     (
         Host("k80-builder", dies=False, compiler=True, given=LARGE),
         Host("k80-first", artifacts=False),
-        Host("k80-second", compiler=True),
+        # The other one takes these over the network.
+        Host("k80-second", compiler=True, given=("pytorch", "vllm_dependencies")),
     ),
     port("BUILDER_PORT", 8200),
 )
