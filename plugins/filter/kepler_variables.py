@@ -78,7 +78,7 @@ def options() -> dict[str, dict]:
     """Every variable of every role, as its argument_specs describe it."""
     found: dict[str, dict] = {}
     for path in sorted(ROLES.glob("*/meta/argument_specs.yml")):
-        for entry in yaml.safe_load(path.read_text())["argument_specs"].values():
+        for entry in yaml.load(path.read_text(), yaml.CSafeLoader)["argument_specs"].values():
             found.update(entry.get("options") or {})
     return found
 
