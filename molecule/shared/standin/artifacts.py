@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -90,6 +91,14 @@ def nvcc() -> Path:
     return tree
 
 
+@functools.cache
+def prefix_of(python: str) -> Path | None:
+    """Prefix of a CPython 3.10 with pip and venv; None where `python` is none."""
+    asked = subprocess.run([python, "-c", IDENTIFY], capture_output=True, text=True)
+    version, _, prefix = asked.stdout.strip().partition(" ")
+    return Path(prefix) if version == PYTHON else None
+
+
 def python310() -> Path:
     """A CPython 3.10 of this machine, resolved to its own prefix.
 
@@ -102,13 +111,8 @@ def python310() -> Path:
         candidates += sorted(map(str, pyenv.glob("versions/3.10.*/bin/python3.10")), reverse=True)
         candidates += sorted(map(str, (CACHE / "python").glob("cpython-3.10*/bin/python3.10")), reverse=True)
     for candidate in filter(None, candidates):
-        asked = subprocess.run(
-            [candidate, "-c", IDENTIFY],
-            capture_output=True, text=True,
-        )
-        version, _, prefix = asked.stdout.strip().partition(" ")
-        if version == PYTHON:
-            return Path(prefix) / "bin" / "python3.10"
+        if prefix := prefix_of(candidate):
+            return prefix / "bin" / "python3.10"
     if named:
         fail(f"DEMO_PYTHON310: found {named}, which is no CPython 3.10 with pip and venv. Correct it, or leave it out.")
     with Step("Downloading a Python 3.10"):
