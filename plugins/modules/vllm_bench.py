@@ -98,8 +98,12 @@ from ansible.module_utils.host.server import base_url
 FIGURES = ("completed", "duration", "request_throughput", "output_throughput", "total_token_throughput") + tuple(
     "%s_%s_ms" % (which, what) for what in ("ttft", "tpot", "e2el") for which in ("median", "p99")
 )
-# Makes the key of the server that of the client, then runs the benchmark and prints what it wrote. The benchmark's own
-# exit status is 1 where all went well, too.
+# What `vllm bench serve` does; the command imports the engine as well, at 5 s of processor time a point.
+BENCH = (
+    "import argparse; from vllm.benchmarks import serve; parser = argparse.ArgumentParser(); "
+    "serve.add_cli_args(parser); serve.main(parser.parse_args())"
+)
+# Makes the key of the server that of the client, then runs the benchmark and prints what it wrote.
 SCRIPT = (
     'OPENAI_API_KEY="$VLLM_API_KEY"; export OPENAI_API_KEY; cd "$(mktemp -d)" || exit; "$@" > log 2>&1; '
     "cat result.json 2> /dev/null || { tail -n 20 log >&2; exit 1; }"
@@ -118,8 +122,8 @@ def command_of(params, served):
         command += ["--property", text]
     return command + [
         "/bin/sh", "-c", SCRIPT, "bench",
-        os.path.join(params["root"], "current", "serving", "bin", "python"), "-m", "vllm.entrypoints.cli.main",
-        "bench", "serve", "--backend", "openai", "--endpoint", "/v1/completions",
+        os.path.join(params["root"], "current", "serving", "bin", "python"), "-c", BENCH,
+        "--backend", "openai", "--endpoint", "/v1/completions",
         "--base-url", base_url(params["host"], params["port"]),
         "--model", served, "--tokenizer", params["model"],
         "--dataset-name", "random", "--random-input-len", str(params["input_tokens"]),
