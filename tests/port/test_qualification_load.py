@@ -48,7 +48,7 @@ def test_ranks(tmp_path, mode, world):
     assert {result["event"] for result in done} == {"done"}
     if mode == "load":
         assert len({result["products"] for result in done}) == 1, "all stop at the same sum"
-        assert all(result["gflops"] > 0 and 1.4 < result["seconds"] < 30 for result in done)
+        assert all(result["products"] > 0 and result["seconds"] > 1.4 for result in done), done
         assert all(events(text)[0] == {"event": "working", "products": 0} for text in said)
     else:
         assert done == [{"event": "done", "peer": None}] * world
