@@ -15,15 +15,15 @@ def results() -> dict[tuple[int, str], dict]:
     return {(row["size"], row["check"]): row for row in json.loads(REPORT.read_text())}
 
 
-def test_every_number_of_dies_passes(k80, play, tmp_path):
-    """The answers of four ranks are recorded; one and two ranks give the same."""
+def test_another_number_of_dies_passes(k80, play, tmp_path):
+    """The answers of four ranks are recorded; one gives the same."""
     status, printed = play(
         "k80-standin", "acceptance_record=true", f"acceptance_golden_directory={tmp_path}",
-        '{"acceptance_sizes": [1, 2]}', "acceptance_requests=8", "acceptance_long_tokens=100", playbook=STRESS,
+        '{"acceptance_sizes": [1]}', "acceptance_requests=8", "acceptance_long_tokens=100", playbook=STRESS,
     )
     assert status == 0, printed[-3000:]
     found = results()
-    assert {size for size, _ in found} == {4, 1, 2}
+    assert {size for size, _ in found} == {4, 1}
     for (size, check), row in found.items():
         assert row["result"] == ("skipped" if check == "memory" else "passed"), (size, row)
     assert found[4, "load"]["figures"]["requests"] == 8
