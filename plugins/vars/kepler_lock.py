@@ -59,6 +59,7 @@ def read(path: Path, schema: str) -> dict[str, Any]:
     return content
 
 
+@functools.cache
 def load_filters() -> None:
     """Load all filters and tests in Ansible's main process. Its workers, one a task and host, would each load them."""
     for loader in (filter_loader, test_loader):
@@ -71,7 +72,6 @@ def load(directory: Path) -> dict[str, Any]:
     environments = sorted((directory / "python").glob("*.yml"))
     if not environments:
         raise AnsibleError(f"{directory}: no lock there: expected sources.yml, rpms.yml and python/*.yml.")
-    load_filters()
     return {
         **read(directory / "sources.yml", "sources"),
         **read(directory / "rpms.yml", "rpms"),
@@ -86,4 +86,5 @@ class VarsModule(BaseVarsPlugin):
         named = entities if isinstance(entities, list) else [entities]
         if not any(isinstance(entity, Group) and entity.name == "all" for entity in named):
             return {}
+        load_filters()
         return {"kepler_lock": load(Path(self.get_option("directory") or DEFAULT))}
