@@ -15,6 +15,7 @@ from standin.settings import BUILDER  # noqa: E402
 from standin.testing import inventory_of, player, reach  # noqa: E402
 
 INVENTORY = inventory_of("builder")
+play = player(BUILDER, "builder")
 
 
 @pytest.fixture(scope="session")
@@ -26,4 +27,4 @@ def fleet():
 @pytest.fixture(scope="session")
 def build():
     """Function that runs playbooks/build.yml with further arguments: (exit status, what it printed)."""
-    return functools.partial(player(BUILDER, "builder"), "playbooks/build.yml")
+    return functools.partial(play, "playbooks/build.yml")

@@ -19,10 +19,9 @@ from pathlib import Path
 
 import openai
 import pytest
-from conftest import INVENTORY
+from conftest import play
 from generations import LINE, NAN, active, changed_port
 from licence import LICENCE, PROMPTS, follows
-from standin import hosts as standins
 from standin.settings import BUILDER, LONG
 from streams import TOKENS, Address, Streams, ask
 from waiting import until
@@ -60,7 +59,7 @@ def references(api) -> dict[str, str]:
 
 def upgrade(port: Path) -> tuple[int, str]:
     """Move host after host to a generation with this port: (exit status, what the playbook printed)."""
-    return standins.play(BUILDER, "-i", str(INVENTORY), "playbooks/upgrade.yml", "-e", f"__vllm_port={port}")
+    return play("playbooks/upgrade.yml", "-e", f"__vllm_port={port}")
 
 
 def get(path: str, address: Address, key: str | None = None) -> tuple[int, str]:

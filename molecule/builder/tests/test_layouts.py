@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import INVENTORY, PROJECT
+from conftest import INVENTORY, PROJECT, play
 from licence import PROMPTS, follows
 from standin import hosts as standins
 from standin.settings import BUILDER, LONG
@@ -53,7 +53,7 @@ def keys(fleet):
         fleet[standin].check_output(GIVEN)
     yield
     fleet["k80-first"].check_output("systemctl disable --now kepler-balancer")
-    status, printed = standins.play(BUILDER, "-i", str(INVENTORY), "site.yml")
+    status, printed = play("site.yml")
     assert status == 0, printed[-3000:]
 
 

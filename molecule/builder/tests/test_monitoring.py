@@ -13,9 +13,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import INVENTORY
+from conftest import play
 from generations import active
-from standin import hosts as standins
 from standin.settings import BUILDER
 from waiting import until
 
@@ -58,8 +57,8 @@ def monitoring(fleet, tmp_path_factory):
     }
 
     def run(**variables) -> tuple[int, str, Path]:
-        arguments = ("-i", str(INVENTORY), "playbooks/monitoring.yml", "-e", json.dumps({**said, **variables}))
-        return *standins.play(BUILDER, *arguments), directory
+        arguments = ("playbooks/monitoring.yml", "-e", json.dumps({**said, **variables}))
+        return *play(*arguments), directory
 
     return run
 
