@@ -204,6 +204,23 @@ def kernel_finding(entries: list[dict], dnf: dict, packages: list[dict], bundle:
     )
 
 
+def half_kernel_finding(entries: list[dict], packages: list[dict], bundle: bool) -> dict[str, str]:
+    """The finding about kernels of the range, none of which is there with all its packages."""
+    listed = "; ".join(
+        f"{entry['name']} ({on_offer(entry, [package for package in packages if rpms.accepts(entry, package)])})"
+        for entry in entries
+    )
+    next_step = (
+        "Make the bundle anew (`make bundle`)." if bundle
+        else "Wait until the mirror is in step, or use another one (`dnf --showduplicates list kernel-devel` shows what"
+        " it has); then run again. The kernel that runs stays meanwhile."
+    )
+    return finding(
+        "error", "host", f"no kernel of {entries[0]['range']} whose packages are all there: {listed}",
+        "all of them in one version", next_step,
+    )
+
+
 def stream_findings(dnf: dict, streams: list[str]) -> list[dict[str, str]]:
     """Findings about module streams that nobody offers, or that the host has disabled."""
     found = [
@@ -287,6 +304,7 @@ def repository_findings(
     the role repos adds. bundle: the packages of the offline bundle, which stands for all repositories.
     """
     packages = dnf["offers"] if bundle is None else bundle
+    entries = [entry for entry in entries if rpms.is_wanted(entry, dnf["installed"])]
     missing, offers = [], {}
     newer = newer_packages(entries, dnf["installed"])
     for entry in entries:
@@ -300,6 +318,10 @@ def repository_findings(
     found = failure_findings(dnf) + newer_findings(newer)
     headers = [entry for entry in missing if entry.get("unit") == "kernel" and rpms.is_exact(entry)]
     others = [entry for entry in missing if entry not in headers]
+    moving = [entry for entry in entries if "range" in entry and not rpms.is_exact(entry)]
+    fitting = [one for one in packages + dnf["installed"] if any(rpms.accepts(entry, one) for entry in moving)]
+    if moving and not missing and not rpms.whole_kernels(moving, fitting):
+        found.append(half_kernel_finding(moving, fitting, bundle is not None))
     # Where dnf gave no answer, nobody knows what is on offer.
     if headers and not dnf["error"]:
         found.append(kernel_finding(headers, dnf, packages, bundle is not None))

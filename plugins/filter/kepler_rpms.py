@@ -69,16 +69,16 @@ def locked_driver(lock: dict) -> dict:
     return {"driver": entry["version"], "stream": entry["stream"], "kernels": lock["kernels"]}
 
 
-def newest_kernel(lock: dict, kernels: list[str], packages: Iterable[str] = ()) -> str:
+def newest_kernel(
+    lock: dict, kernels: list[str], offered: Iterable[str] = (), installed: Iterable[str] = ()
+) -> str:
     """The newest kernel of the lock's range, as `uname -r` prints it; empty if there is none.
 
-    kernels: such names. packages: NEVRAs of what is installed or on offer; a kernel counts that is whole there.
+    kernels: such names. offered, installed: NEVRAs of packages; a kernel counts that is whole there.
     """
-    unit = {entry["name"] for entry in lock["rpms"] if entry.get("unit") == "kernel"}
-    parts: dict[str, set[str]] = {}
-    for package in map(parse, packages):
-        parts.setdefault(rpms.kernel_of(package), set()).add(package["name"])
-    whole = [kernel for kernel, names in parts.items() if unit <= names]
+    there = list(map(parse, installed))
+    unit = [entry for entry in lock["rpms"] if entry.get("unit") == "kernel" and rpms.is_wanted(entry, there)]
+    whole = rpms.whole_kernels(unit, [*map(parse, offered), *there])
     return rpms.newest_kernel(lock["kernels"]["range"], [*kernels, *whole])
 
 
@@ -118,7 +118,10 @@ def installed_of(entries: list[dict], installed: list[str]) -> list[str]:
 def rpms_to_install(entries: list[dict], installed: list[str]) -> list[str]:
     """What dnf has to install, as it takes it, so that a host where `installed` (NEVRAs) are there has `entries`."""
     there = [parse(text) for text in installed_of(entries, installed)]
-    return [rpms.spec(entry) for entry in entries if not any(rpms.accepts(entry, package) for package in there)]
+    return [
+        rpms.spec(entry) for entry in entries
+        if rpms.is_wanted(entry, there) and not any(rpms.accepts(entry, package) for package in there)
+    ]
 
 
 def installed_instead(entries: list[dict], installed: list[str]) -> list[str]:

@@ -182,7 +182,8 @@ def dry_run(module, dnf, found):
     """What dnf says to the installation of all that is on offer and not there, with the host's settings."""
     wanted = [
         entry for entry in module.params["rpms"]
-        if any(rpms.accepts(entry, package) for package in found["offers"])
+        if rpms.is_wanted(entry, found["installed"])
+        and any(rpms.accepts(entry, package) for package in found["offers"])
         and not any(rpms.accepts(entry, package) for package in found["installed"])
     ]
     dnf = dnf + ["--assumeno", "--cacheonly"] + ["--disablerepo=" + name for name in sorted(found["failures"])]

@@ -87,6 +87,15 @@ def kernel_of(package):
     return "{version}-{release}.{arch}".format(**package)
 
 
+def whole_kernels(entries, packages):
+    """The kernels, as `uname -r` prints them, of which `packages` have all the names of `entries`."""
+    names, parts = {entry["name"] for entry in entries}, {}
+    for package in packages:
+        if package["name"] in names:
+            parts.setdefault(kernel_of(package), set()).add(package["name"])
+    return [kernel for kernel, found in parts.items() if found == names]
+
+
 def of_kernel(entry, pattern, kernel=""):
     """The entry of the lock in the version of `kernel` (as `uname -r` prints it), or of any kernel of the range.
 
@@ -117,6 +126,11 @@ def accepts(entry, package):
     if "range" in entry:
         return in_range(entry["range"], "%s-%s" % evr_of(package)[1:])
     return "minimum" not in entry or compare_evr(evr_of(package), parse_evr(entry["minimum"])) >= 0
+
+
+def is_wanted(entry, installed):
+    """Whether a host with the packages `installed` is to have an entry: an optional one if it has any version of it."""
+    return not entry.get("optional") or any(package["name"] == entry["name"] for package in installed)
 
 
 def spec(entry):

@@ -286,6 +286,44 @@ def test_an_upgrade_takes_any_kernel_of_the_range(host):
     assert "kernel-devel-4.18.0-553*.el8_10.x86_64 (on offer: 0:4.18.0-477.10.1" in item["found"]
 
 
+@pytest.mark.parametrize(("there", "offered", "said"), [
+    # A mirror that is half synced.
+    ([], [("kernel-core", NEWER), ("kernel-devel", RUNNING)], f"kernel-core (0:{NEWER}.x86_64 in baseos); kernel-devel "
+                                                              f"(0:{RUNNING}.x86_64 in baseos)"),
+    ([("kernel-core", RUNNING)], [("kernel-core", NEWER), ("kernel-devel", NEWER + ".99")], None),
+    ([("kernel-core", RUNNING)], [("kernel-core", NEWER), ("kernel-devel", RUNNING)], ""),
+    ([("kernel-core", RUNNING), ("kernel-devel", NEWER)], [], f"kernel-devel (0:{NEWER}.x86_64 in installed)"),
+    ([], [("kernel-core", RUNNING), ("kernel-core", NEWER), ("kernel-devel", NEWER), ("kernel-devel", RUNNING)], ""),
+])
+def test_an_upgrade_needs_one_kernel_whole(host, there, offered, said):
+    entries = [
+        {key: value for key, value in entry.items() if key not in ("epoch", "version", "release")}
+        for entry in kernel_entries()
+    ]
+    host.installed(*(line(*one) for one in there))
+    host.world["repos"]["baseos"] = [line(*one) for one in offered]
+    found = findings(host, entries)
+    if said == "":
+        assert found == []
+    else:
+        item = only(found)
+        assert (said or "kernel-devel-4.18.0-553*.el8_10.x86_64 (on offer: 0:") in item["found"]
+        assert ("mirror" if said else "lock-rpms") in item["next_step"]
+
+
+def test_a_package_that_few_have_moves_with_the_kernel_where_it_is(host):
+    optional = {**kernel_entries(NEWER)[0], "name": "kernel-modules-extra", "optional": True}
+    host.installed(line("kernel-core", NEWER), line("kernel-devel", NEWER))
+    assert findings(host, [*kernel_entries(NEWER), optional]) == []
+    host.installed(*(line(f"kernel-{part}", NEWER) for part in ("core", "devel")), line(optional["name"], RUNNING))
+    host.world["repos"]["baseos"] = []
+    item = only(findings(host, [*kernel_entries(NEWER), optional]))
+    assert f"kernel-modules-extra-0:{NEWER}.x86_64" in item["found"]
+    host.world["repos"]["baseos"] = [line(optional["name"], NEWER)]
+    assert findings(host, [*kernel_entries(NEWER), optional]) == []
+    assert host.calls()[-1][-1] == f"kernel-modules-extra-0:{NEWER}.x86_64"
+
+
 @pytest.mark.parametrize(("there", "version"), [("4|470.256.02|1.el8", "4:470.256.02-1.el8"),
                                                 ("3|470.256.03|1.el8", "3:470.256.03-1.el8")])
 def test_a_package_that_is_newer_than_the_lock_is_not_downgraded(host, there, version):

@@ -86,6 +86,23 @@ def test_what_has_one_version_is_locked_as_it_is_installed(installed, locks):
     assert installed_locks(locked_entries(LOCK, kernel=RUNNING), installed) == locks
 
 
+def test_an_optional_package_moves_with_its_unit_where_it_is():
+    lock = {**LOCK, "rpms": [*LOCK["rpms"], loose("extra", "nvidia_driver", unit="kernel", optional=True)]}
+    entries = locked_entries(lock, kernel=NEWER)
+    core = [*whole(NEWER), "dkms-0:3.3.0-1.el8.x86_64", "nvidia-driver-3:1.2-3.el8.x86_64",
+            "gcc-c++-0:1.2-3.el8.noarch", "common-0:1-1.x86_64"]  # fmt: skip
+    assert rpms_to_install(entries, core) == installed_instead(entries, core) == []
+    assert rpms_to_install(entries, [*core, f"extra-0:{RUNNING}"]) == [f"extra-0:{NEWER}"]
+    assert rpms_to_install(entries, [*core, f"extra-0:{NEWER}"]) == []
+    held = [f"extra-0:{RUNNING.rpartition('.')[0]}.*"]
+    assert installed_locks(locked_entries(lock, kernel=RUNNING), [f"extra-0:{RUNNING}"]) == held
+    assert "extra" in held_names(lock)
+    # Without it a kernel is whole, but not for a host that has it.
+    assert newest_kernel(lock, [RUNNING], whole(NEWER), whole(RUNNING)) == NEWER
+    assert newest_kernel(lock, [RUNNING], whole(NEWER), [f"extra-0:{RUNNING}"]) == RUNNING
+    assert newest_kernel(lock, [RUNNING], [*whole(NEWER), f"extra-0:{NEWER}"], [f"extra-0:{RUNNING}"]) == NEWER
+
+
 def test_automatic_updates_move_minimums_alone():
     assert held_names(LOCK) == sorted([*KERNEL_PACKAGES, "nvidia-driver", "gcc-c++"])
 
