@@ -238,6 +238,21 @@ def mount_findings(host: dict, container: bool) -> list[dict[str, str]]:
     ]
 
 
+def fapolicyd_findings(host: dict, container: bool) -> list[dict[str, str]]:
+    """Findings about places where fapolicyd, which trusts what came as RPM, lets nothing run that is built there."""
+    opened = host.get("fapolicyd")
+    if opened is None:
+        return []
+    places = [place["path"] for place in host["programs"] + ([] if container else [host["dkms"]])]
+    closed = [path for path in places if not any(f"{path}/".startswith(f"{top.rstrip('/')}/") for top in opened)]
+    rules = " ".join(f"'allow perm=any all : dir={path.rstrip('/')}/'" for path in closed)
+    return [finding(
+        "error", "host", f"fapolicyd, which lets nothing run that is built in {', '.join(closed)}",
+        "rules that open these places, or fapolicyd in permissive mode",
+        f"As root on the host: printf '%s\\n' {rules} > /etc/fapolicyd/rules.d/25-kepler.rules; fagenrules --load.",
+    )] if closed else []
+
+
 def host_findings(
     host: dict,
     *,
@@ -268,6 +283,7 @@ def host_findings(
         + unlisted_findings(host)
         + driver_findings(host, locked, container, **driver)
         + mount_findings(host, container)
+        + fapolicyd_findings(host, container)
         + service_findings(host, instances)
         + access_findings(host, instances, user)
         + ([] if container else memory_findings(host, instances, memory_gib, 0 if active else jobs))

@@ -94,7 +94,8 @@ host:
       C(paths) (path to directory, file or none), C(unreadable) (path to path and found of what keeps the user from
       it, or none), C(ports) (list of port, address, pid, command, unit),
       C(free) (path to mount and bytes), C(programs) (list of path, mount, noexec), C(dkms) (the same of the directory
-      that DKMS builds in), C(xids) (list of address, xid, count, last, text),
+      that DKMS builds in), C(fapolicyd) (directories that its rules open to everybody, or none if it does not keep
+      anything from running), C(xids) (list of address, xid, count, last, text),
       C(driver_faults) (list of address, count, last, text), C(ecc) (list of address, mode, volatile, aggregate, or of
       address and fault), C(signing_key) (mode and owner, or none) and C(enrolment) (of the certificate).
   type: dict
@@ -103,6 +104,7 @@ host:
 
 EFI_SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 DKMS_SETTINGS = "/etc/dkms/framework.conf"
+FAPOLICYD = "/etc/fapolicyd"
 NVIDIA_VERSION = "/sys/module/nvidia/version"
 NVIDIA_GPUS = "/proc/driver/nvidia/gpus"
 SMI_TIMEOUT = 60  # seconds: the first question after a boot initializes the dies
@@ -165,6 +167,13 @@ def dkms_tree():
     """Directory that DKMS builds in."""
     settings = [DKMS_SETTINGS] + sorted(glob.glob(DKMS_SETTINGS + ".d/*.conf"))
     return facts.dkms_tree(facts.read(path) for path in settings)
+
+
+def fapolicyd():
+    """Directories that fapolicyd's rules open to everybody; None where it does not run, or refuses nothing."""
+    if not facts.runs("fapolicyd") or facts.is_permissive(facts.read(FAPOLICYD + "/fapolicyd.conf")):
+        return None
+    return facts.allowed_directories(facts.read(path) for path in glob.glob(FAPOLICYD + "/rules.d/*.rules"))
 
 
 def key_mode(path):
@@ -233,6 +242,7 @@ def main():
         "free": {path: facts.free_space(path) for path in module.params["disks"]},
         "programs": [facts.executability(path) for path in module.params["programs"]],
         "dkms": facts.executability(dkms_tree()),
+        "fapolicyd": fapolicyd(),
         "xids": facts_health.xids(journal),
         "driver_faults": facts_health.driver_faults(journal),
         "ecc": ecc(module) if module.params["health"] else [],

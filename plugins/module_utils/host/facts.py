@@ -11,6 +11,8 @@ import struct
 
 UNIT = re.compile(r"^[^/]+\.(service|scope|socket|slice)$")
 DKMS_TREE = re.compile(r"""^\s*dkms_tree=["']?([^"'\s#]+)""", re.MULTILINE)
+# `allow perm=any all : dir=/opt/kepler/`, also with its audit and syslog variants.
+FAPOLICYD_ALLOW = re.compile(r"^\s*allow(?:_audit|_syslog|_log)?\s+perm=any\s+all\s*:\s*dir=(\S+)\s*$", re.MULTILINE)
 LISTEN = "0A"  # state of a listening socket in /proc/net/tcp
 
 
@@ -119,6 +121,23 @@ def dkms_tree(texts):
     """Directory that DKMS builds in; texts: of its settings, of which the last one counts."""
     found = [value for text in texts for value in DKMS_TREE.findall(text or "")]
     return found[-1] if found else "/var/lib/dkms"
+
+
+def runs(command, proc="/proc"):
+    """Whether a process of this name runs."""
+    return any(read(os.path.join(proc, pid, "comm")) == command for pid in os.listdir(proc) if pid.isdigit())
+
+
+def is_permissive(text):
+    """Whether fapolicyd.conf has it report and refuse nothing."""
+    return re.search(r"^\s*permissive\s*=\s*1\b", text or "", re.MULTILINE) is not None
+
+
+def allowed_directories(rules):
+    """Directories below which fapolicyd's rules let everybody do everything, from the texts of its rule files."""
+    return sorted({
+        directory for text in rules for directory in FAPOLICYD_ALLOW.findall(text or "") if directory.startswith("/")
+    })
 
 
 def cpu_flags(text):

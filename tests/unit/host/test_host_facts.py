@@ -57,6 +57,34 @@ def test_os_release():
     assert facts.os_release(None) == {}
 
 
+def test_who_runs(tmp_path):
+    for pid, name in (("1", "systemd"), ("812", "fapolicyd"), ("self", "python")):
+        (tmp_path / pid).mkdir()
+        (tmp_path / pid / "comm").write_text(name + "\n")
+    (tmp_path / "99").mkdir()  # it has ended meanwhile
+    assert facts.runs("fapolicyd", str(tmp_path))
+    assert not facts.runs("python", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "permissive"),
+    [("permissive = 1\n", True), ("#permissive = 1\npermissive = 0\n", False), (" permissive=1", True), (None, False)],
+)
+def test_fapolicyd_that_refuses_nothing(text, permissive):
+    assert facts.is_permissive(text) is permissive
+
+
+def test_directories_that_fapolicyd_opens():
+    """What is open to root or to trusted programs alone, or for reading, is not open."""
+    rules = [
+        "# allow perm=any all : dir=/commented/\nallow perm=any uid=0 : dir=/var/tmp/\n"
+        "allow perm=any all : dir=/opt/kepler/\nallow_audit perm=any all : dir=/var/lib/vllm/\n",
+        "allow perm=open all : dir=/srv/\ndeny_audit perm=any all : dir=/home/\nallow perm=any all : trust=1\n"
+        "allow perm=any all : dir=execdirs\nallow perm=any all : dir=/data/ trust=1\n", None,
+    ]
+    assert facts.allowed_directories(rules) == ["/opt/kepler/", "/var/lib/vllm/"]
+
+
 TCP = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 0 100 0 0 10 0
    1: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 17 1 0 100 0 0 10 0

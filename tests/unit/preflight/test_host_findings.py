@@ -567,3 +567,24 @@ def test_a_mount_that_runs_nothing_is_named():
 def test_a_container_runs_no_dkms():
     assert [item for item in judge(host(dkms=place("/var/lib/dkms", "/var", True)), container=True)
             if "noexec" in item["found"]] == []
+
+
+@pytest.mark.parametrize(
+    ("opened", "container", "closed"),
+    [
+        (None, False, []),
+        ([], False, [ROOT, "/var/lib/vllm", "/var/lib/dkms"]),
+        ([], True, [ROOT, "/var/lib/vllm"]),
+        (["/opt/kepler/"], False, ["/var/lib/vllm", "/var/lib/dkms"]),
+        (["/opt/", "/var/lib"], False, []),
+        (["/opt/kep/", "/var/lib/vllm/"], True, [ROOT]),
+    ],
+)
+def test_fapolicyd_must_let_run_what_is_built(opened, container, closed):
+    found = [item for item in judge(host(fapolicyd=opened), container=container) if "fapolicyd" in item["found"]]
+    assert len(found) == bool(closed)
+    for item in found:
+        assert item["severity"] == "error"
+        assert item["found"].endswith(f"is built in {', '.join(closed)}")
+        for path in closed:
+            assert f"'allow perm=any all : dir={path}/'" in item["next_step"]
