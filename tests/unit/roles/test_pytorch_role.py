@@ -119,7 +119,8 @@ find_library(CUDNN_LIBRARY_PATH cudnn PATHS ${CUDNN_LIBRARY} PATH_SUFFIXES lib64
 if(NOT CUDNN_LIBRARY_PATH)
   set(USE_CUDNN OFF CACHE BOOL "" FORCE)
 endif()
-set(TORCH_CUDA_ARCH_LIST "" CACHE STRING "")
+string(REPLACE "." "" architecture "$ENV{TORCH_CUDA_ARCH_LIST}")
+add_custom_target(kernels COMMAND nvcc -gencode "arch=compute_${architecture},code=sm_${architecture}")
 """
 # A small tree that builds as the real one does: by setup.py, from what the environment says.
 SETUP = """
@@ -127,7 +128,7 @@ import json, os, subprocess, sys, zipfile
 
 if sys.argv[1:] == ["build", "--cmake-only"]:
     names = [name for name in os.environ if name.startswith("USE_")]
-    names += ["CMAKE_PREFIX_PATH", "CUDNN_LIBRARY", "TORCH_CUDA_ARCH_LIST"]
+    names += ["CMAKE_PREFIX_PATH", "CUDNN_LIBRARY", *os.environ.get("CACHED", "").split()]
     flags = ["-D%s=%s" % (name, os.environ[name]) for name in names]
     subprocess.run(["cmake", "-S", ".", "-B", "build", *flags, *os.environ["FLAGS"].split()], check=True)
     sys.exit()
@@ -298,8 +299,9 @@ def test_a_search_path_that_stays_wrong_is_refused(miniature, left):
     ("-DUSE_NCCL=OFF", {}, ["USE_NCCL: found OFF; expected ON"]),
     ("-DUSE_DISTRIBUTED=0", {}, ["USE_DISTRIBUTED: found 0; expected ON"]),
     ("-DUSE_CUDA=OFF", {}, ["USE_CUDA: found OFF; expected ON"]),
-    ("", {"TORCH_CUDA_ARCH_LIST": "7.0"}, ["TORCH_CUDA_ARCH_LIST: found 7.0; expected 3.7"]),
-    ("", {"TORCH_CUDA_ARCH_LIST": "3.7;8.0"}, ["TORCH_CUDA_ARCH_LIST: found 3.7;8.0; expected 3.7"]),
+    ("", {"TORCH_CUDA_ARCH_LIST": "7.0"}, ["compute_37: found in no command of the build; expected"]),
+    ("", {"TORCH_CUDA_ARCH_LIST": "3.7;8.0", "CACHED": "TORCH_CUDA_ARCH_LIST"},
+     ["TORCH_CUDA_ARCH_LIST: found 3.7;8.0; expected 3.7"]),
     ("-DCUDA_CUDA_LIB=/toolkit/lib64/stubs/libcuda.so", {}, ["CUDA_CUDA_LIB: found /toolkit/lib64/stubs/libcuda.so"]),
     ("", {"CUDA_HOME": "/none"}, ["CUDA_CUDA_LIB: found"]),
 ], ids=[
