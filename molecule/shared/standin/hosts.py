@@ -33,6 +33,7 @@ REPOSITORIES = """\
 name=Stand-in for {name}
 baseurl=file:///opt/stub-repos/{name}
 gpgcheck=1
+gpgkey=file:///opt/stub-repos/RPM-GPG-KEY-standin
 enabled=1
 """
 

@@ -16,6 +16,8 @@ from .settings import APT_WAITS, CACHE, PROJECT, Step, fail
 SHARED = Path(__file__).resolve().parents[1]
 LOCK = PROJECT / "files" / "lock" / "rpms.yml"
 REPOSITORIES = ("baseos", "appstream", "epel", "cuda-rhel8")
+# Those whose metadata is signed as well, as Rocky's is; EPEL's is not.
+SIGNED = ("baseos", "appstream")
 SIGNER = "Stand-in repositories <standin@example.org>"
 CONTEXT = "20240604100000:6b381ea8"
 # Newer than the lock on purpose: nothing of these may be installed.
@@ -257,6 +259,8 @@ def build(target: Path) -> None:
         (work / "modules.yaml").write_text(modules(members))
         run("modifyrepo_c", "--mdtype=modules", "--compress-type=gz", work / "modules.yaml",
             target / repository / "repodata")
+    for repository in SIGNED:
+        run(*gpg, "--armor", "--detach-sign", target / repository / "repodata" / "repomd.xml", GNUPGHOME=str(home))
     run("gpgconf", "--homedir", home, "--kill", "all")
     # The private key has done its work.
     shutil.rmtree(work)

@@ -11,6 +11,8 @@ import yaml
 
 REPOS = Path(__file__).resolve().parents[3] / "roles" / "repos"
 PLAYBOOKS = Path(__file__).resolve().parents[3] / "playbooks"
+# What dnf ends with in a dry run.
+ABORTED = "echo Operation aborted. >&2; exit 1"
 DKMS = {"name": "dkms", "epoch": 0, "version": "3.0.13", "release": "1.el8", "arch": "noarch"}
 
 
@@ -59,9 +61,10 @@ def test_every_play_that_installs_passes_the_proxy_on(name):
 def test_locks_are_written_after_the_installation():
     """Before it they would hide from everybody which versions are on offer."""
     (block,) = [task for task in yaml.safe_load((REPOS / "tasks/packages.yml").read_text()) if "always" in task]
-    released, asked, refused, installed = block["block"]
+    released, asked, answered, refused, installed = block["block"]
     assert released["ansible.builtin.blockinfile"]["state"] == "absent"
     assert "--assumeno" in asked["ansible.builtin.command"]["argv"]
+    assert "__repos_dry_run" in answered["vars"]["__repos_said"]
     assert "downgrades" in refused["vars"]["__repos_downgrades"]
     assert "ansible.builtin.dnf" in installed
     read, locked = block["always"]
@@ -82,7 +85,7 @@ def test_locks_are_written_after_the_installation():
     ],
 )
 def test_a_failed_installation_locks_what_is_there(play, tmp_path, before, installed, after):
-    """There is no dnf on this machine: the installation fails."""
+    """There is no Python module of dnf on this machine: the installation fails."""
     listed = tmp_path / "versionlock.list"
     mark = "# {} vllm-kepler: nvidia_driver\n"
     others = "glibc-0:2.28-251.el8.*\n"
@@ -91,7 +94,9 @@ def test_a_failed_installation_locks_what_is_there(play, tmp_path, before, insta
               "vars": {"repos_packages": [DKMS], "repos_packages_locked": "nvidia_driver"}}]
     status, output = play(
         tasks, "-e", json.dumps({"__repos_versionlock_list": str(listed)}), gather_facts=False,
-        programs={"rpm": f"printf '%s' '{''.join(line + chr(10) for line in installed)}'"},
+        programs={
+            "rpm": f"printf '%s' '{''.join(line + chr(10) for line in installed)}'", "dnf": ABORTED,
+        },
     )
     assert status != 0
     assert "Install the packages that are missing" in output
@@ -109,7 +114,7 @@ def test_nothing_is_installed_that_downgrades_a_package(play, tmp_path, offline,
               "vars": {"repos_packages": [DKMS], "repos_offline": offline}}]
     status, output = play(
         tasks, "-e", json.dumps({"__repos_versionlock_list": str(tmp_path / "versionlock.list")}), gather_facts=False,
-        programs={"rpm": ":", "dnf": f'echo "$LC_ALL $*" > {tmp_path}/asked; cat {PRINTED}; exit 1'},
+        programs={"rpm": ":", "dnf": f'echo "$LC_ALL $*" > {tmp_path}/asked; cat {PRINTED}; {ABORTED}'},
     )
     assert status != 0
     told = " ".join(output.split())
@@ -119,6 +124,30 @@ def test_nothing_is_installed_that_downgrades_a_package(play, tmp_path, offline,
     only = "--disablerepo=* --enablerepo=kepler-offline " if offline else ""
     asked = f"C.UTF-8 --assumeno {only}install dkms-0:3.0.13-1.el8.noarch"
     assert (tmp_path / "asked").read_text().strip() == asked
+
+
+@pytest.mark.parametrize(
+    ("dnf", "found"),
+    [
+        # What dnf 4.14 says if metadata has to be signed and its key was not taken yet.
+        ("echo 'repomd.xml GPG signature verification error: Bad GPG signature' >&2; exit 1", "Bad GPG signature"),
+        ("echo 'Error: Problem: nothing provides kernel-devel-matched' >&2; exit 1", "nothing provides kernel-devel"),
+        ("kill -9 $$", "expected it to say"),
+    ],
+)
+def test_nothing_is_installed_if_dnf_does_not_say_what_it_would_do(play, tmp_path, dnf, found):
+    """A dry run without an answer shows no downgrade."""
+    tasks = [{"name": "Install", "ansible.builtin.include_role": {"name": "repos", "tasks_from": "packages"},
+              "vars": {"repos_packages": [DKMS]}}]
+    status, output = play(
+        tasks, "-e", json.dumps({"__repos_versionlock_list": str(tmp_path / "versionlock.list")}), gather_facts=False,
+        programs={"rpm": ":", "dnf": dnf},
+    )
+    assert status != 0
+    told = " ".join(output.split())
+    assert found in told
+    assert "expected it to say what it would do for dkms-0:3.0.13-1.el8.noarch. Nothing was installed" in told
+    assert "Install the packages that are missing" not in output
 
 
 def test_a_host_that_has_newer_packages_keeps_them(play, tmp_path):
