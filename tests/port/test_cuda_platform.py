@@ -78,6 +78,20 @@ print("started")
 """
 
 
+def test_forks_can_use_cuda_after_the_imports():
+    """Torch says of each fork whether it was asked for a GPU before."""
+    status, printed = run("""
+import importlib, torch
+from vllm_kepler.serving import forks
+for module in forks.IMPORTED: importlib.import_module(module)
+before = forks.has_touched_cuda()
+torch.cuda.is_available()
+print(before, forks.has_touched_cuda())
+""")
+    assert status == 0, printed
+    assert printed.splitlines()[-1] == "False True"
+
+
 def test_several_steps_at_a_time_are_refused():
     """Upstream's own engine takes them back on the CPU."""
     status, printed = run(

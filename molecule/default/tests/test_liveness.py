@@ -52,20 +52,23 @@ class Server:
         self.ready(seconds)
         return time.monotonic() - began
 
-    def spawned(self):
-        """Engine and ranks: what the API server started by multiprocessing, itself and in turn."""
-        found = self.host.run("grep -l 'spawn_[m]ain' /proc/[0-9]*/cmdline").stdout
-        return {path.split("/")[2] for path in found.split()}
+    def children(self, process):
+        """Ids of what a process started, in that order."""
+        return self.host.check_output(f"cat /proc/{process}/task/{process}/children").split()
 
     def child(self):
         """The API server: the supervisor's only child."""
-        pid = self.show("MainPID")
-        return self.host.check_output(f"cat /proc/{pid}/task/{pid}/children").strip()
+        (api,) = self.children(self.show("MainPID"))
+        return api
+
+    def forks(self):
+        """Engine and ranks: children of the process that the API server forked first, once it had imported vLLM."""
+        return self.children(self.children(self.child())[0])
 
     def rank(self):
-        """A worker rank: the engine started it."""
-        spawned = self.spawned()
-        return next(pid for pid in spawned if self.host.check_output(f"cut -d' ' -f4 /proc/{pid}/stat") in spawned)
+        """A worker rank: the engine is older."""
+        _, *ranks = self.forks()
+        return ranks[-1]
 
     def ask(self, tokens=4, stream=False, timeout=120):
         """A started answer to one completion, and its connection, to be closed."""
@@ -117,11 +120,11 @@ def test_a_killed_server_comes_back(server):
 
 @minutes
 def test_a_killed_supervisor_leaves_nobody(server):
-    ranks = server.spawned()
-    assert len(ranks) >= 2
+    before = server.forks()
+    assert len(before) >= 2
     server.host.check_output(f"kill -9 {server.show('MainPID')}")
     server.again()
-    assert not ranks & server.spawned()
+    assert not set(before) & set(server.forks())
     assert server.answers()
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import time
 
 import pytest
@@ -301,19 +300,3 @@ def test_what_the_server_gets(unit):
     assert not (unit.runtime / "tmp" / "left").exists()
     assert KEY not in unit.output()
     assert not any(KEY in argument for argument in (unit.directory / "rank").read_text())
-
-
-def test_a_rank_does_not_import_the_command_line(bare, tmp_path):
-    """Of a vLLM that starts a rank as the real one does."""
-    command_line = tmp_path / "vllm" / "entrypoints" / "cli"
-    command_line.mkdir(parents=True)
-    (command_line / "main.py").write_text(
-        "import multiprocessing, sys\nfrom vllm.rank import run\n"
-        "def main():\n    rank = multiprocessing.get_context('spawn').Process(target=run)\n"
-        "    rank.start()\n    rank.join()\n    print(sys.argv[1:3], rank.exitcode)\n"
-    )
-    rank = "import sys\ndef run():\n    sys.exit('vllm.entrypoints' in sys.modules)\n"
-    (tmp_path / "vllm" / "rank.py").write_text(rank)
-    command, environment = supervisor.command_of(bare()), {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.stdout == "['serve', '--config'] 0\n", done.stderr

@@ -23,8 +23,8 @@ from .starts import LIMIT, Starts
 from .systemd import notify
 
 USAGE = "usage: python -m vllm_kepler.serving NAME OPTIONS.yaml GENERATION"
-# Not `-m`: each spawned rank would import this module, and with it all commands of vLLM, for a second or two.
-SERVE = "from vllm.entrypoints.cli.main import main; main()"
+# Not `-m`: each process would import the module anew that this one was started with.
+SERVE = "from vllm_kepler.serving.forks import main; main()"
 # Exit status after too many starts that failed: systemd does not start the unit again.
 GAVE_UP = 69
 # Seconds between two looks while the server starts or drains, and while it serves without a watchdog.
