@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,29 @@ def test_a_rank_that_stays_away_is_waited_for(tmp_path):
         ranks[0].wait(timeout=15)
     ranks[0].kill()
     ranks[0].communicate()
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_leave_together(monkeypatch, capsys, tmp_path, world):
+    """One that is done waits for those that still compute: what they await may be on its way from this one."""
+    monkeypatch.setattr(load, "pair", lambda arguments, device: {})
+    monkeypatch.setattr(load.ctypes, "CDLL", lambda name: type("C", (), {"prctl": staticmethod(lambda *a: 0)}))
+    monkeypatch.setattr(load.os, "_exit", lambda status: None)
+    ranks = []
+    for rank in range(world):
+        assert all(other.is_alive() for other in ranks)
+        assert capsys.readouterr().out == ""
+        arguments = ["load.py", "--mode", "pair", "--device", "cpu", "--rank", str(rank), "--world", str(world)]
+        monkeypatch.setattr(
+            sys, "argv", [*arguments, "--seconds", "0", "--rendezvous", str(tmp_path / "rendezvous")]
+        )
+        ranks.append(threading.Thread(target=load.main, daemon=True))
+        ranks[-1].start()
+        ranks[-1].join(0.2)
+    for rank in ranks:
+        rank.join(10)
+        assert not rank.is_alive()
+    assert events(capsys.readouterr().out) == [{"event": "done"}] * world
 
 
 def test_a_rank_does_not_outlive_its_watcher(tmp_path):

@@ -100,6 +100,14 @@ def join(arguments: argparse.Namespace) -> None:
     )
 
 
+def leave(arguments: argparse.Namespace) -> None:
+    """Wait until the other ranks have their results: NCCL may still be sending what they await of this one."""
+    done = [arguments.rendezvous.with_name(f"done-{rank}") for rank in range(arguments.world)]
+    done[arguments.rank].touch()
+    while not all(path.exists() for path in done):
+        time.sleep(0.01)
+
+
 def copies(rank: int) -> bool:
     """Copy between the two devices, each way, and compare. Returns whether they may reach one another directly."""
     here, there = torch.device("cuda", rank), torch.device("cuda", 1 - rank)
@@ -174,6 +182,7 @@ def main() -> int:
     except WrongResult as wrong:
         say("wrong", what=str(wrong))
         return WRONG
+    leave(arguments)
     say("done", **done)
     # Not by return: where gloo's threads outlive Python's end, the process aborts after all its results were right.
     os._exit(0)
