@@ -1,6 +1,6 @@
 """The engine on NVIDIA GPUs, end to end: token ids equal to transformers' in float64.
 
-With pytest-xdist each worker takes a GPU of its own; tensor-parallel tests take as many as they need.
+With pytest-xdist workers take the GPUs by turns; tests of several ranks take as many as they need.
 """
 
 import os
@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 from quantized_models import Kind, half_model, quantized_model
-from serve_once import serve
+from serve_once import SHARED, serve
 from tiny_models import FAMILIES, WINDOW, assert_same, make
 
 GPUS = torch.cuda.device_count()
@@ -25,7 +25,7 @@ def on_gpu(model, ranks=1, environment=None, **options):
     done = serve(
         model,
         {"VLLM_KEPLER_DEVICE": "", "VLLM_KEPLER_VERIFY": "1", "CUDA_VISIBLE_DEVICES": visible,
-         "VLLM_WORKER_MULTIPROC_METHOD": "spawn", **(environment or {})},
+         "VLLM_WORKER_MULTIPROC_METHOD": "spawn", SHARED: "1", **(environment or {})},
         tensor_parallel_size=ranks, gpu_memory_utilization=0.5, swap_space=1,
         **{"num_gpu_blocks_override": BLOCKS, **options},
     )
@@ -78,16 +78,6 @@ def test_preemption(tiny, mode):
     assert (done.swapped > 0) == (mode == "swap")
 
 
-@pytest.mark.parametrize("peer_to_peer", [True, False], ids=["p2p", "no-p2p"])
-@pytest.mark.parametrize(("family", "ranks"), [("llama", 2), ("llama", 4), ("gemma2", 2), ("mixtral", 4)])
-def test_tensor_parallel(tiny, family, ranks, peer_to_peer):
-    """Over NCCL; boards behind different roots of a PCI tree have no peer-to-peer."""
-    if ranks > GPUS:
-        pytest.skip(f"needs {ranks} GPUs")
-    environment = {} if peer_to_peer else {"NCCL_P2P_DISABLE": "1"}
-    assert_same(tiny(family), on_gpu(tiny(family), ranks, environment).ids)
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_half(tmp_path, seed, family):
     model = half_model(family, tmp_path, seed)
@@ -101,15 +91,6 @@ def test_half(tmp_path, seed, family):
 def test_quantized(tmp_path, seed, kind):
     model = quantized_model("llama", tmp_path, seed, kind)
     assert_same(model, on_gpu(model).ids)
-
-
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("dtype", ["float32", "half"])
-def test_quantized_tensor_parallel(tmp_path, seed, ranks, dtype):
-    if ranks > GPUS:
-        pytest.skip(f"needs {ranks} GPUs")
-    model = quantized_model("qwen2", tmp_path, seed, Kind("gptq", group=32), half=dtype == "half")
-    assert_same(model, on_gpu(model, ranks, dtype=dtype).ids)
 
 
 def test_a_window_hides_what_lies_before_it(tmp_path, seed):

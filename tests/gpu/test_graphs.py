@@ -97,15 +97,3 @@ def test_beside_chunked_prefill(tiny, family):
     done = on_gpu(model, environment=ON, enable_chunked_prefill=True, max_num_batched_tokens=48)
     assert done.replays > 0
     assert_same(model, done.ids)
-
-
-@pytest.mark.parametrize("peer_to_peer", [True, False], ids=["p2p", "no-p2p"])
-@pytest.mark.parametrize("family", ["llama", "mixtral"])
-def test_tensor_parallel(tiny, family, peer_to_peer):
-    """The sums over the ranks are in the graphs."""
-    if GPUS < 2:
-        pytest.skip("needs 2 GPUs")
-    environment = {**ON, **({} if peer_to_peer else {"NCCL_P2P_DISABLE": "1"})}
-    done = on_gpu(tiny(family), 2, environment)
-    assert done.replays >= STEPS
-    assert_same(tiny(family), done.ids)

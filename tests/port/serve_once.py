@@ -16,10 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from forked import Forks
     from tiny_models import TinyModel
 
 MARK, FORKS = "serve_once: ", "SERVE_ONCE_FORKS"
+# With a value, engines of other processes may start and end on the same GPUs meanwhile.
+SHARED = "SERVE_ONCE_SHARED"
 # What every engine imports, and its ranks.
 IMPORTED = (
     "vllm.entrypoints.llm", "vllm.executor.mp_distributed_executor", "vllm.model_executor.models.llama",
@@ -62,18 +66,21 @@ def forks() -> Forks:
 def serve(
     model: TinyModel,
     environment: dict[str, str] | None = None,
-    copies: int = 1,
+    copies: int | Sequence[int] = 1,
     with_logprobs: bool = False,
     **options: Any,
 ) -> Served:
     """Answer a model's prompts, each `copies` times over, in a new process; options are those of vllm.LLM.
+
+    Of several numbers of copies each is a batch of its own, one after the other.
 
     With further variables, and on a GPU, the process starts from nothing, and its ranks do. Without, it is a fork of
     one that has imported vLLM, and its ranks are forks of it.
     """
     request = {
         "model": str(model.directory),
-        "prompts": [prompt for _ in range(copies) for prompt in model.prompts],
+        "prompts": model.prompts,
+        "copies": [copies] if isinstance(copies, int) else list(copies),
         "tokens": len(model.answers[0]),
         "logprobs": 0 if with_logprobs else None,
         "options": {"max_model_len": model.context, "max_num_seqs": 16, **options},
@@ -90,6 +97,13 @@ def serve(
             break
     lines = [line[len(MARK):] for line in done.stdout.splitlines() if line.startswith(MARK)]
     return Served(done.returncode, done.stdout, **(json.loads(lines[-1]) if lines else {}))
+
+
+def share_gpus() -> None:
+    """Let upstream's memory profiling not take the end of another's engine for a fault."""
+    from vllm.worker.worker import Worker
+
+    Worker._assert_memory_footprint_increased_during_profiling = lambda worker: None
 
 
 def answer(request: dict[str, Any]) -> None:
@@ -113,7 +127,9 @@ def answer(request: dict[str, Any]) -> None:
     sampling = SamplingParams(temperature=0, max_tokens=request["tokens"], ignore_eos=True, detokenize=False,
                               logprobs=request["logprobs"])
     prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in request["prompts"]]
-    done = llm.generate(prompts, sampling, use_tqdm=False)
+    done = [
+        output for copies in request["copies"] for output in llm.generate(prompts * copies, sampling, use_tqdm=False)
+    ]
     preemptions = sum(scheduler.num_cumulative_preemption for scheduler in llm.llm_engine.scheduler)
     answers = [output.outputs[0] for output in done]
     logprobs = None
@@ -144,6 +160,9 @@ def run(request: dict[str, Any]) -> None:
     os._exit(status)
 
 
+# In the ranks too, which begin with this module.
+if os.environ.get(SHARED):
+    share_gpus()
 if __name__ == "__main__":
     if FORKS in os.environ:
         import forked
