@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Tokens a second of all sequences together, of a model of 8 billion parameters in 4 bits, and the time of a prompt.
+"""Tokens a second of all sequences together, of a model of 8 billion parameters, and the time of a prompt.
 
-usage: bench_batches.py --out DIR
+usage: bench_batches.py --out DIR [--storages 4,8,half]
 
-The model has Llama 3 8B's shape and random weights: GPTQ in groups of 128 columns, `half` for the rest.
+The model has Llama 3 8B's shape and random weights: GPTQ in groups of 128 columns, `half` for the rest, or all of it.
+In 4 bits it is measured on 1, 2 and 4 GPUs as far as they are there, else on one.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ os.environ.setdefault("VLLM_KEPLER_VERIFY", "1")
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
 
 CONTEXT, STEPS, WARM_UP, PROMPTS = 256, 40, 10, 8
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
-# Tokens a second, with CUDA graphs.
+# Beyond 16 there are no graphs, and products of other tiles.
+BATCHES = (1, 2, 4, 8, 16, 17, 32, 64)
+RANKS = (1, 2, 4)
+# Tokens a second, in 4 bits on one GPU, with CUDA graphs.
 BARS = {1: 340, 8: 1050, 16: 1300, 32: 1500, 64: 2200}
 PROMPT_BAR = 75e-3
-BITS, GROUP = 4, 128
+GROUP = 128
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -40,13 +43,14 @@ CONFIG = {
     "torch_dtype": "float16",
     "bos_token_id": 0,
     "eos_token_id": 1,
-    "quantization_config": {"quant_method": "gptq", "bits": BITS, "group_size": GROUP, "desc_act": False, "sym": True},
 }
+# Name on the command line -> (bits, what it is called in the tables).
+STORAGES = {"4": (4, "4 bits"), "8": (8, "8 bits"), "half": (16, "float16")}
 MARK = "bench_batches: "
 
 
-def write_model(directory: Path) -> None:
-    """A checkpoint of random codes, with scales that keep activations near 1."""
+def write_model(directory: Path, bits: int) -> None:
+    """A checkpoint of random weights or codes, with scales that keep activations near 1."""
     import torch
     from safetensors.torch import save_file
 
@@ -56,10 +60,13 @@ def write_model(directory: Path) -> None:
         "self_attn.o_proj": (hidden, heads), "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden),
         "mlp.down_proj": (hidden, inner),
     }
-    per_word = 32 // BITS
+
+    def normal(n: int, k: int, deviation: float) -> torch.Tensor:
+        return torch.randn(n, k, device="cuda").mul_(deviation).half().cpu()
+
     tensors = {
-        "model.embed_tokens.weight": torch.randn(CONFIG["vocab_size"], hidden).half(),
-        "lm_head.weight": torch.randn(CONFIG["vocab_size"], hidden).mul_(hidden**-0.5).half(),
+        "model.embed_tokens.weight": normal(CONFIG["vocab_size"], hidden, 1),
+        "lm_head.weight": normal(CONFIG["vocab_size"], hidden, hidden**-0.5),
         "model.norm.weight": torch.ones(hidden).half(),
     }
     for layer in range(CONFIG["num_hidden_layers"]):
@@ -67,23 +74,33 @@ def write_model(directory: Path) -> None:
             tensors[f"model.layers.{layer}.{name}.weight"] = torch.ones(hidden).half()
         for name, (n, k) in matrices.items():
             at = f"model.layers.{layer}.{name}"
-            tensors[f"{at}.qweight"] = torch.randint(-(2**31), 2**31, (k // per_word, n), dtype=torch.int32)
-            # Zeros of 8, stored one less.
-            tensors[f"{at}.qzeros"] = torch.full((k // GROUP, n // per_word), 0x77777777, dtype=torch.int32)
-            # Codes less 8 have a deviation of 4.6.
-            tensors[f"{at}.scales"] = torch.full((k // GROUP, n), 1 / (4.6 * k**0.5)).half()
+            if bits == 16:
+                tensors[f"{at}.weight"] = normal(n, k, k**-0.5)
+                continue
+            per_word, middle = 32 // bits, 1 << bits - 1
+            words = torch.randint(-(2**31), 2**31, (k // per_word, n), dtype=torch.int32, device="cuda")
+            tensors[f"{at}.qweight"] = words.cpu()
+            # The middle, stored one less.
+            zeros = (middle - 1) * (0x11111111 if bits == 4 else 0x01010101)
+            tensors[f"{at}.qzeros"] = torch.full((k // GROUP, n // per_word), zeros, dtype=torch.int32)
+            # Codes less the middle are spread evenly: their deviation is 2 ** bits / √12.
+            tensors[f"{at}.scales"] = torch.full((k // GROUP, n), 12**0.5 / (2**bits * k**0.5)).half()
             tensors[f"{at}.g_idx"] = torch.arange(k, dtype=torch.int32) // GROUP
+    torch.cuda.empty_cache()
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(CONFIG))
+    quantized = {"quant_method": "gptq", "bits": bits, "group_size": GROUP, "desc_act": False, "sym": True}
+    config = CONFIG if bits == 16 else {**CONFIG, "quantization_config": quantized}
+    (directory / "config.json").write_text(json.dumps(config))
 
 
-def measure(directory: str) -> None:
+def measure(directory: str, ranks: int) -> None:
     """Print the median time in seconds of a decoding step for each batch, and of one prompt."""
     import torch
     from vllm import LLM, SamplingParams, TokensPrompt
 
     running = LLM(directory, dtype="half", skip_tokenizer_init=True, max_model_len=1024, max_num_seqs=max(BATCHES),
-                  gpu_memory_utilization=0.5, num_gpu_blocks_override=8192, swap_space=0).llm_engine
+                  tensor_parallel_size=ranks, gpu_memory_utilization=0.5, num_gpu_blocks_override=8192,
+                  swap_space=0).llm_engine
     sampling = SamplingParams(temperature=0, max_tokens=10**6, ignore_eos=True, detokenize=False)
 
     def step() -> float:
@@ -115,44 +132,77 @@ def measure(directory: str) -> None:
     print(MARK + json.dumps({"prompt": statistics.median(prompts[2:]), "decoding": decoding}), flush=True)
 
 
+def rows_of(storage: str, ranks: int, eager: dict, graphs: dict) -> list[dict[str, object]]:
+    """Of one storage on so many GPUs, from what `measure` printed without graphs and with them."""
+    rows = []
+    for batch in BATCHES:
+        plain, replayed = eager["decoding"][str(batch)], graphs["decoding"][str(batch)]
+        row = {
+            "weights": STORAGES[storage][1], "GPUs": ranks, "sequences": batch,
+            "eager, tok/s": round(batch / plain), "graphs, tok/s": round(batch / replayed),
+            "eager, ms a step": plain * 1e3, "graphs, ms a step": replayed * 1e3,
+        }
+        if (storage, ranks) == ("4", 1) and batch in BARS:
+            row |= {"bar, tok/s": BARS[batch], "held": batch / replayed >= BARS[batch]}
+        rows.append(row)
+    return rows
+
+
+def write(out: Path, rows: list[dict[str, object]], prompts: list[dict[str, object]]) -> str:
+    """The tables so far: a run that is cut short leaves what it has measured."""
+    from machine import describe, heading, table
+
+    described = describe()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "batches.json").write_text(json.dumps({**described, "rows": rows, "prompts": prompts}))
+    text = f"""# Decoding of many sequences
+
+{heading(described)}
+Llama 3 8B's shape, random weights: GPTQ in groups of {GROUP} and the rest in `half`, or all in `half`. Sequences of
+{CONTEXT} tokens and more, greedy; median of {STEPS} steps, each waited for. On several GPUs tensor parallelism over
+NCCL. Graphs are recorded for up to 16 sequences: beyond, both columns are eager.
+
+{table(rows)}
+## A prompt of {CONTEXT} tokens
+
+{table(prompts)}"""
+    (out / "batches.md").write_text(text)
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--out", type=Path)
     which.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--ranks", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--storages", default=",".join(STORAGES), help="some of %(default)s")
     options = parser.parse_args()
+    import torch
+    from machine import decoding, end_with_ranks
+
     if options.measure:
-        measure(options.measure)
-        return
-    from machine import decoding, describe, heading, table
-
-    with tempfile.TemporaryDirectory() as directory:
-        write_model(Path(directory))
-        (eager, _), (graphs, _) = (decoding(__file__, directory, switch, MARK) for switch in "01")
-    rows = []
-    for batch in BATCHES:
-        plain, replayed = eager["decoding"][str(batch)], graphs["decoding"][str(batch)]
-        row = {
-            "sequences": batch, "eager, tok/s": round(batch / plain), "graphs, tok/s": round(batch / replayed),
-            "eager, ms a step": plain * 1e3, "graphs, ms a step": replayed * 1e3,
-        }
-        if batch in BARS:
-            row |= {"bar, tok/s": BARS[batch], "held": batch / replayed >= BARS[batch]}
-        rows.append(row)
-    described = describe()
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "batches.json").write_text(json.dumps({**described, "rows": rows, "prompt": graphs["prompt"]}))
-    held = "met" if graphs["prompt"] <= PROMPT_BAR else "**missed**"
-    (options.out / "batches.md").write_text(f"""# Decoding of many sequences
-
-{heading(described)}
-Llama 3 8B's shape, random weights, GPTQ of {BITS} bits in groups of {GROUP}, `half`, sequences of {CONTEXT} tokens and
-more, greedy, one GPU; median of {STEPS} steps, each waited for. Graphs are recorded for up to 16 sequences.
-
-{table(rows)}
-A prompt of {CONTEXT} tokens takes {graphs["prompt"] * 1e3:.1f} ms (bar {PROMPT_BAR * 1e3:.0f}: {held}).
-""")
-    print((options.out / "batches.md").read_text())
+        end_with_ranks(lambda: measure(options.measure, options.ranks))
+    storages = options.storages.split(",")
+    if unknown := set(storages) - set(STORAGES):
+        parser.error(f"--storages: found {', '.join(sorted(unknown))}; expected some of {', '.join(STORAGES)}")
+    rows, prompts = [], []
+    for storage in storages:
+        with tempfile.TemporaryDirectory() as directory:
+            write_model(Path(directory), STORAGES[storage][0])
+            for ranks in RANKS if storage == "4" else RANKS[:1]:
+                if ranks > torch.cuda.device_count():
+                    continue
+                eager, graphs = (
+                    decoding(__file__, directory, switch, MARK, "--ranks", str(ranks))[0] for switch in "01"
+                )
+                rows += rows_of(storage, ranks, eager, graphs)
+                prompt = {"weights": STORAGES[storage][1], "GPUs": ranks, "ms": graphs["prompt"] * 1e3}
+                if (storage, ranks) == ("4", 1):
+                    prompt |= {"bar, ms": PROMPT_BAR * 1e3, "held": graphs["prompt"] <= PROMPT_BAR}
+                prompts.append(prompt)
+                text = write(options.out, rows, prompts)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ os.environ["VLLM_NO_USAGE_STATS"] = "1"
 import torch
 from machine import describe, heading
 
-BATCH, CONTEXT, STEPS, WARM_UP = 32, 512, 60, 10
+BATCH, CONTEXT, STEPS, WARM_UP, ROUNDS = 32, 512, 60, 10, 4
 # A plain read on one die with ECC on reaches 148 to 157 GB/s, as K80 owners measured.
 K80_BANDWIDTH = 150e9
 BAR = 0.15
@@ -90,12 +90,13 @@ def main() -> None:
             running.step()
         for _ in range(WARM_UP):
             running.step()
-        wall = statistics.median(step_seconds(running))
+        # What else the machine does only slows a step.
+        wall = min(statistics.median(step_seconds(running)) for _ in range(ROUNDS))
         busy, launches = kernels(running, 10)
         weights = sum(p.numel() * p.element_size() for p in
                       running.model_executor.driver_worker.model_runner.model.parameters())
     layers, width = CONFIG["num_hidden_layers"], CONFIG["num_key_value_heads"] * CONFIG["head_dim"]
-    tokens = BATCH * (CONTEXT + WARM_UP + STEPS // 2)
+    tokens = BATCH * (CONTEXT + WARM_UP + ROUNDS * STEPS // 2)
     cache = 2 * 4 * layers * width * tokens
     k80 = (weights + cache) / K80_BANDWIDTH
     overhead = wall - busy
@@ -110,7 +111,7 @@ def main() -> None:
 
 {heading(machine)}
 Llama of {weights / 4 / 1e9:.2f} billion parameters, float32, {BATCH} sequences of {CONTEXT} tokens, greedy, eager;
-median of {STEPS} steps.
+least of {ROUNDS} medians of {STEPS} steps.
 
 | | |
 |---|---|

@@ -2,11 +2,14 @@
 
 import datetime
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from vllm_kepler.ops.library import library
@@ -31,19 +34,38 @@ def heading(machine: dict[str, str]) -> str:
     return "{gpu}, driver {driver}, torch {torch}, kernel library {library}, {date}.".format(**machine)
 
 
-def decoding(program: str, directory: str, graphs: str, mark: str) -> tuple[dict, str]:
-    """(JSON behind `mark`, output) of `program --measure DIRECTORY`, an engine in a process of its own.
+def decoding(program: str, directory: str, graphs: str, mark: str, *options: str) -> tuple[dict, str]:
+    """(JSON behind `mark`, output) of `program --measure DIRECTORY OPTION...`, an engine in a process of its own.
 
     graphs: "1" with CUDA graphs, "0" without. Exits with the end of the output where the mark is not in it.
     """
     done = subprocess.run(
-        [sys.executable, program, "--measure", directory], text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, env={**os.environ, "VLLM_KEPLER_CUDA_GRAPHS": graphs}, check=False,
+        [sys.executable, program, "--measure", directory, *options], text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, check=False,
+        env={**os.environ, "VLLM_KEPLER_CUDA_GRAPHS": graphs, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"},
     )  # fmt: skip
     lines = [line for line in done.stdout.splitlines() if line.startswith(mark)]
     if not lines:
         sys.exit(done.stdout[-6000:])
     return json.loads(lines[-1][len(mark):]), done.stdout
+
+
+def end_with_ranks(run: Callable[[], None]) -> NoReturn:
+    """Call `run`, and end this process and the ranks of its engine.
+
+    Upstream's executor hangs where it ends together with the interpreter: a thread starts no more then.
+    """
+    status = 0
+    try:
+        run()
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    for rank in multiprocessing.active_children():
+        rank.terminate()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def seconds(run: Callable[[], object], repeats: int = 20) -> float:
