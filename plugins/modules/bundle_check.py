@@ -31,7 +31,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Look at the bundle
+- name: Check the bundle
   bundle_check:
     path: /media/usb/kepler-bundle.tar
     lock_hash: "{{ kepler_lock | to_json(sort_keys=true) | hash('sha256') }}"

@@ -51,7 +51,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Make the bundle
+- name: Create the bundle
   bundle_make:
     dest: build/kepler-bundle.tar
     rpms: build/rpms.tar

@@ -66,7 +66,7 @@ EXAMPLES = r"""
     lock_hash: "{{ kepler_lock | to_json(sort_keys=true) | hash('sha256') }}"
     packages: "{{ kepler_lock.rpms | map(attribute='name') }}"
 
-- name: Go back
+- name: Roll back
   store_generation:
     activate: previous
     kernel: "{{ ansible_kernel }}"

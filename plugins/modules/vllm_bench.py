@@ -68,7 +68,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Measure
+- name: Measure the servers
   vllm_bench:
     name: main
     model: /srv/models/Qwen3-1.7B

@@ -67,6 +67,7 @@ def play(tmp_path, tmp_path_factory):
         for name, text in (modules or {}).items():
             (library / f"{name}.py").write_text(text)
         done = ansible(tmp_path, facts, "-i", inventory, "-M", library, playbook, *options)
+        assert "{{" not in done.stdout, "a template that nobody rendered"
         return done.returncode, done.stdout
 
     return run

@@ -65,7 +65,7 @@ def hand_out(fleet, build):
 
     def run(address: str) -> tuple[int, str]:
         said = {"store_outputs": {"python310": output}, "store_share_address": address}
-        return build("--start-at-task", "Hand the outputs out", "-e", json.dumps(said))
+        return build("--start-at-task", "Share the outputs", "-e", json.dumps(said))
 
     return run
 

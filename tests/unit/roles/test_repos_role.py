@@ -99,7 +99,7 @@ def test_a_failed_installation_locks_what_is_there(play, tmp_path, before, insta
         },
     )
     assert status != 0
-    assert "Install the packages that are missing" in output
+    assert "Install the missing packages" in output
     wanted = f"{mark.format('BEGIN')}{after}\n{mark.format('END')}" if after else ""
     assert listed.read_text() == others + wanted
 
@@ -120,7 +120,7 @@ def test_nothing_is_installed_that_downgrades_a_package(play, tmp_path, offline,
     told = " ".join(output.split())
     assert "found that it would downgrade kernel-headers, tar for dkms-0:3.0.13-1.el8.noarch" in told
     assert step in told
-    assert "Install the packages that are missing" not in output
+    assert "Install the missing packages" not in output
     only = "--disablerepo=* --enablerepo=kepler-offline " if offline else ""
     asked = f"C.UTF-8 --assumeno {only}install dkms-0:3.0.13-1.el8.noarch"
     assert (tmp_path / "asked").read_text().strip() == asked

@@ -103,7 +103,7 @@ def test_a_kernel_that_has_moved_bars_the_way_back(upgrade, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "kernel": "4.18.0-old"}))
     status, output = upgrade(bad=[2])
     assert status != 0
-    said = output.partition("TASK [Say why there is no way back]")[2]
+    said = output.partition("TASK [Report why the rollback failed]")[2]
     assert "could not go back to generation 1." in said
     assert "The reason: vllm@second: answers garbage" in said
     assert "it was proven with 4.18.0-old." in said

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
+from ansible_run import ansible_playbook
 
 PROJECT = Path(__file__).resolve().parents[3]
 SHARED = PROJECT / "molecule" / "shared"
@@ -186,3 +188,17 @@ class TestNvidiaSmi:
         done = smi("--query-gpu=nothing", "--format=csv")
         assert done.returncode != 0
         assert 'Field "nothing"' in done.stderr
+
+
+def test_delegated_tasks_show_no_template(tmp_path):
+    """Ansible shows a delegated task's host by its variables, as the inventory writes them."""
+    tasks = [
+        {"name": "Show", "ansible.builtin.debug": {"msg": "shown"}, "delegate_to": host}
+        for host in ("localhost", "other-standin")
+    ]
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([
+        {"name": "Show", "hosts": "k80-standin", "gather_facts": False, "tasks": tasks}
+    ]))  # fmt: skip
+    done = ansible_playbook(tmp_path, "-i", PROJECT / "inventory" / "standin", "play.yml")
+    assert done.stdout.count("ok: [k80-standin -> ") == 2, done.stdout
+    assert "{{" not in done.stdout
