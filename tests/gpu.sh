@@ -29,10 +29,11 @@ if ! "$KEPLER_PYTHON" -c 'import torch; torch.zeros(1, device="cuda")'; then
     exit 1
 fi
 out="$(realpath -m "${OUT:-build/gpu}")"
-export VLLM_KEPLER_VERIFY=1 VLLM_KEPLER_DEVICE= VLLM_NO_USAGE_STATS=1 PYTHONDONTWRITEBYTECODE=1
+export VLLM_KEPLER_VERIFY=1 VLLM_KEPLER_DEVICE="" VLLM_NO_USAGE_STATS=1 PYTHONDONTWRITEBYTECODE=1
 test() { "$KEPLER_PYTHON" -m pytest -q -p no:cacheprovider "$@"; }
 
-for step in ${*:-operators linear engine parallel guided qualification capacity benchmarks}; do
+[ $# -gt 0 ] || set -- operators linear engine parallel guided qualification capacity benchmarks
+for step in "$@"; do
     echo "== $step"
     case "$step" in
         operators) test tests/gpu/test_attention.py tests/gpu/test_operators.py ;;

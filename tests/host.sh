@@ -5,12 +5,13 @@ cd "$(dirname "$0")/.."
 
 # PYTHON36 names the interpreter; else the first that works: one on PATH, or the newest that pyenv has.
 python36=""
-for candidate in "${PYTHON36:-}" python3.6 $(ls -d "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.6.*/bin/python3.6 2>/dev/null | sort -r); do
+pyenv="$(printf '%s\n' "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.6.*/bin/python3.6 | sort -rV)"
+while read -r candidate; do
     if [ -n "$candidate" ] && "$candidate" -c 'import venv' 2>/dev/null; then
         python36="$candidate"
         break
     fi
-done
+done <<< "${PYTHON36:-}"$'\npython3.6\n'"$pyenv"
 if [ -z "$python36" ]; then
     echo "Python 3.6: none found (PYTHON36, PATH, pyenv); host code was tested on $(python --version) alone"
     exit 0

@@ -7,6 +7,11 @@ step() { echo "== $1"; shift; "$@"; }
 
 step ruff ruff check --quiet .
 step yamllint yamllint --strict .
+mapfile -t texts < <(git ls-files)
+mapfile -t scripts < <(git ls-files .ci/run "*.sh")
+step codespell codespell "${texts[@]}"
+# The programs of the store's builders: their variables come from outside, and bash runs them with -eu.
+step shellcheck shellcheck --shell=bash --exclude=SC2031,SC2154,SC2164 "${scripts[@]}"
 step ansible-lint ansible-lint --offline -q --profile production
 step mypy-controller mypy --no-error-summary plugins/vars plugins/filter plugins/action plugins/plugin_utils \
     molecule/shared/standin files/lock tests/run.py tests/mutants.py

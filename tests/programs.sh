@@ -4,7 +4,7 @@
 # skipped and says so.
 set -euo pipefail
 
-headers() { ls -d /lib/modules/*/build/Makefile 2>/dev/null | wc -l; }
+headers() { find /lib/modules/*/build/Makefile 2>/dev/null | wc -l; }
 missing() { ! command -v "$1" >/dev/null && [ ! -x "$KEPLER_CACHE/programs/usr/sbin/$1" ] \
     && [ ! -x "$KEPLER_CACHE/programs/usr/bin/$1" ]; }
 

@@ -146,8 +146,8 @@ def board_findings(host: dict) -> list[dict[str, str]]:
         found.append(finding(
             "error", "host", f"no Tesla K80 on the PCI bus (NVIDIA functions there: {others})",
             f"two functions 0x10de:{K80} for each board",
-            "Check the board's seat, its EPS power plug and «above 4G decoding» in the firmware, or take the host out "
-            "of k80-hosts.",
+            "Check the board's seat, its EPS power plug and \"above 4G decoding\" in the firmware, or take the host "
+            "out of k80-hosts.",
         ))
     found += missing_dies(host)
     for device in host["pci"]:
@@ -169,7 +169,7 @@ def bar_findings(host: dict) -> list[dict[str, str]]:
             f"the memory of the die {place(die)} is not mapped (BAR 1: start {die['bar1']['start']:#x}, "
             f"size {die['bar1']['size']:#x})",
             f"{BAR1_BYTES // 2**30} GiB at an address above 4 GiB",
-            "Turn «above 4G decoding» (also: memory mapped I/O above 4 GB) on in the firmware, then boot again.",
+            "Turn \"above 4G decoding\" (also: memory mapped I/O above 4 GB) on in the firmware, then boot again.",
         )
         for die in k80s(host)
         if die["bar1"] is not None and (die["bar1"]["start"] == 0 or die["bar1"]["size"] < BAR1_BYTES)
@@ -206,7 +206,7 @@ def isolation_findings(host: dict, container: bool) -> list[dict[str, str]]:
         found.append(finding(
             "warning", "host", f"ACS sends traffic between dies up to the root at {', '.join(redirecting)}",
             "no redirection on the bridges above K80 dies: NCCL's peer-to-peer transfers hang there",
-            f"Turn ACS off in the firmware (often under PCIe or virtualisation), then boot again. {fallback}",
+            f"Turn ACS off in the firmware (often under PCIe or virtualization), then boot again. {fallback}",
         ))
     kinds = {die["iommu"] for die in k80s(host)} - {None}
     translated = bool(kinds - {"identity"}) if kinds else host["iommu"]["groups"] and not host["iommu"]["passthrough"]

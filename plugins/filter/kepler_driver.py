@@ -60,13 +60,13 @@ def installation_findings(host: dict, locked: dict, provider: str) -> list[dict[
     return found
 
 
-def enrolment_steps(key: str, certificate: str, make: bool) -> str:
+def enrollment_steps(key: str, certificate: str, make: bool) -> str:
     """What a person does at the host so that its firmware trusts what DKMS signs, command by command."""
     steps = [
         f"mokutil --import {certificate}   # asks for a password that is needed once, at the next boot",
-        "reboot; at the console, in the blue screen «Perform MOK management»: Enroll MOK, Continue, Yes, the password, "
-        "Reboot",
-        f"mokutil --test-key {certificate}   # says «is already enrolled»",
+        "reboot; at the console, in the blue screen \"Perform MOK management\": Enroll MOK, Continue, Yes, the "
+        "password, Reboot",
+        f"mokutil --test-key {certificate}   # says \"is already enrolled\"",
         "run the playbook again",
     ]
     if make:
@@ -75,7 +75,7 @@ def enrolment_steps(key: str, certificate: str, make: bool) -> str:
             f"-subj '/CN=DKMS module signing key' -outform DER -keyout {key} -out {certificate}"
         ))
     lines = "\n".join(f"    {number}. {step}" for number, step in enumerate(steps, 1))
-    return f"Turn Secure Boot off in the firmware, or enrol the certificate:\n{lines}"
+    return f"Turn Secure Boot off in the firmware, or enroll the certificate:\n{lines}"
 
 
 def signing_pair_findings(signing_key: Any, signing_certificate: Any) -> list[dict[str, str]]:
@@ -110,32 +110,32 @@ def signing_findings(
                 "mode 0400 or 0600 and user 0: who reads the key can sign any module",
                 f"chown root {signing_key}; chmod 0400 {signing_key}",
             ))
-        if host["enrolment"] == "missing":
+        if host["enrollment"] == "missing":
             found.append(finding(
                 "error", CERTIFICATE_VARIABLE, f"{signing_certificate}: nothing is there",
                 "the key's certificate on the host, in DER", "Correct the path, or copy the certificate first.",
             ))
-    trusted = host["enrolment"] == "enrolled" or host["nvidia_version"] == locked["driver"]
+    trusted = host["enrollment"] == "enrolled" or host["nvidia_version"] == locked["driver"]
     if not host["secure_boot"] or found or trusted:
         return found
     key, certificate = signing_key or DKMS_KEY, signing_certificate or DKMS_CERTIFICATE
     expected = "Secure Boot off, or a certificate that the firmware has enrolled: DKMS's modules are not the vendor's"
-    if host["enrolment"] is None:
+    if host["enrollment"] is None:
         return [finding(
             "error", "host", f"Secure Boot is on, and mokutil does not say whether {certificate} is enrolled", expected,
             "Install mokutil (dnf install mokutil), then run again.",
         )]
-    if host["enrolment"] == "pending":
+    if host["enrollment"] == "pending":
         return [finding(
             "error", "host", f"Secure Boot is on, and {certificate} waits to be enrolled", expected,
-            "Reboot; at the console, in the blue screen «Perform MOK management»: Enroll MOK, Continue, Yes, the "
+            "Reboot; at the console, in the blue screen \"Perform MOK management\": Enroll MOK, Continue, Yes, the "
             "password, Reboot. Then run again.",
         )]
-    missing = host["enrolment"] == "missing"
+    missing = host["enrollment"] == "missing"
     return [finding(
         "error", "host",
         f"Secure Boot is on, and {certificate} " + ("does not exist yet" if missing else "is not enrolled"), expected,
-        enrolment_steps(key, certificate, make=missing),
+        enrollment_steps(key, certificate, make=missing),
     )]
 
 

@@ -53,7 +53,7 @@ def platform_findings(host: dict) -> list[dict[str, str]]:
     elif "avx2" not in host["cpu_flags"]:
         found.append(finding(
             "warning", "host", "a processor without AVX2", "AVX2, which PyTorch's fast paths on the CPU need",
-            "Nothing: models on the dies are not slower; quantised operators on the CPU do not run.",
+            "Nothing: models on the dies are not slower; quantized operators on the CPU do not run.",
         ))
     if host["init"] != "systemd":
         found.append(finding(

@@ -104,7 +104,7 @@ KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
 
 
 def instances_with_defaults(instances: Any, defaults: dict) -> Any:
-    """The instances as the servers get them; what is no mapping is left for the judgement."""
+    """The instances as the servers get them; what is no mapping is left for the judgment."""
     if not isinstance(instances, list):
         return instances
     return [{**defaults, **item} if isinstance(item, dict) else item for item in instances]

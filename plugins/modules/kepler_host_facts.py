@@ -97,7 +97,7 @@ host:
       that DKMS builds in), C(fapolicyd) (directories that its rules open to everybody, or none if it does not keep
       anything from running), C(xids) (list of address, xid, count, last, text),
       C(driver_faults) (list of address, count, last, text), C(ecc) (list of address, mode, volatile, aggregate, or of
-      address and fault), C(signing_key) (mode and owner, or none) and C(enrolment) (of the certificate).
+      address and fault), C(signing_key) (mode and owner, or none) and C(enrollment) (of the certificate).
   type: dict
   returned: success
 """
@@ -185,14 +185,14 @@ def key_mode(path):
     return {"mode": "%04o" % stat.S_IMODE(status.st_mode), "owner": status.st_uid}
 
 
-def enrolment(module, certificate):
-    """Whether the firmware has `certificate`: see facts_health.enrolment; `missing` where there is no such file."""
+def enrollment(module, certificate):
+    """Whether the firmware has `certificate`: see facts_health.enrollment; `missing` where there is no such file."""
     if not certificate or not os.path.exists(certificate):
         return "missing"
     if not module.get_bin_path("mokutil"):
         return None
     _, out, err = module.run_command(["mokutil", "--test-key", certificate])
-    return facts_health.enrolment(out + err)
+    return facts_health.enrollment(out + err)
 
 
 def main():
@@ -247,7 +247,7 @@ def main():
         "driver_faults": facts_health.driver_faults(journal),
         "ecc": ecc(module) if module.params["health"] else [],
         "signing_key": key_mode(module.params["signing_key"]) if module.params["signing_key"] else None,
-        "enrolment": enrolment(module, module.params["signing_certificate"]),
+        "enrollment": enrollment(module, module.params["signing_certificate"]),
     })
 
 

@@ -105,7 +105,7 @@ def check_signatures(base, solution):
 
 
 def signing_keys(module, solution):
-    """The keys that signed the packages, as {fingerprint: armoured key}."""
+    """The keys that signed the packages, as {fingerprint: armored key}."""
     found = set()
     for package in solution:
         query = "%{RSAHEADER:pgpsig} %{DSAHEADER:pgpsig} %{SIGPGP:pgpsig} %{SIGGPG:pgpsig}\n"

@@ -18,7 +18,7 @@ short_description: Import package signing keys into the RPM database
 description:
   - Imports public keys into the RPM database after it has compared every fingerprint with the expected one. Where one
     does not match, none is imported.
-  - A key that is imported already is recognised by its whole fingerprint; nothing is fetched then.
+  - A key that is imported already is recognized by its whole fingerprint; nothing is fetched then.
   - A file that holds another key beside the expected one is refused.
 options:
   keys:
@@ -86,7 +86,7 @@ def read(module, key, variable):
         with open(key) as stream:
             return stream.read()
     except (OSError, UnicodeDecodeError) as error:
-        module.fail_json(msg="%s: found '%s', which cannot be read (%s); expected an armoured public key. Correct the "
+        module.fail_json(msg="%s: found '%s', which cannot be read (%s); expected an armored public key. Correct the "
                              "path." % (variable, key, error))
 
 
@@ -96,7 +96,7 @@ def verified(module, key, expected, variable):
     try:
         found = fingerprints(text)
     except ValueError as error:
-        module.fail_json(msg="%s: found '%s', which is no public key (%s); expected the armoured key %s. Correct the "
+        module.fail_json(msg="%s: found '%s', which is no public key (%s); expected the armored key %s. Correct the "
                              "address or path." % (variable, key, error, expected))
     if found != [expected]:
         module.fail_json(msg="%s: found %s in '%s'; expected the one key %s. Nothing was imported. Compare with the "
@@ -106,7 +106,7 @@ def verified(module, key, expected, variable):
 
 
 def store(module, text):
-    """Import the armoured key `text`."""
+    """Import the armored key `text`."""
     handle, path = tempfile.mkstemp(suffix=".asc")
     try:
         with os.fdopen(handle, "w") as stream:

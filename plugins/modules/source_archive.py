@@ -18,7 +18,7 @@ DOCUMENTATION = r"""
 module: source_archive
 short_description: Pack a source tree so that equal content gives equal bytes
 description:
-  - Writes an uncompressed tar of a directory with sorted names, one owner, one time and normalised
+  - Writes an uncompressed tar of a directory with sorted names, one owner, one time and normalized
     modes, so that two checkouts of the same content have one sha256. A link to a file is packed as that file.
 options:
   path:

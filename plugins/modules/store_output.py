@@ -80,7 +80,7 @@ options:
     elements: str
     default: []
   trusted_keys:
-    description: File on the host with the public keys whose signatures count, armoured or not.
+    description: File on the host with the public keys whose signatures count, armored or not.
     type: path
   build:
     description: Build the output where no substituter has it. False fails there instead.

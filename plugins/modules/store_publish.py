@@ -54,7 +54,7 @@ fingerprint:
   type: str
   returned: always
 public_key:
-  description: The public key, armoured; empty in check mode where there is none yet.
+  description: The public key, armored; empty in check mode where there is none yet.
   type: str
   returned: always
 """

@@ -16,7 +16,7 @@ from tiny_models import seed, tiny  # noqa: F401
 
 
 def poisoned(make):
-    """`make`, with NaN in what it leaves uninitialised."""
+    """`make`, with NaN in what it leaves uninitialized."""
 
     @functools.wraps(make)
     def make_with_nan(*args, **kwargs):
@@ -26,7 +26,7 @@ def poisoned(make):
     return make_with_nan
 
 
-# Memory that torch leaves uninitialised holds NaN from here on: an output or workspace that a kernel leaves out shows.
+# Memory that torch leaves uninitialized holds NaN from here on: an output or workspace that a kernel leaves out shows.
 torch.use_deterministic_algorithms(True, warn_only=True)
 if not hasattr(torch.utils, "deterministic"):  # PyTorch 2.0.1 does not do it
     torch.empty, torch.empty_like = poisoned(torch.empty), poisoned(torch.empty_like)

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MODEL = Path(__file__).parent / "licence-llama"
-LICENCE = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
-WORDS = LICENCE.split()
+LICENSE = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
+WORDS = LICENSE.split()
 PROMPT_WORDS = 8
 TOKENS = 40
 # The text has these words twice, with different words after them.
@@ -86,12 +86,12 @@ def test_sentences_go_on_word_for_word(model, tokenizer):
 
 
 def test_lines_and_indentation_of_a_prompt_do_not_matter(model, tokenizer):
-    begin = LICENCE.index("      Notwithstanding the above")
-    wrapped = LICENCE[begin : begin + 300].rsplit(maxsplit=1)[0] + "\n"
+    begin = LICENSE.index("      Notwithstanding the above")
+    wrapped = LICENSE[begin : begin + 300].rsplit(maxsplit=1)[0] + "\n"
     assert wrapped.count("\n") > 2
     flowing = " ".join(wrapped.split())
     assert tokenizer(wrapped)["input_ids"] == tokenizer(flowing)["input_ids"]
-    first_word = len(LICENCE[:begin].split()) + len(wrapped.split())
+    first_word = len(LICENSE[:begin].split()) + len(wrapped.split())
     assert complete(model, tokenizer, wrapped) == what_follows(tokenizer, first_word)
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train `licence-llama`: a Llama of about 1.6 MB that knows the project's LICENSE by heart.
 
-Its use is in tests and in the demo: a greedy completion of any passage of the licence has to go on
+Its use is in tests and in the demo: a greedy completion of any passage of the license has to go on
 word for word, so a kernel, a cache or a tensor-parallel sum that is wrong shows as wrong prose.
 
 The words are the text.  LICENSE is read as its words with one space between them, and the tokenizer
@@ -194,7 +194,7 @@ def train(model: LlamaForCausalLM, passages: Passages, steps: int, seed: int) ->
     )
     begun = time.monotonic()
     for step in range(1, steps + 1):
-        # One row in four steps is as long as the context, so that far positions are learnt as well.
+        # One row in four steps is as long as the context, so that far positions are learned as well.
         rows, length = (4, CONTEXT) if step % 4 == 0 else (16, CONTEXT // 4)
         ids, labels = passages.batch(rows, length, generator)
         loss = model(input_ids=ids, labels=labels).loss
@@ -273,7 +273,7 @@ def edit(path: Path, **changes: str | None) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Train the tiny model that knows the licence by heart.")
+    parser = argparse.ArgumentParser(description="Train the tiny model that knows the license by heart.")
     parser.add_argument("--text", type=Path, default=HERE.parent.parent / "LICENSE", help="what to learn")
     parser.add_argument("--output", type=Path, default=HERE / "licence-llama", help="model directory")
     parser.add_argument("--steps", type=int, default=2000)

@@ -99,7 +99,7 @@ def test_answers_are_those_of_the_dequantized_model(model_of, engine, name):
 
 
 def test_pieces_of_fused_layers(model_of, engine):
-    """Neighbouring parts of a form are one product, floats are of the dtype that is asked for, and all of it takes the
+    """Neighboring parts of a form are one product, floats are of the dtype that is asked for, and all of it takes the
     bytes that the planner counts from the file's header."""
     made = model_of("q4_k_m")
     model = model_inside(engine(made, dtype="half"))

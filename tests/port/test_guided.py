@@ -1,6 +1,6 @@
 """Guided decoding constrains: a model that knows nothing of JSON writes what the schema asks.
 
-The model was trained on a licence text alone; any freedom that a back end leaves would show. On a GPU too, where
+The model was trained on a license text alone; any freedom that a back end leaves would show. On a GPU too, where
 VLLM_KEPLER_DEVICE is empty and VLLM_KEPLER_VERIFY is 1.
 """
 
@@ -18,10 +18,10 @@ SCHEMA = {
     "properties": {
         "name": {"type": "string", "pattern": "^[A-Z][a-z]{2,8}$"},
         "count": {"type": "integer", "minimum": 3, "maximum": 9},
-        "colour": {"enum": ["red", "green", "blue"]},
+        "color": {"enum": ["red", "green", "blue"]},
         "flags": {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3},
     },
-    "required": ["name", "count", "colour", "flags"],
+    "required": ["name", "count", "color", "flags"],
     "additionalProperties": False,
 }
 REGEX = r"[0-9]{3}-[A-F]{2}(;[0-9]{3}-[A-F]{2}){1,2}"

@@ -109,7 +109,7 @@ def test_half_stores_the_rest(tmp_path, seed, engine, name):
     assert_same(model, generate(llm, model.prompts))
 
 
-LICENCE = Path(__file__).parents[1] / "models" / "licence-llama"
+LICENSE = Path(__file__).parents[1] / "models" / "licence-llama"
 # Tokens of one prompt; the fixture's engine has a context of 512.
 WINDOW = 500
 
@@ -133,13 +133,13 @@ def perplexity(llm, tokens):
 def test_perplexity(engine, tmp_path):
     """Of a trained model on its own text: float16 within 1 %, 4 bits within 5 % of float32."""
     text = " ".join((Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8").split())
-    tokens = transformers.AutoTokenizer.from_pretrained(LICENCE)(text, verbose=False)["input_ids"]
-    whole = TinyModel(LICENCE, [], [], [], 0.0, WINDOW)
+    tokens = transformers.AutoTokenizer.from_pretrained(LICENSE)(text, verbose=False)["input_ids"]
+    whole = TinyModel(LICENSE, [], [], [], 0.0, WINDOW)
     exact = perplexity(engine(whole), tokens)
     assert perplexity(engine(whole, dtype="half"), tokens) == pytest.approx(exact, rel=0.01)
     for kind in (KINDS["gptq-32"], KINDS["awq-32"], KINDS["ct-4"], Kind("gptq", group=64)):
         directory = tmp_path / f"{kind.method}-{kind.group}"
-        write(transformers.AutoModelForCausalLM.from_pretrained(LICENCE), directory, kind)
+        write(transformers.AutoModelForCausalLM.from_pretrained(LICENSE), directory, kind)
         found = perplexity(engine(replace(whole, directory=directory)), tokens)
         print(f"perplexity {exact:.5f}, {kind.method} in groups of {kind.group}: {found:.5f}")
         assert found == pytest.approx(exact, rel=0.05)

@@ -33,7 +33,7 @@ VOCABULARY = 512
 # Seconds. A start on a machine whose two cores are busy reads the libraries for long.
 START = 240
 OPTIONS = {
-    "served-model-name": "licence", "dtype": "float32", "max-num-seqs": 32, "disable-log-requests": "true",
+    "served-model-name": "license", "dtype": "float32", "max-num-seqs": 32, "disable-log-requests": "true",
 }  # fmt: skip
 # A token of the tokenizer for which the model's embedding has no row.
 EXTRA = "<|extra|>"

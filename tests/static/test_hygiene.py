@@ -23,6 +23,12 @@ def test_a_file_names_no_registry_and_no_machine(path):
     assert FORBIDDEN.findall(text_of(path) or "") == []
 
 
+def test_quotation_marks_are_plain():
+    """A terminal and a search find "this" everywhere; the model's vocabulary is data."""
+    texts = {name_of(path): text_of(path) or "" for path in files() if path.name != "tokenizer.json"}
+    assert [name for name, text in texts.items() if re.search("[\u00ab\u00bb]", text)] == []
+
+
 @pytest.mark.parametrize(
     "text",
     ["https://" + HOSTS[0] + "/simple", "files." + HOSTS[1], "/ro" + "ot/x", "cd /wo" + "rk/main", "'/ho" + "me/me/x'"],

@@ -1,7 +1,7 @@
 // What the two attention kernels share: the paged cache, loads and stores by dtype, a score's variants.
 //
 // Keys and values are two tensors [num_blocks, num_kv_heads, block_size, head_size], float32 or float16. The tokens of
-// one head lie together within a block, so that neighbouring lanes read neighbouring 16 bytes (8 of float16).
+// one head lie together within a block, so that neighboring lanes read neighboring 16 bytes (8 of float16).
 // Arithmetic is float32 throughout: sm_37 has no other that is fast.
 #pragma once
 

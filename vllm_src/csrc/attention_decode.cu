@@ -317,7 +317,7 @@ extern "C" int kepler_attention_decode_workspace(int num_seqs, int num_heads, in
 }
 
 // Attention of one token a sequence. Returns a cudaError_t (0: launched); cudaErrorInvalidValue for sizes or types that
-// it does not take. Never synchronises, allocates nothing: fit for stream capture.
+// it does not take. Never synchronizes, allocates nothing: fit for stream capture.
 //   out, query: [num_seqs, num_heads, head_size] of io_dtype (0 float32, 1 float16), strides in elements.
 //   key_cache, value_cache: [num_blocks, num_kv_heads, block_size, head_size] of cache_dtype, the new token stored.
 //   block_tables: int32 [num_seqs, max_blocks]; seq_lens: int32 [num_seqs], the new token counted; 0 writes zeros.

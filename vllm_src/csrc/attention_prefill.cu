@@ -228,7 +228,7 @@ cudaError_t launch(const PrefillArgs& a, int max_query_len, cudaStream_t stream)
 
 // Attention of the new tokens of a batch of sequences, which are stored in the cache already. Needs no workspace.
 // Returns a cudaError_t (0: launched); cudaErrorInvalidValue for sizes or types that it does not take. Never
-// synchronises: fit for stream capture.
+// synchronizes: fit for stream capture.
 //   out, query: [num_tokens, num_heads, head_size] of io_dtype (0 float32, 1 float16), strides in elements.
 //   query_start_loc: int32 [num_seqs + 1]; query i of sequence s is token query_start_loc[s] + i and stands at position
 //   seq_lens[s] - query_len[s] + i. max_query_len: no query_len may be larger.

@@ -2,7 +2,7 @@
  *
  * Every launcher returns a cudaError_t (0: launched; cudaErrorInvalidValue: a size, stride or type that it does not
  * take, nothing launched), works on the stream given (a cudaStream_t as void*), allocates nothing and never
- * synchronises: fit for stream capture. Pointers are device memory unless said otherwise. Strides are in elements.
+ * synchronizes: fit for stream capture. Pointers are device memory unless said otherwise. Strides are in elements.
  * Activations are float32. Cache dtypes: 0 float32, 1 float16. Vector loads are used where the addresses allow them.
  *
  * KV cache: keys and values are two tensors [num_blocks, num_kv_heads, block_size, head_size]. */

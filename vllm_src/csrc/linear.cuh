@@ -1,7 +1,7 @@
 // The kernel of products of a few rows of x with weights stored in fewer bits than float32: out = x · weight^T, of one
 // matrix (linear.cu) and of the experts of a mixture (linear_experts.cu).
 //
-// A warp takes a few rows of the weight. A lane reads 16 bytes of each, neighbouring columns, and uses them for every
+// A warp takes a few rows of the weight. A lane reads 16 bytes of each, neighboring columns, and uses them for every
 // row of x, which the block holds in shared memory, some thousand columns at a time; the next of them are on their way
 // meanwhile. In some cuts several warps share a row's columns. Sums are added in one fixed order, without atomics:
 // equal inputs give equal bits.
@@ -9,7 +9,7 @@
 // Codes become floats without a conversion, which Kepler does at a sixth of the rate of an FMA. The lowest 24 bits of
 // a float32 are linear: as a float they are their number times 2^-149, denormal or not, and an FMA takes denormals at
 // full speed. So a code under a mask is a factor already, times a power of two that depends on where in the word it
-// lies; x in shared memory is divided by that power and lifted by 2^80 towards the middle of the range, both exact.
+// lies; x in shared memory is divided by that power and lifted by 2^80 toward the middle of the range, both exact.
 // The group's zero is taken off once, by the sum of x over the columns that the lane has read:
 //   sum x · scale · (code - zero) = scale · (sum x · code - zero · sum x)
 #pragma once

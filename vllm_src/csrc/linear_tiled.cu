@@ -90,7 +90,7 @@ struct Tile {
   static constexpr int kAcross = kN / kThreadN, kThreads = kAcross * (kX / kThreadX);
 };
 
-// kCount floats of a column for a thread: quads that lie a stride apart, so that neighbours read neighbouring banks.
+// kCount floats of a column for a thread: quads that lie a stride apart, so that neighbors read neighboring banks.
 // `turn` is by how many places the column's line is turned.
 template <int kCount, int kLine>
 __device__ __forceinline__ void quads(float (&to)[kCount], const float* line, int index, int turn) {
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) tiled_kernel(TiledArg
   const int thread = threadIdx.x;
   const int first_x = blockIdx.x * T::kX, first_n = blockIdx.y * T::kN;
   const int begin = blockIdx.z * a.part_chunks, end = min(begin + a.part_chunks, a.chunks);
-  const int own = thread % kChunks;  // the chunk of a step that this thread reads: neighbours read one row's
+  const int own = thread % kChunks;  // the chunk of a step that this thread reads: neighbors read one row's
 
   // Rows past the last are the last again, and their sums are not stored; past the last column all is zero.
   const typename F::Raw* weight[kWeightChunks];
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) tiled_kernel(TiledArg
       from_x[i] += kColumns;
     }
   };
-  // A chunk's lines are turned by half the banks from the chunk's before: neighbours write to banks of their own.
+  // A chunk's lines are turned by half the banks from the chunk's before: neighbors write to banks of their own.
   const auto stage = [&](int buffer) {
 #pragma unroll
     for (int i = 0; i < kWeightChunks; ++i) {

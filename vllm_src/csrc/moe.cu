@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kSortThreads) sort_kernel(int* sorted_rows, in
 
 constexpr int kTileN = 64, kTileK = 16, kProductThreads = 256;
 
-// How the weights of all experts are stored, as linear.cuh has it: four neighbouring columns of a row as float32.
+// How the weights of all experts are stored, as linear.cuh has it: four neighboring columns of a row as float32.
 struct Weights {
   const void* at;
   const __half* scales;

@@ -12,7 +12,7 @@ import httpx2
 import openai
 
 # What the fleet serves.
-MODEL = "licence"
+MODEL = "license"
 TOKENS = 32
 # A server that restarts is away for half a minute; its client comes back as the answer's Retry-After says.
 RETRIES = 20

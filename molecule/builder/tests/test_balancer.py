@@ -21,7 +21,7 @@ import openai
 import pytest
 from conftest import play
 from generations import LINE, NAN, active, changed_port
-from licence import LICENCE, PROMPTS, follows
+from license import LICENSE, PROMPTS, follows
 from standin.settings import BUILDER, LONG
 from streams import TOKENS, Address, Streams, ask
 from waiting import until
@@ -50,7 +50,7 @@ def api(address) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def references(api) -> dict[str, str]:
-    """What each prompt is answered when nothing else is asked; the licence, as the model has learnt it."""
+    """What each prompt is answered when nothing else is asked; the license, as the model has learned it."""
     answers = {prompt: ask(api, prompt).choices[0].text for prompt in PROMPTS}
     for prompt, text in answers.items():
         assert follows(prompt, text), text
@@ -111,7 +111,7 @@ def test_a_session_stays_on_one_server(fleet, api):
     before, sessions, turns = len(servers_asked(fleet["k80-builder"])), 12, 3
     for session in range(sessions):
         for turn in range(turns):
-            ask(api, " ".join(LICENCE.split()[: 20 + 10 * turn]), f"conversation-{session}")
+            ask(api, " ".join(LICENSE.split()[: 20 + 10 * turn]), f"conversation-{session}")
     asked = until(
         lambda: servers_asked(fleet["k80-builder"])[before:], "not in the balancer's log",
         lambda asked: len(asked) >= sessions * turns, seconds=60,
@@ -139,7 +139,7 @@ def cached(fleet) -> tuple[float, float]:
 
 def converse(api: openai.OpenAI, names: list[str | None]) -> None:
     """A new conversation of five turns for each name of a session, all at a time; None: without one."""
-    texts = [random.sample(LICENCE.split(), 150) for _ in names]
+    texts = [random.sample(LICENSE.split(), 150) for _ in names]
     with concurrent.futures.ThreadPoolExecutor(len(names)) as clients:
         for words in range(30, 151, 30):
             prompts = [" ".join(text[:words]) for text in texts]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import INVENTORY, PROJECT, play
-from licence import PROMPTS, follows
+from license import PROMPTS, follows
 from standin import hosts as standins
 from standin.settings import BUILDER, LONG
 

@@ -10,7 +10,7 @@ import urllib.request
 import openai
 import pytest
 from conftest import MODEL, PROJECT, URL
-from licence import PROMPTS, follows
+from license import PROMPTS, follows
 
 sys.path.insert(0, str(PROJECT / "tests" / "port"))
 import corpus
@@ -199,7 +199,7 @@ def test_models(key):
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_a_completion_is_the_licence_word_for_word(api, prompt):
+def test_a_completion_is_the_license_word_for_word(api, prompt):
     answer = api.completions.create(model=MODEL, prompt=prompt, max_tokens=TOKENS, temperature=0)
     assert answer.usage.completion_tokens == TOKENS
     assert follows(prompt, answer.choices[0].text), answer.choices[0].text

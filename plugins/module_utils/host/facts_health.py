@@ -63,7 +63,7 @@ def ecc(table):
     return found
 
 
-def enrolment(answer):
+def enrollment(answer):
     """`enrolled`, `pending` (until a reboot) or `absent`: what `mokutil --test-key` answered; None without an answer.
 
     Its exit status differs between versions; its words do not.

@@ -17,7 +17,7 @@ BLOCK = re.compile(
 
 
 def blocks(text):
-    """Binary content of every armoured public key block in `text`.
+    """Binary content of every armored public key block in `text`.
 
     Raises ValueError where a block is not base64.
     """
@@ -76,7 +76,7 @@ def packets(data):
 
 
 def fingerprints(text):
-    """Fingerprints of the primary keys in the armoured `text`: upper-case hexadecimal, in their order.
+    """Fingerprints of the primary keys in the armored `text`: upper-case hexadecimal, in their order.
 
     Raises ValueError where the text cannot be read, or holds a key that is not of version 4.
     """

@@ -385,7 +385,7 @@ def halted(told):
     step = told["step"] or {}
     where = "stage %d of %d (%s)" % (blamed + 1, len(known), stage_name(known[blamed]))
     if step.get("stage") == blamed:
-        where += ", in the step «%s»" % step["step"]
+        where += ', in the step "%s"' % step["step"]
     return known[blamed - 1]["size"] if blamed else 0, finding(
         "error", "host", "the machine stopped in %s; the last reading: %s" % (where, reading_text(told["sample"])),
         "a machine that goes on under load",

@@ -33,10 +33,10 @@ def python_packages(path):
             "type": "library", "name": said["Name"], "version": said["Version"],
             "purl": "pkg:pypi/%s@%s" % (project, said["Version"]),
         }
-        licence = said["License-Expression"] or said["License"]
+        license = said["License-Expression"] or said["License"]
         # Some put the whole text there.
-        if licence and len(licence) < 80 and "\n" not in licence:
-            component["licenses"] = [{"license": {"name": licence}}]
+        if license and len(license) < 80 and "\n" not in license:
+            component["licenses"] = [{"license": {"name": license}}]
         found.append(component)
     return found
 

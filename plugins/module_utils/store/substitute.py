@@ -49,7 +49,7 @@ LINKS_FOLLOWED = 40  # as Linux does
 PUBLISHING = ".publishing-"
 BEGIN = b"-----BEGIN PGP PUBLIC KEY BLOCK-----"
 # Headers end with an empty line; a line that begins with = is the checksum.
-ARMOUR = re.compile(
+ARMOR = re.compile(
     br"-----BEGIN PGP PUBLIC KEY BLOCK-----[^\n]*\n(?:[^\n]+\n)*?\r?\n"
     br"([A-Za-z0-9+/=\s]*?)\n(?:=.{4}\s*)?-----END"
 )
@@ -187,7 +187,7 @@ def make_key(home, name):
 
 
 def public_key(home, fingerprint):
-    """The public key, armoured."""
+    """The public key, armored."""
     return run_gpg(home, ["--armor", "--export", fingerprint]).decode("ascii")
 
 
@@ -299,7 +299,7 @@ def base_of(substituter):
 
 
 def keyring(trusted_keys, directory):
-    """Path of a binary keyring with the trusted keys, armoured or not. Raises StoreError."""
+    """Path of a binary keyring with the trusted keys, armored or not. Raises StoreError."""
     try:
         with open(trusted_keys, "rb") as stream:
             content = stream.read()
@@ -308,15 +308,15 @@ def keyring(trusted_keys, directory):
             "trusted_keys: %s: %s; expected a readable keyring of public keys. Put it there, or take the substituters "
             "away." % (trusted_keys, error.strerror)
         )
-    armoured = ARMOUR.findall(content)
+    armored = ARMOR.findall(content)
     if BEGIN in content:
         try:
-            keys = b"".join(base64.b64decode(body) for body in armoured)
+            keys = b"".join(base64.b64decode(body) for body in armored)
         except binascii.Error:
             keys = b""
-        if not keys or len(armoured) != content.count(BEGIN):
+        if not keys or len(armored) != content.count(BEGIN):
             raise StoreError(
-                "trusted_keys: %s: found armoured keys that break off; expected whole ones (`gpg --armor --export`). "
+                "trusted_keys: %s: found armored keys that break off; expected whole ones (`gpg --armor --export`). "
                 "Export them again." % trusted_keys
             )
         content = keys

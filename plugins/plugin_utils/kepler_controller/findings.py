@@ -1,7 +1,7 @@
 """One form for all that is found wrong.
 
 A finding is a mapping of five strings: severity (`error` or `warning`), variable (what to look at: a variable, or
-`host` where no variable has a say), found, expected and next_step. A judgement returns all findings, never the first.
+`host` where no variable has a say), found, expected and next_step. A judgment returns all findings, never the first.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ def _llama_like(
 
     Args:
         qkv_bias: queries, keys and values have a bias whatever the config says.
-        head_norms, wide_norms: queries and keys are normalised, head by head or as a whole.
+        head_norms, wide_norms: queries and keys are normalized, head by head or as a whole.
     """
 
     def tensors(model: Model) -> list[Tensor]:
@@ -358,7 +358,7 @@ class Family:
         gated: whether the feed-forward layers are gated.
         rotary: share of a head that is rotated where the config does not say; 0 without rotary embedding.
         inner: key of the size of the feed-forward layers, which is four times the hidden size where it is left out.
-        query_norm: whether queries and keys are normalised, which makes copies of them.
+        query_norm: whether queries and keys are normalized, which makes copies of them.
         fused_kept: whether vLLM's feed-forward layer still holds gate and up while it multiplies by down: it does
             where their product has a name of its own (`gate_up`), and not where it overwrites the input (`x`).
         kept: tensors of the hidden size that vLLM's model holds while a layer runs, beside those of every decoder.

@@ -11,11 +11,11 @@ FINE, UNKNOWN_KEY, BROKEN = (0, ""), (1, "Public key is not installed"), (2, "is
 class Base:
     """A dnf that judges packages by what is queued for them, and notes whose keys it imports."""
 
-    def __init__(self, **judgements):
-        self.judgements, self.imported = {name: list(said) for name, said in judgements.items()}, []
+    def __init__(self, **judgments):
+        self.judgments, self.imported = {name: list(said) for name, said in judgments.items()}, []
 
     def package_signature_check(self, package):
-        return self.judgements[package].pop(0)
+        return self.judgments[package].pop(0)
 
     def package_import_key(self, package, askcb):
         assert askcb()

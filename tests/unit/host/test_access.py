@@ -26,8 +26,8 @@ def home():
 
 @pytest.fixture
 def model(home):
-    """A model in HOME/ops/licence, and a file in a directory of it; all open to everybody."""
-    path = os.path.join(home, "ops", "licence")
+    """A model in HOME/ops/license, and a file in a directory of it; all open to everybody."""
+    path = os.path.join(home, "ops", "license")
     os.makedirs(os.path.join(path, "part"))
     for name in ("config.json", "model.safetensors", os.path.join("part", "tokenizer.json"), ".cached"):
         with open(os.path.join(path, name), "w"):

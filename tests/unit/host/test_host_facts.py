@@ -20,7 +20,7 @@ def pci(root, functions):
     return str(root)
 
 
-NEIGHBOURS = {"0000:00:1f.2": ("0x8086", "0x8d02", "ahci"), "0000:03:00.0": ("0x8086", "0x1533", "igb")}
+NEIGHBORS = {"0000:00:1f.2": ("0x8086", "0x8d02", "ahci"), "0000:03:00.0": ("0x8086", "0x1533", "igb")}
 BOARD = {"0000:06:00.0": ("0x10de", K80, "nvidia"), "0000:07:00.0": ("0x10de", K80, "nvidia")}
 BOARD_2 = {"0000:84:00.0": ("0x10de", K80, "nouveau"), "0000:85:00.0": ("0x10de", K80, None)}
 
@@ -28,9 +28,9 @@ BOARD_2 = {"0000:84:00.0": ("0x10de", K80, "nouveau"), "0000:85:00.0": ("0x10de"
 @pytest.mark.parametrize(
     ("functions", "devices", "drivers"),
     [
-        (dict(NEIGHBOURS, **dict(BOARD, **BOARD_2)), [K80] * 4, ["nvidia", "nvidia", "nouveau", None]),
-        (dict(NEIGHBOURS, **BOARD), [K80] * 2, ["nvidia", "nvidia"]),
-        (NEIGHBOURS, [], []),
+        (dict(NEIGHBORS, **dict(BOARD, **BOARD_2)), [K80] * 4, ["nvidia", "nvidia", "nouveau", None]),
+        (dict(NEIGHBORS, **BOARD), [K80] * 2, ["nvidia", "nvidia"]),
+        (NEIGHBORS, [], []),
         (dict(BOARD, **{"0000:82:00.0": ("0x10de", K40, None)}), [K80, K80, K40], ["nvidia", "nvidia", None]),
     ],
     ids=["four dies", "two dies", "none", "a K40 beside a K80"],

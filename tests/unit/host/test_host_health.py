@@ -1,4 +1,4 @@
-"""Xids, ECC counts and enrolment, from recorded answers."""
+"""Xids, ECC counts and enrollment, from recorded answers."""
 
 import pytest
 from host import facts_health
@@ -92,5 +92,5 @@ def test_lost_gpus_of_the_journal():
         (None, None),
     ],
 )
-def test_enrolment(answer, state):
-    assert facts_health.enrolment(answer) == state
+def test_enrollment(answer, state):
+    assert facts_health.enrollment(answer) == state

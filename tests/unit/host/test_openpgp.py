@@ -25,7 +25,7 @@ Cg3uVh3/fit5U8wV6cctyHbBYAs=
 """
 
 
-def armoured(data):
+def armored(data):
     body = base64.b64encode(data).decode("ascii")
     return f"-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n{body}\n-----END PGP PUBLIC KEY BLOCK-----\n"
 
@@ -34,7 +34,7 @@ def test_the_primary_key_alone_has_a_say():
     assert openpgp.fingerprints(KEY) == [FINGERPRINT]
 
 
-def test_armour_without_header_lines():
+def test_armor_without_header_lines():
     assert openpgp.fingerprints(KEY.replace("Comment: a test\n", "")) == [FINGERPRINT]
 
 
@@ -42,7 +42,7 @@ def test_every_key_of_a_file_is_seen():
     assert openpgp.fingerprints(KEY + "other text\n" + KEY) == [FINGERPRINT] * 2
     # Two keys in one block: nobody may hide one behind the expected one.
     data = openpgp.blocks(KEY)[0]
-    assert openpgp.fingerprints(armoured(data + data)) == [FINGERPRINT] * 2
+    assert openpgp.fingerprints(armored(data + data)) == [FINGERPRINT] * 2
 
 
 def test_new_and_old_packet_lengths():
@@ -50,7 +50,7 @@ def test_new_and_old_packet_lengths():
     old = bytes([0x80 | 6 << 2 | 1]) + struct.pack(">H", len(body)) + body
     new = bytes([0xC0 | 6, 192 + ((len(body) - 192) >> 8), (len(body) - 192) & 0xFF]) + body
     long = bytes([0xC0 | 6, 255]) + struct.pack(">I", len(body)) + body
-    assert len({openpgp.fingerprints(armoured(data))[0] for data in (old, new, long)}) == 1
+    assert len({openpgp.fingerprints(armored(data))[0] for data in (old, new, long)}) == 1
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_a_text_without_a_key_has_no_fingerprint(text):
 )
 def test_a_key_that_cannot_be_read_is_refused(data):
     with pytest.raises(ValueError):
-        openpgp.fingerprints(armoured(data))
+        openpgp.fingerprints(armored(data))
 
 
-def test_armour_that_is_not_base64_is_refused():
+def test_armor_that_is_not_base64_is_refused():
     with pytest.raises(ValueError, match="not base64"):
         openpgp.fingerprints(KEY.replace("mDMEawDPcRYJ", "mDME!wDPcRYJ"))

@@ -1,4 +1,4 @@
-"""Alert rules and dashboard: promtool's own judgement, and that every metric in them exists."""
+"""Alert rules and dashboard: promtool's own judgment, and that every metric in them exists."""
 
 import json
 import os

@@ -100,11 +100,11 @@ def test_the_journal_is_asked_for_xids_and_lost_gpus(module):
 
 def test_a_certificate_that_is_not_there_is_not_asked_about(module, tmp_path):
     box = Host(mokutil="is not enrolled")
-    assert module.enrolment(box, str(tmp_path / "mok.pub")) == "missing"
+    assert module.enrollment(box, str(tmp_path / "mok.pub")) == "missing"
     assert box.asked == []
     (tmp_path / "mok.pub").write_text("")
-    assert module.enrolment(box, str(tmp_path / "mok.pub")) == "absent"
-    assert module.enrolment(Host(), str(tmp_path / "mok.pub")) is None
+    assert module.enrollment(box, str(tmp_path / "mok.pub")) == "absent"
+    assert module.enrollment(Host(), str(tmp_path / "mok.pub")) is None
 
 
 def test_the_mode_of_a_key(module, tmp_path):

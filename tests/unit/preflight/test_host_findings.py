@@ -53,7 +53,7 @@ def host(**changes):
         "memory": 128 * 2**30,
         "secure_boot": False,
         "signing_key": None,
-        "enrolment": "missing",
+        "enrollment": "missing",
         "iommu": {"groups": 0, "passthrough": False},
         "xids": [],
         "ecc": [],
@@ -466,17 +466,17 @@ def test_secure_boot_without_a_certificate_prints_every_step():
 
 
 def test_secure_boot_with_a_certificate_that_is_not_enrolled():
-    found = only(judge(host(secure_boot=True, enrolment="absent")))
+    found = only(judge(host(secure_boot=True, enrollment="absent")))
     assert "openssl" not in found["next_step"]
     assert "1. mokutil --import /var/lib/dkms/mok.pub" in found["next_step"]
 
 
-@pytest.mark.parametrize(("enrolment", "part"), [("pending", "Enroll MOK"), (None, "dnf install mokutil")])
-def test_secure_boot_where_enrolment_is_not_complete_or_not_known(enrolment, part):
-    assert part in only(judge(host(secure_boot=True, enrolment=enrolment)))["next_step"]
+@pytest.mark.parametrize(("enrollment", "part"), [("pending", "Enroll MOK"), (None, "dnf install mokutil")])
+def test_secure_boot_where_enrollment_is_not_complete_or_not_known(enrollment, part):
+    assert part in only(judge(host(secure_boot=True, enrollment=enrollment)))["next_step"]
 
 
-@pytest.mark.parametrize("changes", [{"enrolment": "enrolled"}, {"nvidia_version": LOCKED["driver"]}])
+@pytest.mark.parametrize("changes", [{"enrollment": "enrolled"}, {"nvidia_version": LOCKED["driver"]}])
 def test_secure_boot_that_trusts_the_module(changes):
     assert judge(host(secure_boot=True, **changes)) == []
 
@@ -491,10 +491,10 @@ SAFE = {"mode": "0400", "owner": 0}
 
 
 def test_a_signing_key_of_the_operator():
-    assert judge(host(secure_boot=True, enrolment="enrolled", signing_key=SAFE), **GIVEN) == []
-    found = only(judge(host(secure_boot=True, enrolment="absent", signing_key=SAFE), **GIVEN))
+    assert judge(host(secure_boot=True, enrollment="enrolled", signing_key=SAFE), **GIVEN) == []
+    found = only(judge(host(secure_boot=True, enrollment="absent", signing_key=SAFE), **GIVEN))
     assert "mokutil --import /etc/pki/mok.der" in found["next_step"]
-    assert judge(host(enrolment="absent", signing_key=SAFE), **GIVEN) == []
+    assert judge(host(enrollment="absent", signing_key=SAFE), **GIVEN) == []
 
 
 @pytest.mark.parametrize(
@@ -503,11 +503,11 @@ def test_a_signing_key_of_the_operator():
         ({"signing_key": None}, "nvidia_driver_signing_key"),
         ({"signing_key": {"mode": "0644", "owner": 0}}, "nvidia_driver_signing_key"),
         ({"signing_key": {"mode": "0600", "owner": 1000}}, "nvidia_driver_signing_key"),
-        ({"signing_key": SAFE, "enrolment": "missing"}, "nvidia_driver_signing_certificate"),
+        ({"signing_key": SAFE, "enrollment": "missing"}, "nvidia_driver_signing_certificate"),
     ],
 )
 def test_a_signing_key_that_is_no_good(changes, variable):
-    assert only(judge(host(**{"enrolment": "enrolled", **changes}), **GIVEN))["variable"] == variable
+    assert only(judge(host(**{"enrollment": "enrolled", **changes}), **GIVEN))["variable"] == variable
 
 
 @pytest.mark.parametrize(

@@ -56,14 +56,14 @@ def test_the_inventories_of_the_project_are_sound():
         ("store_rooot", "store_root"),
     ],
 )
-def test_a_misspelt_name(name, meant):
+def test_a_misspelled_name(name, meant):
     found = only(**{name: 1})
     assert (found["severity"], found["variable"], found["expected"]) == ("error", name, meant)
     assert f"Did you mean {meant}?" in found["next_step"]
 
 
 def test_a_name_like_a_roles_and_unlike_all_of_its_variables():
-    found = only(store_colour="red")
+    found = only(store_color="red")
     assert found["severity"] == "warning"
     assert "roles/store/README.md" in found["expected"]
 

@@ -37,16 +37,16 @@ if state["fault"]:
     sys.exit(state["fault"])
 """
 
-# Plays one rank: behaves as behaviour.json beside it says for its mode and dies.
+# Plays one rank: behaves as behavior.json beside it says for its mode and dies.
 LOAD = """#!{python}
 import json, os, sys, time
 options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-behaviour = json.load(open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "behaviour.json")))
+behavior = json.load(open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "behavior.json")))
 dies = os.environ["CUDA_VISIBLE_DEVICES"]
 direct = "" if os.environ.get("NCCL_P2P_DISABLE") == "1" else " direct"
 assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 for key in (options["--mode"] + " " + dies + direct, options["--mode"] + " " + dies, options["--mode"]):
-    for act in behaviour.get(key, []) if options["--rank"] == "0" else []:
+    for act in behavior.get(key, []) if options["--rank"] == "0" else []:
         if act[0] == "say":
             print(json.dumps(act[1]), flush=True)
         elif act[0] == "append":
@@ -58,7 +58,7 @@ for key in (options["--mode"] + " " + dies + direct, options["--mode"] + " " + d
             time.sleep(act[1])
         elif act[0] == "exit":
             sys.exit(act[1])
-    if key in behaviour:
+    if key in behavior:
         break
 print(json.dumps({{"event": "done", "gflops": 2000.0, "peer": True}}), flush=True)
 """
@@ -109,9 +109,9 @@ class Box:
     def write(self):
         (self.directory / "state.json").write_text(json.dumps(self.state))
 
-    def behave(self, behaviour):
+    def behave(self, behavior):
         """What ranks do: {"load 0,1": [["sleep", 2], ...]}; ` direct` at the end: where peer-to-peer is allowed."""
-        (self.directory / "behaviour.json").write_text(json.dumps(behaviour))
+        (self.directory / "behavior.json").write_text(json.dumps(behavior))
 
     def becomes(self, index, **values):
         """An act of a rank: nvidia-smi answers otherwise from now on. Names are those of a sample."""

@@ -176,7 +176,7 @@ def test_stages(what):
 
 
 @pytest.mark.parametrize("serial", ["[N/A]", "0"])
-def test_boards_without_serial_numbers_are_neighbours_on_the_bus(serial):
+def test_boards_without_serial_numbers_are_neighbors_on_the_bus(serial):
     listing = LISTING.replace("0320000000001", serial).replace("0320000000002", serial)
     assert plan(listing) == [[0], [0, 1], [0, 1, 3, 4]]
     assert plan("\n".join(listing.splitlines()[number] for number in (1, 3, 4))) == [[3], [3, 4]]

@@ -203,7 +203,7 @@ def test_a_halt_at_every_line(box):
         assert f"the machine stopped in stage {blamed + 1} of 3" in fault["found"]
         begun = [record for record in whole[:count] if record["event"] == "step"]
         named = begun and begun[-1]["stage"] == blamed
-        assert (f"in the step «{begun[-1]['step']}»" in fault["found"]) if named else ("step" not in fault["found"])
+        assert (f"in the step \"{begun[-1]['step']}\"" in fault["found"]) if named else ("step" not in fault["found"])
         readings = [record for record in whole[:count] if record["event"] == "sample"]
         last_words = "die 0 60 degrees 120.5 W, die 1" if readings else "the last reading: none"
         assert last_words in fault["found"]

@@ -318,7 +318,7 @@ def judged(play, tmp_path, facts, programs=None, **variables):
 
 READY = {
     "streams": {}, "packages": [], "driver_package": None, "runfile": False, "kernel": KERNEL, "kernels": [KERNEL],
-    "secure_boot": False, "signing_key": None, "enrolment": "missing", "modules": [], "nvidia_version": None,
+    "secure_boot": False, "signing_key": None, "enrollment": "missing", "modules": [], "nvidia_version": None,
 }
 
 
@@ -329,7 +329,7 @@ READY = {
         ({"secure_boot": True}, {}, ["openssl req", "mokutil --import /var/lib/dkms/mok.pub", "Enroll MOK"]),
         ({}, {"nvidia_driver_signing_key": "/k"}, ["nvidia_driver_signing_certificate"]),
         (
-            {"signing_key": {"mode": "0644", "owner": 0}, "enrolment": "enrolled"},
+            {"signing_key": {"mode": "0644", "owner": 0}, "enrollment": "enrolled"},
             {"nvidia_driver_signing_key": "/k", "nvidia_driver_signing_certificate": "/c"},
             ["/k of mode 0644", "chmod 0400 /k"],
         ),
@@ -365,7 +365,7 @@ def test_mokutil_is_asked_about_the_certificate(play, tmp_path, recorded, log, a
     key.write_text("")
     key.chmod(0o400)
     pair = {"signing_key": str(key), "signing_certificate": str(certificate)}
-    shown = "{{ read.host.enrolment }} {{ read.host.signing_key.mode }}"
+    shown = "{{ read.host.enrollment }} {{ read.host.signing_key.mode }}"
     tasks = [
         {"name": "Read", "kepler_host_facts": pair, "register": "read"},
         {"name": "Show", "ansible.builtin.debug": {"msg": shown}},

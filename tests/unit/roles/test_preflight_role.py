@@ -31,7 +31,7 @@ def test_inventory_faults_come_in_one_message_and_no_host_is_touched(play):
     assert "changed=0    unreachable=0" in output
 
 
-def test_a_misspelt_variable_and_one_of_a_wrong_type_stop_the_play(play):
+def test_a_misspelled_variable_and_one_of_a_wrong_type_stop_the_play(play):
     faults = {"vllm_service_instnces": [], "nvidia_driver_reboot": "yes", "nvidia_driver_signing_key": "/k"}
     variables = {**NOWHERE, **faults}
     status, output = play(INVENTORY, variables=variables, gather_facts=False)

@@ -32,8 +32,8 @@ def build_it(tmp_path):
     """Function that builds with a value of OPTIMISE: (configure's arguments, store path)."""
     root = tmp_path / "kepler"
 
-    def run(optimise, missing="nothing"):
-        tree = tmp_path / f"Python-3.10.16-{optimise}-{missing}"
+    def run(optimize, missing="nothing"):
+        tree = tmp_path / f"Python-3.10.16-{optimize}-{missing}"
         tree.mkdir()
         for name, text in (("configure", CONFIGURE), ("python", PYTHON.format(missing=missing))):
             (tree / name).write_text(text)
@@ -43,7 +43,7 @@ def build_it(tmp_path):
             tar.add(tree, "Python-3.10.16")
         made = recipe(
             name="python310", sources=[source(archive)], builder=(ROLE / "files" / "build-source.sh").read_text(),
-            environment={"OPTIMISE": optimise},
+            environment={"OPTIMISE": optimize},
         )
         build.realise(str(root), made, [], [])
         path = address.output_path(str(root), made)
@@ -60,7 +60,7 @@ def test_the_same_bytes_everywhere_by_default(build_it):
     ]
 
 
-def test_optimised(build_it):
+def test_optimized(build_it):
     arguments, _path = build_it("yes")
     assert arguments[-3:-1] == ["--enable-optimizations", "--with-lto"]
 

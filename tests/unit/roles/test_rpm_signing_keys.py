@@ -11,7 +11,7 @@ fingerprints = rpm_signing_keys.fingerprints
 
 
 def key(number):
-    """An armoured public key of version 4; its content is any."""
+    """An armored public key of version 4; its content is any."""
     body = b"\x04" + bytes([number]) * 50
     data = base64.b64encode(bytes([0x80 | 6 << 2 | 1]) + struct.pack(">H", len(body)) + body).decode()
     return f"-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n{data}\n-----END PGP PUBLIC KEY BLOCK-----\n"

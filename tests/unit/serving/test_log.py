@@ -127,14 +127,14 @@ def test_a_line_that_repeats_is_no_progress():
 METRICS = """\
 # HELP vllm:prompt_tokens_total Number of prefill tokens processed.
 # TYPE vllm:prompt_tokens_total counter
-vllm:prompt_tokens_total{model_name="licence"} 12.0
+vllm:prompt_tokens_total{model_name="license"} 12.0
 # TYPE vllm:prompt_tokens_created gauge
-vllm:prompt_tokens_created{model_name="licence"} 1.7637161e+09
-vllm:generation_tokens_total{model_name="licence"} 1.5e+06
+vllm:prompt_tokens_created{model_name="license"} 1.7637161e+09
+vllm:generation_tokens_total{model_name="license"} 1.5e+06
 vllm:generation_tokens_total{engine="1",model_name="a } 7"} 1.0
-vllm:num_requests_running{model_name="licence"} 3.0
-vllm:num_requests_waiting{model_name="licence"} 0.0
-vllm:request_prompt_tokens_bucket{le="1.0",model_name="licence"} 99.0
+vllm:num_requests_running{model_name="license"} 3.0
+vllm:num_requests_waiting{model_name="license"} 0.0
+vllm:request_prompt_tokens_bucket{le="1.0",model_name="license"} 99.0
 process_open_fds 47.0
 """
 

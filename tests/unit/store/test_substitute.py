@@ -242,7 +242,7 @@ def test_a_trusted_key_that_breaks_off(root, made, published, keys, tmp_path):
     broken = tmp_path / "broken.asc"
     for content in (whole[: len(whole) // 2], "".join(lines[:-4]) + "abcde\n" + lines[-1], whole + lines[0]):
         broken.write_text(content)
-        with pytest.raises(StoreError, match="trusted_keys: .*broken.asc: found armoured keys that break off"):
+        with pytest.raises(StoreError, match="trusted_keys: .*broken.asc: found armored keys that break off"):
             build.realise(root, made, [], [], substituters=[str(published)], trusted_keys=str(broken))
     assert not committed(root, made)
 

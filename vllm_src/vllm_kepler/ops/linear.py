@@ -1,7 +1,7 @@
 """Products with weights that are stored in fewer bits than float32: float16, and codes of 8 or 4 bits.
 
 Activations, arithmetic and results are float32. A code stands for scale · (code - zero), with one scale and one zero
-for each `group` neighbouring columns of a row.
+for each `group` neighboring columns of a row.
 """
 
 from __future__ import annotations

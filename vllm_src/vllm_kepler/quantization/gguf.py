@@ -143,7 +143,7 @@ def tensors(file: GgufFile) -> Generator[tuple[str, torch.Tensor], None, None]:
         rows = torch.from_numpy(numpy.array(data))
         heads = file.permuted.get(tensor.name)
         if heads:
-            # llama.cpp rotates neighbouring rows of a head, transformers and vLLM a row of each half.
+            # llama.cpp rotates neighboring rows of a head, transformers and vLLM a row of each half.
             rows = rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
         yield file.names[tensor.name], rows
 

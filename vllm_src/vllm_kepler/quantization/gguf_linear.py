@@ -196,7 +196,7 @@ class GgufParameter(BasevLLMParameter):
 
 
 def join(parts: Sequence[Codes | torch.Tensor]) -> list[linear.Packed | torch.Tensor]:
-    """Pieces of a layer: neighbouring parts that are stored alike are one."""
+    """Pieces of a layer: neighboring parts that are stored alike are one."""
 
     def form(part: Codes | torch.Tensor) -> tuple[int, bool]:
         return (part.bits, part.offsets is None) if isinstance(part, Codes) else (0, False)

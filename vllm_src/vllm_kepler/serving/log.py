@@ -6,7 +6,7 @@ import re
 
 from .client import PROBE
 
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
 # What the server is at, by the lines that vLLM 0.9.2 writes on its way; the last one seen counts.
 PHASES = (
     (re.compile(r"Loading \w+ checkpoint shards: +(\d+)%"), "loading weights, {} %"),
@@ -68,7 +68,7 @@ class Log:
         *whole, self._rest = re.split(b"[\r\n]+", self._rest + output)
         lines = [line.decode("utf-8", "replace") for line in whole if line]
         for line in lines:
-            plain = COLOUR.sub("", line)
+            plain = COLOR.sub("", line)
             self.phase = phase_of(plain) or self.phase
             self.error = error_of(plain) or self.error
             if len(self.shapes) < SHAPES:

@@ -1,4 +1,4 @@
-"""Gives torch 2.0.1 the names and behaviours that vLLM 0.9.2 and transformers 4.51 expect.
+"""Gives torch 2.0.1 the names and behaviors that vLLM 0.9.2 and transformers 4.51 expect.
 
 Importing this package applies every record. Where torch has a name already, nothing happens: on torch 2.7 the
 package changes nothing. `APPLIED` lists the names that were changed in this process.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Backfill:
-    """One name that torch 2.0.1 lacks, or one whose behaviour there does not serve vLLM.
+    """One name that torch 2.0.1 lacks, or one whose behavior there does not serve vLLM.
 
     Attributes:
         name: dotted name, such as "torch.library.infer_schema".

@@ -1,11 +1,11 @@
-"""What the stand-in's model has learnt by heart: the project's licence."""
+"""What the stand-in's model has learned by heart: the project's license."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-LICENCE = " ".join((Path(__file__).resolve().parents[2] / "LICENSE").read_text().split())
-# Passages that the licence has once; a server must go on word for word.
+LICENSE = " ".join((Path(__file__).resolve().parents[2] / "LICENSE").read_text().split())
+# Passages that the license has once; a server must go on word for word.
 PROMPTS = [
     "You may reproduce and distribute copies of the Work or Derivative Works",
     "Unless You explicitly state otherwise, any Contribution intentionally submitted",
@@ -16,5 +16,5 @@ PROMPTS = [
 
 
 def follows(prompt: str, text: str) -> bool:
-    """Whether `text` is how the licence goes on after `prompt`; its last character may be cut."""
-    return LICENCE.partition(prompt)[2].startswith(text.rstrip("\N{REPLACEMENT CHARACTER}")) and len(text.split()) > 5
+    """Whether `text` is how the license goes on after `prompt`; its last character may be cut."""
+    return LICENSE.partition(prompt)[2].startswith(text.rstrip("\N{REPLACEMENT CHARACTER}")) and len(text.split()) > 5
