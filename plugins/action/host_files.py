@@ -39,7 +39,7 @@ class ActionModule(ActionBase):
         ]
         arguments = {"directories": given["directories"], "files": files}
         answer = self._execute_module("host_files", arguments, task_vars=variables)
-        # At -vvv the sources say more than all their lines.
+        # At -vvv Ansible prints the arguments: names of the sources are enough there.
         answer.get("invocation", {}).update(module_args=self._task.args)
         return {**result, **answer}
 

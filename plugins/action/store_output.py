@@ -42,7 +42,7 @@ class ActionModule(ActionBase):
             if answer.get("failed") or not answer.get("running"):
                 break
             if answer.get("needs_indexes"):
-                # Only now, where there is work: files, and two runs of pip.
+                # Only if there is work: this copies files, and runs pip twice.
                 refused = self._hand_over(files, Path(answer["path"]).parents[1] / "sources", variables)
                 if refused:
                     answer = refused
@@ -60,7 +60,7 @@ class ActionModule(ActionBase):
                 break
             progress.show(answer["progress"])
             progress.wait()
-        # What Ansible prints of a call at -vvv: an address may hold a password.
+        # Ansible prints the invocation at -vvv, and an address in it may hold a password.
         called = answer.get("invocation", {}).get("module_args", {})
         for name in ("substituters", "index_urls"):
             if called.get(name):

@@ -40,11 +40,11 @@ NOT_470 = (
     (0x2300, 0x23FF),  # Hopper
     (0x2600, 0xFFFF),  # Ada, Blackwell and newer
 )
-# Drivers that hold a function for somebody else, and do not give way to NVIDIA's.
+# Drivers that reserve a GPU for a virtual machine; NVIDIA's driver cannot take it from them.
 GIVEN_AWAY = ("vfio-pci", "pci-stub", "xen-pciback")
 # How the class of a GPU begins in sysfs; NVIDIA's chipsets and switches have another.
 DISPLAY = "0x03"
-# What nvidia-smi says of a die that it cannot reach.
+# nvidia-smi's answers for a die that it cannot reach.
 LOST = re.compile("is lost|device handle|fallen off")
 # Memory of one die, all of it behind the second BAR.
 BAR1_BYTES = 16 * 2**30
@@ -220,7 +220,7 @@ def isolation_findings(host: dict, container: bool) -> list[dict[str, str]]:
     return found
 
 
-# What Xids say that people most often meet, as NVIDIA's list has them.
+# Meaning of the most frequent Xids, after NVIDIA's list.
 XIDS = {
     13: "an exception of the graphics engine, mostly a program's fault",
     31: "a memory page fault, mostly a program's fault",

@@ -29,7 +29,7 @@ from kepler_controller.model_families import (
 from kepler_host import RANK_GIB, swap_gib
 from kepler_instances import INSTANCES, setting
 
-# What the module model_facts says of a directory that holds no weights at all.
+# The answer of the module model_facts for a directory without weights.
 NO_WEIGHTS = "no weights"
 # GiB of host memory for what a server has once: the API, the guides that it compiles, requests and answers.
 SERVER_GIB = 4

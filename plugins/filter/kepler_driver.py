@@ -61,7 +61,7 @@ def installation_findings(host: dict, locked: dict, provider: str) -> list[dict[
 
 
 def enrollment_steps(key: str, certificate: str, make: bool) -> str:
-    """What a person does at the host so that its firmware trusts what DKMS signs, command by command."""
+    """Commands with which an administrator makes the firmware trust the modules that DKMS signs."""
     steps = [
         f"mokutil --import {certificate}   # asks for a password that is needed once, at the next boot",
         "reboot; at the console, in the blue screen \"Perform MOK management\": Enroll MOK, Continue, Yes, the "
@@ -221,7 +221,7 @@ def dkms_states(status: str) -> dict[str, str]:
 
 
 def dkms_fault(status: str, driver: str, kernel: str) -> str:
-    """What is wrong with what DKMS says of the driver's module for `kernel`; empty where it is installed."""
+    """Fault in DKMS's state of the driver's module for `kernel`; empty if the module is installed."""
     states = dkms_states(status)
     if states.get(kernel) == "installed":
         return ""

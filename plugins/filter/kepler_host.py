@@ -83,7 +83,7 @@ def read_by_server(instance: dict) -> dict[str, str]:
 
 
 def paths_to_read(instances: Any) -> list[str]:
-    """What read_by_server gives for all `instances`."""
+    """Findings of read_by_server for all `instances`."""
     return [path for instance in instances for path in read_by_server(instance).values()]
 
 

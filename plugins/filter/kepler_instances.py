@@ -111,7 +111,7 @@ def instances_with_defaults(instances: Any, defaults: dict) -> Any:
 
 
 def setting(instance: dict, key: str) -> Any:
-    """What an instance says about `key`, or the default."""
+    """Value of `key` in an instance, or the default."""
     return instance.get(key, KEYS[key][0])
 
 

@@ -41,7 +41,7 @@ def server_targets(hosts: Mapping[str, Mapping], members: list[str], prometheus:
 
 
 def host_targets(hosts: Mapping[str, Mapping], members: list[str], prometheus: str, port: int) -> list[dict]:
-    """What listens on `port` of each host of `members`."""
+    """Targets for Prometheus: `port` of each host of `members`."""
     found = []
     for host in members:
         target = joined(address_of(host, hosts[host], prometheus), port)

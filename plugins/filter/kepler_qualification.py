@@ -54,7 +54,7 @@ def dies_text(dies: list[int]) -> str:
 
 
 def summary(stamp: dict[str, Any]) -> str:
-    """What servers may use, in one sentence."""
+    """Describe in one sentence which dies servers may use."""
     if stamp["result"] == "skipped":
         return "Nobody qualified this host; servers start as the inventory asks."
     largest = stamp["stages"][-1]["size"] if stamp["stages"] else 0
@@ -66,7 +66,7 @@ def summary(stamp: dict[str, Any]) -> str:
 
 
 def qualification_verdict(stamp: dict[str, Any], report: str) -> list[str]:
-    """What the operator reads: the result, each finding, and where the report is."""
+    """Lines for the operator: the result, each finding, and the path of the report."""
     return [
         f"qualification: {RESULTS[stamp['result']].lower()}. {summary(stamp)}",
         *(
@@ -102,7 +102,7 @@ def qualified_instances(instances: list[dict[str, Any]], dies: list[int] | None)
 
 
 def qualified_changes(instances: list[dict[str, Any]], started: list[dict[str, Any]]) -> list[str]:
-    """What is not as the inventory asks, one line for each server; `started` is what qualified_instances returned."""
+    """Differences from the inventory, one line for each server; `started`: the result of qualified_instances."""
     dies = {instance["name"]: instance["dies"] for instance in started}
     found = []
     for instance in instances:

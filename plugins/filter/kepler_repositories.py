@@ -17,7 +17,7 @@ from kepler_controller.findings import finding
 LOCK = "files/lock/rpms.yml"
 DNF_CONF = "/etc/dnf/dnf.conf"
 BUNDLE = "kepler-offline"
-# Parts of dnf's transaction that nobody asked for.
+# Parts of dnf's transaction that were not requested.
 REMOVALS = ("Removing", "Removing dependent packages")
 # The form of this project's messages.
 MESSAGE = re.compile(r"(\S+): found (.*?); expected (.*?)\. (.*)", re.DOTALL)
@@ -322,7 +322,7 @@ def repository_findings(
     fitting = [one for one in packages + dnf["installed"] if any(rpms.accepts(entry, one) for entry in moving)]
     if moving and not missing and not rpms.whole_kernels(moving, fitting):
         found.append(half_kernel_finding(moving, fitting, bundle is not None))
-    # Where dnf gave no answer, nobody knows what is on offer.
+    # If dnf gave no answer, the available packages are unknown.
     if headers and not dnf["error"]:
         found.append(kernel_finding(headers, dnf, packages, bundle is not None))
     if others and not dnf["error"]:

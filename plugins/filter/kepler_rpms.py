@@ -44,7 +44,7 @@ def locked_entries(lock: dict, role: str | None = None, kernel: str = "") -> lis
 
 
 def locked_rpms(lock: dict, role: str | None = None) -> list[str]:
-    """What `role` installs, or every role, as dnf takes it, in the order of the lock."""
+    """Packages of `role`, or of all roles, as dnf takes them, in the order of the lock."""
     return [rpms.spec(entry) for entry in locked_entries(lock, role)]
 
 
@@ -97,7 +97,7 @@ def host_rpms(lock: dict, provider: str, python: bool, kernel: str = "", kernels
 
 
 def installed_locks(entries: list[dict], installed: list[str]) -> list[str]:
-    """What the versionlock list of dnf holds for `entries`, in the form that the plugin writes itself.
+    """Lines of dnf's versionlock list for `entries`, in the form that the plugin writes itself.
 
     installed: NEVRAs. Only entries that name one version are held. If a package is there in another version than that,
     its version is locked: a run that failed must not free what it found.
@@ -116,7 +116,7 @@ def installed_of(entries: list[dict], installed: list[str]) -> list[str]:
 
 
 def rpms_to_install(entries: list[dict], installed: list[str]) -> list[str]:
-    """What dnf has to install, as it takes it, so that a host where `installed` (NEVRAs) are there has `entries`."""
+    """Packages, as dnf takes them, that a host with `installed` (NEVRAs) lacks of `entries`."""
     there = [parse(text) for text in installed_of(entries, installed)]
     return [
         rpms.spec(entry) for entry in entries

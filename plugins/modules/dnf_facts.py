@@ -117,7 +117,7 @@ def read_settings(root):
 
 
 def facts_of_settings(module):
-    """What the settings say."""
+    """Read dnf's settings."""
     root = module.params["root"]
     texts, locks, locked = read_settings(root)
     records = sorted(glob.glob(os.path.join(root, "etc/dnf/modules.d/*.module")))
@@ -158,7 +158,7 @@ def lay_out(module, directory, texts, found):
 
 
 def query(module, dnf):
-    """What is on offer of the locked names, past every setting."""
+    """Query the offered versions of the locked names, without the host's excludes and locks."""
     status, printed, complaints = module.run_command(
         dnf + ["--disableplugin=versionlock", "--disableexcludes=all", "repoquery", "--disable-modular-filtering",
                "--queryformat=" + dnf_settings.QUERY_FORMAT]
@@ -179,7 +179,7 @@ def installed(module):
 
 
 def dry_run(module, dnf, found):
-    """What dnf says to the installation of all that is on offer and not there, with the host's settings."""
+    """Simulate the installation of all missing packages with the host's settings."""
     wanted = [
         entry for entry in module.params["rpms"]
         if rpms.is_wanted(entry, found["installed"])
@@ -231,7 +231,7 @@ def main():
         },
         supports_check_mode=True,
     )
-    # Their texts are read: another language would say something else.
+    # dnf's messages are parsed, so they must be in English.
     module.run_command_environ_update = {"LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
     texts, found = facts_of_settings(module)
     found.update(offers=[], failures={}, error="", missing_streams=[], refusals={}, problem="", transaction={})

@@ -9,6 +9,7 @@ import os
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.store.disk import set_umask
 
 DOCUMENTATION = r"""
 module: host_files
@@ -125,8 +126,7 @@ def main():
         "content": {"type": "str", "required": True},
         "mode": {"type": "str", "choices": ["0644", "0755"], "default": "0644"},
     }
-    # Whatever a hardened host's is: services read what is made here.
-    os.umask(0o022)
+    set_umask()
     module = AnsibleModule(
         argument_spec={
             "directories": {"type": "list", "elements": "path", "default": []},

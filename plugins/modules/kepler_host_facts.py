@@ -128,7 +128,7 @@ def kind(path):
 
 
 def ports(wanted):
-    """Who listens on the ports `wanted`: [{port, address, pid, command, unit}]."""
+    """Listeners on the ports `wanted`: [{port, address, pid, command, unit}]."""
     sockets = [
         entry
         for table in ("/proc/net/tcp", "/proc/net/tcp6")
@@ -213,7 +213,7 @@ def main():
     )
     release = facts.os_release(facts.read("/etc/os-release"))
     packages = ""
-    if module.get_bin_path("rpm"):  # a host that is not EL8 is judged, not a reason to break off
+    if module.get_bin_path("rpm"):  # not EL8: the controller reports that with its other findings
         _, packages, _ = module.run_command(["rpm", "-qa", "--qf", PACKAGE_FORMAT], check_rc=True)
     journal = driver_journal(module) if module.params["health"] else ""
     installed = [line.split() for line in packages.splitlines()]

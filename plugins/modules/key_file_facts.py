@@ -44,7 +44,7 @@ files:
 
 
 def fault_of(path):
-    """What is wrong with one file, or None."""
+    """Fault of one file, or None."""
     try:
         check_key_file(path)
     except KeyFileError as error:

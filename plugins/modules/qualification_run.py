@@ -151,7 +151,7 @@ class Files(object):
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # nobody ever did
+        except OSError:  # the host was never qualified
             pass
         return False
 
@@ -198,7 +198,7 @@ def left_by_halt(files, host):
     if told["ended"] or not told["begin"]["stages"]:
         return None
     if told["begin"]["boot"] == qualify_run.read_text(qualify_run.BOOT).strip():
-        return None  # the machine went on: the process was ended
+        return None  # the machine kept running: only the process was killed
     passed, fault = qualify.halted(told)
     p2p = told["step"]["p2p"] if told["step"] else None
     stamp = qualify.stamp(told["begin"], "halted", passed, [fault], p2p, name)
@@ -217,7 +217,7 @@ def without_load(files, params, host, stages):
 
 
 def options_of(params):
-    """What a run is told. Raises ValueError where the serving environment is missing."""
+    """Arguments of a run. Raises ValueError if the serving environment is missing."""
     serving = os.path.realpath(os.path.join(params["root"], "current", "serving"))
     python = os.path.join(serving, "bin", "python")
     if not os.access(python, os.X_OK):
@@ -275,7 +275,7 @@ def judge_stamp(params, files, host):
 
 
 def answer_while_busy(module, files, result):
-    """What is said while a qualification runs on this host."""
+    """Message while another qualification runs on this host."""
     result["reasons"] = ["a qualification is running"]
     if module.check_mode:
         module.exit_json(changed=True, **result)
@@ -333,7 +333,7 @@ def main():
     if module.check_mode:
         module.exit_json(changed=True, **result)
     lock = Lock(files.lock)
-    if not lock.acquire(wait=False):  # somebody began meanwhile
+    if not lock.acquire(wait=False):  # another run has started meanwhile
         module.exit_json(changed=True, **dict(result, running=True))
     made = without_load(files, params, host, result["stages"])
     if made:
@@ -343,7 +343,7 @@ def main():
         options = options_of(params)
     except ValueError as error:
         module.fail_json(msg=str(error))
-    if os.path.exists(files.stamp):  # what it says is to be proven anew, and a halt must not leave it
+    if os.path.exists(files.stamp):  # the record is out of date now, and must not survive a halt of the machine
         os.unlink(files.stamp)
     if params["detach"]:
         detach(files, lock, host, options)

@@ -130,7 +130,7 @@ def module_metadata(base):
 
 
 def identity(solution, metadata):
-    """What tells two solutions apart."""
+    """Key that distinguishes two solutions."""
     digests = {}
     for name, path in metadata.items():
         with open(path, "rb") as stream:

@@ -62,16 +62,14 @@ removed:
   returned: success
 """
 
-import os
-
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.store import collect
+from ansible.module_utils.store.disk import set_umask
 from ansible.module_utils.store.errors import StoreError
 
 
 def main():
-    # Whatever a hardened host's is: services read what is made here.
-    os.umask(0o022)
+    set_umask()
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "default": "/opt/kepler"},

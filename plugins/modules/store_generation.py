@@ -92,6 +92,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.store import generation
+from ansible.module_utils.store.disk import set_umask
 from ansible.module_utils.store.errors import StoreError
 
 # A tab between the name, to look for, and what is recorded.
@@ -116,7 +117,7 @@ def outputs_of(root, number):
 
 
 def installed(module):
-    """What rpm says of the packages to record: sorted NEVRAs."""
+    """Sorted NEVRAs of the packages to record, as rpm prints them."""
     names = set(module.params["packages"])
     if not names or not module.get_bin_path("rpm"):
         return []
@@ -136,8 +137,7 @@ def prepare(root, params):
 
 
 def main():
-    # Whatever a hardened host's is: services read what is made here.
-    os.umask(0o022)
+    set_umask()
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "default": "/opt/kepler"},

@@ -160,6 +160,7 @@ import re
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.store import address, disk, schema, substitute
 from ansible.module_utils.store.build import Paths, is_present, log_tail, realise
+from ansible.module_utils.store.disk import set_umask
 from ansible.module_utils.store.errors import StoreError
 
 NINJA = re.compile(r"^\[(\d+)/(\d+)\]")
@@ -192,13 +193,13 @@ def progress_of(paths):
 
 
 def leave(paths, **left):
-    """Leave behind how the work ended, beside its build directory or, where that disk takes nothing, elsewhere."""
+    """Write the result next to the build directory, or elsewhere if that disk is full."""
     for path in paths.results:
         try:
             disk.write_atomically(path, left)
             return
         except OSError:
-            pass  # the next one; after the last, the controller says that the work ended without a word
+            pass  # Try the next path. If all fail, the controller reports that no result was written.
 
 
 def what_was_left(paths):
@@ -208,18 +209,18 @@ def what_was_left(paths):
         try:
             left.update(schema.read_json(path, {str: str}))
         except (OSError, ValueError):
-            pass  # half a word is none
+            pass  # A truncated result is ignored.
         disk.remove_tree(path)
     return left
 
 
 def origin_of(paths):
-    """Where a committed output came from, as far as work that was just done says so."""
+    """Origin of a committed output, if the work that just ended recorded one."""
     return what_was_left(paths).get("origin", "present")
 
 
 def work(paths, module, recipe):
-    """What the detached process does: make the output; a failure leaves its message behind."""
+    """Make the output in the detached process; a failure writes its message to the result."""
     params, told = module.params, []
 
     def failed(message):
@@ -233,7 +234,7 @@ def work(paths, module, recipe):
             params["build"],
         )
     except StoreError as error:
-        # What fails before the key is held.
+        # Failures before the lock of the key is taken.
         if not told:
             leave(paths, msg=str(error))
 
@@ -256,8 +257,7 @@ def detach(paths, module, recipe):
 
 
 def main():
-    # Whatever a hardened host's is: services read what is made here.
-    os.umask(0o022)
+    set_umask()
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "default": "/opt/kepler"},

@@ -59,16 +59,14 @@ public_key:
   returned: always
 """
 
-import os
-
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.store import substitute
+from ansible.module_utils.store.disk import set_umask
 from ansible.module_utils.store.errors import StoreError
 
 
 def main():
-    # Whatever a hardened host's is: services read what is made here.
-    os.umask(0o022)
+    set_umask()
     module = AnsibleModule(
         argument_spec={
             "outputs": {"type": "dict", "required": True},

@@ -49,18 +49,16 @@ verified:
   returned: success
 """
 
-import os
-
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.store import collect, verify
+from ansible.module_utils.store.disk import set_umask
 from ansible.module_utils.store.errors import StoreError
 
 SHOWN = 20
 
 
 def main():
-    # Whatever a hardened host's is: services read what is made here.
-    os.umask(0o022)
+    set_umask()
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "default": "/opt/kepler"},

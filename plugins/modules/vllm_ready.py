@@ -108,7 +108,7 @@ def main():
     status = state.get("StatusText")
     found = "%s (%s), %s restarts" % (state["ActiveState"], state["SubState"], state.get("NRestarts", "0"))
     found += " (%s)" % status if status else ""
-    # A start keeps its job until it is done. In any other state, a job has yet to make of the unit what it shall be.
+    # While a unit starts, its job stays. In other states a pending job means that systemd has not acted yet.
     pending = bool(state.get("Job")) and state["ActiveState"] != "activating"
     if state["ActiveState"] == "active" and not pending and is_healthy(
         module.params["name"], module.params["host"], module.params["port"]

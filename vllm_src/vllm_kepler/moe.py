@@ -94,7 +94,7 @@ class KeplerMoEMethod(UnquantizedFusedMoEMethod):
 
 
 def noting(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A layer's weight loader that takes what came off the parameter's `awaited`: pairs of expert and shard."""
+    """Wrap a weight loader so that it removes each loaded (expert, shard) from `awaited`."""
 
     def load_noted(parameter: torch.nn.Parameter, loaded: torch.Tensor, *shard: Any, **named: Any) -> Any:
         if "expert_id" in named and loaded.dim() < 3:

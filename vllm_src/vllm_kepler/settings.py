@@ -99,7 +99,7 @@ class KeplerSettings:
 
 
 def settle(config: VllmConfig, graphs: bool = False) -> None:
-    """Decide what the port decides: eager, float32 arithmetic, no custom all-reduce, no compilation.
+    """Set the options the port requires: eager mode, float32 arithmetic, no custom all-reduce, no compilation.
 
     With `graphs`, decoding steps of few sequences are replayed as CUDA graphs; all else is eager.
 

@@ -1,4 +1,4 @@
-"""What a server that is to be trusted must show: one function for each check.
+"""Acceptance checks of a server, one function for each.
 
 Each takes an Asked and returns (what was found, figures). Raises api.Wrong where the server does not pass, and Skipped
 where the check says nothing about this server.
@@ -264,7 +264,7 @@ def decisions(asked):
 
 
 def output_of(*command):
-    """What a command prints. Raises Wrong."""
+    """Return the output of a command. Raises Wrong."""
     try:
         return subprocess.check_output(command, stderr=subprocess.STDOUT, universal_newlines=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
@@ -324,7 +324,7 @@ def judge_memory(used, dies, unit, unit_of_pid):
 
 
 def log(asked):
-    """What the server logged since its start: our engine and backend, and nothing that a K80 cannot do."""
+    """Check the log since the server's start: our engine and backend, and nothing that a K80 cannot do."""
     unit = "vllm@%s.service" % asked.name
     invocation = output_of("systemctl", "show", unit, "--property", "InvocationID").strip().partition("=")[2]
     if not invocation:

@@ -109,7 +109,7 @@ def blocked_above(path, reader):
 def first_blocked(entries, reader):
     """The first of `entries`, as all_below gives them, that a reader cannot read, or what is above it; else None."""
     for path, is_directory in entries:
-        # Modes do not tell what lies on the way of a link.
+        # The modes of a link say nothing about the path that it leads through.
         blocked = blocked_above(path, reader) if os.path.islink(path) else None
         if blocked:
             return blocked
@@ -138,7 +138,7 @@ def unreadable(path, user):
         return None
     except KeyError:
         entry = None
-    # Listed by root: what the user cannot list is among it.
+    # root lists the directory, so the list has entries that the user cannot see.
     entries = [(path, os.path.isdir(path))] + all_below(path)
     reader = AsUser(entry) if entry and os.geteuid() == 0 else AsStranger()
     with reader():

@@ -13,12 +13,12 @@ import urllib.request
 from .key_file import KeyFileError, read_key
 from .server import base_url, open_url
 
-# What no answer raises, half of one, and one that is no HTTP.
+# Raised for no answer, a truncated answer, or one that is not HTTP.
 UNANSWERED = (OSError, http.client.HTTPException)
 
 
 class Wrong(Exception):
-    """What is wrong with an answer. `status` is that of HTTP, if the server answered with an error."""
+    """A wrong answer. `status` is that of HTTP, if the server answered with an error."""
 
     status = None
 
@@ -124,7 +124,7 @@ class Api(object):
         """(name of the first model, longest prompt and answer together in tokens). Raises Wrong."""
         path = "/v1/models"
         answer = self.ask(path)
-        # 0: where the server says nothing of it.
+        # 0 if the server does not report it.
         longest = part_of(answer, path, int, "data", 0, "max_model_len", missing=0)
         return part_of(answer, path, str, "data", 0, "id"), longest or None
 
@@ -154,6 +154,6 @@ def look_at(text, probabilities, tokens):
     """
     if len(probabilities) != tokens:
         raise Wrong("%d tokens instead of %d: %r" % (len(probabilities), tokens, text))
-    # NaN is above nothing and below nothing.
+    # Comparisons with NaN are always false.
     if not all(isinstance(value, (int, float)) and -1e4 < value <= 1e-3 for value in probabilities):
         raise Wrong("log-probabilities that no model has: %s" % probabilities[:20])

@@ -154,7 +154,7 @@ def error(text):
 
 
 def transaction(text):
-    """What dnf would do, as {part: names of packages}; the parts are dnf's own titles."""
+    """dnf's transaction as {part: names of packages}; the parts are dnf's own titles."""
     found, part = {}, None
     table = text.partition("Dependencies resolved.")[2].partition("Transaction Summary")[0]
     for line in table.splitlines():

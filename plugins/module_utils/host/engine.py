@@ -12,7 +12,7 @@ NO_TEXT = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAn
 
 
 def unknown(config, tokenizer=None, trusts=False, in_gguf=False):
-    """What the engine does not know: [(found, expected)].
+    """Parts of a model that the engine does not know: [(found, expected)].
 
     Args:
         config: what config.json holds.
@@ -21,7 +21,7 @@ def unknown(config, tokenizer=None, trusts=False, in_gguf=False):
         in_gguf: whether the weights are a GGUF file, whose architecture the engine takes from the type.
     """
     found = _types(config, trusts)
-    # Of a type that nobody knows the architecture is not known either: once is enough.
+    # The architecture of an unknown type is unknown as well: report it once.
     if not found and not in_gguf:
         found = _architectures(config, trusts)
     return found + _tokenizer(tokenizer, trusts)

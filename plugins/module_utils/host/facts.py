@@ -1,4 +1,4 @@
-"""What a host says about itself in files, read and put into plain data. Nothing here writes."""
+"""Read facts of a host from its files as plain data. Nothing here writes."""
 
 from __future__ import absolute_import, division, print_function
 
@@ -94,7 +94,7 @@ def holders(inodes, proc="/proc"):
 
 
 def mount_point(path):
-    """Where the file system is mounted that `path`, or the nearest directory above it that exists, lies on."""
+    """Mount point of the file system of `path`, or of the nearest existing directory above it."""
     path = os.path.abspath(path)
     while not os.path.isdir(path):
         path = os.path.dirname(path)

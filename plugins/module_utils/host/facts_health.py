@@ -1,4 +1,4 @@
-"""What programs of a host said about its boards and its keys, put into plain data."""
+"""Parse what a host's programs print about its boards and its keys."""
 
 from __future__ import absolute_import, division, print_function
 

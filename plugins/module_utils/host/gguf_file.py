@@ -128,7 +128,7 @@ def header(path):
             name, dimensions = read.text(), read.number("I")
             if dimensions > MOST_DIMENSIONS:
                 raise Damaged()
-            # The fastest comes first.
+            # In the file the fastest dimension comes first.
             shape = [read.number("Q") for _ in range(dimensions)][::-1]
             number, offset = read.number("I"), read.number("Q")
             if number not in TYPES:

@@ -82,7 +82,7 @@ def without_key(text):
 def read_key(path):
     """The key in the file `path`. Raises KeyFileError."""
     try:
-        # A pipe would wait for its writer.
+        # Opening a pipe would block until it has a writer.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise KeyFileError("no regular file")
         with open(path, "rb") as stream:

@@ -176,7 +176,7 @@ def weights(directory):
 
 
 def tokenizer_of(path):
-    """What tokenizer_config.json in a directory holds; None where there is none that can be read."""
+    """Content of tokenizer_config.json in a directory; None if it cannot be read."""
     try:
         return read_json(os.path.join(path, "tokenizer_config.json"))
     except Fault:
@@ -184,7 +184,7 @@ def tokenizer_of(path):
 
 
 def model_of(path):
-    """What stands at `path`, a directory or a config.json: {config, tokenizer, tensors, faults}.
+    """Read a model from `path`, a directory or a config.json: {config, tokenizer, tensors, faults}.
 
     None where there is nothing.
     """

@@ -10,7 +10,7 @@ TIMEOUT = 20.0  # seconds within which nvidia-smi answers even under load
 
 
 def smi(command, arguments, timeout=TIMEOUT):
-    """What nvidia-smi says: (whether it succeeded, its text). Where the driver holds it for ever, that is said."""
+    """Run nvidia-smi: (whether it succeeded, its text). If it hangs in the driver, the text says so."""
     try:
         process = subprocess.Popen(
             [command] + arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -21,7 +21,7 @@ def smi(command, arguments, timeout=TIMEOUT):
     try:
         text = process.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired:
-        # Not waited for: a process that the driver holds cannot be killed.
+        # Do not wait for the process: one that hangs in the driver cannot be killed.
         process.kill()
         return False, "%s did not answer within %d s" % (command, timeout)
     if process.returncode and not text.strip():

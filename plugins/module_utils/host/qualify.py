@@ -63,7 +63,7 @@ XIDS = {
     79: "the die has fallen off the bus",
     92: "high rate of single-bit ECC errors",
 }
-# What ending a process leaves in the log, and we end those that hang.
+# Logged when a process is killed, as the run does with processes that hang.
 HARMLESS_XIDS = (45,)
 
 CABLES = (
@@ -222,7 +222,7 @@ def xid_findings(samples, numbers):
 
 
 def held(readings, begins, ends, patience):
-    """The first (time, value) at which a state has held for `patience` seconds, or None.
+    """Return the first (time, value) after the condition has lasted `patience` seconds, or None.
 
     readings: [(time, value)]. The state begins where `begins(value)` holds and ends where `ends(value)` does.
     """
@@ -347,7 +347,7 @@ def read_trace(text):
 
 
 def account(records):
-    """What a trace tells: {begin, step, sample, passed, ended}.
+    """Summarize a trace: {begin, step, sample, passed, ended}.
 
     begin: its first record, or None. step: the step that was begun last. sample: the last reading. passed: numbers of
     the stages that passed. ended: whether it has its end.
@@ -401,13 +401,13 @@ def stage_name(stage):
 
 
 def stamp(begin, result, passed, findings, p2p, trace):
-    """What a host keeps of its qualification.
+    """The record that a host keeps of its qualification.
 
     begin: first record of the trace. result: `passed`, `failed`, `halted` or `skipped`. passed: largest size that
     passed. p2p: whether dies may reach one another directly; None where nobody knows. trace: name of its file or None.
     """
     known = begin["stages"]
-    # An operator who skips it takes the whole host on their own word.
+    # With `skip` the operator vouches for all dies of the host.
     allowed = known[-1]["size"] if result == "skipped" and known else passed
     dies = [number for stage in known if stage["size"] == allowed for number in stage["dies"]]
     return {

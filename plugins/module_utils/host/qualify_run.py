@@ -70,7 +70,7 @@ class KernelLog(object):
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             os.lseek(self.descriptor, 0, os.SEEK_END)
-        except OSError:  # a container, or a host that keeps it from us
+        except OSError:  # not readable in a container, or without the rights
             self.descriptor = None
 
     def lines(self):

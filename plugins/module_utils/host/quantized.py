@@ -1,4 +1,4 @@
-"""What a checkpoint's config.json says of quantized weights, and which of them the port serves.
+"""Read a checkpoint's quantization from its config.json, and decide whether the port serves it.
 
 The host's program that fetches models has a copy of this file beside it: the standard library alone.
 """
@@ -29,7 +29,7 @@ class Refused(Exception):
 
 def one_of(named, value, wanted):
     """`value` where it is one of `wanted`. Raises Refused."""
-    # True is 1 and 4.0 is 4: what no loader takes for a number of bits is none here either.
+    # In Python True equals 1 and 4.0 equals 4; loaders accept neither as a number of bits.
     if type(value) is not int or value not in wanted:
         raise Refused("%s %r" % (named, value), "%s, one of %s" % (named, ", ".join(map(str, wanted))))
     return value
@@ -48,7 +48,7 @@ def section(config):
 
 
 def judge(config):
-    """What the matrices of a checkpoint are.
+    """The quantization of a checkpoint's matrices.
 
     Args:
         config: what config.json holds.

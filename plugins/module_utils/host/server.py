@@ -4,7 +4,7 @@ import urllib.request
 
 # Where a server that listens everywhere is reached.
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-# A server is held back from all but those who know what this file holds, until its answers were looked at.
+# While this file exists, the server answers only requests with the token in it: its answers are not checked yet.
 HELD = "/run/vllm-%s.held"
 
 

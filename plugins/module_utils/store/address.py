@@ -1,4 +1,4 @@
-"""Where an output lives: a path that its inputs alone decide."""
+"""The path of an output, which its inputs alone decide."""
 
 import base64
 import hashlib

@@ -15,14 +15,14 @@ from .fetch import fetch_sources
 from .processes import in_use
 
 LOGS = "/var/log/kepler"
-# Takes the message of a failure where the disk of the store takes nothing.
+# For the message of a failure if the disk of the store is full.
 RUN = "/run"
 # Enters the namespaces: the final path becomes the build directory, so that absolute prefixes are right.
 ENTER = 'mount --bind "$1" "$2" && cd "$3" && exec /bin/bash -eu -o pipefail "$4"'
 LOG_TAIL = 20
 # Beside the build directory: how work ended, for who waits for it; what it needs, for the garbage collection.
 RESULT, NEEDS = ".result.json", ".needs.json"
-# What lies in build/ of a key. Anything else there is somebody else's.
+# Names in build/ that belong to a key. Other names there are not ours.
 OF_KEY = re.compile(r"(%s)(\..+)?\Z" % address.KEY)
 
 
@@ -69,7 +69,7 @@ def clean(paths):
     """Remove what builds that died have left."""
     for key, path in left_over(paths):
         with disk.locked(disk.lock_of(paths.root, key), wait=False) as free:
-            # Before the lock was held, somebody may have filled the place.
+            # Another process may have made the output before this one got the lock.
             if free and (os.path.dirname(path) == paths.builds or disk.is_empty_directory(path)):
                 remove_tree(path)
 
@@ -135,8 +135,8 @@ def run_builder(recipe, paths):
     with open(paths.log, "wb") as log:
         status = subprocess.call(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            preexec_fn=lambda: os.umask(0o022),
-            # A builder that outlives its maker keeps the key: nobody builds beside it.
+            preexec_fn=disk.set_umask,
+            # An orphaned builder keeps the lock, so no second one starts.
             pass_fds=[paths.held.stream.fileno()],
         )
     if status:
@@ -202,7 +202,7 @@ def make(
 
     started = time.monotonic()
     try:
-        # First what the collection must leave, then whether it is there.
+        # Protect the output from the collection first, then check that it exists.
         sources = [source["sha256"] for source in recipe["sources"]]
         write_atomically(paths.needs, {"inputs": sorted(recipe["inputs"].values()), "sources": sources})
         with disk.locked(disk.lock_of(paths.root, "removal")):
@@ -252,7 +252,7 @@ def check_inputs(recipe):
 
 
 def tidy(paths, keep):
-    """Remove what making an output has left; keep: all but its build directory."""
+    """Remove temporary files of a build. With `keep`, leave the build directory."""
     if not keep:
         remove_tree(paths.build)
         if disk.is_empty_directory(paths.final):
@@ -291,7 +291,7 @@ def realise(
     paths.make()
     paths.held = Lock(paths.lock)
     if not paths.held.acquire(wait=False):
-        # Somebody may be building again, for hours, what is there.
+        # Another process may rebuild the same output for hours.
         if is_present(paths):
             return False
         paths.held.acquire()

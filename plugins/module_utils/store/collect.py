@@ -15,11 +15,11 @@ from .references import References
 from .substitute import ENDINGS, PUBLISHING, lock_of_directory
 
 KEEP = 3
-# Where a host publishes unless it is told otherwise.
+# Default directory of published outputs.
 PUBLISHED = "/var/lib/kepler/published"
 PART = re.compile(r"\.([0-9a-f]{64})\.part\Z")
 REJECTED = re.compile(r"[0-9a-f]{64}\.rejected-")
-# What is published of an output: the name of the output, and the ending.
+# File of a published output: name of the output and ending.
 ARCHIVE = re.compile(r"([0-9a-z]{32}-.+?)(%s)\Z" % "|".join(map(re.escape, ENDINGS)))
 # Kinds of what a build in progress needs; see schema.py.
 NEEDED = {"inputs": [str], "sources": [str]}
@@ -68,7 +68,7 @@ def is_held(root, key):
 
 
 def needs(root):
-    """What the builds in progress need: (paths of outputs, sha256 of sources). Raises StoreError."""
+    """Needs of the builds in progress: (paths of outputs, sha256 of sources). Raises StoreError."""
     paths, sources = set(), set()
     directory = os.path.join(root, "build")
     for name in address.listing(directory):
@@ -134,7 +134,7 @@ def plan_published(directory, stay):
     signature first, which says that all is there.
     """
     names = address.listing(directory) if directory else []
-    # After the listing: who begins to publish now is not in it.
+    # After the listing: a publisher that starts now is not in it.
     if not names or is_locked(lock_of_directory(directory)):
         return []
     found = [("leftover", name) for name in names if name.startswith(PUBLISHING)]
@@ -146,7 +146,7 @@ def plan_published(directory, stay):
 
 
 def plan(root, keep=KEEP, sources=False, published=None, archives=False, references=None):
-    """What a collection would remove: [{path, kind, bytes}], outputs before what they came from.
+    """List what a collection would remove: [{path, kind, bytes}], outputs before their inputs.
 
     keep: how many of the last generations stay, beside the active one and the one before it. sources: whether fetched
     files that no kept output names go as well. published: the directory that this host publishes into. archives:
@@ -159,7 +159,7 @@ def plan(root, keep=KEEP, sources=False, published=None, archives=False, referen
     named = {address.name_of(path) for number in kept for path in generation.read(root, number)["outputs"].values()}
     paths, fetched = needs(root)
     references = references or References(root)
-    # A build whose input is not there finds that out by itself.
+    # A build with a missing input fails by itself.
     needed = {name for name in map(address.name_of, paths) if is_there(root, name)}
     committed = references.outputs()
     awaited = {name for name in committed if is_awaited(root, name)}
@@ -214,7 +214,7 @@ def leave_store(root, path, references, usage):
     name = address.name_of(path)
     with lock_if_there_is_room(lock_of(root, address.key_of_path(path)), wait=False) as free:
         wanted = not free or generation.is_expected(root, address.key_of_path(path))
-        # First what builds need, then who refers to it: a build that ends in between is in one of the two.
+        # Needs of builds before references: a build that ends in between is in one of the two lists.
         needed = {address.name_of(one) for one in needs(root)[0]}
         if wanted or name in needed or references.is_referred_to(name) or path in usage.outputs():
             return None
@@ -237,7 +237,7 @@ def leave_published(path, references):
     """Remove a published file of an output that is not kept. Returns its path; None where it stays."""
     name, directory = ARCHIVE.match(os.path.basename(path)).group(1), os.path.dirname(path)
     with lock_if_there_is_room(lock_of_directory(directory), wait=False) as free:
-        # It may have been built again, and published.
+        # The output may have been built and published again.
         if not free or address.is_committed(references.path(name)):
             return None
         remove_tree(path)
@@ -257,12 +257,12 @@ def leave_place(root, kind, path, references, usage):
 
 def remove(root, kind, path, references=None, usage=None):
     """Remove what `plan` names, unless somebody holds or needs it by now. Returns whether it went."""
-    # Who makes sure that something is there does so under this lock: before it leaves its place, or after.
+    # Builds check their inputs under this lock, so they find an output whole or gone.
     with lock_if_there_is_room(lock_of(root, "removal"), wait=True):
         try:
             left = leave_place(root, kind, path, references or References(root), usage or Usage(root))
         except FileNotFoundError:
-            left = None  # somebody else was faster
+            left = None  # another run has removed it
     if left:
         remove_tree(left)
     return bool(left)
@@ -278,7 +278,7 @@ def collect(root, keep=KEEP, sources=False, published=None, archives=False):
                 if remove(root, item["kind"], item["path"], references, usage):
                     removed.append(item)
             except OSError as error:
-                # Leaving its place may need room, which what comes after it gives back.
+                # On a full disk even the move may fail: go on, since the next removals free room.
                 if error.errno != errno.ENOSPC:
                     raise StoreError(
                         "%s: could not be removed: %s. What was removed before it is gone, the rest is whole. Look at "

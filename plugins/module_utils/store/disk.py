@@ -1,4 +1,4 @@
-"""What the store does on a disk: locks, files that are replaced whole, trees that leave their place."""
+"""The store's work on a disk: locks, atomic writes, removal of trees."""
 
 import contextlib
 import errno
@@ -13,6 +13,11 @@ from .errors import StoreError
 
 # Below the root: what has left its place and is being removed.
 TRASH = "trash"
+
+
+def set_umask():
+    """Make new files readable for services even if the host's umask is 077."""
+    os.umask(0o022)
 
 
 def full_disk(what, path, error):
@@ -104,7 +109,7 @@ def write_atomically(path, content):
             os.fsync(stream.fileno())
         os.rename(temporary, path)
     except OSError:
-        # Half of it would take the last room.
+        # Remove the partial file: the disk may be full.
         if os.path.exists(temporary):
             os.unlink(temporary)
         raise
@@ -158,7 +163,7 @@ def remove_tree(path):
                 os.chmod(directory, 0o755)
             shutil.rmtree(path)
         except FileNotFoundError:
-            pass  # another run removes the same
+            pass  # another run has removed it
 
 
 def set_aside(root, path):

@@ -2,4 +2,4 @@
 
 
 class StoreError(Exception):
-    """What went wrong, in one message for the operator: what was found, what was expected, what to do next."""
+    """A failure as one message for the operator: what was found, what was expected, what to do next."""

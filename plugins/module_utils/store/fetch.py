@@ -87,7 +87,7 @@ def alone(part, waits):
         except BlockingIOError:
             waits()
             fcntl.flock(stream, fcntl.LOCK_EX)
-        # Who had it may have moved it to its place.
+        # The owner of the partial file may have finished the download.
         if is_the_file(stream, part):
             break
         stream.close()
@@ -100,7 +100,7 @@ def alone(part, waits):
 
 
 def is_forsaken(part, act=lambda path: None):
-    """Whether an unfinished file is there and nobody holds it; `act` is called with it then."""
+    """Return True if a partial download has no owner, after calling `act` on it."""
     try:
         if disk.is_no_file(part):
             act(part)
@@ -141,7 +141,7 @@ def index_entries(address):
 
 
 def words(error):
-    """What an error says; those of http.client say little without their name."""
+    """Text of an error, with the name of those of http.client, whose text alone says little."""
     return repr(error) if isinstance(error, http.client.HTTPException) else str(error)
 
 
@@ -293,7 +293,7 @@ def fetch_one(source, final, artifacts, index_urls, progress):
         return
     part = os.path.join(os.path.dirname(final), ".%s.part" % source["sha256"])
     with alone(part, lambda: progress.say("waiting for %s, which another run fetches" % source["file"])):
-        # Whoever had it may have fetched it.
+        # The former owner of the lock may have fetched the file.
         if not is_there(final, source, progress):
             if os.path.exists(final):
                 os.rename(final, "%s.rejected-%s" % (final, sha256_of(final)[:16]))

@@ -77,7 +77,7 @@ def is_expected(root, key):
 
 
 def read(root, number):
-    """What generation `number` holds. Raises StoreError where that cannot be read."""
+    """Read generation `number`. Raises StoreError if it cannot be read."""
     path = os.path.join(root, "generations", str(number), "generation.json")
     try:
         described = schema.read_json(path, FIELDS)
@@ -103,7 +103,7 @@ def differs(root, wanted):
     try:
         found = read(root, current)
     except StoreError:
-        return True  # a new one takes the place of what cannot be read
+        return True  # an unreadable file is replaced
     return any(found[field] != wanted[field] for field in SAME)
 
 

@@ -17,7 +17,7 @@ def files_of(process):
     try:
         found += [os.path.join(process, "fd", name) for name in os.listdir(os.path.join(process, "fd"))]
     except OSError:
-        pass  # it ended, or is not ours to look at
+        pass  # the process has ended, or may not be read
     for link in found:
         try:
             yield os.readlink(link)
@@ -27,14 +27,14 @@ def files_of(process):
         with open(os.path.join(process, "maps"), "rb") as stream:
             for path in set(MAPPED.findall(stream.read())):
                 yield os.fsdecode(path)
-        # A container may have an output at a path of its own, by which the kernel calls all that is used of it.
+        # The kernel reports a container's paths, and an output may be mounted elsewhere there.
         with open(os.path.join(process, "mountinfo"), "rb") as stream:
             for line in stream:
                 yield os.fsdecode(line.split()[3])
     except OSError:
         pass
     if os.path.basename(process) == str(os.getpid()):
-        return  # whoever asks about an output names it
+        return  # the caller names the output
     try:
         with open(os.path.join(process, "cmdline"), errors="replace") as stream:
             for argument in stream.read().split("\0"):

@@ -1,4 +1,4 @@
-"""What the outputs of a store refer to."""
+"""References of the outputs of a store."""
 
 import os
 
@@ -46,7 +46,7 @@ class References:
         return self.is_readable(name) and self.read(name)[2] != name
 
     def read_all(self):
-        """What `read` says of every output by its name, but for copies and those whose manifest cannot be read."""
+        """Result of `read` for every output by its name, without copies and unreadable manifests."""
         return {name: self.read(name) for name in self.outputs() if self.is_readable(name) and not self.is_copy(name)}
 
     def closure(self, names):

@@ -1,4 +1,4 @@
-"""What a generation is made of, as CycloneDX 1.5 (ECMA-424), from what is on the disk."""
+"""The contents of a generation as CycloneDX 1.5 (ECMA-424), read from the disk."""
 
 import email.parser
 import glob
@@ -34,7 +34,7 @@ def python_packages(path):
             "purl": "pkg:pypi/%s@%s" % (project, said["Version"]),
         }
         license = said["License-Expression"] or said["License"]
-        # Some put the whole text there.
+        # Some packages put the whole text of the license there.
         if license and len(license) < 80 and "\n" not in license:
             component["licenses"] = [{"license": {"name": license}}]
         found.append(component)

@@ -57,7 +57,7 @@ def misfit(value, kind, field=""):
 
 def read_json(path, kind):
     """The mapping that a JSON file holds. Raises OSError, or ValueError for content that is not of `kind`."""
-    # A pipe in its place must not make the reader wait.
+    # Opening a pipe in its place must not block.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(handle, encoding="utf-8") as stream:
         if not stat.S_ISREG(os.fstat(handle).st_mode):

@@ -35,7 +35,7 @@ TYPES = {"file": b"0", "link": b"2", "directory": b"5"}
 ENDINGS = (".tar", ".manifest.json", ".manifest.json.asc")
 # Kinds of what is signed; see schema.py. Its manifest is looked at once it is known whose it is.
 STATEMENT = {"path": str, "manifest": dict, "archive": {"size": schema.is_natural, "sha256": address.is_sha256}}
-# What gpgv says of a signature, or of the key that made it, that takes its worth away. The first that is found is told.
+# gpgv's status words that make a signature worthless, with their meaning. The first one found is reported.
 WORTHLESS = (
     ("BADSIG", "content that the signature does not fit"),
     ("REVKEYSIG", "a signature by a key that was revoked"), ("KEYREVOKED", "a signature by a key that was revoked"),
@@ -45,7 +45,7 @@ WORTHLESS = (
 # Digests by which a signature is worth nothing, as OpenPGP counts them: MD5, SHA-1 and RIPEMD-160.
 WEAK_DIGESTS = ("1", "2", "3")
 LINKS_FOLLOWED = 40  # as Linux does
-# Where a publisher works, within the directory that it publishes into.
+# Work directory of a publisher, within the directory of published files.
 PUBLISHING = ".publishing-"
 BEGIN = b"-----BEGIN PGP PUBLIC KEY BLOCK-----"
 # Headers end with an empty line; a line that begins with = is the checksum.
@@ -381,7 +381,7 @@ def check_wanted(said, recipe, final, where):
 
 
 def destination(links, path):
-    """Where a link of an output leads: None outside, its absolute target, or "" in the output.
+    """Target of a link of an output: None outside the store, "" within the output, else its absolute path.
 
     links: target of each link by its path. Links that it leads through are followed, for they decide what ".." means. A
     circle leads nowhere, and so not outside.
@@ -459,7 +459,7 @@ def targets_known(recipe):
 
 
 def said_of(stream, offset):
-    """What an archive has at an offset, in words. For a message alone."""
+    """Describe the entry at an offset of an archive, for a message."""
     try:
         stream.seek(offset)
         member = tarfile.TarFile(fileobj=stream).next()
@@ -477,7 +477,7 @@ def said_of(stream, offset):
 
 
 def said_of_entry(entry):
-    """What a manifest entry stands for, in the same words."""
+    """Describe a manifest entry in the same words."""
     mode = MODES["executable" if entry.get("executable") else entry["type"]]
     text = "%s %s, mode %04o, %d bytes" % (entry["type"], entry["path"], mode, entry.get("size", 0))
     return text + (", to %s" % entry["target"] if entry["type"] == "link" else "")
@@ -609,7 +609,7 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
     held = os.path.join(paths.build, "substitute")
     quiet = Progress("", 0, lambda text: None)
     for ending in (".manifest.json.asc", ".manifest.json"):
-        # The one asked before may have left its own: a download goes on where a file ends.
+        # Remove the file of an earlier substituter: a download resumes at the end of an existing file.
         if os.path.exists(held + ending):
             os.unlink(held + ending)
         reason = fetch.download_patiently(base + urllib.parse.quote(stem + ending), held + ending, quiet, LIMIT)
@@ -639,7 +639,7 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
             return None, "%s: no such file" % where
         put_in_place(archive, members, size, out, where, report)
         return manifest, None
-    # Beside the sources, where it outlives a run that dies: the next one goes on from there.
+    # Beside the sources: the partial file survives an interrupted run, and the next run resumes it.
     part = os.path.join(paths.sources, ".%s.part" % said["archive"]["sha256"])
     with fetch.alone(part, lambda: report("waiting for the archive, which another run fetches")):
         try:
@@ -661,7 +661,7 @@ def put_in_place(archive, members, size, out, where, report):
         check_archive(archive, members, size, where)
         unpack(archive, members, out, where, report)
     except OSError as error:
-        # What a full disk has cost, the next run goes on from.
+        # Keep the partial file of a full disk: the next run resumes it.
         if error.errno == errno.ENOSPC:
             raise
         raise StoreError(

@@ -19,7 +19,7 @@ def entries(top):
     return sorted(found)
 
 
-# What an output cannot hold: no archive of it could, and who reads a pipe waits.
+# File types that an output cannot hold: archives cannot carry them, and reading a pipe blocks.
 OTHER_KINDS = (
     (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
 )

@@ -37,7 +37,7 @@ class BundleError(Exception):
 
 
 def statement(path: Path) -> dict[str, Any]:
-    """What the bundle says of itself. Raises BundleError where it is no whole bundle."""
+    """Read the bundle's statement. Raises BundleError if the bundle is not whole."""
     again = "Make it with `make bundle` on a controller that has a network, and copy the whole file."
     try:
         with tarfile.open(path) as tar:
@@ -147,7 +147,7 @@ def is_made(path: Path, identity: dict[str, Any]) -> bool:
 
 
 def identity_of(downloaded: Path, wanted: dict[str, Any], requirements: Path) -> dict[str, Any]:
-    """What a bundle is made from."""
+    """The parts of a bundle."""
     with tarfile.open(downloaded) as tar:
         member = tar.extractfile("identity.json")
         assert member is not None

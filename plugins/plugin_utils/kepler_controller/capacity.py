@@ -1,4 +1,4 @@
-"""What a model needs of K80 dies, from its config.json and, where they are known, the shapes of its tensors.
+"""Memory that a model needs on K80 dies, from its config.json and, if known, the shapes of its tensors.
 
 The engine is vLLM 0.9.2's V0 as the port runs it: before the KV cache is allocated, a batch of dummy prompts measures
 the peak of the activations; weights, that peak and what lies outside of PyTorch are taken from
@@ -175,7 +175,7 @@ def weight_bytes(model: Model, tensors: list[Tensor], dies: int, storage: Storag
 
 
 def read_bytes(model: Model, tensors: list[Tensor], dies: int, storage: Storage) -> int:
-    """Weights of one die that a decoded token reads: of experts the chosen, of an embedding that is no head none."""
+    """Bytes of weights that one die reads for a token: chosen experts only; no embedding unless tied to the head."""
     total = 0.0
     for tensor in tensors:
         size = held_bytes(tensor, model, dies, storage)
@@ -194,7 +194,7 @@ def token_bytes(model: Model, dies: int, storage: Storage) -> int:
 
 @dataclass(frozen=True)
 class Options:
-    """What of an engine's options the memory depends on; None for vLLM's default.
+    """The engine options that decide the memory; None for vLLM's default.
 
     Attributes:
         outside: bytes outside of PyTorch, where they are known.
@@ -314,7 +314,7 @@ def outside_bytes(dies: int) -> int:
 def need(
     model: Model, tensors: list[Tensor], dies: int, max_model_len: int, options: Options, storage: Storage
 ) -> Need:
-    """What one of `dies` holds."""
+    """Memory of one of `dies` dies."""
     weights = weight_bytes(model, tensors, dies, storage)
     activations = activation_bytes(model, dies, max_model_len, options, storage)
     outside = outside_bytes(dies) if options.outside is None else options.outside
@@ -400,7 +400,7 @@ def dies_needed(
 
 
 def model_faults(model: Model, dies: int, storage: Storage) -> list[tuple[str, str]]:
-    """What the port's kernels cannot take of a model: (found, expected)."""
+    """Parts of a model that the port's kernels cannot take: (found, expected)."""
     found = []
     if model.experts and storage.act_order:
         found.append(("experts in GPTQ with act-order (desc_act)", "a checkpoint of it without act-order"))
@@ -435,7 +435,7 @@ def plan(
     """
     recorded = list(recorded)
     refused = refusals(config, recorded, tokenizer)
-    # What stands in files that are refused says nothing of a checkpoint that is served.
+    # Files that are refused say nothing about the checkpoint that would be served.
     recorded = [] if refused else recorded
     model = read(config, recorded)
     tensors = tensors_of(model, recorded)
@@ -480,7 +480,7 @@ def plan_row(
     faults = size_faults(model, dies, tensors, storage) + [found for found, _ in model_faults(model, dies, storage)]
     row: dict[str, Any] = {
         "dies": dies, "storage": name, "checkpoint": checkpoint_of(storage),
-        # This very checkpoint; else another of the same model.
+        # This checkpoint first, then others of the same model.
         "served": name in own if own else storage.bits >= 16, "faults": faults,
     }
     if faults:
@@ -516,7 +516,7 @@ def _verdict(
     model: Model, tensors: list[Tensor], context: int, options: Options, rows: list[dict[str, Any]],
     storages: dict[str, Storage],
 ) -> list[str]:
-    """What to do, in words."""
+    """Next step for the operator."""
     budget = int(options.memory * options.gpu_memory_utilization)
     served = [row for row in rows if row["served"] and row["fits"]]
     other = [row for row in rows if not row["served"] and row["fits"]]

@@ -143,7 +143,7 @@ def unknown_finding(option: str, where: str) -> dict[str, str]:
 
 
 def value_faults(option: str, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is expected of the value of an option that vLLM would take otherwise than it is meant, and the next step."""
+    """Expectation and next step for an option's value that vLLM would read differently than meant."""
     value, name = options[option], positive_name(option)
     correct = "Correct the value."
     if name != option:

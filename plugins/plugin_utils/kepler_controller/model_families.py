@@ -49,7 +49,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Quantization:
-    """What the matrices of a checkpoint are, as quantized.judge says."""
+    """The quantization of a checkpoint's matrices, as quantized.judge returns it."""
 
     method: str
     bits: int
@@ -60,7 +60,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Model:
-    """What the engine reads of a config.
+    """The values of a config that the engine reads.
 
     Attributes:
         positions: longest sequence; None where the config sets no bound.
@@ -443,7 +443,7 @@ def overridden(config: Any, overrides: dict[str, Any]) -> Any:
     """
     if not overrides or not isinstance(config, dict):
         return config
-    # First in the words that the overrides have.
+    # The overrides' keys come first.
     try:
         return {**model_config.translate(config), **overrides}
     except model_config.Refused as fault:
@@ -489,7 +489,7 @@ def rotary_elements(config: dict[str, Any], share: float, head_size: int, positi
 
 
 def served_quantization(config: dict[str, Any]) -> Quantization | None:
-    """What the port serves of quantized weights; None for others, which `refusals` names, and for unquantized ones."""
+    """Quantization that the port serves; None for unquantized weights and for those that `refusals` names."""
     try:
         found = quantized.judge(config)
     except quantized.Refused:
@@ -498,7 +498,7 @@ def served_quantization(config: dict[str, Any]) -> Quantization | None:
 
 
 def gguf_quantization(recorded: Iterable[dict[str, Any]]) -> Quantization | None:
-    """What the port makes of a GGUF file's matrices: codes of as many bits as most have; None where they have none.
+    """The port's storage of a GGUF file's matrices: codes of the most frequent number of bits; None without codes.
 
     Matrices that it keeps in more bits are counted as an unquantized model's, which is more than they take.
     """
@@ -527,7 +527,7 @@ def read(config: Any, recorded: Iterable[dict[str, Any]] = ()) -> Model:
     hidden = number(config, "hidden_size", "n_embd", "d_model")
     heads = number(config, "num_attention_heads", "n_head")
     head_size = number(config, "head_dim", default=hidden // heads)
-    # Falcon's newer kind has groups whatever multi_query says.
+    # Falcon's new architecture has groups even if multi_query is set.
     if not config.get("new_decoder_architecture") and config.get("multi_query", model_type == "falcon"):
         kv_heads = 1
     elif model_type == "falcon" and not config.get("new_decoder_architecture"):
@@ -643,7 +643,7 @@ def tensors_of(model: Model, recorded: Iterable[dict[str, Any]] = ()) -> list[Te
 def refusals(
     config: Any, recorded: Iterable[dict[str, Any]] = (), tokenizer: dict[str, Any] | None = None, trusts: bool = False
 ) -> list[tuple[str, str]]:
-    """What the engine does not know, and what the port refuses: (found, expected).
+    """Parts of a model that the engine does not know or the port refuses: (found, expected).
 
     Args:
         recorded: the tensors, where they are known.

@@ -1,4 +1,4 @@
-"""What the roles' numbers may be: zero and below only where they mean something."""
+"""Ranges of the roles' numbers: zero and below only if they have a meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What self-contained HTML reports share: style, tables, plots."""
+"""Shared parts of the self-contained HTML reports: style, tables, plots."""
 
 from __future__ import annotations
 

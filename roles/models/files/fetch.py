@@ -30,7 +30,7 @@ OTHER_FORMATS = (".gguf", ".ggml", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".
 
 
 class Fault(Exception):
-    """What is wrong, and what to do."""
+    """A fault, with the next step."""
 
 
 def write(directory: Path, name: str, content: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ class Meter:
             for path in self.cache.glob("blobs/*"):
                 try:
                     done += path.stat().st_size
-                except OSError:  # renamed at this moment
+                except OSError:  # the file was renamed meanwhile
                     pass
             write(self.directory, "progress.json", {"doing": "fetching", "done": done, "total": self.total})
 

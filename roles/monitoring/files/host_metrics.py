@@ -39,7 +39,7 @@ LIBRARY = "/usr/lib64/libcuda.so.1"
 
 
 def output_of(*command):
-    """What a program prints; OSError or subprocess.SubprocessError where it does not answer."""
+    """Output of a program. Raises OSError or subprocess.SubprocessError if it does not answer."""
     return subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True, timeout=30, check=True
     ).stdout
@@ -106,7 +106,7 @@ def qualification(stamp):
 
 
 def link_of(path):
-    """What a link names, or None where there is none."""
+    """Target of a link, or None without one."""
     return os.readlink(path) if os.path.islink(path) else None
 
 

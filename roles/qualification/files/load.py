@@ -27,7 +27,7 @@ ELEMENTS = {"cuda": 4 * 2**20, "cpu": 2**16}
 # Share of the root mean square of A (B x) that a row of (A B) x may be off: fp32 rounding is a hundred times smaller,
 # one wrong element a hundred times larger.
 TOLERANCE = 1e-4
-# The ranks give up on one another long after the watcher has.
+# Longer than the watcher's limits, so the watcher reports a hang first.
 RENDEZVOUS = datetime.timedelta(minutes=10)
 WRONG = 3  # exit status
 
@@ -148,7 +148,7 @@ def load(arguments: argparse.Namespace, device: torch.device) -> dict[str, objec
         now = time.monotonic()
         stop = now - begun >= arguments.seconds
         if total:
-            # One rank's time is over before another's: all stop at the same sum.
+            # The ranks' times end at different moments; this sum makes all stop at the same step.
             stop = total.again(stop)
         if now - said >= 1:
             said = now
@@ -184,7 +184,7 @@ def main() -> int:
         return WRONG
     leave(arguments)
     say("done", **done)
-    # Not by return: where gloo's threads outlive Python's end, the process aborts after all its results were right.
+    # Not by return: gloo's threads may abort the process while Python shuts down.
     os._exit(0)
 
 

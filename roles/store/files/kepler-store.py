@@ -10,6 +10,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
 from store import address, collect, generation, sbom, verify
+from store.disk import set_umask
 from store.errors import StoreError
 
 
@@ -61,7 +62,7 @@ def why(arguments):
             try:
                 refers = address.name_of(path) in map(address.name_of, address.manifest(other)["references"])
             except StoreError:
-                refers = True  # perhaps: its label says that it is damaged
+                refers = True  # may be damaged; its label says so
             if refers:
                 print("  output %s" % label(other))
         if path in collect.in_use(arguments.root):
@@ -141,8 +142,7 @@ def main():
     added = command("sbom", bill, "bill of materials of a generation, CycloneDX 1.5")
     added.add_argument("generation", nargs="?", type=int, help="a number; the active one where left out")
     arguments = parser.parse_args()
-    # Whatever the administrator's is: services read what is made here.
-    os.umask(0o022)
+    set_umask()
     if not os.path.isdir(os.path.join(arguments.root, "store")):
         raise StoreError("--root: found no store in %s; expected its root. Name it, or run the play." % arguments.root)
     return arguments.run(arguments) or 0

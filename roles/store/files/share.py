@@ -38,7 +38,7 @@ class Server(ThreadingMixIn, HTTPServer):
         self.places = MOST_CLIENTS
         if files != resource.RLIM_INFINITY:
             self.places = max(1, min(MOST_CLIENTS, (files - FILES_OF_ITS_OWN) // 2))
-        # Connections in the order in which they came, each with whether it has yet to say the password.
+        # Connections in order of arrival; True until the client has sent the password.
         self.clients, self.changed = OrderedDict(), threading.Condition()
         super().__init__((address, port), Handler)
 
@@ -47,7 +47,7 @@ class Server(ThreadingMixIn, HTTPServer):
             if len(self.clients) >= self.places:
                 self.let_go()
             if len(self.clients) >= self.places:
-                # All places are taken by downloads, or by who does not leave at once.
+                # All places are taken by downloads, or by connections that have not closed yet.
                 super().shutdown_request(request)
                 return
             self.clients[request] = True

@@ -148,7 +148,7 @@ def in_order(name: str, scheme: Scheme) -> Callable[..., Any]:
 
 
 def passing_over(parameter: torch.nn.Parameter, loaded: torch.Tensor, *shard: Any, **named: Any) -> bool:
-    """A loader for what nobody reads."""
+    """Ignore a weight that the port does not use."""
     return True
 
 

@@ -177,7 +177,7 @@ def unused_sockets() -> Iterator[str]:
 
 
 def word_of(held: Path) -> str:
-    """The word that lets a question through to a held server; empty where the server is not held."""
+    """Return the quarantine token, or "" if the server is not quarantined."""
     try:
         return held.read_text().strip()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What the lines of vLLM's log mean."""
+"""Parse vLLM's log: start phases, errors, progress."""
 
 from __future__ import annotations
 
