@@ -74,7 +74,7 @@ try:
 except ImportError:
     DNF_FAULT = traceback.format_exc()
 else:
-    DNF_FAULT = None
+    DNF_FAULT = ""
 
 KEY_ID = re.compile(r"Key ID ([0-9a-f]{16})", re.IGNORECASE)
 IDENTITY = "identity.json"

@@ -81,6 +81,7 @@ class KeplerMoEMethod(UnquantizedFusedMoEMethod):
     ) -> torch.Tensor:
         """[num_tokens, hidden_size] for x of that shape and router_logits [num_tokens, num_experts]."""
         if use_grouped_topk:
+            assert num_expert_group is not None and topk_group is not None
             weights, experts = moe.grouped_topk(
                 router_logits, top_k, renormalize, num_expert_group, topk_group, scoring_func, e_score_correction_bias
             )

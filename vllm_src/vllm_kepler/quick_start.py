@@ -68,5 +68,6 @@ def register() -> None:
     if not hasattr(model.inspect_model_cls, "__wrapped__"):
         model.inspect_model_cls = inspect_model_cls(model.inspect_model_cls)
     # Only who reads a command line has it.
-    if arguments := sys.modules.get("vllm.engine.arg_utils"):
+    arguments: Any = sys.modules.get("vllm.engine.arg_utils")
+    if arguments:
         arguments.get_attr_docs = get_attr_docs

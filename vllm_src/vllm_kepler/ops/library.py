@@ -10,8 +10,9 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -60,6 +61,10 @@ class KernelLibrary:
         version: of the port that it was built from.
         architectures: what it holds: machine code as sm_NN, PTX as compute_NN.
     """
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, launcher: str) -> Callable[..., Any]: ...
 
     def __init__(self, path: Path) -> None:
         advice = f"Build it (role vllm, or vllm_src/csrc/build.py) and name it by {LIBRARY}."

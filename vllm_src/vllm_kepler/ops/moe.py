@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -16,7 +16,7 @@ from .library import ACTIVATIONS, LibraryError, library, matrix, pointer, stream
 from .registry import by_device
 
 # Matrices of all experts: float32 or float16 [num_experts, n, k], or packed as one of num_experts · n rows.
-Experts = torch.Tensor | linear.Packed
+Experts: TypeAlias = torch.Tensor | linear.Packed
 
 # Memory of the rows between the two products, in bytes: more tokens are taken a part at a time.
 MAX_BYTES = 1 << 27
@@ -148,10 +148,8 @@ def experts_kernel(
     # Gate and up, their product and the output of each row: 3 · intermediate_size + hidden_size.
     row_bytes = x.element_size() * top_k * (gate_up.n + down.k + down.n)
     at_once = max(1, MAX_BYTES // row_bytes)
-    parts = [
-        _experts_of_some(*(rows[start : start + at_once] for rows in (x, weights, experts)), gate_up, down, activation)
-        for start in range(0, len(x), at_once)
-    ]
+    some = [slice(start, start + at_once) for start in range(0, len(x), at_once)]
+    parts = [_experts_of_some(x[rows], weights[rows], experts[rows], gate_up, down, activation) for rows in some]
     # The usual one part needs no copy; no part at all is an empty answer.
     return parts[0] if len(parts) == 1 else torch.cat([x[:0], *parts])
 
@@ -187,7 +185,8 @@ def stored(matrices: Experts, count: int) -> Stored:
             f"found experts of {matrices.dtype}, strides {matrices.stride()}; expected dense float32 or float16"
         )
     bits = BITS[matrices.dtype]
-    return Stored(count, *matrices.shape[1:], bits, (matrices.data_ptr(), None, None, 1.0, bits, 0))
+    _, n, k = matrices.shape
+    return Stored(count, n, k, bits, (matrices.data_ptr(), None, None, 1.0, bits, 0))
 
 
 def tile_of(matrices: Stored, num_rows: int) -> int:

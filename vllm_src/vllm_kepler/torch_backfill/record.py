@@ -80,7 +80,7 @@ def apply(backfill: Backfill) -> bool:
     """Apply one backfill. Returns whether anything was changed."""
     if backfill.how == "replace":
         present = find(backfill.name)
-        if not backfill.lacking(present):
+        if backfill.lacking is None or not backfill.lacking(present):
             return False
         put(backfill.name, backfill.make(present))
         return True
