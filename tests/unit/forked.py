@@ -1,6 +1,7 @@
 """Runs that are forks of a process which has imported what they need: of a short run, that is most of its time."""
 
 import atexit
+import gc
 import json
 import os
 import subprocess
@@ -37,6 +38,12 @@ class Forks:
         return subprocess.CompletedProcess(arguments, status, printed, None if merged else said)
 
 
+def freeze():
+    """Leave what is there out of collections: in a fork they would write to all of it, and with that copy it."""
+    gc.collect()
+    gc.freeze()
+
+
 def serve(prepare, run):
     """Call `prepare`, which imports; then `run` in a fork for each line of standard input, and answer with a line: its
     exit status.
@@ -45,6 +52,7 @@ def serve(prepare, run):
     # What is printed while importing is no answer.
     os.dup2(2, 1)
     prepare()
+    freeze()
     for line in iter(sys.stdin.readline, ""):
         child = os.fork()
         if not child:

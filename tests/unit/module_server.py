@@ -21,6 +21,8 @@ import types
 from functools import cache
 from pathlib import Path
 
+from forked import freeze
+
 ROOT = Path(__file__).resolve().parents[2]
 # In place of Python: gives what it was called with to the server, and ends as the fork does. It imports almost nothing.
 CLIENT = """\
@@ -121,6 +123,7 @@ def serve(address):
         listener.bind(address)
         listener.listen(64)
         prepare()
+        freeze()
         print(flush=True)
         children = set()
         while listener in select.select([listener, sys.stdin], [], [])[0]:
