@@ -228,6 +228,37 @@ def test_masks_that_leave_a_token_are_obeyed(server, masks):
     assert "NaN" not in text
 
 
+SAMPLES = [
+    (COMPLETIONS, {}), (COMPLETIONS, {"logprobs": 2, "stop": ["e", "s"]}), (COMPLETIONS, {"echo": True, "stop": ["e"]}),
+    (COMPLETIONS, {"guided_regex": "[a-z]{1,9}", "logprobs": 0}), (corpus.CHAT, {"stop": ["e"]}),
+    (corpus.CHAT, {"logprobs": True, "top_logprobs": 1, "ignore_eos": True}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "more"), SAMPLES)
+def test_streamed_samples_are_those_of_one_answer(server, path, more):
+    """Whichever ends first takes nothing from the others. Upstream lost a token of each, or ended with an error."""
+    body = {"n": 4, "seed": 5, "temperature": 1.5, "max_tokens": 9, **more}
+    body |= {"prompt": "The"} if path == COMPLETIONS else {"messages": [{"role": "user", "content": "The"}]}
+    status, text = server.ask(path, body)
+    assert status == 200, text
+    whole, streamed, reasons = {}, {}, []
+    for choice in json.loads(text)["choices"]:
+        whole[choice["index"]] = choice["text"] if path == COMPLETIONS else choice["message"]["content"]
+        reasons.append((choice["index"], choice["finish_reason"]))
+    status, text = server.ask(path, {**body, "stream": True})
+    events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    assert not any("error" in event for event in events), text
+    ended = []
+    for choice in (choice for event in events for choice in event["choices"]):
+        said = choice["text"] if path == COMPLETIONS else choice["delta"].get("content") or ""
+        streamed[choice["index"]] = streamed.get(choice["index"], "") + said
+        if choice["finish_reason"]:
+            ended.append((choice["index"], choice["finish_reason"]))
+    assert streamed == whole
+    assert sorted(ended) == reasons
+
+
 @with_two_ranks
 def test_handlers_share_a_tokenizer_without_a_clash(server):
     """Whether prompts are cut is a state of it, and handlers would change that from threads of their own."""

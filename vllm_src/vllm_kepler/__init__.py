@@ -30,10 +30,11 @@ def register_layers() -> None:
     from .settings import KeplerSettings
 
     if isinstance(current_platform, KeplerSettings):
-        from . import configs, moe, quick_start
+        from . import configs, moe, parallel_samples, quick_start
         from .quantization import config
 
         quick_start.register()
+        parallel_samples.register()
         configs.register()
         moe.register()
         config.register()
