@@ -260,6 +260,21 @@ def test_streamed_samples_are_those_of_one_answer(server, path, more):
 
 
 @with_two_ranks
+def test_guides_leave_nothing_in_the_engine(server):
+    """Upstream sends it a tokenizer with each, which stays: 80 KiB for this small one."""
+    (api,) = server.children()
+
+    def ask(count):
+        body = {"prompt": "The", "max_tokens": 2, "guided_regex": "[a-z]{3,9}"}
+        with ThreadPoolExecutor(8) as pool:
+            assert {status for status, _ in pool.map(lambda _: server.ask(COMPLETIONS, body), range(count))} == {200}
+        return fuzz.memory_of(fuzz.descendants(api))
+
+    before = ask(50)
+    assert ask(100) - before < 100 * (40 << 10)
+
+
+@with_two_ranks
 def test_handlers_share_a_tokenizer_without_a_clash(server):
     """Whether prompts are cut is a state of it, and handlers would change that from threads of their own."""
     text = "Permission is hereby granted " * 300
