@@ -71,6 +71,10 @@ COUNTS = [
     {"prompt": [[1]] * 65, "n": 1, "best_of": 2},
     {"stop": ["a"] * 65}, {"stop_token_ids": [1] * 257}, {"stop": "a" * 1025}, {"stop": ["a", "b" * 1025]},
     {"bad_words": ["a"] * 257},
+    {"bad_words": ["a"] * 17, "n": 128}, {"bad_words": ["a" * 1024] * 3, "n": 99},
+    {"bad_words": ["a"] * 99, "best_of": 21}, {"bad_words": ["a"] * 200, "prompt": ["a"] * 11},
+    {"logit_bias": dict.fromkeys(map(str, range(65)), 1), "n": 128},
+    {"logit_bias": dict.fromkeys(map(str, range(500)), 1), "prompt": [[1]] * 17},
     {"bad_words": ["a" * 1025]}, {"tools": [{}] * 129}, {"messages": [{}] * 1025}, {"logprobs": 21},
     {"top_logprobs": 10**9}, {"prompt_logprobs": 21}, {"logit_bias": {str(one): 0 for one in range(1025)}},
     {"use_beam_search": True, "n": 11}, {"prompt": [1] * (LENGTH + 1)}, {"prompt": [[1] * (LENGTH + 1)]},
@@ -92,6 +96,9 @@ TEXTS = [
     {"messages": [{"role": "user", "content": "a" * 10_000}, {"role": "user", "content": "a" * 10_000}]},
     {"messages": [{"role": "user", "content": [{"type": "text", "text": "a" * 20_000}]}]},
     {"messages": [], "tools": [{"function": {"description": "a" * 20_000}}]}, {"prompt": ["a" * 16_000] * 100},
+    {"text_1": "a" * 20_000, "text_2": "b"}, {"text_1": "a", "text_2": ["b", "a" * 20_000]}, {"query": "a" * 20_000},
+    {"query": "a", "documents": ["a" * 20_000]}, {"text_1": "a", "text_2": ["a" * 16_000] * 100},
+    {"query": "a", "documents": ["a" * 16_000] * 100},
     {"messages": [], "documents": [{"text": "a" * 20_000}]}, {"chat_template_kwargs": {"x": "a" * 20_000}},
 ]  # fmt: skip
 
@@ -110,6 +117,9 @@ ALLOWED = [
     {"chat_template": None, "chat_template_kwargs": {"enable_thinking": False}}, {"chat_template_kwargs": "x"},
     {"guided_json": {"enum": [str(one) for one in range(4000)]}},
     {"messages": [{"role": "user", "content": "a"}] * 1024},
+    {"logit_bias": dict.fromkeys(map(str, range(64)), 1), "n": 128},
+    {"bad_words": ["a"] * 16, "n": 128}, {"bad_words": ["a" * 1024] * 256}, {"bad_words": ["a" * 99] * 200, "n": 10},
+    {"query": "a", "documents": ["a" * 10_000] * 50}, {"text_1": "a" * 10_000, "text_2": ["a" * 10_000] * 50},
 ]  # fmt: skip
 
 

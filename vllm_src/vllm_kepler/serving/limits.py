@@ -19,13 +19,18 @@ MOST_ITEMS = 4096
 # Characters of a text for each token that the model takes, four times what English has, and characters of all prompts
 # together. One thread makes tokens of them, 200,000 a second, and the supervisor's own question waits with the others.
 CHARACTERS, MOST_CHARACTERS = 16, 1 << 20
-# Fields of a chat that become one text.
+# Fields of a chat that become one text, and those that hold texts to compare.
 SPOKEN = ("messages", "tools", "documents", "chat_template_kwargs")
+COMPARED = ("text_1", "text_2", "query", "documents")
 # Fields with a limit of their own, since each item costs something for every token.
 MOST_OF = {
     "messages": 1024, "stop": 64, "stop_token_ids": 256, "bad_words": 256, "logit_bias": 1024, "tools": 128
 }  # fmt: skip
 LONGEST_WORD = 1024
+# Items for all sequences of a request: the engine goes through them at every step, which takes these 60 ms.
+MOST_FOR_ALL = {"bad_words": 2048, "logit_bias": 8192}
+# Characters of bad words for all: it makes tokens of them anew for each, which takes these 0.5 s.
+MOST_BAD_CHARACTERS = 1 << 18
 # Lists of token ids at the top of a body.
 TOKEN_LISTS = ("tokens", "stop_token_ids", "allowed_token_ids")
 # Beyond these, float32 makes NaN or infinity of a result.
@@ -121,9 +126,11 @@ class Limits:
         if not self.length:
             return
         one = CHARACTERS * self.length
-        found = [("messages", characters([body.get(name) for name in SPOKEN]), one)]
-        for name, several in prompts.items():
-            texts = [len(prompt) for prompt in several if isinstance(prompt, str)]
+        spoken = [body.get(name) for name in SPOKEN if name != "documents" or "messages" in body]
+        found = [("messages", characters(spoken), one)]
+        for name, value in {**prompts, **{name: body.get(name) for name in COMPARED}}.items():
+            several = value if isinstance(value, list) else [value]
+            texts = [len(text) for text in several if isinstance(text, str)]
             found += [(name, max(texts, default=0), one), (name, sum(texts), max(one, MOST_CHARACTERS))]
         for name, number, most in found:
             if number > most:
@@ -177,6 +184,14 @@ class Limits:
         if found > self.sequences:
             raise Turned(400, f"The request asks for {found} sequences, which are its prompts times n or best_of; the "
                               f"server takes {self.sequences} at once.")
+        for name, most in MOST_FOR_ALL.items():
+            items = body.get(name)
+            if isinstance(items, (list, dict)) and found * len(items) > most:
+                raise Turned(400, f"{name}: found {len(items)} for each of {found} sequences; the server takes {most} "
+                                  "for all.")
+        if found * (size := characters(body.get("bad_words"))) > MOST_BAD_CHARACTERS:
+            raise Turned(400, f"bad_words: found {size} characters for each of {found} sequences; the server takes "
+                              f"{MOST_BAD_CHARACTERS} for all.")
         # For each beam upstream asks for twice as many log-probabilities as there are beams.
         if body.get("use_beam_search") and 2 * counts.get("n", 1) > self.logprobs:
             raise Turned(400, f"n: found {counts['n']}; a beam search takes {self.logprobs // 2}.")
