@@ -12,10 +12,17 @@ from typing import Any
 COMPLETIONS, CHAT, INVOCATIONS, TOKENIZE, DETOKENIZE = (
     "/v1/completions", "/v1/chat/completions", "/invocations", "/tokenize", "/detokenize"
 )
+EMBEDDINGS, POOLING, SCORE, RERANK = "/v1/embeddings", "/pooling", "/v1/score", "/v1/rerank"
 # In bodies: what must be in no log.
 SECRET = "nobody-else-may-read-this"
 # Path, body, and words of the refusal.
 Case = tuple[str, dict[str, Any], str]
+
+# What a model that generates does not have; the status of upstream's own refusal is 200.
+WITHOUT_ANSWERS: list[tuple[str, dict[str, Any]]] = [
+    (EMBEDDINGS, {"input": "a"}), (POOLING, {"input": "a"}), ("/classify", {"input": "a"}),
+    (SCORE, {"text_1": "a", "text_2": "b"}), (RERANK, {"query": "a", "documents": ["b"]}),
+]  # fmt: skip
 
 # JSON schemas that llguidance does not compile, or not within bounds.
 SCHEMAS = [
@@ -124,6 +131,7 @@ def hurting(vocabulary: int, extra: str | None = None) -> Iterator[Case]:
         ({"guided_regex": "a", "min_tokens": 3}, "no token"),
         ({"allowed_token_ids": [0], "min_tokens": 2, "logprobs": 1}, "no token"),
         ({"allowed_token_ids": [0, 65], "min_tokens": 2, "stop_token_ids": [65]}, "no token"),
+        ({"bad_words": [f"{one} {'x' * 1000}" for one in range(200)], "n": 128, "temperature": 1}, "128 sequences"),
         ({"bad_words": [""]}, "bad_words"), ({"bad_words": ["a", " "], "stream": True}, "bad_words"),
     ):  # fmt: skip
         yield COMPLETIONS, {"prompt": "a", "max_tokens": 4, **body}, said
@@ -141,3 +149,31 @@ def hurting(vocabulary: int, extra: str | None = None) -> Iterator[Case]:
     yield TOKENIZE, {"messages": [{**message, "content": [{"type": "file", "file": {}}]}]}, "file"
     for path in (CHAT, TOKENIZE):
         yield path, {"messages": [{**message, "content": "ab c " * 10**5}]}, "characters"
+    yield from ((path, body, "does not have") for path, body in WITHOUT_ANSWERS)
+
+
+def pooling(vocabulary: int) -> Iterator[Case]:
+    """Yield requests to an embedding model that name what it lacks, or ask for too much work."""
+    strange = f"the model's vocabulary has 0 to {vocabulary - 1}"
+    message = {"role": "user", "content": "x"}
+    for path in (EMBEDDINGS, POOLING, INVOCATIONS):
+        for tokens in ([vocabulary], [vocabulary, 1], [[1], [1, vocabulary]], [-1], [1 << 40]):
+            yield path, {"input": tokens}, strange
+        for body, said in (
+            ({"input": ["a"] * 10**5}, "100000 items"), ({"input": "ab c " * 10**5}, "characters"),
+            ({"input": [None]}, "input"), ({"input": {}}, "input"), ({"input": "a", "encoding_format": "x"}, ""),
+            ({"input": "a", "dimensions": 4}, "dimensions"), ({"input": "a", "priority": 5}, ""), ({"input": ""}, ""),
+            ({"input": "a", "truncate_prompt_tokens": 10**9}, "truncat"), ({"input": []}, ""), ({"input": [[]]}, ""),
+            ({"messages": [message], "chat_template": "x"}, "chat_template"),
+            ({"messages": [{**message, "role": 5}]}, ""),
+            ({"messages": [{**message, "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}]}, ""),
+        ):  # fmt: skip
+            yield path, body, said
+    for body in ({"text_1": "ab c " * 10**5, "text_2": "a"}, {"text_1": "a", "text_2": ["ab c " * 10**5]}):
+        yield SCORE, body, "characters"
+    for body in ({"query": "ab c " * 10**5, "documents": ["a"]}, {"query": "a", "documents": ["a", "ab c " * 10**5]}):
+        yield RERANK, body, "characters"
+    yield SCORE, {"text_1": ["a"] * 3, "text_2": ["b"] * 2}, ""
+    yield SCORE, {"text_1": "a", "text_2": ["b"] * 10**5}, "items"
+    for path, body in ((COMPLETIONS, {"prompt": "a"}), (CHAT, {"messages": [message]}), ("/classify", {"input": "a"})):
+        yield path, body, "does not have"

@@ -15,11 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+from jinja2 import TemplateError
+
 from .guides import Guides
 from .instance import Refused
 from .limits import Limits, Turned
 
 BACKEND = "guidance"
+# Upstream's handlers, of which each model has some, and their calls that are checked.
+HANDLERS = {
+    "tokenization": ("create_tokenize",), "chat": ("create_chat_completion",), "completion": ("create_completion",),
+    "embedding": ("create_embedding",), "pooling": ("create_pooling",), "classification": ("create_classify",),
+    "scores": ("create_score", "do_rerank"), "transcription": (), "translation": (),
+}
 
 
 async def guard(state: Any, limits: Limits) -> Limits:
@@ -39,16 +47,13 @@ async def guard(state: Any, limits: Limits) -> Limits:
     limits = limits_of(model, tokenizer, limits)
     client.generate, client.encode = (checked_queue(queue, limits) for queue in (client.generate, client.encode))
     check, tokenizing = RequestCheck(model, tokenizer, limits.vocabulary), ThreadPoolExecutor(1)
-    for handler, name in ((state.openai_serving_chat, "create_chat_completion"),
-                          (state.openai_serving_completion, "create_completion"),
-                          (state.openai_serving_tokenization, "create_tokenize")):
-        if handler is not None:
-            setattr(handler, name, checked_handler(handler, getattr(handler, name), check))
-            share_tokenizer(handler, tokenizing)
-    # The handlers of a model without answers.
-    for name in ("pooling", "embedding", "classification", "scores"):
-        if (handler := getattr(state, f"openai_serving_{name}")) is not None:
-            share_tokenizer(handler, tokenizing)
+    for name, calls in HANDLERS.items():
+        if (handler := getattr(state, f"openai_serving_{name}")) is None:
+            setattr(state, f"openai_serving_{name}", AbsentHandler(state.openai_serving_tokenization))
+            continue
+        for call in calls:
+            setattr(handler, call, checked_handler(handler, getattr(handler, call), check))
+        share_tokenizer(handler, tokenizing)
     return limits
 
 
@@ -68,6 +73,7 @@ def share_tokenizer(handler: Any, executor: ThreadPoolExecutor) -> None:
     """
     from vllm.utils import make_async
 
+    handler._tokenizer_executor = executor
     for name in ("_tokenize_prompt_input", "_tokenize_prompt_input_or_inputs"):
         setattr(handler, f"{name}_async", make_async(getattr(handler, name), executor=executor))
 
@@ -109,11 +115,24 @@ def checked_handler(handler: Any, create: Any, check: RequestCheck) -> Any:
             return refusal(handler, turned.status, str(turned))
         try:
             answer = await create(request, *arguments, **options)
-        except NotImplementedError as error:
+        except (NotImplementedError, TemplateError) as error:
             return refusal(handler, 400, str(error) or "The server does not have what the request asks for.")
         return await begun(handler, answer) if inspect.isasyncgen(answer) else answer
 
     return checked
+
+
+class AbsentHandler:
+    """Answers for a handler that the model does not have: upstream's own answer says 400 with the status 200."""
+
+    def __init__(self, other: Any) -> None:
+        self.other = other
+
+    def __getattr__(self, name: str) -> Any:
+        async def refuse(*_arguments: Any, **_options: Any) -> Any:
+            return refusal(self.other, 400, "The model does not have this API.")
+
+        return refuse
 
 
 def refusal(handler: Any, status: int, message: str) -> Any:
