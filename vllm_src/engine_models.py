@@ -7,19 +7,34 @@ Run by the Python that serves, with VLLM_KEPLER_DEVICE=cpu:
 from __future__ import annotations
 
 import argparse
+import inspect
+import json
 import sys
 import textwrap
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import transformers
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.model_executor.models import registry
 from vllm.transformers_utils.config import _CONFIG_REGISTRY
 from vllm.utils import FlexibleArgumentParser
+
+# What the planner reads of a config.
+SIZES = (
+    "hidden_size", "n_embd", "d_model", "num_attention_heads", "n_head", "head_dim", "n_head_kv", "num_kv_heads",
+    "num_key_value_heads", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "num_hidden_layers", "n_layer",
+    "num_layers", "vocab_size", "max_position_embeddings", "n_positions", "sliding_window", "use_sliding_window",
+    "num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size",
+    "shared_expert_intermediate_size", "decoder_sparse_step", "multi_query", "new_decoder_architecture", "rotary_dim",
+)
 
 HEADER = '''"""Names that vLLM {vllm} and transformers {transformers} know.
 
@@ -58,11 +73,46 @@ def options(kind: type[argparse.Action] | None = None) -> Iterable[str]:
             yield from (name[2:] for name in action.option_strings if name.startswith("--") and name[:5] != "--no-")
 
 
+def defaults(generators: set[str]) -> dict[str, dict[str, Any]]:
+    """Sizes that a config of a type need not have, since its class has them."""
+    found = {}
+    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES):
+        for kind in (kind for kind, name in mapping.items() if name in generators):
+            parameters = inspect.signature(CONFIG_MAPPING[kind].__init__).parameters
+            sizes = {name: parameters[name].default for name in SIZES if name in parameters}
+            if "vocab_size" in sizes:
+                found[kind] = {name: size for name, size in sizes.items() if type(size) in (int, bool)}
+    return found
+
+
+def parts(kinds: Iterable[str]) -> dict[str, str]:
+    """Types of configs with one for the language model in them, and its type where that does not say."""
+    found = {}
+    for kind in CONFIG_MAPPING_NAMES:
+        try:
+            whole = CONFIG_MAPPING[kind]()
+            inner = whole.get_text_config()
+        except (ValueError, AssertionError):  # no language model, or several
+            continue
+        if inner is not whole and inner.model_type in kinds:
+            found[kind] = inner.model_type
+    return found
+
+
+def mapping(values: dict[str, Any]) -> str:
+    """A mapping as Python, in lines that fit."""
+    # No line breaks between a name and its value.
+    items = [f"{json.dumps(name)}:\0" + (json.dumps(value) if isinstance(value, str) else repr(value))
+             for name, value in values.items()]
+    lines = textwrap.wrap(", ".join(items) + ",", 108)
+    return "{\n" + "".join(f"    {line}\n" for line in lines).replace("\0", " ") + "}"
+
+
 def module() -> str:
     """The text of the module."""
     made = [HEADER.format(vllm=version("vllm").partition("+")[0], transformers=transformers.__version__)]
     generators = {*registry._TEXT_GENERATION_MODELS, *registry._MULTIMODAL_MODELS, *registry._TRANSFORMERS_MODELS}
-    parts: dict[str, tuple[str, Iterable[str]]] = {
+    named: dict[str, tuple[str, Iterable[str]]] = {
         "GENERATORS": ("Architectures that generate text.", {*generators, *through_transformers()}),
         "OTHERS": ("Architectures that vLLM has for something else.", {*registry._VLLM_MODELS} - generators),
         "MODEL_TYPES": ("model_type of a config.", {*CONFIG_MAPPING_NAMES, *_CONFIG_REGISTRY}),
@@ -71,10 +121,16 @@ def module() -> str:
         "VALUES": ("Options that take a value.", options()),
         "FLAGS": ("Options that are off where they are left out.", options(argparse._StoreTrueAction)),
     }
-    for name, (about, names) in parts.items():
+    for name, (about, names) in named.items():
         text = textwrap.wrap(" ".join(sorted(set(names))), 108, break_on_hyphens=False)
         lines = "\n".join(f'    "{line}{"" if line is text[-1] else " "}"' for line in text)
         made.append(f"# {about}\n{name} = frozenset((\n{lines}\n).split())\n")
+    sizes = defaults({*generators, *through_transformers()})
+    made.append("# What a config has where it does not say, by its model_type.\nDEFAULTS = {\n")
+    for kind, said in sorted(sizes.items()):
+        made.append(textwrap.indent(f'"{kind}": {mapping(said)},\n', "    "))
+    made.append("}\n# Types of configs with one for the language model in them, and its type where it does not say.\n")
+    made.append(f"LANGUAGE_PARTS = {mapping(dict(sorted(parts(sizes).items())))}\n")
     return "".join(made)
 
 

@@ -25,6 +25,7 @@ from kepler_controller.model_families import (
     read,
     refusals,
     tensors_of,
+    uncounted,
 )
 from kepler_host import RANK_GIB, swap_gib
 from kepler_instances import INSTANCES, setting
@@ -179,6 +180,11 @@ def one_model_findings(
         found += length_findings(model, instance, where)
         if on_kepler and not found and not faults:
             found += room_findings(model, tensors_of(model, facts["tensors"]), instance, where)
+        found += [
+            finding("warning", f"{where}.model", f"a {part} and no safetensors", "weights as safetensors",
+                    "The weights of that part were not counted: leave room for them.")
+            for part in uncounted(config, facts["tensors"])
+        ]
     except UnknownModelError as error:
         return [*faults, finding(
             "warning", f"{where}.model", error.found, error.expected,
@@ -203,6 +209,8 @@ def memory_limit(facts: dict[str, Any], instance: dict[str, Any]) -> str | None:
         model = read(configured(facts, instance), facts["tensors"])
         tensors = tensors_of(model, facts["tensors"])
     except CapacityError:
+        return None
+    if uncounted(model.config, facts["tensors"]):
         return None
     ranks = setting(instance, "tensor_parallel_size")
     storage = storage_of(setting(instance, "dtype"), model.quantization)

@@ -166,3 +166,228 @@ FLAGS = frozenset((
     "enable-server-load-tracking enable-ssl-refresh expand-tools-even-if-tool-choice-none headless "
     "return-tokens-as-token-ids use-v2-block-manager"
 ).split())
+# What a config has where it does not say, by its model_type.
+DEFAULTS = {
+    "bamba": {
+        "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "vocab_size": 128000, "max_position_embeddings": 262144,
+    },
+    "bloom": {
+        "hidden_size": 64, "n_head": 8, "n_layer": 2, "vocab_size": 250880,
+    },
+    "chameleon": {
+        "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "vocab_size": 65536, "max_position_embeddings": 4096,
+    },
+    "code_llama": {
+        "hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "vocab_size": 32000, "max_position_embeddings": 2048,
+    },
+    "cohere": {
+        "hidden_size": 8192, "num_attention_heads": 64, "intermediate_size": 22528, "num_hidden_layers": 40,
+        "vocab_size": 256000, "max_position_embeddings": 8192,
+    },
+    "cohere2": {
+        "hidden_size": 8192, "num_attention_heads": 64, "intermediate_size": 22528, "num_hidden_layers": 40,
+        "vocab_size": 256000, "max_position_embeddings": 8192, "sliding_window": 4096,
+    },
+    "dbrx": {
+        "d_model": 2048, "vocab_size": 32000,
+    },
+    "deepseek_v3": {
+        "hidden_size": 7168, "num_attention_heads": 128, "num_key_value_heads": 128, "intermediate_size": 18432,
+        "num_hidden_layers": 61, "vocab_size": 129280, "max_position_embeddings": 4096, "n_routed_experts": 256,
+        "num_experts_per_tok": 8, "moe_intermediate_size": 2048,
+    },
+    "falcon": {
+        "hidden_size": 4544, "num_attention_heads": 71, "num_hidden_layers": 32, "vocab_size": 65024,
+        "max_position_embeddings": 2048, "multi_query": True, "new_decoder_architecture": False,
+    },
+    "falcon_mamba": {
+        "hidden_size": 768, "num_hidden_layers": 32, "vocab_size": 50280,
+    },
+    "fuyu": {
+        "hidden_size": 4096, "num_attention_heads": 64, "intermediate_size": 16384, "num_hidden_layers": 36,
+        "vocab_size": 262144, "max_position_embeddings": 16384,
+    },
+    "gemma": {
+        "hidden_size": 3072, "num_attention_heads": 16, "head_dim": 256, "num_key_value_heads": 16,
+        "intermediate_size": 24576, "num_hidden_layers": 28, "vocab_size": 256000, "max_position_embeddings": 8192,
+    },
+    "gemma2": {
+        "hidden_size": 2304, "num_attention_heads": 8, "head_dim": 256, "num_key_value_heads": 4,
+        "intermediate_size": 9216, "num_hidden_layers": 26, "vocab_size": 256000, "max_position_embeddings": 8192,
+        "sliding_window": 4096,
+    },
+    "gemma3_text": {
+        "hidden_size": 2304, "num_attention_heads": 8, "head_dim": 256, "num_key_value_heads": 4,
+        "intermediate_size": 9216, "num_hidden_layers": 26, "vocab_size": 262208, "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    },
+    "glm": {
+        "hidden_size": 4096, "num_attention_heads": 32, "head_dim": 128, "num_key_value_heads": 2,
+        "intermediate_size": 13696, "num_hidden_layers": 40, "vocab_size": 151552,
+        "max_position_embeddings": 131072,
+    },
+    "glm4": {
+        "hidden_size": 4096, "num_attention_heads": 32, "head_dim": 128, "num_key_value_heads": 2,
+        "intermediate_size": 13696, "num_hidden_layers": 40, "vocab_size": 151552,
+        "max_position_embeddings": 131072,
+    },
+    "gpt-sw3": {
+        "n_embd": 768, "n_head": 12, "n_layer": 12, "vocab_size": 50257, "n_positions": 1024,
+    },
+    "gpt2": {
+        "n_embd": 768, "n_head": 12, "n_layer": 12, "vocab_size": 50257, "n_positions": 1024,
+    },
+    "gpt_bigcode": {
+        "n_embd": 768, "n_head": 12, "n_layer": 12, "vocab_size": 50257, "n_positions": 1024, "multi_query": True,
+    },
+    "gpt_neox": {
+        "hidden_size": 6144, "num_attention_heads": 64, "intermediate_size": 24576, "num_hidden_layers": 44,
+        "vocab_size": 50432, "max_position_embeddings": 2048,
+    },
+    "gptj": {
+        "n_embd": 4096, "n_head": 16, "n_layer": 28, "vocab_size": 50400, "n_positions": 2048, "rotary_dim": 64,
+    },
+    "granite": {
+        "hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "vocab_size": 32000, "max_position_embeddings": 2048,
+    },
+    "granitemoe": {
+        "hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "vocab_size": 32000, "max_position_embeddings": 2048, "num_local_experts": 8, "num_experts_per_tok": 2,
+    },
+    "granitemoeshared": {
+        "hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "vocab_size": 32000, "max_position_embeddings": 2048, "num_local_experts": 8, "num_experts_per_tok": 2,
+    },
+    "helium": {
+        "hidden_size": 2560, "num_attention_heads": 20, "head_dim": 128, "num_key_value_heads": 20,
+        "intermediate_size": 7040, "num_hidden_layers": 24, "vocab_size": 48000, "max_position_embeddings": 4096,
+    },
+    "jamba": {
+        "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "vocab_size": 65536, "max_position_embeddings": 262144, "num_experts": 16,
+        "num_experts_per_tok": 2,
+    },
+    "llama": {
+        "hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "vocab_size": 32000, "max_position_embeddings": 2048,
+    },
+    "llama4_text": {
+        "hidden_size": 5120, "num_attention_heads": 40, "head_dim": 128, "num_key_value_heads": 8,
+        "intermediate_size": 8192, "num_hidden_layers": 48, "vocab_size": 202048, "max_position_embeddings": 131072,
+        "num_local_experts": 16, "num_experts_per_tok": 1,
+    },
+    "mamba": {
+        "hidden_size": 768, "num_hidden_layers": 32, "vocab_size": 50280,
+    },
+    "mamba2": {
+        "hidden_size": 4096, "head_dim": 64, "num_hidden_layers": 64, "vocab_size": 32768,
+    },
+    "mistral": {
+        "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "vocab_size": 32000, "max_position_embeddings": 131072, "sliding_window": 4096,
+    },
+    "mixtral": {
+        "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "vocab_size": 32000, "max_position_embeddings": 131072, "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+    "mpt": {
+        "d_model": 2048, "vocab_size": 50368,
+    },
+    "nemotron": {
+        "hidden_size": 6144, "num_attention_heads": 48, "intermediate_size": 24576, "num_hidden_layers": 32,
+        "vocab_size": 256000, "max_position_embeddings": 4096,
+    },
+    "olmo": {
+        "hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "vocab_size": 50304, "max_position_embeddings": 2048,
+    },
+    "olmo2": {
+        "hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "vocab_size": 50304, "max_position_embeddings": 2048,
+    },
+    "olmoe": {
+        "hidden_size": 2048, "num_attention_heads": 16, "intermediate_size": 2048, "num_hidden_layers": 16,
+        "vocab_size": 50304, "max_position_embeddings": 4096, "num_experts": 64, "num_experts_per_tok": 8,
+    },
+    "opt": {
+        "hidden_size": 768, "num_attention_heads": 12, "ffn_dim": 3072, "num_hidden_layers": 12,
+        "vocab_size": 50272, "max_position_embeddings": 2048,
+    },
+    "paligemma": {
+        "hidden_size": 2048, "vocab_size": 257152,
+    },
+    "persimmon": {
+        "hidden_size": 4096, "num_attention_heads": 64, "intermediate_size": 16384, "num_hidden_layers": 36,
+        "vocab_size": 262144, "max_position_embeddings": 16384,
+    },
+    "phi": {
+        "hidden_size": 2048, "num_attention_heads": 32, "intermediate_size": 8192, "num_hidden_layers": 24,
+        "vocab_size": 51200, "max_position_embeddings": 2048,
+    },
+    "phi3": {
+        "hidden_size": 3072, "num_attention_heads": 32, "intermediate_size": 8192, "num_hidden_layers": 32,
+        "vocab_size": 32064, "max_position_embeddings": 4096,
+    },
+    "phi4_multimodal": {
+        "hidden_size": 3072, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192,
+        "num_hidden_layers": 32, "vocab_size": 200064, "max_position_embeddings": 131072,
+    },
+    "qwen2": {
+        "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 22016,
+        "num_hidden_layers": 32, "vocab_size": 151936, "max_position_embeddings": 32768, "sliding_window": 4096,
+        "use_sliding_window": False,
+    },
+    "qwen2_5_vl": {
+        "hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8, "intermediate_size": 29568,
+        "num_hidden_layers": 80, "vocab_size": 152064, "max_position_embeddings": 32768, "sliding_window": 4096,
+        "use_sliding_window": False,
+    },
+    "qwen2_moe": {
+        "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 16, "intermediate_size": 5632,
+        "num_hidden_layers": 24, "vocab_size": 151936, "max_position_embeddings": 32768, "sliding_window": 4096,
+        "use_sliding_window": False, "num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632, "decoder_sparse_step": 1,
+    },
+    "qwen2_vl": {
+        "hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8, "intermediate_size": 29568,
+        "num_hidden_layers": 80, "vocab_size": 152064, "max_position_embeddings": 32768, "sliding_window": 4096,
+        "use_sliding_window": False,
+    },
+    "qwen3": {
+        "hidden_size": 4096, "num_attention_heads": 32, "head_dim": 128, "num_key_value_heads": 32,
+        "intermediate_size": 22016, "num_hidden_layers": 32, "vocab_size": 151936, "max_position_embeddings": 32768,
+        "sliding_window": 4096, "use_sliding_window": False,
+    },
+    "qwen3_moe": {
+        "hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 4, "intermediate_size": 6144,
+        "num_hidden_layers": 24, "vocab_size": 151936, "max_position_embeddings": 32768, "sliding_window": 4096,
+        "use_sliding_window": False, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+        "decoder_sparse_step": 1,
+    },
+    "stablelm": {
+        "hidden_size": 2560, "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 6912,
+        "num_hidden_layers": 32, "vocab_size": 50304, "max_position_embeddings": 4096,
+    },
+    "starcoder2": {
+        "hidden_size": 3072, "num_attention_heads": 24, "num_key_value_heads": 2, "intermediate_size": 12288,
+        "num_hidden_layers": 30, "vocab_size": 49152, "max_position_embeddings": 4096,
+    },
+    "zamba2": {
+        "hidden_size": 2560, "num_attention_heads": 32, "num_hidden_layers": 54, "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+    },
+}
+# Types of configs with one for the language model in them, and its type where it does not say.
+LANGUAGE_PARTS = {
+    "aya_vision": "cohere2", "blip-2": "opt", "colpali": "gemma", "fuyu": "persimmon", "gemma3": "gemma3_text",
+    "got_ocr2": "qwen2", "granitevision": "llama", "idefics2": "mistral", "idefics3": "llama",
+    "instructblip": "opt", "instructblipvideo": "opt", "llama4": "llama4_text", "llava": "llama",
+    "llava_next": "llama", "llava_next_video": "llama", "llava_onevision": "qwen2", "mistral3": "mistral",
+    "paligemma": "gemma", "qwen2_audio": "qwen2", "shieldgemma2": "gemma3_text", "smolvlm": "llama",
+    "video_llava": "llama", "vipllava": "llama",
+}

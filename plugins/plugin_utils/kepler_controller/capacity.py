@@ -26,6 +26,7 @@ from kepler_controller.model_families import (
     read,
     refusals,
     tensors_of,
+    uncounted,
 )
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -458,7 +459,8 @@ def plan(
         verdict = _verdict(model, tensors, context, options, rows, storages)
     return {
         "architecture": model.architecture, "parameters": parameters,
-        "counted": counted, "positions": model.positions, "context": context,
+        "counted": counted, "uncounted": uncounted(model.config, recorded),
+        "positions": model.positions, "context": context,
         "max_num_seqs": options.max_num_seqs, "gpu_memory_utilization": options.gpu_memory_utilization,
         "die": options.memory, "budget": int(options.memory * options.gpu_memory_utilization),
         "refused": [found for found, _ in refused], "layouts": rows, "verdict": verdict,
@@ -573,6 +575,9 @@ def table(made: dict[str, Any]) -> list[str]:
             f"{row['token'] / KIB:>8.1f} {row['longest']:>8} {row['sequences']:>5} {row['tokens_per_second']:>6.1f}  "
             f"{'; '.join(remark)}".rstrip()
         )
+    if made["uncounted"]:
+        lines.append(f"Not counted: the weights of {', '.join(made['uncounted'])}. Name a directory with the model's "
+                     "safetensors, and they are.")
     return lines + [f"Refused at start: {found}." for found in made["refused"]] + made["verdict"]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "module_utils"))
 from host import engine, gguf_file, model_config, quantized
+from host.engine_models import DEFAULTS, LANGUAGE_PARTS
 
 # vLLM 0.9.2's for a config that names no length.
 DEFAULT_POSITIONS = 2048
@@ -418,11 +419,16 @@ REFUSED = {
 }
 
 
+# Keys of the language model's own config, in the order in which vLLM looks for them, and of what else a model has.
+LANGUAGE_KEYS = ("text_config", "llm_config")
+OTHER_KEYS = ("vision_config", "audio_config", "speech_config", "visual")
+
+
 # -- Reading a config -------------------------------------------------------------------------------------------------
 
 
 def text_config(config: Any) -> dict[str, Any]:
-    """The part of config.json about the language model.
+    """The part of config.json about the language model, with what its class has where it does not say.
 
     Raises CapacityError where there is none, and for a key that the engine would not understand.
     """
@@ -432,8 +438,17 @@ def text_config(config: Any) -> dict[str, Any]:
         config = model_config.translate(config)
     except model_config.Refused as fault:
         raise CapacityError(f"{fault.found} in config.json", fault.expected) from None
-    inner = config.get("text_config")
-    return {**config, **inner} if isinstance(inner, dict) else config
+    part = next((config[key] for key in LANGUAGE_KEYS if isinstance(config.get(key), dict)), None)
+    usual = LANGUAGE_PARTS.get(str(config.get("model_type")))
+    if part is None and usual is None:
+        return config
+    part = {"model_type": usual or config.get("model_type"), **(part or {})}
+    return {**config, **DEFAULTS.get(str(part["model_type"]), {}), **part}
+
+
+def uncounted(config: dict[str, Any], recorded: Iterable[dict[str, Any]]) -> list[str]:
+    """Parts of a config whose weights are counted by the files alone, where those are not known."""
+    return [] if list(recorded) else [key for key in OTHER_KEYS if config.get(key)]
 
 
 def overridden(config: Any, overrides: dict[str, Any]) -> Any:

@@ -37,6 +37,14 @@ NEOX_20B = {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "
             "max_position_embeddings": 2048, "tie_word_embeddings": False, "rotary_pct": 0.25}
 GPTJ_6B = {"architectures": ["GPTJForCausalLM"], "model_type": "gptj", "n_embd": 4096, "n_layer": 28, "n_head": 16,
            "n_positions": 2048, "rotary_dim": 64, "vocab_size": 50400, "tie_word_embeddings": False, "n_inner": None}
+# Of the language model only what differs from its class.
+GEMMA3_4B = {
+    "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "torch_dtype": "bfloat16",
+    "text_config": {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240,
+                    "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+                    "sliding_window": 1024},
+    "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 1152, "num_hidden_layers": 27},
+}
 PARAMETERS = {
     "llama-2-7b": (LLAMA_7B, 6738415616),
     "llama-2-13b": (LLAMA_13B, 13015864320),

@@ -10,7 +10,7 @@ from kepler_controller.model_families import (
     refusals,
     tensors_of,
 )
-from known_models import FALCON_7B, GPT2, LLAMA_7B, LLAMA_8B, MIXTRAL, PARAMETERS, QWEN2_7B
+from known_models import FALCON_7B, GEMMA3_4B, GPT2, LLAMA_7B, LLAMA_8B, MIXTRAL, PARAMETERS, QWEN2_7B
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -77,6 +77,44 @@ def test_a_window_counts_where_it_is_used():
 def test_the_language_part_of_a_config_counts():
     nested = {"architectures": ["Gemma3ForConditionalGeneration"], "vision_config": {}, "text_config": LLAMA_7B}
     assert read(nested).hidden == 4096
+
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "sizes", "positions"),
+    [
+        (GEMMA3_4B, "gemma3_text", (2560, 34, 8, 4, 256, 10240, 262208), 131072),
+        # Without its own type, and without any part.
+        ({"model_type": "gemma3", "text_config": {"hidden_size": 3840, "num_attention_heads": 16, "head_dim": None}},
+         "gemma3_text", (3840, 26, 16, 4, 240, 9216, 262208), 131072),
+        ({"model_type": "paligemma", "vision_config": {}}, "gemma", (3072, 28, 16, 16, 256, 24576, 256000), 8192),
+        # Llava 1.5: sizes of the outer config are not the language model's.
+        ({"model_type": "llava", "hidden_size": 1024,
+          "text_config": {"model_type": "llama", "max_position_embeddings": 4096, "vocab_size": 32064}},
+         "llama", (4096, 32, 32, 32, 128, 11008, 32064), 4096),
+        ({"model_type": "llava_next", "text_config": {"model_type": "mistral", "vocab_size": 32064}},
+         "mistral", (4096, 32, 32, 8, 128, 14336, 32064), 131072),
+        ({"model_type": "internvl_chat", "llm_config": {"model_type": "qwen2", "hidden_size": 896,
+                                                        "num_attention_heads": 14, "num_key_value_heads": 2}},
+         "qwen2", (896, 32, 14, 2, 64, 22016, 151936), 32768),
+        ({"model_type": "any", "llm_config": {key: LLAMA_7B[key] for key in (*SIZES, "vocab_size")}},
+         "any", (4096, 32, 32, 32, 128, 11008, 32000), None),
+    ],
+)
+def test_what_a_part_leaves_out_is_what_its_class_has(config, kind, sizes, positions):
+    model = read(config)
+    assert model.model_type == kind
+    assert (model.hidden, model.layers, model.heads, model.kv_heads, model.head_size, model.intermediate,
+            model.vocabulary) == sizes
+    assert model.positions == positions
+
+
+@pytest.mark.parametrize("part", [{"hidden_size": 64}, {"model_type": "novelty", "hidden_size": 64}])
+def test_a_part_of_an_unknown_class_needs_its_sizes(part):
+    with pytest.raises(UnknownModelError, match="num_attention_heads"):
+        read({"model_type": "any", "text_config": part})
 
 
 @pytest.mark.parametrize(

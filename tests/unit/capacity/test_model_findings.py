@@ -36,6 +36,15 @@ def test_what_fits_has_no_findings(config, keys):
     assert judge(config, **keys) == []
 
 
+def test_parts_without_safetensors_are_a_warning():
+    config = {**LLAMA_7B, "vision_config": {"hidden_size": 1152}, "architectures": ["LlavaForConditionalGeneration"]}
+    (found,) = judge(config)
+    assert found["severity"] == "warning"
+    assert "vision_config" in found["found"]
+    assert judge(config, tensors=RECORDED) == []
+    assert [item["severity"] for item in judge({**config, "audio_config": {"a": 1}})] == ["warning"] * 2
+
+
 def test_a_model_that_was_not_read_is_not_judged():
     assert model_findings({}, [{"model": "Qwen/Qwen3-1.7B"}]) == []
 
@@ -58,6 +67,9 @@ RECORDED = [{"name": "a.weight", "dtype": "F16", "shape": [1024, 1024], "count":
         # 4 for the server, four ranks of 2 and of 4 pinned, 26 GiB of float32.
         (LLAMA_7B, [], {}, 4 + 4 * 6 + 4 * 26), (LLAMA_7B, RECORDED, {}, 4 + 4 * 6 + 5),
         (LLAMA_7B, RECORDED, {"dtype": "half"}, 4 + 4 * 6 + 3),
+        # Nobody knows how much what it sees with takes.
+        ({**LLAMA_7B, "vision_config": {"a": 1}}, [], {}, None),
+        ({**LLAMA_7B, "vision_config": {"a": 1}}, RECORDED, {}, 4 + 4 * 6 + 5),
         (LLAMA_7B, RECORDED, {"tensor_parallel_size": 1, "dies": [0]}, 4 + 6 + 5),
         (LLAMA_7B, RECORDED, {"extra_args": {"swap-space": 0.5}}, 4 + 4 * 2.5 + 5),
         (LLAMA_7B, [], {"extra_args": {"hf-overrides": '{"num_hidden_layers": 16}'}}, 4 + 4 * 6 + 4 * 13.5),

@@ -10,7 +10,18 @@ from kepler_capacity import capacity_plan, capacity_table
 from kepler_controller import capacity
 from kepler_controller.capacity import GIB, MIB, STORAGES, Options, need
 from kepler_controller.model_families import Quantization, quantized, read, tensors_of
-from known_models import FALCON_7B, GPT2, LLAMA_7B, LLAMA_8B, LLAMA_13B, MIXTRAL, PARAMETERS, QWEN2_0_5B, QWEN2_7B
+from known_models import (
+    FALCON_7B,
+    GEMMA3_4B,
+    GPT2,
+    LLAMA_7B,
+    LLAMA_8B,
+    LLAMA_13B,
+    MIXTRAL,
+    PARAMETERS,
+    QWEN2_0_5B,
+    QWEN2_7B,
+)
 
 WHOLE_ROW = quantized.WHOLE
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
@@ -368,6 +379,20 @@ def test_a_mixture_is_planned_in_every_storage():
     ordered = {**GPTQ, "desc_act": True}
     said = " ".join(capacity_plan(facts({**small, "quantization_config": ordered}))["verdict"])
     assert "experts in GPTQ with act-order (desc_act) cannot be split or served" in said
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [(GEMMA3_4B, "vision_config"), ({**LLAMA_7B, "audio_config": {"a": 1}, "vision_config": {"b": 2}},
+                                    "vision_config, audio_config")],
+)
+def test_what_config_json_alone_does_not_count_is_named(config, named):
+    """The language model of Gemma 3 4B has 3.88 billion parameters on its card."""
+    made = capacity_plan(facts(config))
+    assert f"Not counted: the weights of {named}." in "".join(capacity_table(made))
+    assert made["parameters"] == {"gemma3": 3880263168}.get(config["model_type"], 6738415616)
+    recorded = [{"name": "a.weight", "shape": [8, 8], "count": 1, "dtype": "F16"}]
+    assert capacity_plan({**facts(config), "tensors": recorded})["uncounted"] == []
 
 
 def test_heads_that_cannot_be_split_are_named_in_the_table():
