@@ -26,7 +26,7 @@ from corpus import COMPLETIONS
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.append(str(TESTS / "unit" / "serving"))
-from supervised import KEY, Unit  # noqa: E402
+from supervised import KEY, Unit, wait_for  # noqa: E402
 
 MODEL = TESTS / "models" / "licence-llama"
 VOCABULARY = 512
@@ -44,13 +44,13 @@ AT_ONCE = 10
 class Server(Unit):
     """One unit whose server is vLLM."""
 
-    def __init__(self, directory, ranks):
+    def __init__(self, directory, ranks, **options):
         self.ranks = ranks
         model = shutil.copytree(MODEL, directory / "model")
         said = json.loads((model / "tokenizer.json").read_text())
         said["added_tokens"].append({**said["added_tokens"][0], "id": VOCABULARY, "content": EXTRA})
         (model / "tokenizer.json").write_text(json.dumps(said))
-        super().__init__(directory, **OPTIONS, **{"model": model, "tensor-parallel-size": ranks})
+        super().__init__(directory, **OPTIONS, **{"model": model, "tensor-parallel-size": ranks}, **options)
 
     def start(self):
         self.run("-m", "vllm_kepler.serving", "main", self.directory / "main.yaml", 7, VLLM_USE_V1=0,
@@ -291,7 +291,7 @@ def test_handlers_share_a_tokenizer_without_a_clash(server):
 def test_requests_that_no_client_means(server):
     """Made from the API's own description; tests/fuzz.sh sends many more."""
     api = json.loads(server.ask("/openapi.json")[1])
-    made = fuzz.requests(api, VOCABULARY, 100, seed=server.ranks)
+    made = fuzz.rounds(api, "generate", VOCABULARY, 100, seed=server.ranks)
     report = fuzz.run(server.port, KEY, server.process.pid, VOCABULARY, made)
     assert report.faults == []
     assert report.slowest < AT_ONCE
@@ -307,14 +307,8 @@ def test_what_a_client_abandoned_costs_nothing(server):
             said = b"{" + stream + body[1:]
             head = f"Authorization: Bearer {KEY}\r\nContent-Type: application/json\r\nContent-Length: {len(said)}"
             connection.sendall(f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode() + said)
-            end = time.monotonic() + AT_ONCE
-            while not server.running() and time.monotonic() < end:
-                time.sleep(0.05)
-            assert server.running()
-        end = time.monotonic() + AT_ONCE
-        while server.running() and time.monotonic() < end:
-            time.sleep(0.1)
-        assert not server.running()
+            wait_for(server.running, AT_ONCE)
+        wait_for(lambda: not server.running(), AT_ONCE)
 
 
 @with_two_ranks
