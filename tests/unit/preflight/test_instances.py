@@ -1,15 +1,18 @@
 """What the inventory says about servers."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from kepler_controller import engine_options
+from kepler_controller.capacity import UTILIZATION
 from kepler_controller.engine_options import BOOLEANS, NEUTRAL, OPTIONS, OWN, REFUSED, positive_name
-from kepler_instances import KEYS, instances_with_defaults, inventory_findings
+from kepler_instances import KEYS, REQUIRED, instances_with_defaults, inventory_findings
 from kepler_preflight import findings_errors, findings_report, worst_first
 
 WHERE = "vllm_service_instances[0]"
+ROLE = Path(__file__).resolve().parents[3] / "roles" / "vllm_service"
 
 
 NULL = object()
@@ -57,9 +60,23 @@ def test_a_valid_instance_has_no_findings(instance):
 
 
 def test_defaults_are_those_of_the_servers():
-    role = Path(__file__).resolve().parents[3] / "roles" / "vllm_service" / "defaults" / "main.yml"
-    defaults = yaml.safe_load(role.read_text())["vllm_service_instance_defaults"]
+    defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())["vllm_service_instance_defaults"]
     assert {key: KEYS[key][0] for key in defaults} == defaults
+
+
+def documented():
+    """Keys of an instance in the README's table, with the value in the column of defaults, if it is one."""
+    text = (ROLE / "README.md").read_text().partition("| key of an instance |")[2]
+    rows = [row.split("|")[1:3] for row in text.partition("\n\n")[0].splitlines()[2:]]
+    return {key: re.fullmatch("`(.*)`", value.strip()) for keys, value in rows for key in re.findall("`(.+?)`", keys)}
+
+
+def test_readme_names_every_key_with_its_default():
+    assert sorted(documented()) == sorted(KEYS)
+    # vLLM's own default of the utilization is named, and not passed on.
+    written = {key: yaml.safe_load(found[1]) for key, found in documented().items() if found}
+    assert written.pop("gpu_memory_utilization") == UTILIZATION
+    assert written == {key: KEYS[key][0] for key in KEYS if KEYS[key][0] not in (None, REQUIRED)}
 
 
 def test_the_inventory_may_change_the_defaults():
