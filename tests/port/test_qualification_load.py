@@ -49,7 +49,9 @@ def test_ranks(tmp_path, mode, world):
     assert {result["event"] for result in done} == {"done"}
     if mode == "load":
         assert len({result["products"] for result in done}) == 1, "all stop at the same sum"
-        assert all(result["products"] > 0 and result["seconds"] > 1.4 for result in done), done
+        assert all(result["products"] > 0 for result in done), done
+        # The rank whose time is up first ends all; one that began later has had less.
+        assert max(result["seconds"] for result in done) >= 1.5, done
         assert all(events(text)[0] == {"event": "working", "products": 0} for text in said)
     else:
         assert done == [{"event": "done", "peer": None}] * world
