@@ -221,10 +221,15 @@ def disk_findings(host: dict, needs: list[dict[str, Any]]) -> list[dict[str, str
     return found
 
 
+def places_to_run(host: dict, container: bool) -> list[dict[str, Any]]:
+    """Places of programs that are built on the host, as facts.executability gives them; a container runs no DKMS."""
+    return host["programs"] + ([] if container else [host["dkms"]])
+
+
 def mount_findings(host: dict, container: bool) -> list[dict[str, str]]:
-    """Findings about file systems that refuse to run what is built or served there; a container runs no DKMS."""
+    """Findings about file systems that refuse to run what is built or served there."""
     mounts: dict[str, list[str]] = {}
-    for place in host["programs"] + ([] if container else [host["dkms"]]):
+    for place in places_to_run(host, container):
         if place["noexec"]:
             mounts.setdefault(place["mount"], []).append(place["path"])
     return [
@@ -243,7 +248,7 @@ def fapolicyd_findings(host: dict, container: bool) -> list[dict[str, str]]:
     opened = host.get("fapolicyd")
     if opened is None:
         return []
-    places = [place["path"] for place in host["programs"] + ([] if container else [host["dkms"]])]
+    places = [place["path"] for place in places_to_run(host, container)]
     closed = [path for path in places if not any(f"{path}/".startswith(f"{top.rstrip('/')}/") for top in opened)]
     rules = " ".join(f"'allow perm=any all : dir={path.rstrip('/')}/'" for path in closed)
     return [finding(
