@@ -17,6 +17,7 @@ os.environ["VLLM_NO_USAGE_STATS"] = "1"
 import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "unit"))
+from forked import freeze
 from serve_once import IMPORTED
 from tiny_models import CONTEXT, NEW_TOKENS, TinyModel, seed, tiny  # noqa: F401
 
@@ -26,8 +27,7 @@ def import_engine() -> None:
     """Import what engines share, and leave it out of collections: the four that end an engine took most of a test."""
     for module in IMPORTED:
         importlib.import_module(module)
-    gc.collect()
-    gc.freeze()
+    freeze()
 
 
 @pytest.fixture
