@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -179,9 +180,12 @@ def main() -> None:
     parser.add_argument("--storages", default=",".join(STORAGES), help="some of %(default)s")
     options = parser.parse_args()
     import torch
-    from machine import decoding, end_with_ranks
+    from machine import decoding
 
     if options.measure:
+        sys.path.append(str(Path(__file__).resolve().parents[1] / "port"))
+        from serve_once import end_with_ranks
+
         end_with_ranks(lambda: measure(options.measure, options.ranks))
     storages = options.storages.split(",")
     if unknown := set(storages) - set(STORAGES):

@@ -2,14 +2,11 @@
 
 import datetime
 import json
-import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable
-from typing import NoReturn
 
 import torch
 from vllm_kepler.ops.library import library
@@ -48,24 +45,6 @@ def decoding(program: str, directory: str, graphs: str, mark: str, *options: str
     if not lines:
         sys.exit(done.stdout[-6000:])
     return json.loads(lines[-1][len(mark):]), done.stdout
-
-
-def end_with_ranks(run: Callable[[], None]) -> NoReturn:
-    """Call `run`, and end this process and the ranks of its engine.
-
-    Upstream's executor hangs where it ends together with the interpreter: a thread starts no more then.
-    """
-    status = 0
-    try:
-        run()
-    except Exception:
-        traceback.print_exc()
-        status = 1
-    for rank in multiprocessing.active_children():
-        rank.terminate()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def seconds(run: Callable[[], object], repeats: int = 20) -> float:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import NoReturn
 
     from forked import Forks
     from tiny_models import TinyModel
@@ -144,20 +145,27 @@ def answer(request: dict[str, Any]) -> None:
     }), flush=True)
 
 
-def run(request: dict[str, Any]) -> None:
-    """Answer, and end the process."""
+def end_with_ranks(run: Callable[[], None]) -> NoReturn:
+    """Call `run`, and end this process and the ranks of its engine.
+
+    Upstream's executor hangs where it ends together with the interpreter: a thread starts no more then.
+    """
     status = 0
     try:
-        answer(request)
+        run()
     except Exception:
         traceback.print_exc()
         status = 1
-    # Upstream's executor hangs where it ends together with the interpreter: a thread starts no more then.
     for rank in multiprocessing.active_children():
         rank.terminate()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def run(request: dict[str, Any]) -> None:
+    """Answer, and end the process."""
+    end_with_ranks(lambda: answer(request))
 
 
 # In the ranks too, which begin with this module.
