@@ -112,8 +112,9 @@ def module() -> str:
     """The text of the module."""
     made = [HEADER.format(vllm=version("vllm").partition("+")[0], transformers=transformers.__version__)]
     generators = {*registry._TEXT_GENERATION_MODELS, *registry._MULTIMODAL_MODELS, *registry._TRANSFORMERS_MODELS}
+    served = {*generators, *through_transformers()}
     named: dict[str, tuple[str, Iterable[str]]] = {
-        "GENERATORS": ("Architectures that generate text.", {*generators, *through_transformers()}),
+        "GENERATORS": ("Architectures that generate text.", served),
         "OTHERS": ("Architectures that vLLM has for something else.", {*registry._VLLM_MODELS} - generators),
         "MODEL_TYPES": ("model_type of a config.", {*CONFIG_MAPPING_NAMES, *_CONFIG_REGISTRY}),
         "TOKENIZERS": ("tokenizer_class of a tokenizer_config.", tokenizers()),
@@ -125,7 +126,7 @@ def module() -> str:
         text = textwrap.wrap(" ".join(sorted(set(names))), 108, break_on_hyphens=False)
         lines = "\n".join(f'    "{line}{"" if line is text[-1] else " "}"' for line in text)
         made.append(f"# {about}\n{name} = frozenset((\n{lines}\n).split())\n")
-    sizes = defaults({*generators, *through_transformers()})
+    sizes = defaults(served)
     made.append("# What a config has where it does not say, by its model_type.\nDEFAULTS = {\n")
     for kind, said in sorted(sizes.items()):
         made.append(textwrap.indent(f'"{kind}": {mapping(said)},\n', "    "))

@@ -9,6 +9,7 @@ import yaml
 from conftest import BUNDLE, PROJECT
 from standin import repos
 
+RPMS = yaml.safe_load((PROJECT / "files" / "lock" / "rpms.yml").read_text())["rpms"]
 UNPACKED = "/var/lib/kepler/bundle/*/kepler-bundle"
 
 
@@ -36,16 +37,15 @@ def test_that_nobody_qualified_it_is_recorded(k80):
 
 
 def test_every_locked_package_came_from_the_bundle(k80):
-    rpms = yaml.safe_load((PROJECT / "files" / "lock" / "rpms.yml").read_text())["rpms"]
     installed = set(k80.check_output("rpm -qa --qf '%{NAME}-%{EPOCHNUM}:%{VERSION}-%{RELEASE}.%{ARCH}\n'").split("\n"))
     # The libraries for CPython from source are for the hosts that build it.
-    exact = [rpm for rpm in rpms if "version" in rpm]
+    exact = [rpm for rpm in RPMS if "version" in rpm]
     wanted = {
         f"{rpm['name']}-{rpm['epoch']}:{rpm['version']}-{rpm['release']}.{rpm['arch']}"
         for rpm in exact if rpm["role"] != "python310"
     }
     assert wanted <= installed, wanted - installed
-    names = {rpm["name"] for rpm in rpms if rpm["role"] != "python310" and not rpm.get("optional")}
+    names = {rpm["name"] for rpm in RPMS if rpm["role"] != "python310" and not rpm.get("optional")}
     assert names <= {name.rsplit("-", 2)[0] for name in installed}
     held = k80.check_output(f"ls {UNPACKED}/rpms/Packages").split()
     assert {f"{rpm['name']}-{rpm['version']}-{rpm['release']}.{rpm['arch']}.rpm" for rpm in exact} <= set(held)
@@ -58,12 +58,11 @@ def test_every_locked_package_came_from_the_bundle(k80):
 
 def test_the_bundle_alone_has_all_that_each_locked_package_needs(k80):
     """dnf's solver over the bundle alone, for an empty root; without one library it finds what is missing."""
-    entries = yaml.safe_load((PROJECT / "files" / "lock" / "rpms.yml").read_text())["rpms"]
     solve = (
         "dnf --assumeno --nogpgcheck --installroot=/var/tmp/empty --disablerepo='*' --enablerepo=kepler-offline "
         "--setopt=kepler-offline.module_hotfixes=1 {} install {} 2>&1; rm -rf /var/tmp/empty"
     )
-    names = sorted({entry["name"] for entry in entries})
+    names = sorted({entry["name"] for entry in RPMS})
     printed = k80.check_output(solve.format("", " ".join(names)))
     assert "Operation aborted" in printed
     chosen = {line.split()[0] for line in printed.splitlines() if line.startswith(" ")}
