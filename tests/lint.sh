@@ -14,7 +14,7 @@ step codespell codespell "${texts[@]}"
 step shellcheck shellcheck --shell=bash --exclude=SC2031,SC2154,SC2164 "${scripts[@]}"
 step ansible-lint ansible-lint --offline -q --profile production
 mapfile -t programs < <(git ls-files 'roles/*/files/*.py')
-step mypy mypy --no-error-summary plugins molecule/shared/standin files/lock vllm_src "${programs[@]}" \
+step mypy mypy --no-error-summary collections/ansible_collections/kepler/vllm/plugins molecule/shared/standin files/lock vllm_src "${programs[@]}" \
     tests/run.py tests/mutants.py
 # What runs on managed hosts stays on EL8's Python 3.6.
 step vermin vermin --quiet --no-tips --violations --target=3.6- plugins/modules plugins/module_utils \

@@ -41,10 +41,6 @@ HEADER = '''"""Names that vLLM {vllm} and transformers {transformers} know.
 Written by vllm_src/engine_models.py: do not edit.
 """
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 '''
 
 

@@ -14,11 +14,11 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parents[1]
 UPSTREAM = PROJECT / "vllm_src" / "upstream"
-sys.path[:0] = [str(PROJECT / "plugins" / name) for name in ("module_utils", "plugin_utils")]
+sys.path.insert(0, str(PROJECT / "collections"))
 
-from kepler_controller.pip_index import pip_indexes  # noqa: E402
-from store.errors import StoreError  # noqa: E402
-from store.fetch import fetch_sources  # noqa: E402
+from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError  # noqa: E402
+from ansible_collections.kepler.vllm.plugins.module_utils.store.fetch import fetch_sources  # noqa: E402
+from ansible_collections.kepler.vllm.plugins.plugin_utils.pip_index import pip_indexes  # noqa: E402
 
 
 def main() -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-from kepler_controller import bundle
-from kepler_controller.progress import Progress
+from ansible_collections.kepler.vllm.plugins.plugin_utils import bundle
+from ansible_collections.kepler.vllm.plugins.plugin_utils.progress import Progress
 
 
 class ActionModule(ActionBase):

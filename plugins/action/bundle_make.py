@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
-from kepler_controller import bundle
-from kepler_controller.pip_index import pip_indexes
-from kepler_controller.progress import Progress
-from store.errors import StoreError
-from store.fetch import fetch_sources
+from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError
+from ansible_collections.kepler.vllm.plugins.module_utils.store.fetch import fetch_sources
+from ansible_collections.kepler.vllm.plugins.plugin_utils import bundle
+from ansible_collections.kepler.vllm.plugins.plugin_utils.pip_index import pip_indexes
+from ansible_collections.kepler.vllm.plugins.plugin_utils.progress import Progress
 
 
 class ActionModule(ActionBase):

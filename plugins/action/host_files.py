@@ -38,7 +38,7 @@ class ActionModule(ActionBase):
             for item in given["files"]
         ]
         arguments = {"directories": given["directories"], "files": files}
-        answer = self._execute_module("host_files", arguments, task_vars=variables)
+        answer = self._execute_module(module_args=arguments, task_vars=variables)
         # At -vvv Ansible prints the arguments: names of the sources are enough there.
         answer.get("invocation", {}).update(module_args=self._task.args)
         return {**result, **answer}

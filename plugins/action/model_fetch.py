@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-from kepler_controller.progress import Progress
+from ansible_collections.kepler.vllm.plugins.plugin_utils.progress import Progress
 
 
 class ActionModule(ActionBase):
@@ -19,7 +15,7 @@ class ActionModule(ActionBase):
         progress = Progress(f"{variables.get('inventory_hostname', '')}: model {self._task.args.get('name')}")
         changed, fresh = False, True
         while True:
-            answer = self._execute_module("model_fetch", dict(self._task.args, fresh=fresh), task_vars=variables)
+            answer = self._execute_module(module_args=dict(self._task.args, fresh=fresh), task_vars=variables)
             fresh = False
             if answer.get("failed") or not answer.get("running"):
                 break

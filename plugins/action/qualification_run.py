@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-from kepler_controller.progress import Progress
+from ansible_collections.kepler.vllm.plugins.plugin_utils.progress import Progress
 
 
 class ActionModule(ActionBase):
@@ -20,7 +16,7 @@ class ActionModule(ActionBase):
         changed, starts, fresh = False, 0, True
         while True:
             arguments = dict(self._task.args, detach=True, fresh=fresh)
-            answer = self._execute_module("qualification_run", arguments, task_vars=variables)
+            answer = self._execute_module(module_args=arguments, task_vars=variables)
             fresh = False
             if answer.get("failed") or not answer.get("running"):
                 break

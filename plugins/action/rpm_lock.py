@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import sys
 from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-from kepler_controller.rpm_lock import renew
+from ansible_collections.kepler.vllm.plugins.plugin_utils.rpm_lock import renew
 
 
 class ActionModule(ActionBase):

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
-from kepler_controller.pip_index import pip_indexes
-from kepler_controller.progress import Progress
-from store.fetch import sha256_of
+from ansible_collections.kepler.vllm.plugins.module_utils.store.fetch import sha256_of
+from ansible_collections.kepler.vllm.plugins.plugin_utils.pip_index import pip_indexes
+from ansible_collections.kepler.vllm.plugins.plugin_utils.progress import Progress
 
 PASSWORD = re.compile("://[^/@ ]*@")
 STARTS = 2  # a worker that dies this often will die again
@@ -36,7 +32,7 @@ class ActionModule(ActionBase):
         changed, starts, fresh = False, 0, True
         while True:
             answer = self._execute_module(
-                "store_output", dict(arguments, detach=True, fresh=fresh), task_vars=variables
+                module_args=dict(arguments, detach=True, fresh=fresh), task_vars=variables
             )
             fresh = False
             if answer.get("failed") or not answer.get("running"):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-from kepler_controller.progress import Progress
+from ansible_collections.kepler.vllm.plugins.plugin_utils.progress import Progress
 
 
 class ActionModule(ActionBase):
@@ -21,7 +17,7 @@ class ActionModule(ActionBase):
         progress = Progress(f"{variables.get('inventory_hostname', '')}: vllm@{arguments.get('name')}")
         while True:
             late = progress.seconds() > timeout
-            answer = self._execute_module("vllm_ready", dict(arguments, late=late), task_vars=variables)
+            answer = self._execute_module(module_args=dict(arguments, late=late), task_vars=variables)
             if answer.get("failed") or not answer.get("waiting"):
                 break
             progress.show(answer["progress"])

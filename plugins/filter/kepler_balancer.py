@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
-from host.addresses import is_loopback
-from host.key_file import KeyFileError, key_of
-from kepler_controller.addresses import address_of
-from kepler_controller.findings import PLAIN_PATH_FORM, finding, is_integer, is_plain_path, shown
-from kepler_instances import setting
-from kepler_variables import role_number_findings
+from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import setting
+from ansible_collections.kepler.vllm.plugins.filter.kepler_variables import role_number_findings
+from ansible_collections.kepler.vllm.plugins.module_utils.host.addresses import is_loopback
+from ansible_collections.kepler.vllm.plugins.module_utils.host.key_file import KeyFileError, key_of
+from ansible_collections.kepler.vllm.plugins.plugin_utils.addresses import address_of
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import (
+    PLAIN_PATH_FORM,
+    finding,
+    is_integer,
+    is_plain_path,
+    shown,
+)
 
 # Paths of the balancer itself.
 RESERVED = ("health", "v1")

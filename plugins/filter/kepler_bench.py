@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from html import escape
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-from kepler_controller.page import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, document, step_of, table
+from ansible_collections.kepler.vllm.plugins.plugin_utils.page import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    document,
+    step_of,
+    table,
+)
 
 # Figures, their titles and units; the first is what a comparison is made of.
 COLUMNS = (

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-from kepler_controller.findings import finding
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import finding
 
 K80 = "0x102d"
 # Other Kepler boards that driver 470 sees and that people put into servers, with their compute capability.

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from kepler_controller import capacity, engine_options
-from kepler_controller.capacity import Options, Storage, gib, need, storage_of
-from kepler_controller.findings import finding, shown
-from kepler_controller.model_families import (
+from ansible_collections.kepler.vllm.plugins.filter.kepler_host import RANK_GIB, swap_gib
+from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, setting
+from ansible_collections.kepler.vllm.plugins.plugin_utils import capacity, engine_options
+from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import Options, Storage, gib, need, storage_of
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import finding, shown
+from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import (
     DEFAULT_POSITIONS,
     CapacityError,
     Model,
@@ -27,8 +24,6 @@ from kepler_controller.model_families import (
     tensors_of,
     uncounted,
 )
-from kepler_host import RANK_GIB, swap_gib
-from kepler_instances import INSTANCES, setting
 
 # The answer of the module model_facts for a directory without weights.
 NO_WEIGHTS = "no weights"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
-from host import rpms
-from kepler_controller.findings import finding, shown
+from ansible_collections.kepler.vllm.plugins.module_utils.host import rpms
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import finding, shown
 
 # Packages of the same driver from elsewhere, by the start of their names.
 FOREIGN_DRIVERS = {

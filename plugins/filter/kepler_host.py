@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from kepler_boards import (
+from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import (
     bar_findings,
     board_findings,
     history_findings,
@@ -19,9 +15,9 @@ from kepler_boards import (
     link_findings,
     unlisted_findings,
 )
-from kepler_controller.findings import finding, is_plain_path, shown
-from kepler_driver import driver_findings
-from kepler_instances import INSTANCES, setting
+from ansible_collections.kepler.vllm.plugins.filter.kepler_driver import driver_findings
+from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, setting
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import finding, is_plain_path, shown
 
 EL8 = ("rocky", "rhel", "almalinux", "centos", "ol")
 # Options of vLLM that name files.
@@ -269,7 +265,7 @@ def host_findings(
     jobs: int,
     container: bool,
     user: str = "vllm",
-    **driver: str,
+    **driver: Any,
 ) -> list[dict[str, str]]:
     """All findings about a host; `host` is what the module kepler_host_facts returned.
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
-from host.addresses import is_loopback
-from kepler_controller import engine_options
-from kepler_controller.addresses import is_listening_address
-from kepler_controller.capacity import DTYPES, UTILIZATION
-from kepler_controller.findings import PLAIN_PATH_FORM, finding, is_integer, is_plain_path, shown
+from ansible_collections.kepler.vllm.plugins.module_utils.host.addresses import is_loopback
+from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
+from ansible_collections.kepler.vllm.plugins.plugin_utils.addresses import is_listening_address
+from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import DTYPES, UTILIZATION
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import (
+    PLAIN_PATH_FORM,
+    finding,
+    is_integer,
+    is_plain_path,
+    shown,
+)
 
 INSTANCES = "vllm_service_instances"
 

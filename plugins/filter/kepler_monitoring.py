@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
-from host.addresses import is_loopback
-from kepler_balancer import balancer_pools
-from kepler_controller.addresses import address_of
-from kepler_controller.findings import PLAIN_PATH_FORM, finding, is_plain_path, shown
-from kepler_variables import role_number_findings
+from ansible_collections.kepler.vllm.plugins.filter.kepler_balancer import balancer_pools
+from ansible_collections.kepler.vllm.plugins.filter.kepler_variables import role_number_findings
+from ansible_collections.kepler.vllm.plugins.module_utils.host.addresses import is_loopback
+from ansible_collections.kepler.vllm.plugins.plugin_utils.addresses import address_of
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import PLAIN_PATH_FORM, finding, is_plain_path, shown
 
 
 def error(name: str, found: str, expected: str, next_step: str) -> dict[str, str]:

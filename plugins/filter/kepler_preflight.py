@@ -1,13 +1,10 @@
-"""Filters that report findings; see plugin_utils/kepler_controller/findings.py for what a finding is."""
+"""Filters that report findings; see plugin_utils/findings.py for what a finding is."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-from kepler_controller.findings import SEVERITIES
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import SEVERITIES
 
 
 def worst_first(findings: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable
 from html import escape
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-from kepler_controller.page import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, document, step_of, table
+from ansible_collections.kepler.vllm.plugins.plugin_utils.page import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    document,
+    step_of,
+    table,
+)
 
 # Plots: what of a reading, its title and its unit.
 PLOTS = (

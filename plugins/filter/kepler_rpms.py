@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Collection, Iterable
-from pathlib import Path
 
 from ansible.errors import AnsibleFilterError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
-from host import dnf_settings, rpms
+from ansible_collections.kepler.vllm.plugins.module_utils.host import dnf_settings, rpms
 
 NEVRA = re.compile(r"(?P<name>.+)-(?P<epoch>\d+):(?P<version>[^-]+)-(?P<release>[^-]+)\.(?P<arch>[^.]+)")
 # What a kernel that is installed needs for the driver; the other packages of its unit come with one that is not.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,14 @@ from typing import Any
 import yaml
 from ansible import context
 from ansible.parsing.splitter import parse_kv
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-from kepler_controller.findings import PLAIN_PATH_FORM, finding, is_integer, is_plain_path, shown
-from kepler_controller.numbers import RANGES, as_integer, number_findings
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import (
+    PLAIN_PATH_FORM,
+    finding,
+    is_integer,
+    is_plain_path,
+    shown,
+)
+from ansible_collections.kepler.vllm.plugins.plugin_utils.numbers import RANGES, as_integer, number_findings
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 TRUTH = {"true", "yes", "on", "false", "no", "off"}

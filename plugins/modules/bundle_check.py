@@ -4,6 +4,8 @@
 DOCUMENTATION = r"""
 module: bundle_check
 short_description: Refuse an offline bundle that is not what it must be
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Reads the bundle on the controller and compares it with the checkout and the inventory. Unpacks nothing.
 options:
@@ -28,11 +30,14 @@ attributes:
     support: full
   diff_mode:
     support: none
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Check the bundle
-  bundle_check:
+  kepler.vllm.bundle_check:
     path: /media/usb/kepler-bundle.tar
     lock_hash: "{{ kepler_lock | to_json(sort_keys=true) | hash('sha256') }}"
     providers: {pytorch_provider: wheel, python310_provider: source}

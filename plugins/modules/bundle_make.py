@@ -4,6 +4,8 @@
 DOCUMENTATION = r"""
 module: bundle_make
 short_description: Make the offline bundle on the controller
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Fetches the sources, makes a package repository of what M(rpm_download) wrote, downloads the wheels of the
     controller's tools, and packs all of it into one tar that ends with what it holds.
@@ -48,11 +50,14 @@ attributes:
     support: full
   diff_mode:
     support: none
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Create the bundle
-  bundle_make:
+  kepler.vllm.bundle_make:
     dest: build/kepler-bundle.tar
     rpms: build/rpms.tar
     sources: "{{ kepler_lock | bundle_sources(providers) }}"

@@ -1,21 +1,11 @@
 #!/usr/bin/python
 """Ask dnf which of the locked packages it would install, without changing anything."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
-import glob
-import os
-import shutil
-import tempfile
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.host import dnf_settings, facts, rpms
-
 DOCUMENTATION = r"""
 module: dnf_facts
 short_description: What dnf offers of the locked packages, and what in its settings stands in the way
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Queries the host's repositories for the locked packages, past excludes, version locks and module streams, and reads
     these settings. Then it has dnf resolve the installation with the settings as they are, and abort.
@@ -64,11 +54,14 @@ attributes:
     support: full
   diff_mode:
     support: none
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Ask the repositories for the locked packages
-  dnf_facts:
+  kepler.vllm.dnf_facts:
     rpms: "{{ kepler_lock.rpms }}"
     repositories: [{id: epel, description: EPEL 8, baseurl: "{{ repos_epel_baseurl }}"}]
     streams: ["nvidia-driver:470-dkms"]
@@ -87,6 +80,14 @@ dnf:
   type: dict
   returned: success
 """
+
+import glob
+import os
+import shutil
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.kepler.vllm.plugins.module_utils.host import dnf_settings, facts, rpms
 
 DNF_CONF = "/etc/dnf/dnf.conf"
 # These are the directories that dnf reads unless dnf.conf names others.

@@ -1,19 +1,11 @@
 #!/usr/bin/python
 """Lay several of root's directories and files down in one go."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
-import os
-import tempfile
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.store.disk import set_umask
-
 DOCUMENTATION = r"""
 module: host_files
 short_description: Lay directories and files of root down in one go
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - What C(ansible.builtin.file), C(copy) and C(template) do one path at a time, for all paths of a task at once. A
     second run over a dozen unchanged files starts one program on the host, where those modules start two for each.
@@ -55,11 +47,14 @@ attributes:
     support: full
   diff_mode:
     support: full
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Lay a program and its unit down
-  host_files:
+  kepler.vllm.host_files:
     directories: [/usr/local/libexec/kepler-example]
     files:
       - {src: example.py, dest: /usr/local/libexec/kepler-example/example.py, mode: "0755"}
@@ -73,6 +68,12 @@ paths:
   elements: str
   returned: success
 """
+
+import os
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.kepler.vllm.plugins.module_utils.store.disk import set_umask
 
 
 def read(path):

@@ -1,21 +1,11 @@
 #!/usr/bin/python
 """Read what the roles decide on: release, boards, drivers, ports, paths, disk. Changes nothing."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
-import glob
-import os
-import platform
-import stat
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.host import access, facts, facts_health, facts_pci, nvidia_smi
-
 DOCUMENTATION = r"""
 module: kepler_host_facts
 short_description: What an EL8 host with Kepler boards says about itself
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Reads the release, the NVIDIA functions on the PCI bus, loaded drivers, enabled module streams, listening
     ports with the unit that holds them, paths and free disk space.
@@ -70,11 +60,14 @@ attributes:
     support: full
   diff_mode:
     support: none
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Read the host
-  kepler_host_facts:
+  kepler.vllm.kepler_host_facts:
     ports: [8000]
     disks: [/opt/kepler]
   register: host
@@ -101,6 +94,14 @@ host:
   type: dict
   returned: success
 """
+
+import glob
+import os
+import platform
+import stat
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.kepler.vllm.plugins.module_utils.host import access, facts, facts_health, facts_pci, nvidia_smi
 
 EFI_SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 DKMS_SETTINGS = "/etc/dkms/framework.conf"

@@ -1,16 +1,11 @@
 #!/usr/bin/python
 """Say what is wrong with files that hold the keys of servers. Changes nothing."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.host.key_file import EXPECTED, KeyFileError, check_key_file
-
 DOCUMENTATION = r"""
 module: key_file_facts
 short_description: What is wrong with files that hold the keys of servers
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Reads each file as systemd reads an environment file and says why a server would get no key from it, or who else
     could read it. The key itself, and what else a file holds, stays on the host.
@@ -26,11 +21,14 @@ attributes:
     support: full
   diff_mode:
     support: none
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Read the key files
-  key_file_facts:
+  kepler.vllm.key_file_facts:
     paths: [/etc/kepler/keys/servers.env]
   register: keys
 """
@@ -41,6 +39,9 @@ files:
   type: dict
   returned: success
 """
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.kepler.vllm.plugins.module_utils.host.key_file import EXPECTED, KeyFileError, check_key_file
 
 
 def fault_of(path):

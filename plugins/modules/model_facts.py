@@ -1,16 +1,11 @@
 #!/usr/bin/python
 """Read what a model's directory says of the model: config.json and the headers of its weights. Changes nothing."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.host import model_files
-
 DOCUMENTATION = r"""
 module: model_facts
 short_description: The config and the sizes of models in directories
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Reads config.json, the index of the weights and the headers of the safetensors files, never the weights themselves.
   - Reads only. It judges whether the files are whole; what a model needs, the filter P(model_findings#filter) says.
@@ -30,11 +25,14 @@ attributes:
     support: full
   diff_mode:
     support: none
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Read the models
-  model_facts:
+  kepler.vllm.model_facts:
     models: [/srv/models/demo, owner/name@main]
     hub: /var/lib/vllm/huggingface/hub
   register: models
@@ -53,6 +51,9 @@ models:
   type: dict
   returned: success
 """
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.kepler.vllm.plugins.module_utils.host import model_files
 
 
 def main():

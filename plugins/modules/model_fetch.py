@@ -1,13 +1,11 @@
 #!/usr/bin/python
 """A model of the hub in the host's cache."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 DOCUMENTATION = r"""
 module: model_fetch
 short_description: Have a model of the hub in the host's cache
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Fetches a model in a transient unit of systemd, as the servers' unprivileged user, and verifies the hash of each
     file. The unit outlives a lost connection; the next run picks it up. A model whose files are there is not fetched
@@ -58,11 +56,14 @@ attributes:
     description: Says whether the model would be fetched.
   diff_mode:
     support: none
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Fetch
-  model_fetch:
+  kepler.vllm.model_fetch:
     name: Qwen/Qwen3-1.7B
     revision: 70d244cc86ccca08cf5af4e1e306ecf908b1ad5e
     fetch: /usr/local/libexec/kepler-models/fetch.py

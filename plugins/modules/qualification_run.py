@@ -1,13 +1,11 @@
 #!/usr/bin/python
 """Qualify a host for its servers: one die, the two of a board, all four."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 DOCUMENTATION = r"""
 module: qualification_run
 short_description: Qualify a host for its servers, stage by stage
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Loads one die, the two dies of one board, then four, reads temperatures, power, clocks, ECC and the kernel log each
     second, and stops at the first bad sign. Every reading is on the disk before the next step, so that a machine that
@@ -78,11 +76,14 @@ attributes:
     description: Says whether the host would be qualified and why; loads nothing.
   diff_mode:
     support: none
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Qualify
-  qualification_run:
+  kepler.vllm.qualification_run:
     load: /usr/local/libexec/kepler-qualification/load.py
     seconds: 120
 """
@@ -131,8 +132,8 @@ import platform
 import traceback
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.host import qualify, qualify_run
-from ansible.module_utils.store.disk import Lock, write_atomically
+from ansible_collections.kepler.vllm.plugins.module_utils.host import qualify, qualify_run
+from ansible_collections.kepler.vllm.plugins.module_utils.store.disk import Lock, write_atomically
 
 
 class Files(object):

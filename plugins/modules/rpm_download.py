@@ -1,13 +1,11 @@
 #!/usr/bin/python
 """Download packages with all that they need, whatever is installed."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 DOCUMENTATION = r"""
 module: rpm_download
 short_description: Download packages with all that they need, whatever is installed
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Resolves the packages with the host's repositories as if nothing were installed, downloads every package of the
     solution, verifies its signature, and writes one tar with the packages below C(Packages/), the public keys that
@@ -34,11 +32,14 @@ attributes:
     description: Resolves, and downloads nothing.
   diff_mode:
     support: none
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Download the driver and all that it needs
-  rpm_download:
+  kepler.vllm.rpm_download:
     packages: "{{ kepler_lock | locked_rpms('nvidia_driver') }}"
     streams: [nvidia-driver:470-dkms]
     dest: /var/tmp/kepler-rpms.tar
@@ -65,7 +66,7 @@ import tarfile
 import traceback
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible.module_utils.host.openpgp import fingerprints
+from ansible_collections.kepler.vllm.plugins.module_utils.host.openpgp import fingerprints
 
 try:
     import dnf

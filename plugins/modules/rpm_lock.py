@@ -4,6 +4,8 @@
 DOCUMENTATION = r"""
 module: rpm_lock
 short_description: Renew files/lock/rpms.yml by what repositories offer
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Writes the newest version on offer into each entry that names one. Driver and CUDA, which something was proven with,
     keep theirs, and so do minimums and the range of kernels.
@@ -24,11 +26,14 @@ attributes:
     support: full
   diff_mode:
     support: full
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Renew the lock
-  rpm_lock:
+  kepler.vllm.rpm_lock:
     path: "{{ playbook_dir }}/../files/lock/rpms.yml"
     offers: "{{ repos_answer.offers }}"
 """

@@ -1,20 +1,11 @@
 #!/usr/bin/python
 """Import the keys that sign packages, once their fingerprints are the expected ones."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
-import os
-import tempfile
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.host.openpgp import fingerprints
-from ansible.module_utils.urls import fetch_url
-
 DOCUMENTATION = r"""
 module: rpm_signing_keys
 short_description: Import package signing keys into the RPM database
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Imports public keys into the RPM database after it has compared every fingerprint with the expected one. Where one
     does not match, none is imported.
@@ -45,11 +36,14 @@ attributes:
     description: The keys are fetched and compared, not imported.
   diff_mode:
     support: none
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Import the key of EPEL
-  rpm_signing_keys:
+  kepler.vllm.rpm_signing_keys:
     keys:
       - key: "{{ repos_epel_gpgkey }}"
         fingerprint: "{{ repos_epel_gpgkey_fingerprint }}"
@@ -63,6 +57,13 @@ imported:
   elements: str
   returned: success
 """
+
+import os
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.urls import fetch_url
+from ansible_collections.kepler.vllm.plugins.module_utils.host.openpgp import fingerprints
 
 
 def known(module):

@@ -1,22 +1,11 @@
 #!/usr/bin/python
 """Pack a source tree so that equal content gives equal bytes."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
-import fnmatch
-import hashlib
-import os
-import shutil
-import tarfile
-import tempfile
-
-from ansible.module_utils.basic import AnsibleModule
-
 DOCUMENTATION = r"""
 module: source_archive
 short_description: Pack a source tree so that equal content gives equal bytes
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Writes an uncompressed tar of a directory with sorted names, one owner, one time and normalized
     modes, so that two checkouts of the same content have one sha256. A link to a file is packed as that file.
@@ -44,11 +33,14 @@ attributes:
     description: The archive is a cache of content that is there already, so it is written in check mode too.
   diff_mode:
     support: none
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Pack the port
-  source_archive:
+  kepler.vllm.source_archive:
     path: vllm_src
     prefix: vllm_kepler
     exclude: [upstream, __pycache__]
@@ -66,6 +58,15 @@ sha256:
   type: str
   returned: success
 """
+
+import fnmatch
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
 
 TIME = 315532800  # 1980-01-01: the earliest time that a zip, and so a wheel, can carry
 

@@ -1,13 +1,11 @@
 #!/usr/bin/python
 """Remove from the store of a host what nothing refers to."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 DOCUMENTATION = r"""
 module: store_gc
 short_description: Remove from the store of a host what nothing refers to
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Keeps the active generation, the one before it, the last O(keep), all outputs that these refer to, and those that a
     running process uses or a running build needs. An output that was made, or found to be there, since the last
@@ -42,11 +40,14 @@ attributes:
   diff_mode:
     support: full
     description: Lists what goes.
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Free the store
-  store_gc:
+  kepler.vllm.store_gc:
     keep: 2
 """
 
@@ -63,9 +64,9 @@ removed:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.store import collect
-from ansible.module_utils.store.disk import set_umask
-from ansible.module_utils.store.errors import StoreError
+from ansible_collections.kepler.vllm.plugins.module_utils.store import collect
+from ansible_collections.kepler.vllm.plugins.module_utils.store.disk import set_umask
+from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError
 
 
 def main():

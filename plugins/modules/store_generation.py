@@ -1,13 +1,11 @@
 #!/usr/bin/python
 """Make a set of outputs the active generation of a host."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 DOCUMENTATION = r"""
 module: store_generation
 short_description: Make a generation the active one of a host
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - With O(outputs), writes a new numbered generation and activates it by one rename of C(current). Does nothing where
     the active generation holds the same outputs, kernel, driver and lock already.
@@ -55,11 +53,14 @@ attributes:
   diff_mode:
     support: full
     description: Shows the outputs of both generations.
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Activate
-  store_generation:
+  kepler.vllm.store_generation:
     outputs: "{{ store_outputs }}"
     kernel: "{{ ansible_kernel }}"
     driver: "470.256.02"
@@ -67,7 +68,7 @@ EXAMPLES = r"""
     packages: "{{ kepler_lock.rpms | map(attribute='name') }}"
 
 - name: Roll back
-  store_generation:
+  kepler.vllm.store_generation:
     activate: previous
     kernel: "{{ ansible_kernel }}"
     driver: "470.256.02"
@@ -91,9 +92,9 @@ previous:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.store import generation
-from ansible.module_utils.store.disk import set_umask
-from ansible.module_utils.store.errors import StoreError
+from ansible_collections.kepler.vllm.plugins.module_utils.store import generation
+from ansible_collections.kepler.vllm.plugins.module_utils.store.disk import set_umask
+from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError
 
 # A tab between the name, to look for, and what is recorded.
 RECORD_FORMAT = "%{NAME}\t%{NAME}-%{EPOCHNUM}:%{VERSION}-%{RELEASE}.%{ARCH}\n"

@@ -1,13 +1,11 @@
 #!/usr/bin/python
 """Make sure that an output is in the store of a host."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 DOCUMENTATION = r"""
 module: store_output
 short_description: Make sure that an output is in the store of a host
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Fetches the sources, runs the builder without a network and commits the result to a path that the inputs alone
     decide. Does nothing where that path is there, but for a note that it is wanted, which a collection before the next
@@ -105,11 +103,14 @@ attributes:
   diff_mode:
     support: full
     description: Shows the path.
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Build hello
-  store_output:
+  kepler.vllm.store_output:
     name: hello
     version: "1.0"
     builder: |
@@ -158,10 +159,10 @@ import platform
 import re
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.store import address, disk, schema, substitute
-from ansible.module_utils.store.build import Paths, is_present, log_tail, realise
-from ansible.module_utils.store.disk import set_umask
-from ansible.module_utils.store.errors import StoreError
+from ansible_collections.kepler.vllm.plugins.module_utils.store import address, disk, schema, substitute
+from ansible_collections.kepler.vllm.plugins.module_utils.store.build import Paths, is_present, log_tail, realise
+from ansible_collections.kepler.vllm.plugins.module_utils.store.disk import set_umask
+from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError
 
 NINJA = re.compile(r"^\[(\d+)/(\d+)\]")
 

@@ -1,13 +1,11 @@
 #!/usr/bin/python
 """Publish outputs of a host's store, signed, for other hosts."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 DOCUMENTATION = r"""
 module: store_publish
 short_description: Publish outputs of a host's store, signed, for other hosts
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Writes of each output an archive, a manifest and a signature over the manifest into a directory. What is there
     whole stays as it is. The signature is written last.
@@ -32,11 +30,14 @@ attributes:
   diff_mode:
     support: full
     description: Shows the store paths that are published.
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Publish PyTorch
-  store_publish:
+  kepler.vllm.store_publish:
     outputs:
       pytorch: "{{ store_outputs.pytorch }}"
     directory: /var/lib/kepler/published
@@ -60,9 +61,9 @@ public_key:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.store import substitute
-from ansible.module_utils.store.disk import set_umask
-from ansible.module_utils.store.errors import StoreError
+from ansible_collections.kepler.vllm.plugins.module_utils.store import substitute
+from ansible_collections.kepler.vllm.plugins.module_utils.store.disk import set_umask
+from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError
 
 
 def main():

@@ -1,13 +1,11 @@
 #!/usr/bin/python
 """Compare outputs in the store of a host with their manifests."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 DOCUMENTATION = r"""
 module: store_verify
 short_description: Compare outputs in the store of a host with their manifests
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Fails where a file of an output is changed, missing or added, or can be written. With O(rebuild), builds the output
     once more from the same inputs and compares the two.
@@ -29,14 +27,17 @@ attributes:
     description: Only looks; with O(rebuild) it does nothing.
   diff_mode:
     support: none
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Verify the whole store
-  store_verify:
+  kepler.vllm.store_verify:
 
 - name: See whether the kernels are built the same once more
-  store_verify:
+  kepler.vllm.store_verify:
     output: vllm_kernels
     rebuild: true
 """
@@ -50,9 +51,9 @@ verified:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.store import collect, verify
-from ansible.module_utils.store.disk import set_umask
-from ansible.module_utils.store.errors import StoreError
+from ansible_collections.kepler.vllm.plugins.module_utils.store import collect, verify
+from ansible_collections.kepler.vllm.plugins.module_utils.store.disk import set_umask
+from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError
 
 SHOWN = 20
 

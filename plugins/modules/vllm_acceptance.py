@@ -1,13 +1,11 @@
 #!/usr/bin/python
 """One check of a running server."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 DOCUMENTATION = r"""
 module: vllm_acceptance
 short_description: Check one thing about a running server
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Asks a server of this host, or looks at its processes and its log, and says what it found. A server that does not
     pass is no failure of the task, so that all checks are made; C(result) says it.
@@ -86,11 +84,14 @@ attributes:
     description: Only asks.
   diff_mode:
     support: none
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Load the server
-  vllm_acceptance:
+  kepler.vllm.vllm_acceptance:
     name: main
     check: load
     concurrency: 32
@@ -119,8 +120,8 @@ model:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.host.acceptance import CHECKS, Asked, Skipped
-from ansible.module_utils.host.api import Api, Wrong
+from ansible_collections.kepler.vllm.plugins.module_utils.host.acceptance import CHECKS, Asked, Skipped
+from ansible_collections.kepler.vllm.plugins.module_utils.host.api import Api, Wrong
 
 
 def main():

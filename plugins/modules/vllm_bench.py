@@ -1,13 +1,11 @@
 #!/usr/bin/python
 """One measurement of a running server by vLLM's own benchmark."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 DOCUMENTATION = r"""
 module: vllm_bench
 short_description: Measure a running server with vLLM's own benchmark
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Runs C(vllm bench serve) of the active generation's serving environment against a server of this host, with random
     prompts of one length, as the server's unprivileged user in a transient unit. A warm-up of C(concurrency) requests
@@ -65,11 +63,14 @@ attributes:
     support: none
   diff_mode:
     support: none
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Measure the servers
-  vllm_bench:
+  kepler.vllm.vllm_bench:
     name: main
     model: /srv/models/Qwen3-1.7B
     concurrency: 8
@@ -92,8 +93,8 @@ import json
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.host.api import Api, Wrong
-from ansible.module_utils.host.server import base_url
+from ansible_collections.kepler.vllm.plugins.module_utils.host.api import Api, Wrong
+from ansible_collections.kepler.vllm.plugins.module_utils.host.server import base_url
 
 FIGURES = ("completed", "duration", "request_throughput", "output_throughput", "total_token_throughput") + tuple(
     "%s_%s_ms" % (which, what) for what in ("ttft", "tpot", "e2el") for which in ("median", "p99")

@@ -1,13 +1,11 @@
 #!/usr/bin/python
 """Whether a server answers."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 DOCUMENTATION = r"""
 module: vllm_ready
 short_description: Wait until the server of a unit answers
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Looks at the unit C(vllm@NAME.service) and asks its C(/health). The action plugin of this name asks again until the
     server answers, the unit fails or the time is over, and shows what the unit is at meanwhile.
@@ -38,11 +36,14 @@ attributes:
     description: Only looks.
   diff_mode:
     support: none
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Wait for the first answer
-  vllm_ready:
+  kepler.vllm.vllm_ready:
     name: main
     port: 8000
 """
@@ -61,8 +62,8 @@ progress:
 import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.host.api import UNANSWERED
-from ansible.module_utils.host.server import base_url, open_url, pass_of
+from ansible_collections.kepler.vllm.plugins.module_utils.host.api import UNANSWERED
+from ansible_collections.kepler.vllm.plugins.module_utils.host.server import base_url, open_url, pass_of
 
 # Starts within the unit's limit of restarts; more than these are a loop.
 RESTARTS = 3

@@ -1,13 +1,11 @@
 #!/usr/bin/python
 """Whether a server answers sense."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 DOCUMENTATION = r"""
 module: vllm_smoke
 short_description: Ask a server for a few tokens and look at them
+author: vllm-kepler (!UNKNOWN)
+extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Asks C(/v1/completions) twice for the same greedy answer. Fails where there is none, where a probability is no
     number, where the two differ, where the answer does not hold what is expected of it, or where a server with a key
@@ -50,11 +48,14 @@ attributes:
     description: Only asks.
   diff_mode:
     support: none
+  platform:
+    platforms: linux
+    support: full
 """
 
 EXAMPLES = r"""
 - name: Ask the server
-  vllm_smoke:
+  kepler.vllm.vllm_smoke:
     name: main
     port: 8000
     prompt: One, two, three,
@@ -75,8 +76,8 @@ seconds:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.host.api import Api, Wrong, look_at
-from ansible.module_utils.host.server import pass_of
+from ansible_collections.kepler.vllm.plugins.module_utils.host.api import Api, Wrong, look_at
+from ansible_collections.kepler.vllm.plugins.module_utils.host.server import pass_of
 
 
 def main():
@@ -88,7 +89,7 @@ def main():
             "api_key_file": {"type": "path", "no_log": False},
             "prompt": {"type": "str", "default": "The quick brown fox"},
             "expect": {"type": "str", "default": ""},
-            "tokens": {"type": "int", "default": 8},
+            "tokens": {"type": "int", "default": 8, "no_log": False},
             "timeout": {"type": "int", "default": 300},
         },
         supports_check_mode=True,

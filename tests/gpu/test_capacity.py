@@ -7,16 +7,10 @@ driver's: the engine's figure for it is taken over, and all else must follow. Fo
 import json
 import os
 import re
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from serve_once import serve
-from tiny_models import TinyModel
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins" / "plugin_utils"))
-from kepler_controller.capacity import (
+from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import (
     BLOCK_SIZE,
     CUBLAS_WORKSPACE,
     DIE_BYTES,
@@ -28,7 +22,9 @@ from kepler_controller.capacity import (
     outside_bytes,
     storage_of,
 )
-from kepler_controller.model_families import read, tensors_of
+from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import read, tensors_of
+from serve_once import serve
+from tiny_models import TinyModel
 
 GPUS = torch.cuda.device_count()
 pytestmark = pytest.mark.skipif(GPUS == 0, reason="needs an NVIDIA GPU")

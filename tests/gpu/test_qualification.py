@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from ansible_collections.kepler.vllm.plugins.module_utils.host import qualify, qualify_run
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
 
-from host import qualify, qualify_run  # noqa: E402
 
 GPUS = torch.cuda.device_count()
 pytestmark = pytest.mark.skipif(GPUS == 0, reason="needs an NVIDIA GPU")

@@ -1,21 +1,24 @@
 """The capacity planner's formulas against the checkpoints that transformers writes, and the weights that vLLM keeps."""
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from ansible_collections.kepler.vllm.plugins.module_utils.host import model_files
+from ansible_collections.kepler.vllm.plugins.plugin_utils import model_families
+from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import (
+    Options,
+    activation_bytes,
+    storage_of,
+    weight_bytes,
+)
 from quantized_models import Kind, quantized_model
 from tiny_models import CONTEXT, FAMILIES, MULTI_HEAD, SHAPE, TinyModel
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
-sys.path[:0] = [str(PLUGINS / "plugin_utils"), str(PLUGINS / "module_utils")]
-from host import model_files  # noqa: E402
-from kepler_controller import model_families  # noqa: E402
-from kepler_controller.capacity import Options, activation_bytes, storage_of, weight_bytes  # noqa: E402
 
 # What the planner knows beside the families of the engine's tests: name -> (model type, what differs from SHAPE).
 OTHERS = {

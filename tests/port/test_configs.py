@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -84,8 +83,7 @@ def test_the_names_that_the_host_judges_by_are_those_of_the_installed_packages()
 
 
 def test_what_is_off_in_a_file_of_options_is_off_for_vllm(tmp_path):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins" / "plugin_utils"))
-    from kepler_controller import engine_options
+    from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
 
     given = dict.fromkeys(("enable-chunked-prefill", "enable-prefix-caching", "use-tqdm-on-load"), False)
     path = tmp_path / "options.yaml"

@@ -106,7 +106,7 @@ def test_what_the_start_says():
     status, printed = run(START)
     assert status == 0, printed
     assert "Kepler GPU detected (sm < 70): forcing eager mode and disabling CUDA graphs." in printed
-    assert "Tesla K80, compute capability 3.7; kernel library 0.1.0 (sm_37, compute_37) from" in printed
+    assert "Tesla K80, compute capability 3.7; kernel library 0.2.0 (sm_37, compute_37) from" in printed
     assert printed.splitlines()[-1] == "started"
 
 

@@ -1,13 +1,15 @@
 """GGUF files: what is repacked, what is served, and what is refused."""
 
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 
 import gguf
 import pytest
 import torch
+from ansible_collections.kepler.vllm.plugins.module_utils.host import model_files
+from ansible_collections.kepler.vllm.plugins.plugin_utils import model_families
+from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import storage_of, weight_bytes
 from conftest import generate
 from gguf import GGMLQuantizationType as Type
 from gguf_models import SIZES, WITH_OFFSETS, gguf_model, scales_and_offsets, stored, write
@@ -18,10 +20,6 @@ from vllm_kepler.ops import linear
 from vllm_kepler.quantization.gguf_linear import BITS, GROUP, GgufLinearMethod, pack, unpack_blocks
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
-sys.path[:0] = [str(PLUGINS / "plugin_utils"), str(PLUGINS / "module_utils")]
-from host import model_files  # noqa: E402
-from kepler_controller import model_families  # noqa: E402
-from kepler_controller.capacity import storage_of, weight_bytes  # noqa: E402
 
 
 @pytest.mark.parametrize("kind", BITS, ids=lambda kind: kind.name)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import sys
 from collections import Counter
 
 import jsonschema
@@ -134,8 +133,7 @@ def test_kernels_that_do_not_hold_are_refused(changes):
 
 
 def test_tested_kernels_are_of_the_range():
-    sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
-    from host import rpms
+    from ansible_collections.kepler.vllm.plugins.module_utils.host import rpms
 
     assert RPMS["kernels"]["tested"]
     for release in RPMS["kernels"]["tested"]:

@@ -9,7 +9,6 @@ from forked import Forks
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
     "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-    "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
     "ANSIBLE_NOCOLOR": "1",
     "LC_ALL": "C.UTF-8",
 }

@@ -49,9 +49,10 @@ def prepare():
     importlib.import_module("ansible_collections.ansible.builtin")
     for name in PLUGINS:
         importlib.import_module(name)
-    # This project's filters among them.
     for loader in (filter_loader, test_loader):
         list(loader.all())
+    # The filters of the collection come all at once.
+    filter_loader.get("kepler.vllm.controller_path")
     module_common.recursive_finder = find_imports
     # A run does this again, and is told that it was done.
     warnings.filterwarnings("ignore", "AnsibleCollectionFinder has already been configured")
@@ -59,6 +60,10 @@ def prepare():
 
 def run(directory, arguments):
     os.chdir(directory)
+    for path in Path(os.environ.get("KEPLER_TEST_OVERLAY", os.devnull)).glob("*/*"):
+        # Ansible looks for modules, and for the files of a role, beside the package of their name.
+        package = importlib.import_module(".".join(("ansible_collections.kepler.vllm", *path.parts[-2:])))
+        package.__file__ = str(path / "__init__.py")
     # Ansible reads its settings while it is imported, when this run's environment was not known.
     for name in constants.config.get_configuration_definitions():
         constants.set_constant(name, constants.config.get_config_value(name, variables=vars(constants)))

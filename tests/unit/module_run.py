@@ -4,14 +4,10 @@ import importlib.util
 import json
 from pathlib import Path
 
-import ansible.module_utils
 import pytest
 from ansible.module_utils import basic
 
 ROOT = Path(__file__).resolve().parents[2]
-UTILITIES = str(ROOT / "plugins" / "module_utils")
-if UTILITIES not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILITIES)
 
 
 def load(name):

@@ -24,6 +24,7 @@ from pathlib import Path
 from forked import freeze
 
 ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = "ansible_collections.kepler.vllm.plugins"
 # In place of Python: gives what it was called with to the server, and ends as the fork does. It imports almost nothing.
 CLIENT = """\
 #!{python} -IS
@@ -57,11 +58,10 @@ def module_python():
 
 def prepare():
     """Import what modules of Ansible and of this project share."""
-    import ansible.module_utils
     from ansible.module_utils import basic, facts, service, urls, yumdnf  # noqa: F401
 
-    ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
-    for found in pkgutil.walk_packages([str(ROOT / "plugins/module_utils")], "ansible.module_utils."):
+    sys.path.insert(0, str(ROOT / "collections"))
+    for found in pkgutil.walk_packages([str(ROOT / "plugins/module_utils")], f"{PLUGINS}.module_utils."):
         importlib.import_module(found.name)
 
 
@@ -70,6 +70,9 @@ def run_module(mod_name, init_globals, **keywords):
     archive = init_globals["_modlib_path"]
     sys.modules["ansible"].__path__.insert(0, archive + "/ansible")
     sys.modules["ansible.module_utils"].__path__.append(archive + "/ansible/module_utils")
+    for name in ("ansible_collections", PLUGINS):
+        package = sys.modules[name]
+        package.__path__ = [f"{archive}/{name.replace('.', '/')}", *package.__path__]
     return RUN_MODULE(mod_name, init_globals, **keywords)
 
 

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import yaml
 from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import filter_loader
 from ansible.template import Templar
 
 ROOT = Path(__file__).resolve().parents[2]
-filter_loader.add_directory(str(ROOT / "plugins" / "filter"))
 
 
 @cache

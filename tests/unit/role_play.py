@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import yaml
-from ansible_run import ansible_playbook
+from ansible_run import ROOT, ansible_playbook
 from module_server import module_python
 
 
@@ -33,7 +33,13 @@ def gathered(factory):
 
 
 @pytest.fixture
-def play(tmp_path, tmp_path_factory):
+def overlay(tmp_path):
+    """Directory whose `roles/NAME` and `plugins/modules` stand in for the collection's in plays of this test."""
+    return tmp_path / "overlay"
+
+
+@pytest.fixture
+def play(tmp_path, tmp_path_factory, overlay):
     """Run a play on the host `box`; return its exit status and output.
 
     tasks: the play's tasks. programs: scripts that stand first on the host's PATH, by name. modules: texts of modules
@@ -62,11 +68,12 @@ def play(tmp_path, tmp_path_factory):
             # A copy: what modules say of the host in a test is kept beside it.
             shutil.rmtree(facts, ignore_errors=True)
             shutil.copytree(gathered(tmp_path_factory), facts)
-        library = tmp_path / "modules"
-        library.mkdir(exist_ok=True)
-        for name, text in (modules or {}).items():
-            (library / f"{name}.py").write_text(text)
-        done = ansible(tmp_path, facts, "-i", inventory, "-M", library, playbook, *options)
+        if modules:
+            library = overlay / "plugins" / "modules"
+            shutil.copytree(ROOT / "plugins" / "modules", library, dirs_exist_ok=True)
+            for name, text in modules.items():
+                (library / f"{name}.py").write_text(text)
+        done = ansible(tmp_path, facts, "-i", inventory, playbook, *options, KEPLER_TEST_OVERLAY=str(overlay))
         assert "{{" not in done.stdout, "a template that nobody rendered"
         return done.returncode, done.stdout
 

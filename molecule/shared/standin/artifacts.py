@@ -49,10 +49,10 @@ def ensure() -> Path:
     missing = [source for source in wanted() if not (ARTIFACTS / source["file"]).exists()]
     if not missing:
         return ARTIFACTS
-    sys.path[:0] = [str(PROJECT / "plugins" / name) for name in ("module_utils", "plugin_utils")]
-    from kepler_controller.pip_index import pip_indexes
-    from store.errors import StoreError
-    from store.fetch import fetch_sources
+    sys.path.insert(0, str(PROJECT / "collections"))
+    from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError
+    from ansible_collections.kepler.vllm.plugins.module_utils.store.fetch import fetch_sources
+    from ansible_collections.kepler.vllm.plugins.plugin_utils.pip_index import pip_indexes
 
     directories = [path for path in os.environ.get("KEPLER_ARTIFACTS", "").split(":") if path]
     with Step(f"Downloading {len(missing)} files, 2.4 GB if none is there"):

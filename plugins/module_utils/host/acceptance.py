@@ -4,10 +4,6 @@ Each takes an Asked and returns (what was found, figures). Raises api.Wrong wher
 where the check says nothing about this server.
 """
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 import math
 import re
 import subprocess

@@ -1,9 +1,5 @@
 """Whether an unprivileged user can read a file, or a directory and all below it."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 import contextlib
 import grp
 import os

@@ -1,9 +1,5 @@
 """Which addresses the network reaches. Self-contained: the serving environment has a copy."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 import ipaddress
 
 

@@ -1,9 +1,5 @@
 """Asking an OpenAI-compatible server of this host."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 import http.client
 import json
 import time

@@ -1,9 +1,5 @@
 """Read what dnf's settings say, and what dnf prints. Nothing here writes, nothing starts dnf."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 import re
 
 TRUE = ("1", "yes", "true", "on")

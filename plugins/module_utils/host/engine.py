@@ -1,9 +1,5 @@
 """Whether the engine knows what a model's files name: its type, its architecture, its tokenizer."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 from .engine_models import GENERATORS, MODEL_TYPES, OTHERS, TOKENIZERS
 
 TRUST = "trust-remote-code: true in extra_args, once its code was read, with the model in a directory of the host"

@@ -3,10 +3,6 @@
 Written by vllm_src/engine_models.py: do not edit.
 """
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 # Architectures that generate text.
 GENERATORS = frozenset((
     "AquilaForCausalLM AquilaModel ArcticForCausalLM AriaForConditionalGeneration "

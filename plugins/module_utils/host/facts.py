@@ -1,9 +1,5 @@
 """Read facts of a host from its files as plain data. Nothing here writes."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 import os
 import re
 import socket

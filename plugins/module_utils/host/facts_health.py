@@ -1,9 +1,5 @@
 """Parse what a host's programs print about its boards and its keys."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 import re
 
 XID = re.compile(r"^(\S+) .*NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),?\s*(.*)$")

@@ -1,9 +1,5 @@
 """NVIDIA functions on the PCI bus, the bridges above them and the IOMMU, read from sysfs. Nothing here writes."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 import os
 import re
 import struct

@@ -1,9 +1,5 @@
 """The header of a GGUF file: its tensors, checked against the file's size."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 import os
 import re
 import struct

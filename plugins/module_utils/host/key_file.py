@@ -3,10 +3,6 @@
 Self-contained, so that the serving environment can have a copy of it. No message shows what a file holds.
 """
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 import os
 import re
 import stat

@@ -3,10 +3,6 @@
 transformers 4 replaces a key that it does not know by its default without a word. The port has the same file.
 """
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 FULL, SLIDING = "full_attention", "sliding_attention"
 # Keys of rope_parameters that stand outside of rope_scaling in transformers 4.
 BASE, SHARE = "rope_theta", "partial_rotary_factor"

@@ -1,9 +1,5 @@
 """The files of a model's directory: config.json, the index of the weights and the headers of safetensors."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 import json
 import os
 import re

@@ -1,9 +1,5 @@
 """Asking nvidia-smi, which may fail, or never answer."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 import subprocess
 
 TIMEOUT = 20.0  # seconds within which nvidia-smi answers even under load

@@ -1,9 +1,5 @@
 """Fingerprints of OpenPGP public keys (RFC 4880), with the standard library alone."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 import base64
 import binascii
 import hashlib

@@ -4,10 +4,6 @@ A finding is a mapping of five strings, as those of the preflight: severity (`er
 look at), found, expected, next_step. Nothing here acts on a host.
 """
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 import json
 import re
 

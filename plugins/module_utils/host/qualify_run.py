@@ -1,9 +1,5 @@
 """Running a qualification: ranks under a time limit, a reading each second, each on the disk before the next step."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 import errno
 import json
 import os

@@ -3,10 +3,6 @@
 The host's program that fetches models has a copy of this file beside it: the standard library alone.
 """
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 GROUPS = (32, 64, 128)
 # A group that is a whole row of a matrix.
 WHOLE = -1

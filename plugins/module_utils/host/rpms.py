@@ -1,9 +1,5 @@
 """RPM versions, kernels, and whether a package is one that an entry of the lock accepts."""
 
-from __future__ import absolute_import, division, print_function
-
-__metaclass__ = type
-
 import functools
 import re
 

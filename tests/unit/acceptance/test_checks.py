@@ -1,17 +1,15 @@
 """Each check against a server that works, and against one that has just what the check is there to find."""
 
-import sys
 import threading
 from pathlib import Path
 
 import fake_server
 import pytest
+from ansible_collections.kepler.vllm.plugins.module_utils.host import acceptance, api
 from fake_server import Server, tokens
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
 
-from host import acceptance, api  # noqa: E402
 
 OPTIONS = {
     "name": "main", "device": "kepler", "dies": [0, 1], "dtype": "float32", "concurrency": 4, "requests": 12,

@@ -1,16 +1,14 @@
 """What is run, what is kept of it, and the report."""
 
 import json
-import sys
 from pathlib import Path
 
 import module_run
 import pytest
+from ansible_collections.kepler.vllm.plugins.filter.kepler_bench import bench_page, bench_points, bench_table
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "plugins" / "filter"))
 
-from kepler_bench import bench_page, bench_points, bench_table  # noqa: E402
 
 bench_module = module_run.load("vllm_bench")
 

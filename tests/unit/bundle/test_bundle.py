@@ -6,7 +6,7 @@ import shutil
 import tarfile
 
 import pytest
-from kepler_controller import bundle
+from ansible_collections.kepler.vllm.plugins.plugin_utils import bundle
 
 KEY = "A" * 40
 WANTED = {"lock_hash": "a" * 64, "providers": {"pytorch_provider": "wheel", "python310_provider": "source"}}

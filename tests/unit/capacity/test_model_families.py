@@ -1,7 +1,7 @@
 """What is read of a config, and the parameters that follow from it."""
 
 import pytest
-from kepler_controller.model_families import (
+from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import (
     FAMILIES,
     REFUSED,
     CapacityError,

@@ -3,7 +3,11 @@
 import re
 
 import pytest
-from kepler_capacity import model_findings, model_keys, with_memory_limits
+from ansible_collections.kepler.vllm.plugins.filter.kepler_capacity import (
+    model_findings,
+    model_keys,
+    with_memory_limits,
+)
 from known_models import FALCON_7B, LLAMA_7B, LLAMA_8B, MIXTRAL, QWEN2_0_5B, QWEN2_7B
 
 WHERE = "vllm_service_instances[0]"

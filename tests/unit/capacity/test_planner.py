@@ -6,10 +6,15 @@ from dataclasses import replace
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from kepler_capacity import capacity_plan, capacity_table
-from kepler_controller import capacity
-from kepler_controller.capacity import GIB, MIB, STORAGES, Options, need
-from kepler_controller.model_families import Quantization, quantized, read, tensors_of
+from ansible_collections.kepler.vllm.plugins.filter.kepler_capacity import capacity_plan, capacity_table
+from ansible_collections.kepler.vllm.plugins.plugin_utils import capacity
+from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import GIB, MIB, STORAGES, Options, need
+from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import (
+    Quantization,
+    quantized,
+    read,
+    tensors_of,
+)
 from known_models import (
     FALCON_7B,
     GEMMA3_4B,

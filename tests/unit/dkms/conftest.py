@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from role_play import play  # noqa: F401
+from role_play import overlay, play  # noqa: F401
 
 SYSTEM = "/usr/sbin:/usr/bin:/sbin:/bin"
 

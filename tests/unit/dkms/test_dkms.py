@@ -10,7 +10,7 @@ import pytest
 
 # A kernel that this machine has no headers of, wherever dkms looks for them.
 BARE = "4.18.0-1.bare.x86_64"
-TASKS = [{"name": "Prove", "ansible.builtin.import_role": {"name": "nvidia_driver", "tasks_from": "dkms"}}]
+TASKS = [{"name": "Prove", "ansible.builtin.import_role": {"name": "kepler.vllm.nvidia_driver", "tasks_from": "dkms"}}]
 
 
 @pytest.fixture
@@ -166,7 +166,8 @@ def test_the_operators_key_signs_and_a_new_one_signs_again(dkms, kernels, prove,
     monkeypatch.setenv("SIGN_FILE", sign_file())
     dkms.headers(*kernels[0])
     add(dkms)
-    both = [{"name": "Sign", "ansible.builtin.import_role": {"name": "nvidia_driver", "tasks_from": "sign"}}, *TASKS]
+    role = {"name": "kepler.vllm.nvidia_driver", "tasks_from": "sign"}
+    both = [{"name": "Sign", "ansible.builtin.import_role": role}, *TASKS]
 
     def signer():
         (module,) = (dkms.modules / kernels[0][0]).glob("**/nvidia.ko*")

@@ -174,7 +174,8 @@ def play(directory, variables, *options, group=None, tasks_from="configure", pat
     playbook = directory / "play.yml"
     playbook.write_text(json.dumps([{
         "name": "Play", "hosts": "k80_balancer", "gather_facts": False, "tasks": [{
-            "name": "Role", "ansible.builtin.include_role": {"name": "load_balancer", "tasks_from": tasks_from},
+            "name": "Role",
+            "ansible.builtin.include_role": {"name": "kepler.vllm.load_balancer", "tasks_from": tasks_from},
             "vars": own,
         }],
         "environment": {"PATH": f"{path}:{os.environ['PATH']}"} if path else {},

@@ -1,7 +1,6 @@
 """What the role makes of an inventory, and what it refuses."""
 
 import stat
-import sys
 from base64 import b64encode
 from pathlib import Path
 
@@ -11,11 +10,10 @@ import yaml
 from ansible import context
 from ansible.errors import AnsibleFilterError
 from ansible.utils.context_objects import CLIArgs
+from ansible_collections.kepler.vllm.plugins.filter import kepler_balancer as judge
+from ansible_collections.kepler.vllm.plugins.filter import kepler_instances
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "plugins" / "filter"))
-import kepler_balancer as judge  # noqa: E402
-import kepler_instances  # noqa: E402
 
 EXAMPLES = sorted((ROOT / "inventory" / "examples").glob("tp*.yml"))
 needs_nginx = pytest.mark.skipif(bool(rig.LACKING), reason=rig.LACKING)

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.kepler.vllm.plugins.filter.kepler_repositories import repository_findings
+from ansible_collections.kepler.vllm.plugins.filter.kepler_rpms import locked_entries
+from ansible_collections.kepler.vllm.plugins.plugin_utils.rpm_lock import renew
 from ansible_run import ansible_playbook
 from module_server import module_python
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / "plugins" / part) for part in ("plugin_utils", "filter")]
 sys.path.insert(0, str(ROOT / "tests" / "unit" / "preflight"))
 from fake_host import FakeHost  # noqa: E402
-from kepler_controller.rpm_lock import renew  # noqa: E402
-from kepler_repositories import repository_findings  # noqa: E402
-from kepler_rpms import locked_entries  # noqa: E402
 
 LOCK = ROOT / "files" / "lock" / "rpms.yml"
 TEXT = """\

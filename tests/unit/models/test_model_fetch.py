@@ -4,18 +4,14 @@ import importlib.util
 import json
 import os
 import pwd
-import sys
 from pathlib import Path
 
-import ansible.module_utils
 import pytest
 from ansible.module_utils import basic
+from ansible_collections.kepler.vllm.plugins.filter.kepler_models import hub_models, model_record, model_record_file
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "plugins" / "filter"))
-ansible.module_utils.__path__.append(str(ROOT / "plugins" / "module_utils"))
 
-from kepler_models import hub_models, model_record, model_record_file  # noqa: E402
 
 specification = importlib.util.spec_from_file_location("fetch_module", ROOT / "plugins" / "modules" / "model_fetch.py")
 fetch_module = importlib.util.module_from_spec(specification)

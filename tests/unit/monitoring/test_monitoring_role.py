@@ -3,19 +3,17 @@
 import json
 import os
 import subprocess
-import sys
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.kepler.vllm.plugins.filter import kepler_monitoring as judge
 from ansible_run import ansible_playbook
 from module_server import module_python
 from test_alert_rules import PROMTOOL, needs_promtool
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "plugins" / "filter"))
-import kepler_monitoring as judge  # noqa: E402
 
 HOSTS = {
     "k80-1": {"vllm_service_instances": [

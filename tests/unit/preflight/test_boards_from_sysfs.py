@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kepler_boards import (
+from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import (
     bar_findings,
     board_findings,
     history_findings,
@@ -175,7 +175,7 @@ def test_class_of_a_function_is_read(bus):
 
 
 def test_gpus_of_the_driver_are_read(bus, tmp_path):
-    from host import facts_pci
+    from ansible_collections.kepler.vllm.plugins.module_utils.host import facts_pci
 
     assert facts_pci.driver_gpus(str(tmp_path / "none")) is None
     (tmp_path / "gpus" / "0000:05:00.0").mkdir(parents=True)

@@ -1,29 +1,15 @@
 """What the module kepler_host_facts asks programs of the host, and when."""
 
-import importlib.util
 import re
-import sys
-from pathlib import Path
 
+import module_run
 import pytest
-
-PLUGINS = Path(__file__).resolve().parents[3] / "plugins"
 
 
 @pytest.fixture
-def module(monkeypatch):
-    """The module as a Python module, its helpers where Ansible would put them."""
-    monkeypatch.syspath_prepend(str(PLUGINS / "module_utils"))
-    import host
-    from host import access, facts, facts_health, facts_pci, nvidia_smi
-
-    monkeypatch.setitem(sys.modules, "ansible.module_utils.host", host)
-    for part in (access, facts, facts_health, facts_pci, nvidia_smi):
-        monkeypatch.setitem(sys.modules, f"ansible.module_utils.{part.__name__}", part)
-    spec = importlib.util.spec_from_file_location("kepler_host_facts", PLUGINS / "modules" / "kepler_host_facts.py")
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+def module():
+    """The module as a Python module."""
+    return module_run.load("kepler_host_facts")
 
 
 class Host:

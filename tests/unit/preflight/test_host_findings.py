@@ -1,9 +1,9 @@
 """What is concluded from the facts of a host."""
 
 import pytest
-from kepler_boards import k80_dies
-from kepler_driver import driver_findings, signing_pair_findings
-from kepler_host import host_findings, paths_to_read
+from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import k80_dies
+from ansible_collections.kepler.vllm.plugins.filter.kepler_driver import driver_findings, signing_pair_findings
+from ansible_collections.kepler.vllm.plugins.filter.kepler_host import host_findings, paths_to_read
 
 KERNELS = {"range": "4.0-1*.el8", "tested": ["4.0-1.el8"]}
 LOCKED = {"driver": "1.2.3", "stream": "1-dkms", "kernels": KERNELS}

@@ -5,11 +5,27 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kepler_controller import engine_options
-from kepler_controller.capacity import UTILIZATION
-from kepler_controller.engine_options import BOOLEANS, NEUTRAL, OPTIONS, OWN, REFUSED, positive_name
-from kepler_instances import KEYS, REQUIRED, instances_with_defaults, inventory_findings
-from kepler_preflight import findings_errors, findings_report, worst_first
+from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import (
+    KEYS,
+    REQUIRED,
+    instances_with_defaults,
+    inventory_findings,
+)
+from ansible_collections.kepler.vllm.plugins.filter.kepler_preflight import (
+    findings_errors,
+    findings_report,
+    worst_first,
+)
+from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
+from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import UTILIZATION
+from ansible_collections.kepler.vllm.plugins.plugin_utils.engine_options import (
+    BOOLEANS,
+    NEUTRAL,
+    OPTIONS,
+    OWN,
+    REFUSED,
+    positive_name,
+)
 
 WHERE = "vllm_service_instances[0]"
 ROLE = Path(__file__).resolve().parents[3] / "roles" / "vllm_service"

@@ -6,7 +6,7 @@ import os
 import module_run
 import pytest
 import yaml
-from kepler_host import key_file_findings
+from ansible_collections.kepler.vllm.plugins.filter.kepler_host import key_file_findings
 from rendered import ROOT, evaluate
 
 GOOD = "VLLM_API_KEY=3f6c0b0011223344\n"
@@ -102,16 +102,16 @@ def test_role_stops_without_preflight_too():
 ])
 def test_malformed_instances_are_left_to_the_inventorys_check(instances):
     assert "nothing was changed" in role_says(instances, {})
-    (task,) = (item for item in CHECK if "key_file_facts" in item)
-    assert evaluate("vllm_service", task["key_file_facts"]["paths"], __vllm_service_asked=instances) == []
+    (task,) = (item for item in CHECK if "kepler.vllm.key_file_facts" in item)
+    assert evaluate("vllm_service", task["kepler.vllm.key_file_facts"]["paths"], __vllm_service_asked=instances) == []
 
 
 def test_roles_ask_about_every_key_file():
     for role, tasks in (("vllm_service", CHECK), ("preflight", yaml.safe_load(
             (ROOT / "roles/preflight/tasks/host.yml").read_text()))):
-        (task,) = (item for item in tasks if "key_file_facts" in item)
+        (task,) = (item for item in tasks if "kepler.vllm.key_file_facts" in item)
         known = {"__vllm_service_asked": INSTANCES, "__preflight_instances": INSTANCES}
-        assert evaluate(role, task["key_file_facts"]["paths"], **known) == ["/k/a", "/k/c"]
+        assert evaluate(role, task["kepler.vllm.key_file_facts"]["paths"], **known) == ["/k/a", "/k/c"]
 
 
 def test_role_checks_first_whichever_part_is_run():

@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+from ansible_collections.kepler.vllm.plugins.filter.kepler_repositories import (
+    bundle_packages,
+    message_findings,
+    repository_findings,
+)
+from ansible_collections.kepler.vllm.plugins.module_utils.host import rpms
 from fake_host import FakeHost
-from host import rpms
-from kepler_repositories import bundle_packages, message_findings, repository_findings
 
 CAPTURED = Path(__file__).resolve().parent / "dnf"
 DRIVER = "nvidia-driver-3:470.256.02-1.el8.x86_64"

@@ -2,7 +2,7 @@
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from kepler_rpms import (
+from ansible_collections.kepler.vllm.plugins.filter.kepler_rpms import (
     downgrades,
     held_names,
     host_rpms,

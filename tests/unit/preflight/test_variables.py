@@ -3,13 +3,13 @@
 import re
 from pathlib import Path
 
-import kepler_variables
 import pytest
 import rendered
 import yaml
 from ansible.utils.context_objects import CLIArgs
-from kepler_controller.numbers import RANGES
-from kepler_variables import exported, options, variable_findings
+from ansible_collections.kepler.vllm.plugins.filter import kepler_variables
+from ansible_collections.kepler.vllm.plugins.filter.kepler_variables import exported, options, variable_findings
+from ansible_collections.kepler.vllm.plugins.plugin_utils.numbers import RANGES
 
 ROOT = Path(__file__).resolve().parents[3]
 OTHERS = yaml.safe_load((ROOT / "roles/preflight/vars/main.yml").read_text())["__preflight_other_variables"]

@@ -1,5 +1,5 @@
 import pytest
-from role_play import play  # noqa: F401
+from role_play import overlay, play  # noqa: F401
 from simulated import Box
 
 

@@ -4,11 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
-sys.path.insert(0, str(ROOT / "plugins" / "filter"))
+from ansible_collections.kepler.vllm.plugins.module_utils.host import qualify, qualify_run
 
-from host import qualify, qualify_run  # noqa: E402
+ROOT = Path(__file__).resolve().parents[3]
+
 
 # Two K80 boards with a K40 between them, as nvidia-smi lists them: index, name, address, serial, driver.
 LISTING = """0, Tesla K80, 00000000:05:00.0, 0320000000001, 470.1

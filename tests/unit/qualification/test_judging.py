@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from host import qualify
+from ansible_collections.kepler.vllm.plugins.module_utils.host import qualify
 from simulated import LISTING
 
 DIES = qualify.dies_of(LISTING, "kepler")

@@ -4,12 +4,10 @@ import importlib.util
 import json
 import os
 
-import ansible.module_utils
 import pytest
 from ansible.module_utils import basic
 from simulated import ROOT
 
-ansible.module_utils.__path__.append(str(ROOT / "plugins" / "module_utils"))
 specification = importlib.util.spec_from_file_location("run_module", ROOT / "plugins/modules/qualification_run.py")
 run_module = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(run_module)

@@ -5,7 +5,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from kepler_qualification import (
+from ansible_collections.kepler.vllm.plugins.filter.kepler_qualification import (
     qualification_report,
     qualification_verdict,
     qualified_changes,

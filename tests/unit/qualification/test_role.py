@@ -20,7 +20,7 @@ def role(play, box):
 
     def run(*options, parts=("run", "report"), systemctl=NO_SERVERS, smi=f'exec {box.smi} "$@"', **variables):
         tasks = [
-            {"name": "Run", "ansible.builtin.include_role": {"name": "qualification", "tasks_from": name}}
+            {"name": "Run", "ansible.builtin.include_role": {"name": "kepler.vllm.qualification", "tasks_from": name}}
             for name in parts
         ]
         tasks.append({"name": "Show", "ansible.builtin.debug": {

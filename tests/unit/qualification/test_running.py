@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from host import nvidia_smi, qualify, qualify_run
+from ansible_collections.kepler.vllm.plugins.module_utils.host import nvidia_smi, qualify, qualify_run
 
 
 def errors(stamp):

@@ -3,6 +3,6 @@
 import sys
 from pathlib import Path
 
-from role_play import play  # noqa: F401
+from role_play import overlay, play  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "store"))

@@ -12,14 +12,15 @@ INSTANCES = [
 ]
 # The servers as they would be started.
 SERVE = [{"name": "Serve", "ansible.builtin.debug": {"msg": (
-    "serves {{ vllm_service_instances | qualified_instances(qualification_dies) | map(attribute='dies') | to_json }}, "
+    "serves {{ vllm_service_instances | kepler.vllm.qualified_instances(qualification_dies) | map(attribute='dies')"
+    " | to_json }}, "
     "p2p {{ qualification_p2p }}"
 )}}]
 
 
-def replace(directory, role, part, tasks):
-    """Make a role that a play below `directory` takes in place of the project's."""
-    path = directory / "roles" / role / "tasks" / f"{part}.yml"
+def replace(overlay, role, part, tasks):
+    """Make a role that plays take in place of the collection's."""
+    path = overlay / "roles" / role / "tasks" / f"{part}.yml"
     path.parent.mkdir(parents=True)
     path.write_text(yaml.safe_dump(tasks))
 
@@ -29,18 +30,18 @@ def export(facts):
 
 
 @pytest.fixture
-def role(play, tmp_path):
+def role(play, overlay, tmp_path):
     """Function that runs a role with others in place of those that act on a host: (exit status, output in one line).
 
     exported: what the role qualification says of the host.
     """
 
     def run(name, exported, *options, **variables):
-        replace(tmp_path, "qualification", "facts", export(exported))
-        replace(tmp_path, "vllm_service", "main", SERVE)
+        replace(overlay, "qualification", "facts", export(exported))
+        replace(overlay, "vllm_service", "main", SERVE)
         settings = {"vllm_service_instances": INSTANCES, f"{name}_report_directory": str(tmp_path / "reports")}
         status, output = play(
-            [{"name": "Run", "ansible.builtin.import_role": {"name": name}}], *options,
+            [{"name": "Run", "ansible.builtin.import_role": {"name": f"kepler.vllm.{name}"}}], *options,
             variables={**settings, **variables}, gather_facts=False,
         )
         assert "Traceback" not in output
@@ -96,9 +97,9 @@ def test_a_dry_run_measures_nothing(role):
     assert status == 0, output
 
 
-def test_the_smoke_playbook_asks_only_servers_that_may_run(play, tmp_path):
+def test_the_smoke_playbook_asks_only_servers_that_may_run(play, overlay):
     """A server that was started would be found failed here."""
-    replace(tmp_path, "qualification", "facts", export(qualified(0)))
+    replace(overlay, "qualification", "facts", export(qualified(0)))
     instances = [{**INSTANCES[0], "dies": [die], "tensor_parallel_size": 1, "name": f"on-{die}"} for die in (1, 0)]
     (asked,) = yaml.safe_load(SMOKE.read_text())
     status, output = play(

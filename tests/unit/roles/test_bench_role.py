@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-BENCH = [{"name": "Bench", "ansible.builtin.import_role": {"name": "bench", "tasks_from": "measure"}}]
+BENCH = [{"name": "Bench", "ansible.builtin.import_role": {"name": "kepler.vllm.bench", "tasks_from": "measure"}}]
 
 
 @pytest.mark.parametrize(("content", "found"), [

@@ -20,7 +20,7 @@ def lay(play, tmp_path):
             "directories": [str(tmp_path / "host" / path) for path in directories],
             "files": [{**item, "dest": str(tmp_path / "host" / item["dest"])} for item in files],
         }
-        return play([{**TASK, "host_files": given, **keywords}], *options, gather_facts=False)
+        return play([{**TASK, "kepler.vllm.host_files": given, **keywords}], *options, gather_facts=False)
 
     (tmp_path / "files").mkdir()
     (tmp_path / "templates").mkdir()

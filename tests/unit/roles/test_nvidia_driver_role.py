@@ -25,7 +25,8 @@ NOUVEAU = (ROLE / "files/kepler-nouveau.conf").read_text()
 
 
 def part(name):
-    return [{"name": name.title(), "ansible.builtin.import_role": {"name": "nvidia_driver", "tasks_from": name}}]
+    role = {"name": "kepler.vllm.nvidia_driver", "tasks_from": name}
+    return [{"name": name.title(), "ansible.builtin.import_role": role}]
 
 
 def host(**changes):
@@ -532,18 +533,19 @@ def test_the_runfile_leaves_the_streams_packages_out():
 
 
 def test_the_kernel_that_runs_gets_its_headers_and_is_held():
-    packages = "{{ %s | rpms_to_install(there) }}"
+    packages = "{{ %s | kepler.vllm.rpms_to_install(there) }}"
     there = [*nevras(KERNEL).splitlines()[:3], "dkms-0:3.3.0-1.el8.noarch", "kernel-headers-0:" + NEWER]
     found = evaluate("nvidia_driver", packages % "__nvidia_driver_packages", **host(), there=there)
     assert found[0] == f"kernel-devel-0:{KERNEL}"
     assert not [spec for spec in found[1:] if spec.startswith(("kernel", "dkms"))]
-    held = evaluate("nvidia_driver", "{{ __nvidia_driver_held | installed_locks(there) }}", **host(), there=there)
+    locks = "{{ __nvidia_driver_held | kepler.vllm.installed_locks(there) }}"
+    held = evaluate("nvidia_driver", locks, **host(), there=there)
     assert held == [f"{name}-0:{KERNEL.rpartition('.')[0]}.*" for name in ("kernel", "kernel-core", "kernel-modules")]
 
 
 def test_a_kernel_that_is_to_come_comes_whole():
     known = {**host(), "__nvidia_driver_kernel": NEWER}
-    found = evaluate("nvidia_driver", "{{ __nvidia_driver_packages | rpms_to_install([]) }}", **known)
+    found = evaluate("nvidia_driver", "{{ __nvidia_driver_packages | kepler.vllm.rpms_to_install([]) }}", **known)
     assert found[:4] == nevras(NEWER).splitlines()
 
 
@@ -604,7 +606,7 @@ def test_the_persistence_daemon_runs_before_uvm_and_servers_with_its_mode_on():
     daemon = "/usr/bin/nvidia-persistenced --user nvidia-persistenced --persistence-mode"
     assert start == ["ExecStart=", f"ExecStart={daemon}"]
     tasks = yaml.safe_load((ROLE / "tasks/configure.yml").read_text())
-    (files,) = [task["host_files"]["files"] for task in tasks if "host_files" in task]
+    (files,) = [task["kepler.vllm.host_files"]["files"] for task in tasks if "kepler.vllm.host_files" in task]
     (dest,) = [item["dest"] for item in files if item["src"] == "kepler-persistenced.conf"]
     assert dest == "{{ __nvidia_driver_dropin }}"
     dropin = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__nvidia_driver_dropin"]
@@ -624,7 +626,7 @@ def test_nouveau_neither_loads_nor_sets_a_mode():
 
 def test_another_driver_that_is_there_is_replaced():
     there = [*nevras(KERNEL).splitlines(), "nvidia-driver-3:470.239.06-1.el8.x86_64"]
-    packages = "{{ __nvidia_driver_packages | rpms_to_install(there) }}"
+    packages = "{{ __nvidia_driver_packages | kepler.vllm.rpms_to_install(there) }}"
     assert f"nvidia-driver-3:{DRIVER}-1.el8.x86_64" in evaluate("nvidia_driver", packages, **host(), there=there)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-HOST = [{"name": "Judge", "ansible.builtin.import_role": {"name": "preflight", "tasks_from": "host"}}]
+HOST = [{"name": "Judge", "ansible.builtin.import_role": {"name": "kepler.vllm.preflight", "tasks_from": "host"}}]
 LLAMA_13B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 5120, "intermediate_size": 13824,
     "num_hidden_layers": 40, "num_attention_heads": 40, "num_key_value_heads": 40, "vocab_size": 32000,

@@ -13,8 +13,10 @@ from module_server import module_python
 
 ROOT = Path(__file__).resolve().parents[3]
 
-INVENTORY = [{"name": "Judge", "ansible.builtin.import_role": {"name": "preflight", "tasks_from": "inventory"}}]
-HOST = [{"name": "Judge", "ansible.builtin.import_role": {"name": "preflight", "tasks_from": "host"}}]
+INVENTORY = [{
+    "name": "Judge", "ansible.builtin.import_role": {"name": "kepler.vllm.preflight", "tasks_from": "inventory"},
+}]
+HOST = [{"name": "Judge", "ansible.builtin.import_role": {"name": "kepler.vllm.preflight", "tasks_from": "host"}}]
 NOWHERE = {"ansible_connection": "ssh", "ansible_host": "host.invalid"}
 
 

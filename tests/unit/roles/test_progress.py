@@ -1,13 +1,9 @@
 """How often a host is looked at while it works, and what is said meanwhile."""
 
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "plugins/plugin_utils"))
-from kepler_controller import progress
+from ansible_collections.kepler.vllm.plugins.plugin_utils import progress
 
 LOOK = 1.5
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.kepler.vllm.plugins.module_utils.store import address, build
+from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError
 from recipes import needs_namespaces, recipe, source
-from store import address, build
-from store.errors import StoreError
 
 ROLE = Path(__file__).resolve().parents[3] / "roles" / "python310"
 CONFIGURE = """\
@@ -72,8 +72,9 @@ def test_a_module_that_was_not_built_fails_the_build(build_it):
 
 def test_the_recipe():
     (task,) = [
-        task["store_output"]
-        for task in yaml.safe_load((ROLE / "tasks" / "install_source.yml").read_text()) if "store_output" in task
+        task["kepler.vllm.store_output"]
+        for task in yaml.safe_load((ROLE / "tasks" / "install_source.yml").read_text())
+        if "kepler.vllm.store_output" in task
     ]
     assert task["environment"] == {
         "PATH": "/opt/rh/gcc-toolset-10/root/usr/bin:/usr/bin:/bin",

@@ -16,11 +16,11 @@ from pathlib import Path
 import pip
 import pytest
 import yaml
+from ansible_collections.kepler.vllm.plugins.module_utils.store import address, build
+from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError
+from ansible_collections.kepler.vllm.plugins.module_utils.store.fetch import sha256_of
 from recipes import needs_namespaces
 from rendered import evaluate
-from store import address, build
-from store.errors import StoreError
-from store.fetch import sha256_of
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLE = ROOT / "roles" / "pytorch"
@@ -52,8 +52,8 @@ ENVIRONMENT = {
 def environment(play):
     """The environment of the build as the role renders it."""
     tasks = [{"name": "Render", "ansible.builtin.copy": {
-        "content": "{{ [__pytorch_build_environment, kepler_lock | locked_rpms('gcc_toolset')"
-                   " + kepler_lock | locked_rpms('cuda_toolkit')] | to_json }}",
+        "content": "{{ [__pytorch_build_environment, kepler_lock | kepler.vllm.locked_rpms('gcc_toolset')"
+                   " + kepler_lock | kepler.vllm.locked_rpms('cuda_toolkit')] | to_json }}",
         "dest": "{{ playbook_dir }}/rendered.json"}}]
     status, output = play(
         tasks, gather_facts=False,
@@ -77,17 +77,19 @@ def test_every_variable_of_the_build(environment, tmp_path):
 
 def test_what_the_role_hands_to_the_store():
     (task,) = yaml.safe_load((ROLE / "tasks/install_source.yml").read_text())
-    arguments = task["store_output"]
+    arguments = task["kepler.vllm.store_output"]
     assert arguments["name"] == "pytorch"
     assert arguments["version"] == "{{ kepler_lock.sources.pytorch.version }}"
     assert arguments["environment"] == "{{ __pytorch_build_environment }}"
     assert arguments["jobs"] == "{{ __pytorch_jobs }}"
     assert arguments["inputs"] == {"python310": "{{ store_outputs.python310 }}"}
     assert " ".join(arguments["sources"].split()) == (
-        "{{ [kepler_lock.sources | locked_source('pytorch')] + kepler_lock.python['pytorch-build'] | locked_wheels }}"
+        "{{ [kepler_lock.sources | kepler.vllm.locked_source('pytorch')] "
+        "+ kepler_lock.python['pytorch-build'] | kepler.vllm.locked_wheels }}"
     )
     assert arguments["toolchain"] == (
-        "{{ kepler_lock | locked_rpms('gcc_toolset') + kepler_lock | locked_rpms('cuda_toolkit') }}"
+        "{{ kepler_lock | kepler.vllm.locked_rpms('gcc_toolset') "
+        "+ kepler_lock | kepler.vllm.locked_rpms('cuda_toolkit') }}"
     )
 
 

@@ -42,7 +42,7 @@ def test_a_key_is_fetched_through_the_proxy(play, proxy, monkeypatch):
     monkeypatch.delenv("NO_PROXY", raising=False)
     key = {"key": "http://keys.example.org/key.asc", "fingerprint": "A" * 40, "variable": "repos_epel_gpgkey"}
     status, printed = play(
-        [{"name": "Import", "rpm_signing_keys": {"keys": [key]}}], "--check", gather_facts=False,
+        [{"name": "Import", "kepler.vllm.rpm_signing_keys": {"keys": [key]}}], "--check", gather_facts=False,
         environment={"http_proxy": address},
     )
     assert status != 0
@@ -90,7 +90,8 @@ def test_a_failed_installation_locks_what_is_there(play, tmp_path, before, insta
     mark = "# {} vllm-kepler: nvidia_driver\n"
     others = "glibc-0:2.28-251.el8.*\n"
     listed.write_text(others + (f"{mark.format('BEGIN')}{before}\n{mark.format('END')}" if before else ""))
-    tasks = [{"name": "Install", "ansible.builtin.include_role": {"name": "repos", "tasks_from": "packages"},
+    tasks = [{"name": "Install",
+              "ansible.builtin.include_role": {"name": "kepler.vllm.repos", "tasks_from": "packages"},
               "vars": {"repos_packages": [DKMS], "repos_packages_locked": "nvidia_driver"}}]
     status, output = play(
         tasks, "-e", json.dumps({"__repos_versionlock_list": str(listed)}), gather_facts=False,
@@ -110,7 +111,8 @@ PRINTED = Path(__file__).resolve().parents[1] / "preflight" / "dnf" / "downgrade
 @pytest.mark.parametrize(("offline", "step"), [("", "Bring the repositories up to date"), ("/b", "`make bundle`")])
 def test_nothing_is_installed_that_downgrades_a_package(play, tmp_path, offline, step):
     """What the real dnf printed; a module stands for the installation, and says that it ran."""
-    tasks = [{"name": "Install", "ansible.builtin.include_role": {"name": "repos", "tasks_from": "packages"},
+    tasks = [{"name": "Install",
+              "ansible.builtin.include_role": {"name": "kepler.vllm.repos", "tasks_from": "packages"},
               "vars": {"repos_packages": [DKMS], "repos_offline": offline}}]
     status, output = play(
         tasks, "-e", json.dumps({"__repos_versionlock_list": str(tmp_path / "versionlock.list")}), gather_facts=False,
@@ -137,7 +139,8 @@ def test_nothing_is_installed_that_downgrades_a_package(play, tmp_path, offline,
 )
 def test_nothing_is_installed_if_dnf_does_not_say_what_it_would_do(play, tmp_path, dnf, found):
     """A dry run without an answer shows no downgrade."""
-    tasks = [{"name": "Install", "ansible.builtin.include_role": {"name": "repos", "tasks_from": "packages"},
+    tasks = [{"name": "Install",
+              "ansible.builtin.include_role": {"name": "kepler.vllm.repos", "tasks_from": "packages"},
               "vars": {"repos_packages": [DKMS]}}]
     status, output = play(
         tasks, "-e", json.dumps({"__repos_versionlock_list": str(tmp_path / "versionlock.list")}), gather_facts=False,
@@ -158,7 +161,8 @@ def test_a_host_that_has_newer_packages_keeps_them(play, tmp_path):
     ]
     there = ["tar-2:1.34-1.el8_10.x86_64", "dkms-0:3.4.3-2.el8.noarch", "config-common-0:13.0.1-1.noarch"]
     listed = tmp_path / "versionlock.list"
-    tasks = [{"name": "Install", "ansible.builtin.include_role": {"name": "repos", "tasks_from": "packages"},
+    tasks = [{"name": "Install",
+              "ansible.builtin.include_role": {"name": "kepler.vllm.repos", "tasks_from": "packages"},
               "vars": {"repos_packages": entries, "repos_packages_locked": "python310"}}]
     status, output = play(
         tasks, "-e", json.dumps({"__repos_versionlock_list": str(listed)}), gather_facts=False,
@@ -176,9 +180,9 @@ def test_preflight_reports_what_dnf_and_the_keys_say(play, tmp_path):
     fake = Path(__file__).resolve().parents[1] / "preflight" / "fake_dnf.py"
     wanted = {**DKMS, "repo": "epel"}
     tasks = [
-        {"name": "Ask", "ansible.builtin.include_role": {"name": "repos", "tasks_from": "preflight"},
+        {"name": "Ask", "ansible.builtin.include_role": {"name": "kepler.vllm.repos", "tasks_from": "preflight"},
          "vars": {"repos_wanted": [wanted]}},
-        {"name": "Show", "ansible.builtin.debug": {"msg": "{{ repos_findings | findings_report }}"}},
+        {"name": "Show", "ansible.builtin.debug": {"msg": "{{ repos_findings | kepler.vllm.findings_report }}"}},
     ]
     variables = {f"repos_{name}_gpgkey": str(tmp_path / "key.asc") for name in ("epel", "cuda")}
     status, output = play(

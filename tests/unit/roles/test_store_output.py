@@ -15,7 +15,7 @@ def output(play, tmp_path):
     """Function that makes an output by the action plugin: (exit status, output)."""
 
     def run(builder, *options, sources=()):
-        task = {"name": "Make it", "store_output": {
+        task = {"name": "Make it", "kepler.vllm.store_output": {
             "root": str(tmp_path / "kepler"), "name": "hello", "version": "1", "builder": builder,
             "sources": list(sources), "index_urls": ["http://127.0.0.1:9/simple"],
         }}

@@ -38,15 +38,15 @@ MANIFEST = {
 
 
 @pytest.fixture
-def upgrade(play, tmp_path):
+def upgrade(play, overlay, tmp_path):
     """Function that runs the play with other roles than the store's: (exit status, output in one line).
 
     bad: generations on which the servers fail. outputs: of the generation that is built.
     """
     for role, parts in ROLES.items():
-        (tmp_path / "roles" / role / "tasks").mkdir(parents=True)
+        (overlay / "roles" / role / "tasks").mkdir(parents=True)
         for name, tasks in parts.items():
-            (tmp_path / "roles" / role / "tasks" / f"{name}.yml").write_text(yaml.safe_dump(tasks))
+            (overlay / "roles" / role / "tasks" / f"{name}.yml").write_text(yaml.safe_dump(tasks))
     (tmp_path / "store" / "locks").mkdir(parents=True)
     (asked,) = (part for part in yaml.safe_load(PLAYBOOK.read_text()) if "tasks" in part)
 

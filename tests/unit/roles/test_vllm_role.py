@@ -109,7 +109,8 @@ def test_the_kernels_and_the_port_are_packed_apart():
     tasks = yaml.safe_load((ROLE / "tasks/sources.yml").read_text())
 
     def packed(prefix):
-        arguments = next(task["source_archive"] for task in tasks if task["source_archive"]["prefix"] == prefix)
+        archives = [task["kepler.vllm.source_archive"] for task in tasks]
+        arguments = next(archive for archive in archives if archive["prefix"] == prefix)
         path = arguments["path"].replace("{{ __vllm_port }}", str(ROOT / "vllm_src"))
         return module.members(path, arguments["exclude"])
 
@@ -211,7 +212,7 @@ def prove(play, tmp_path):
         else:
             python.unlink()
         outputs = {"serving": str(tmp_path / "serving"), "pytorch": "/store/pytorch"}
-        tasks = [{"name": "Prove", "ansible.builtin.import_role": {"name": "vllm", "tasks_from": "prove"}}]
+        tasks = [{"name": "Prove", "ansible.builtin.import_role": {"name": "kepler.vllm.vllm", "tasks_from": "prove"}}]
         status, output = play(tasks, *options, variables={"store_outputs": outputs}, gather_facts=False)
         assert "changed=0" in output
         return status, " ".join(output.split())

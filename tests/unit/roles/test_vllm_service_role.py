@@ -135,7 +135,7 @@ def serve(play, tmp_path):
     def run(*options, parts=("configure", "find", "start"), systemctl=SYSTEMCTL, **variables):
         log.write_text("")
         tasks = [
-            {"name": "Run", "ansible.builtin.include_role": {"name": "vllm_service", "tasks_from": part}}
+            {"name": "Run", "ansible.builtin.include_role": {"name": "kepler.vllm.vllm_service", "tasks_from": part}}
             for part in parts
         ]
         settings = {
@@ -247,8 +247,9 @@ def test_the_servers_user_gets_through_to_its_files(play, tmp_path):
     (tmp_path / "etc" / "instances").mkdir(parents=True)
     for path in (tmp_path / "etc", tmp_path / "etc" / "instances"):
         path.chmod(0o700)
-    (install,) = (task for task in yaml.safe_load((ROLE / "tasks/install.yml").read_text()) if "host_files" in task)
-    install["host_files"]["files"] = []
+    tasks = yaml.safe_load((ROLE / "tasks/install.yml").read_text())
+    (install,) = (task for task in tasks if "kepler.vllm.host_files" in task)
+    install["kepler.vllm.host_files"]["files"] = []
     status, output = play([install], gather_facts=False, variables={
         "__vllm_service_directory": str(tmp_path / "etc" / "instances"),
     })

@@ -56,7 +56,7 @@ def ask(play, server):
     """Run the module against the server: (exit status, output in one line)."""
 
     def run(**options):
-        task = {"name": "Ask", "vllm_smoke": {"name": "main", "port": server.port, "tokens": 3, **options}}
+        task = {"name": "Ask", "kepler.vllm.vllm_smoke": {"name": "main", "port": server.port, "tokens": 3, **options}}
         status, output = play([task], gather_facts=False)
         assert "Traceback" not in output
         return status, " ".join(output.split())
@@ -129,7 +129,7 @@ def test_a_server_of_something_else(ask, server):
 def test_half_an_answer_is_no_answer_of_a_ready_server(play):
     """It is waited for, until it is late."""
     with answering(b"SSH-2.0-x\r\n") as port:
-        task = {"name": "Wait", "vllm_ready": {"name": "main", "port": port, "timeout": 1}}
+        task = {"name": "Wait", "kepler.vllm.vllm_ready": {"name": "main", "port": port, "timeout": 1}}
         status, output = play(
             [task], gather_facts=False,
             programs={"systemctl": "echo ActiveState=active; echo SubState=running", "journalctl": "exit 0"},
@@ -149,14 +149,14 @@ def test_a_restart_that_systemd_has_yet_to_do_is_waited_for(play, tmp_path, mean
     show = (f"if [ -e {asked} ]; then echo ActiveState=active; echo SubState=running; exit; fi\n"
             f"touch {asked}; echo Job=77; echo SubState=any; {meanwhile}")
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as port:
-        task = {"name": "Wait", "vllm_ready": {"name": "main", "port": port, "timeout": 60}}
+        task = {"name": "Wait", "kepler.vllm.vllm_ready": {"name": "main", "port": port, "timeout": 60}}
         status, output = play([task], gather_facts=False, programs={"systemctl": show, "journalctl": "exit 0"})
     assert status == 0, output
     assert output.count("vllm@main") == 1, output
 
 
 def test_a_unit_at_rest_is_given_up(play):
-    task = {"name": "Wait", "vllm_ready": {"name": "main", "port": 9, "timeout": 60}}
+    task = {"name": "Wait", "kepler.vllm.vllm_ready": {"name": "main", "port": 9, "timeout": 60}}
     status, output = play(
         [task], gather_facts=False,
         programs={"systemctl": "echo ActiveState=inactive; echo SubState=dead", "journalctl": "echo its last line"},
@@ -172,7 +172,8 @@ def test_server_that_answers_garbage_stays_held(play, server):
     name = f"test-{os.getpid()}"
     held = Path(f"/run/vllm-{name}.held")
     held.write_text("token")
-    smoke = {"name": "Look", "ansible.builtin.include_role": {"name": "vllm_service", "tasks_from": "smoke"}}
+    role = {"name": "kepler.vllm.vllm_service", "tasks_from": "smoke"}
+    smoke = {"name": "Look", "ansible.builtin.include_role": role}
     instance = {"name": name, "model": "m", "host": "127.0.0.1", "port": server.port}
     try:
         status, output = play(

@@ -21,10 +21,9 @@ pytestmark = needs_namespaces
 
 RUN = """
 import json, os, runpy, sys
-import ansible.module_utils
 from ansible.module_utils import basic
-ansible.module_utils.__path__.append(os.path.join(sys.argv[1], "module_utils"))
-from ansible.module_utils.store import build
+sys.path.insert(0, os.path.join(os.path.dirname(sys.argv[1]), "collections"))
+from ansible_collections.kepler.vllm.plugins.module_utils.store import build
 build.LOGS = build.RUN = sys.argv[2]
 os.umask(int(sys.argv[3], 8))
 basic._ANSIBLE_ARGS = sys.argv[5].encode()
@@ -256,7 +255,7 @@ def test_a_generation_records_what_is_installed(run, wait, root, tmp_path, monke
 
 def test_no_password_is_printed(root, tmp_path):
     """Not even at -vvv."""
-    task = {"name": "Make it", "store_output": dict(
+    task = {"name": "Make it", "kepler.vllm.store_output": dict(
         hello(), root=root, index_urls=["http://user:geheim@127.0.0.1:9/simple", "http://127.0.0.1:9/plain"],
         substituters=["http://user:geheim@127.0.0.1:9/"], trusted_keys="/nowhere", build=False,
     )}

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "module_utils"))
-from host import engine, gguf_file, model_config, quantized
-from host.engine_models import DEFAULTS, LANGUAGE_PARTS
+from ..module_utils.host import engine, gguf_file, model_config, quantized
+from ..module_utils.host.engine_models import DEFAULTS, LANGUAGE_PARTS
 
 # vLLM 0.9.2's for a config that names no length.
 DEFAULT_POSITIONS = 2048
@@ -520,7 +517,7 @@ def gguf_quantization(recorded: Iterable[dict[str, Any]]) -> Quantization | None
     elements: dict[int, int] = {}
     zeros = False
     for item in recorded:
-        bits = gguf_file.BITS.get(item.get("dtype"))
+        bits = gguf_file.BITS.get(item.get("dtype", ""))
         if bits and ".layers." in item["name"]:
             elements[bits] = elements.get(bits, 0) + math.prod(item["shape"]) * item["count"]
             zeros |= item["dtype"] not in gguf_file.SYMMETRIC

@@ -9,15 +9,11 @@ import contextlib
 import difflib
 import json
 import re
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "module_utils"))
-from host.engine_models import FLAGS, SWITCHES, VALUES
-
-from kepler_controller.findings import finding, shown
+from ..module_utils.host.engine_models import FLAGS, SWITCHES, VALUES
+from .findings import finding, shown
 
 NO = "no-"
 BOOLEANS = FLAGS | SWITCHES

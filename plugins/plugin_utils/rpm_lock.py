@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import io
-import sys
-from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "module_utils"))
-from host import rpms
+from ..module_utils.host import rpms
 
 PROVEN = "cuda-rhel8"  # the repository of driver and CUDA
 

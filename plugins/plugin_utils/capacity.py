@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kepler_controller import engine_options
-from kepler_controller.model_families import (
+from . import engine_options
+from .model_families import (
     HEAD,
     CapacityError,
     Model,

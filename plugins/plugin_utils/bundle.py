@@ -21,7 +21,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import createrepo_c
 
@@ -42,11 +42,12 @@ def statement(path: Path) -> dict[str, Any]:
     try:
         with tarfile.open(path) as tar:
             member = tar.extractfile(STATEMENT)
-            assert member is not None
+            if member is None:
+                raise KeyError(STATEMENT)
             said = json.load(member)
     except FileNotFoundError:
         raise BundleError(f"offline_bundle: found nothing at {path}; expected a bundle. {again}") from None
-    except (OSError, EOFError, KeyError, ValueError, AssertionError, tarfile.TarError) as error:
+    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
         raise BundleError(
             f"offline_bundle: found {path}, which is no whole bundle ({error}); expected one that ends with "
             f"{STATEMENT}. {again}"
@@ -94,8 +95,7 @@ def check_content(path: Path, report: Report) -> None:
                 kind = "file" if member.isreg() else "entry that is no plain file"
                 refuse(f"the {kind} {member.name}", "the files that its bundle.json lists")
             entry, digest = files.pop(name), hashlib.sha256()
-            stream = tar.extractfile(member)
-            assert stream is not None
+            stream = cast(IO[bytes], tar.extractfile(member))
             while block := stream.read(BLOCK):
                 digest.update(block)
                 done += len(block)
@@ -149,8 +149,7 @@ def is_made(path: Path, identity: dict[str, Any]) -> bool:
 def identity_of(downloaded: Path, wanted: dict[str, Any], requirements: Path) -> dict[str, Any]:
     """The parts of a bundle."""
     with tarfile.open(downloaded) as tar:
-        member = tar.extractfile("identity.json")
-        assert member is not None
+        member = cast(IO[bytes], tar.extractfile("identity.json"))
         rpms = hashlib.sha256(member.read()).hexdigest()
     tools = hashlib.sha256(requirements.read_bytes()).hexdigest()
     return {"schema": SCHEMA, **wanted, "rpms": rpms, "controller": tools}

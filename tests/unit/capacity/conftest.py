@@ -1,7 +1,0 @@
-"""The filters and what they import, as they lie in the repository."""
-
-import sys
-from pathlib import Path
-
-PLUGINS = Path(__file__).resolve().parents[3] / "plugins"
-sys.path[:0] = [str(PLUGINS / "filter"), str(PLUGINS / "plugin_utils")]
