@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import setting
+from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import instances_with_defaults
 from ansible_collections.kepler.vllm.plugins.filter.kepler_variables import role_number_findings
 from ansible_collections.kepler.vllm.plugins.module_utils.host.addresses import is_loopback
 from ansible_collections.kepler.vllm.plugins.module_utils.host.key_file import KeyFileError, key_of
@@ -57,19 +57,19 @@ def balancer_pools(hosts: Mapping[str, Mapping], members: list[str], balancer: s
     pools: dict[str, list[dict]] = {}
     for host in members:
         values = hosts[host]
-        defaults = values.get("vllm_service_instance_defaults") or {}
-        for item in values.get("vllm_service_instances") or []:
-            if not isinstance(item, Mapping) or not {"name", "model"} <= {**defaults, **item}.keys():
+        asked = values.get("vllm_service_instances") or []
+        for item in asked if isinstance(asked, list) else [asked]:
+            (instance,) = instances_with_defaults([item], values.get("vllm_service_instance_defaults"))
+            if not isinstance(instance, dict) or not {"name", "model"} <= instance.keys():
                 raise AnsibleFilterError(
                     f"vllm_service_instances of {host}: found {shown(item)}; expected a mapping with name and model. "
                     "playbooks/preflight.yml says more."
                 )
-            instance = {**defaults, **item}
-            listens = setting(instance, "host")
+            listens = instance["host"]
             pools.setdefault(pool_name(model_name(instance)), []).append({
                 "name": f"{host}/{instance['name']}",
                 "address": address_of(host, values, balancer) if is_any(listens) else str(listens),
-                "port": setting(instance, "port"),
+                "port": instance["port"],
                 "key_file": instance.get("api_key_file") or "",
                 "serves": {
                     "name": instance.get("served_model_name") or instance["model"],

@@ -9,112 +9,95 @@ from typing import Any
 from ansible_collections.kepler.vllm.plugins.module_utils.host.addresses import is_loopback
 from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
 from ansible_collections.kepler.vllm.plugins.plugin_utils.addresses import is_listening_address
-from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import DTYPES, UTILIZATION
-from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import (
-    PLAIN_PATH_FORM,
-    finding,
-    is_integer,
-    is_plain_path,
-    shown,
-)
+from ansible_collections.kepler.vllm.plugins.plugin_utils.argument_specs import correction, entry_points, has_type
+from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import UTILIZATION
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import PLAIN_PATH_FORM, finding, is_plain_path, shown
 
 INSTANCES = "vllm_service_instances"
 
 
-def is_text(value: Any) -> bool:
+def is_text(value: str) -> bool:
     # vLLM takes a value that begins with a hyphen for an option.
-    return isinstance(value, str) and bool(value.strip()) and value.isprintable() and not value.startswith("-")
+    return bool(value.strip()) and value.isprintable() and not value.startswith("-")
 
 
-def is_dies(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(is_integer(die) and die >= 0 for die in value)
-        and len(set(value)) == len(value)
-    )
-
-
-def is_arguments(value: Any) -> bool:
+def is_arguments(value: dict) -> bool:
     # vLLM's file of options has no lists and no mappings: it would take their Python form for a text.
-    return isinstance(value, dict) and all(
+    return all(
         isinstance(key, str) and re.fullmatch("[a-z][a-z0-9-]*", key) and isinstance(option, (str, int, float))
         for key, option in value.items()
     )
 
 
-REQUIRED = object()
-# What one instance may say: key -> (default, test, what is expected). None as a default: it may be left out. The
-# defaults are those of the role vllm_service; a test compares them.
-KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+# The schema of an instance: key -> type, default, choices, description.
+KEYS = entry_points("vllm_service")["instance"]
+DEFAULTS = {key: option["default"] for key, option in KEYS.items() if "default" in option}
+# What else a value of the right type must be: a test, and what messages expect of the value as a whole.
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    # vLLM's sockets lie in a directory of this name, and the path of a socket is short.
     "name": (
-        REQUIRED,
-        # vLLM's sockets lie in a directory of this name, and the path of a socket is short.
-        lambda value: isinstance(value, str) and bool(re.fullmatch("[a-z0-9][a-z0-9-]{0,41}", value)),
+        lambda value: bool(re.fullmatch("[a-z0-9][a-z0-9-]{0,41}", value)),
         "lower-case letters, digits and hyphens, 42 at most",
     ),
     "model": (
-        REQUIRED,
         lambda value: is_text(value) and not value.startswith("."),
         "the name of a Hugging Face model or the absolute path of its directory on the host",
     ),
-    "host": (
-        "127.0.0.1", is_listening_address, "an address to listen on, such as 127.0.0.1, 0.0.0.0 or ::, or a host name"
+    "host": (is_listening_address, "an address to listen on, such as 127.0.0.1, 0.0.0.0 or ::, or a host name"),
+    "port": (lambda value: 1024 <= value <= 65535, "an integer of 1024 to 65535"),
+    "dies": (
+        lambda value: bool(value) and min(value) >= 0 and len(set(value)) == len(value),
+        "a list of different integers from 0",
     ),
-    "port": (8000, lambda value: is_integer(value) and 1024 <= value <= 65535, "an integer of 1024 to 65535"),
-    "dies": ([0, 1, 2, 3], is_dies, "a list of different integers from 0"),
-    "tensor_parallel_size": (4, lambda value: is_integer(value) and value >= 1, "an integer from 1"),
+    "tensor_parallel_size": (lambda value: value >= 1, "an integer from 1"),
     "dtype": (
-        "float32",
-        lambda value: isinstance(value, str) and value in DTYPES,
+        lambda value: True,
         "float32, or half for weights and cache in float16 (sm_37 computes in float32 alone and has no bfloat16: a "
         "bfloat16 checkpoint is served with half or float32)",
     ),
-    "cuda_graphs": (
-        False, lambda value: isinstance(value, bool), "true for CUDA graphs of decoding steps, or false, without quotes"
-    ),
-    "max_model_len": (None, lambda value: is_integer(value) and value >= 1, "an integer from 1"),
-    "gpu_memory_utilization": (
-        None,
-        lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 0.1 <= value <= 0.95,
-        "a number of 0.1 to 0.95",
-    ),
+    "cuda_graphs": (lambda value: True, "true for CUDA graphs of decoding steps, or false, without quotes"),
+    "max_model_len": (lambda value: value >= 1, "an integer from 1"),
+    "gpu_memory_utilization": (lambda value: 0.1 <= value <= 0.95, "a number of 0.1 to 0.95"),
     "revision": (
-        None,
-        lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{40}", value)),
+        lambda value: bool(re.fullmatch("[0-9a-f]{40}", value)),
         "the 40 hexadecimal digits of a commit on the hub, which no one can move",
     ),
-    "served_model_name": (None, is_text, "a text that is not empty, on one line and without a hyphen in front"),
-    "api_key_file": (None, is_plain_path, f"a file on the host: {PLAIN_PATH_FORM}, which its unit can read"),
+    "served_model_name": (is_text, "a text that is not empty, on one line and without a hyphen in front"),
+    "api_key_file": (is_plain_path, f"a file on the host: {PLAIN_PATH_FORM}, which its unit can read"),
     "memory_max": (
-        None,
-        lambda value: isinstance(value, str) and bool(re.fullmatch("[1-9][0-9]*[KMGT]?|(100|[1-9][0-9]?)%", value)),
+        lambda value: bool(re.fullmatch("[1-9][0-9]*[KMGT]?|(100|[1-9][0-9]?)%", value)),
         "a text as systemd writes it, such as 48G or 75%",
     ),
     "cpu_quota": (
-        None,
-        lambda value: isinstance(value, str) and bool(re.fullmatch("[1-9][0-9]*%", value)),
-        "a text of percent of one core, such as 800%",
+        lambda value: bool(re.fullmatch("[1-9][0-9]*%", value)), "a text of percent of one core, such as 800%",
     ),
-    "nice": (None, lambda value: is_integer(value) and -20 <= value <= 19, "an integer of -20 to 19"),
+    "nice": (lambda value: -20 <= value <= 19, "an integer of -20 to 19"),
     "extra_args": (
-        {}, is_arguments,
+        is_arguments,
         "a mapping of vLLM options, such as swap-space, in lower-case words and hyphens; to numbers, true, false or "
         "texts, JSON among them",
     ),
 }
 
 
-def instances_with_defaults(instances: Any, defaults: dict) -> Any:
-    """The instances as the servers get them; what is no mapping is left for the judgment."""
+def instances_with_defaults(instances: Any, defaults: Any) -> Any:
+    """The instances as the servers get them; what is no mapping is left for the validation."""
     if not isinstance(instances, list):
         return instances
-    return [{**defaults, **item} if isinstance(item, dict) else item for item in instances]
+    # variable_findings reports defaults that are no mapping.
+    known = {**DEFAULTS, **defaults} if isinstance(defaults, dict) else DEFAULTS
+    return [{**known, **item} if isinstance(item, dict) else item for item in instances]
 
 
 def setting(instance: dict, key: str) -> Any:
     """Value of `key` in an instance, or the default."""
-    return instance.get(key, KEYS[key][0])
+    return instance.get(key, DEFAULTS.get(key))
+
+
+def accepts(key: str, value: Any) -> bool:
+    """Whether `value` is one that the key of an instance may have."""
+    option = KEYS[key]
+    return has_type(value, option) and value in option.get("choices", [value]) and RULES[key][0](value)
 
 
 def instance_findings(instance: Any, where: str) -> list[dict[str, str]]:
@@ -129,14 +112,13 @@ def instance_findings(instance: Any, where: str) -> list[dict[str, str]]:
                 "Correct the key, or move an option of vLLM itself into extra_args.",
             ))
     valid = {}
-    for key, (default, accepts, expected) in KEYS.items():
-        value = setting(instance, key)
-        if value is REQUIRED:
+    for key, option in KEYS.items():
+        value, expected = setting(instance, key), RULES[key][1]
+        if key not in instance and option.get("required"):
             found.append(finding("error", f"{where}.{key}", "nothing", expected, f"Add {key} to the instance."))
-        elif (key in instance or value is not None) and not accepts(value):
+        elif key in instance and not accepts(key, value):
             found.append(finding(
-                "error", f"{where}.{key}", shown(value), expected,
-                "Take the quotes away." if isinstance(value, str) and is_integer(default) else "Correct the value.",
+                "error", f"{where}.{key}", shown(value), expected, correction(value, option["type"]),
             ))
         else:
             valid[key] = value

@@ -6,12 +6,18 @@ import difflib
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
 from ansible import context
 from ansible.parsing.splitter import parse_kv
+from ansible_collections.kepler.vllm.plugins.plugin_utils.argument_specs import (
+    ROLES,
+    TYPES,
+    correction,
+    entry_points,
+    reads_as,
+)
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import (
     PLAIN_PATH_FORM,
     finding,
@@ -20,20 +26,6 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import (
     shown,
 )
 from ansible_collections.kepler.vllm.plugins.plugin_utils.numbers import RANGES, as_integer, number_findings
-
-ROLES = Path(__file__).resolve().parents[2] / "roles"
-TRUTH = {"true", "yes", "on", "false", "no", "off"}
-# Type of an option -> (test of a value, what is expected).
-TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "bool": (lambda value: isinstance(value, bool), "true or false, without quotes"),
-    "int": (is_integer, "an integer, without quotes"),
-    "str": (lambda value: isinstance(value, str) or is_integer(value), "a text"),
-    "path": (lambda value: isinstance(value, str), "a path"),
-    "list": (lambda value: isinstance(value, list), "a list"),
-    "dict": (lambda value: isinstance(value, dict), "a mapping"),
-    "raw": (lambda value: True, "anything"),
-}
-
 
 # Paths that stand in a unit, its environment file or its command line.
 IN_UNITS = (
@@ -80,9 +72,10 @@ CONTENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
 def options() -> dict[str, dict]:
     """Every variable of every role, as its argument_specs describe it."""
     found: dict[str, dict] = {}
-    for path in sorted(ROLES.glob("*/meta/argument_specs.yml")):
-        for entry in yaml.load(path.read_text(), yaml.CSafeLoader)["argument_specs"].values():
-            found.update(entry.get("options") or {})
+    for tasks in sorted(ROLES.glob("*/tasks")):
+        for entry, variables in entry_points(tasks.parent.name).items():
+            if (tasks / f"{entry}.yml").is_file():
+                found.update(variables)
     return found
 
 
@@ -111,23 +104,15 @@ def given_as_text() -> set[str]:
     return {name for text in texts if text[:1] not in ("@", "{", "[", "/", ".") for name in parse_kv(text)}
 
 
-def reads_as(value: Any, kind: str) -> bool:
-    """Whether a text of the command line reads as a value of the type `kind`."""
-    if kind == "bool":
-        return str(value).lower() in TRUTH
-    return kind == "int" and str(value).removeprefix("-").isdigit()
-
-
 def typed_findings(name: str, value: Any, option: dict, as_text: bool) -> list[dict[str, str]]:
     """Findings about the value of a variable that a role knows."""
     if is_template(value):
         return []
-    accepts, expected = TYPES[option["type"]]
-    if not accepts(value) and not (as_text and reads_as(value, option["type"])):
-        quoted = isinstance(value, str) and (reads_as(value, option["type"]) or option["type"] == "bool")
-        return [finding(
-            "error", name, shown(value), expected, "Take the quotes away." if quoted else "Correct the value.",
-        )]
+    kind = option["type"]
+    accepts, expected = TYPES[kind]
+    # A number without quotes is a text to Ansible, if a role asks for one.
+    if not accepts(value) and not (as_text and reads_as(value, kind)) and not (kind == "str" and is_integer(value)):
+        return [finding("error", name, shown(value), expected, correction(value, kind))]
     choices = option.get("choices", [value])
     if name in RANGES:
         return [] if any(map(is_template, leaves(value))) else number_findings(name, as_integer(value))

@@ -116,7 +116,7 @@ def overrides(extra: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if (scaling := mapping(extra.get("rope-scaling"))) is not None:
         found["rope_scaling"] = scaling
-    with contextlib.suppress(KeyError, TypeError, ValueError):
+    with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
         found["rope_theta"] = float(extra["rope-theta"])
     return {**found, **(mapping(extra.get("hf-overrides")) or {})}
 

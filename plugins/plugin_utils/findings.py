@@ -20,7 +20,10 @@ def finding(severity: str, variable: str, found: str, expected: str, next_step: 
 
 def shown(value: Any) -> str:
     """A value of the inventory as JSON, so that "4" and 4 differ."""
-    return json.dumps(value, default=str)
+    try:
+        return json.dumps(value, default=str)
+    except TypeError:  # YAML has keys that JSON has not, such as dates.
+        return str(value)
 
 
 # Paths that nginx and systemd's units take as they are: no specifier, glob, quote, blank or line break.

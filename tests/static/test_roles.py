@@ -22,10 +22,34 @@ def defaults_of(role):
     return load(part(role, "defaults/main.yml")) or {}
 
 
-def options_of(role):
-    """Options of all entry points together."""
+def entry_points(role):
+    """Options by entry point."""
     specs = load(part(role, "meta/argument_specs.yml"))["argument_specs"]
-    return {name: option for entry in specs.values() for name, option in (entry.get("options") or {}).items()}
+    return {entry: spec.get("options") or {} for entry, spec in specs.items()}
+
+
+def is_schema(role, entry):
+    """Whether an entry point has no tasks: it is the schema of a value, and its options are no variables."""
+    return not part(role, f"tasks/{entry}.yml").is_file()
+
+
+def options_of(role):
+    """Variables of all entry points together."""
+    return {
+        name: option
+        for entry, options in entry_points(role).items() if not is_schema(role, entry)
+        for name, option in options.items()
+    }
+
+
+def every_option(role):
+    """Name and specification of each option, those of schemas too."""
+    return [item for options in entry_points(role).values() for item in options.items()]
+
+
+def test_an_instance_is_the_only_schema():
+    found = [(role, entry) for role in ROLES for entry in entry_points(role) if is_schema(role, entry)]
+    assert found == [("vllm_service", "instance")]
 
 
 @EACH
@@ -59,7 +83,7 @@ def test_argument_specs_equal_defaults(role):
 
 @EACH
 def test_a_default_has_the_type_of_its_option(role):
-    for name, option in options_of(role).items():
+    for name, option in every_option(role):
         default = option.get("default")
         if isinstance(default, str) and "{{" in default:  # its type shows where it is rendered
             continue
@@ -71,8 +95,7 @@ def test_a_default_has_the_type_of_its_option(role):
 
 @EACH
 def test_every_option_has_a_type_and_a_description(role):
-    options = options_of(role).items()
-    assert [name for name, option in options if not (option.get("type") and option.get("description"))] == []
+    assert [name for name, option in every_option(role) if not (option.get("type") and option.get("description"))] == []
 
 
 @EACH

@@ -1,5 +1,7 @@
 """What the role makes of an inventory, and what it refuses."""
 
+import json
+import re
 import stat
 from base64 import b64encode
 from pathlib import Path
@@ -182,10 +184,19 @@ def test_servers_of_several_hosts_come_together_by_model():
     assert judge.balancer_upstream_key_file(pools) == ""
 
 
-@pytest.mark.parametrize("item", ["main", {"name": "main"}, {"model": "m"}, 7])
-def test_an_instance_that_is_none_is_said(item):
+@pytest.mark.parametrize("item", ["main", {"name": "main"}, {"model": "m"}, 7, ["main"], None])
+@pytest.mark.parametrize("defaults", [{}, "port=9000", {"port": 9000}])
+def test_an_instance_that_is_none_is_said(item, defaults):
+    values = {"vllm_service_instances": [item], "vllm_service_instance_defaults": defaults}
+    found = re.escape(json.dumps(item))
+    with pytest.raises(AnsibleFilterError, match=f"vllm_service_instances of box: found {found}; expected a mapping"):
+        judge.balancer_pools({"box": values}, ["box"], "box")
+
+
+@pytest.mark.parametrize("instances", ["main", 7, {"model": "m"}])
+def test_instances_that_are_no_list_are_said(instances):
     with pytest.raises(AnsibleFilterError, match=r"vllm_service_instances of box: found .+; expected a mapping"):
-        judge.balancer_pools({"box": {"vllm_service_instances": [item]}}, ["box"], "box")
+        judge.balancer_pools({"box": {"vllm_service_instances": instances}}, ["box"], "box")
 
 
 @pytest.mark.parametrize(

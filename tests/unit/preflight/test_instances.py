@@ -1,13 +1,9 @@
 """What the inventory says about servers."""
 
-import re
-from pathlib import Path
-
 import pytest
-import yaml
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import (
+    DEFAULTS,
     KEYS,
-    REQUIRED,
     instances_with_defaults,
     inventory_findings,
 )
@@ -17,7 +13,6 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_preflight import (
     worst_first,
 )
 from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
-from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import UTILIZATION
 from ansible_collections.kepler.vllm.plugins.plugin_utils.engine_options import (
     BOOLEANS,
     NEUTRAL,
@@ -28,9 +23,6 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.engine_options import 
 )
 
 WHERE = "vllm_service_instances[0]"
-ROLE = Path(__file__).resolve().parents[3] / "roles" / "vllm_service"
-
-
 NULL = object()
 
 
@@ -41,64 +33,51 @@ def demo(**keys):
 
 
 def judge(*instances):
-    return inventory_findings(list(instances))
+    return inventory_findings(instances_with_defaults(list(instances), {}))
 
 
 def variables(findings):
     return [item["variable"] for item in findings]
 
 
-@pytest.mark.parametrize(
-    "instance",
-    [
-        demo(),
-        demo(model="Qwen/Qwen2-0.5B"),
-        demo(host="::1", port=1024),
-        demo(host="localhost", port=65535),
-        demo(host="127.1.2.3"),
-        demo(host="0.0.0.0", api_key_file="/etc/kepler/key"),
-        demo(dies=[3], tensor_parallel_size=1),
-        demo(dies=[0, 1, 2, 3], tensor_parallel_size=2),
-        demo(max_model_len=2048, served_model_name="demo", extra_args={"swap-space": 2, "seed": 0}),
-        demo(dtype="float32"),
-        demo(dtype="half"),
-        demo(cuda_graphs=True),
-        demo(cuda_graphs=False),
-        demo(gpu_memory_utilization=0.95),
-        demo(gpu_memory_utilization=0.1),
-        demo(model="Qwen/Qwen2-0.5B", revision="0123456789abcdef0123456789abcdef01234567"),
-        demo(memory_max="48G", cpu_quota="800%", nice=-20),
-        demo(memory_max="75%", nice=19),
-    ],
-)
+VALID = [
+    demo(),
+    demo(model="Qwen/Qwen2-0.5B"),
+    demo(host="::1", port=1024),
+    demo(host="localhost", port=65535),
+    demo(host="127.1.2.3"),
+    demo(host="0.0.0.0", api_key_file="/etc/kepler/key"),
+    demo(dies=[3], tensor_parallel_size=1),
+    demo(dies=[0, 1, 2, 3], tensor_parallel_size=2),
+    demo(max_model_len=2048, served_model_name="demo", extra_args={"swap-space": 2, "seed": 0}),
+    demo(dtype="float32"),
+    demo(dtype="half"),
+    demo(cuda_graphs=True),
+    demo(cuda_graphs=False),
+    demo(gpu_memory_utilization=0.95),
+    demo(gpu_memory_utilization=0.1),
+    demo(model="Qwen/Qwen2-0.5B", revision="0123456789abcdef0123456789abcdef01234567"),
+    demo(memory_max="48G", cpu_quota="800%", nice=-20),
+    demo(memory_max="75%", nice=19),
+]
+
+
+@pytest.mark.parametrize("instance", VALID)
 def test_a_valid_instance_has_no_findings(instance):
     assert judge(instance) == []
 
 
-def test_defaults_are_those_of_the_servers():
-    defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())["vllm_service_instance_defaults"]
-    assert {key: KEYS[key][0] for key in defaults} == defaults
-
-
-def documented():
-    """Keys of an instance in the README's table, with the value in the column of defaults, if it is one."""
-    text = (ROLE / "README.md").read_text().partition("| key of an instance |")[2]
-    rows = [row.split("|")[1:3] for row in text.partition("\n\n")[0].splitlines()[2:]]
-    return {key: re.fullmatch("`(.*)`", value.strip()) for keys, value in rows for key in re.findall("`(.+?)`", keys)}
-
-
-def test_readme_names_every_key_with_its_default():
-    assert sorted(documented()) == sorted(KEYS)
-    # vLLM's own default of the utilization is named, and not passed on.
-    written = {key: yaml.safe_load(found[1]) for key, found in documented().items() if found}
-    assert written.pop("gpu_memory_utilization") == UTILIZATION
-    assert written == {key: KEYS[key][0] for key in KEYS if KEYS[key][0] not in (None, REQUIRED)}
-
-
 def test_the_inventory_may_change_the_defaults():
-    instances = instances_with_defaults([demo(), demo(port=8001), "nonsense"], {"dies": [0], "port": 9000})
-    assert instances == [demo(dies=[0], port=9000), demo(dies=[0], port=8001), "nonsense"]
+    first, second, other = instances_with_defaults([demo(), demo(port=8001), "nonsense"], {"dies": [0], "port": 9000})
+    assert first == {**DEFAULTS, **demo(dies=[0], port=9000)}
+    assert second == {**DEFAULTS, **demo(dies=[0], port=8001)}
+    assert other == "nonsense"
     assert instances_with_defaults("nonsense", {"dies": [0]}) == "nonsense"
+
+
+@pytest.mark.parametrize("defaults", [None, "port=9000", ["port"], 9000])
+def test_defaults_that_are_no_mapping_are_left_to_the_check_of_variables(defaults):
+    assert instances_with_defaults([demo()], defaults) == [{**DEFAULTS, **demo()}]
 
 
 def test_no_instance_is_no_fault():
@@ -245,10 +224,16 @@ def test_a_directory_has_no_revision():
     assert "directory" in found["expected"]
 
 
-def test_a_number_in_quotes_is_told_from_a_number():
-    (found,) = judge(demo(tensor_parallel_size="4"))
-    assert found["found"] == '"4"'
-    assert "quotes" in found["next_step"]
+@pytest.mark.parametrize(
+    ("key", "text", "quotes"),
+    [("tensor_parallel_size", "4", True), ("port", "8000", True), ("nice", "-5", True), ("cuda_graphs", "yes", True),
+     ("gpu_memory_utilization", "0.9", True), ("port", "http", False), ("dtype", "fp16", False),
+     ("dies", "[0, 1]", False)],
+)
+def test_a_value_in_quotes_is_told_from_another_text(key, text, quotes):
+    (found,) = judge(demo(**{key: text}))
+    assert found["found"] == f'"{text}"'
+    assert ("quotes" in found["next_step"]) == quotes
 
 
 @pytest.mark.parametrize("key", ["tensor_parallel", "gpus", "Name", "max-model-len", 4])
@@ -339,7 +324,8 @@ def test_negated_flag_is_refused_like_the_flag():
 @pytest.mark.parametrize(
     ("option", "value"),
     [("seed", True), ("swap-space", False), ("disable-fastapi-docs", "yes"), ("trust-remote-code", 1),
-     ("seed", "--host=0.0.0.0"), ("chat-template", "-x"), ("rope-theta", -0.5), ("tool-call-parser", "-O3")],
+     ("seed", "--host=0.0.0.0"), ("chat-template", "-x"), ("rope-theta", -0.5), ("rope-theta", 10**400),
+     ("tool-call-parser", "-O3")],
 )
 def test_value_that_vllm_would_take_for_something_else_is_refused(option, value):
     assert variables(judge(demo(extra_args={option: value}))) == [f"{WHERE}.extra_args.{option}"]

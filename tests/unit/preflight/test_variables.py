@@ -8,6 +8,7 @@ import rendered
 import yaml
 from ansible.utils.context_objects import CLIArgs
 from ansible_collections.kepler.vllm.plugins.filter import kepler_variables
+from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import instances_with_defaults
 from ansible_collections.kepler.vllm.plugins.filter.kepler_variables import exported, options, variable_findings
 from ansible_collections.kepler.vllm.plugins.plugin_utils.numbers import RANGES
 
@@ -112,6 +113,7 @@ def test_a_text_of_the_command_line_counts_as_what_it_reads_as(command_line):
     assert only(nvidia_driver_reboot="maybe")
     command_line("nvidia_driver_reboot=perhaps")
     assert only(nvidia_driver_reboot="perhaps")
+    assert only(nvidia_driver_reboot=["true"])
 
 
 def integers():
@@ -189,7 +191,7 @@ def test_paths_in_units_are_all_known():
 def test_templates_take_texts_for_numbers():
     """As -e name=value gives them."""
     pool = {"m": [{"name": "box/a", "address": "127.0.0.1", "port": 8000}]}
-    item = {"name": "a", "model": "/m", "dies": [0]}
+    (item,) = instances_with_defaults([{"name": "a", "model": "/m"}], {})
     for role, template, more in (
         ("load_balancer", "nginx.conf.j2", {"load_balancer_pools": pool, "load_balancer_tls": False}),
         ("vllm_service", "vllm@.service.j2", {"store_root": "/opt/kepler"}),

@@ -6,6 +6,7 @@ import subprocess
 
 import module_run
 import pytest
+from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import instances_with_defaults
 from rendered import evaluate, render, variables_of
 
 pytestmark = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
@@ -105,7 +106,7 @@ def test_server_leaves_no_core_and_no_open_directory():
 
 def test_dies_are_numbered_by_their_place_on_the_bus():
     """CUDA would count the fastest first, and preflight and qualification count in PCI order."""
-    instance = {"name": "main", "dies": [2, 3]}
+    (instance,) = instances_with_defaults([{"name": "main", "model": "/m", "dies": [2, 3]}], {})
     lines = render("vllm_service", "instance.env.j2", item=instance).splitlines()
     assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in lines
     assert "CUDA_VISIBLE_DEVICES=2,3" in lines
@@ -114,7 +115,8 @@ def test_dies_are_numbered_by_their_place_on_the_bus():
 
 
 def test_server_tells_nobody_how_it_is_used():
-    lines = render("vllm_service", "instance.env.j2", item={"name": "main", "dies": [0]}).splitlines()
+    (instance,) = instances_with_defaults([{"name": "main", "model": "/m"}], {})
+    lines = render("vllm_service", "instance.env.j2", item=instance).splitlines()
     assert {"VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1"} <= set(lines)
 
 

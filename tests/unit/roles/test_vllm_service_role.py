@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rendered import render, variables_of
+from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import instances_with_defaults
+from rendered import render
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLE = ROOT / "roles" / "vllm_service"
@@ -35,9 +36,8 @@ def write():
     """Function that gives a template of the role as it would stand on a host."""
 
     def run(template, instance=None, **variables):
-        defaults = variables_of("vllm_service")["vllm_service_instance_defaults"]
         known = {"store_root": "/opt/kepler", "__vllm_service_current": {"stat": {"lnk_target": "generations/7"}}}
-        item = {**defaults, **INSTANCE, **(instance or {})}
+        (item,) = instances_with_defaults([{**INSTANCE, **(instance or {})}], {})
         return render("vllm_service", template, **known, item=item, **variables)
 
     return run
