@@ -11,9 +11,9 @@ KEPT = ("result", "found", "figures", "model", "seconds")
 
 
 def at_size(instances: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
-    """The instances on the first `size` of their dies; those that have fewer as they are."""
+    """The instances on the first `size` of their GPUs; those that have fewer as they are."""
     return [
-        {**instance, "dies": instance["dies"][:size], "tensor_parallel_size": min(size, len(instance["dies"]))}
+        {**instance, "gpus": instance["gpus"][:size], "tensor_parallel_size": min(size, len(instance["gpus"]))}
         for instance in instances
     ]
 

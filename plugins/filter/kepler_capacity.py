@@ -171,7 +171,7 @@ def one_model_findings(
         storage = storage_of(setting(instance, "dtype"), model.quantization)
         tensors = tensors_of(model, facts["tensors"]) if model.quantization else []
         dies = setting(instance, "tensor_parallel_size")
-        found = split_findings(model, tensors, storage, dies, len(setting(instance, "dies")), where)
+        found = split_findings(model, tensors, storage, dies, len(setting(instance, "gpus")), where)
         found += length_findings(model, instance, where)
         if on_kepler and not found and not faults:
             found += room_findings(model, tensors_of(model, facts["tensors"]), instance, where)

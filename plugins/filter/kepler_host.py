@@ -107,13 +107,13 @@ def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
     asked = [unit_of(instance) for instance in instances]
     for index, instance in enumerate(instances):
         where = f"{INSTANCES}[{index}]"
-        absent = [die for die in setting(instance, "dies") if die not in dies]
+        absent = [die for die in setting(instance, "gpus") if die not in dies]
         if k80s(host) and absent:
             found.append(finding(
-                "error", f"{where}.dies", shown(absent),
+                "error", f"{where}.gpus", shown(absent),
                 f"some of {dies}, the K80 dies of the host as CUDA counts them: boards that driver 470 does not serve, "
                 "or that another driver holds, do not count",
-                "List fewer dies and lower tensor_parallel_size, or look for the missing board.",
+                "List fewer gpus and lower tensor_parallel_size, or look for the missing board.",
             ))
         path = setting(instance, "model")
         there = host["paths"].get(path)

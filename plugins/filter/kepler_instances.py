@@ -31,6 +31,7 @@ def is_arguments(value: dict) -> bool:
 
 # The schema of an instance: key -> type, default, choices, description.
 KEYS = entry_points("vllm_service")["instance"]
+ALIASES = {alias: key for key, option in KEYS.items() for alias in option.get("aliases", ())}
 DEFAULTS = {key: option["default"] for key, option in KEYS.items() if "default" in option}
 # What else a value of the right type must be: a test, and what messages expect of the value as a whole.
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -45,7 +46,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "host": (is_listening_address, "an address to listen on, such as 127.0.0.1, 0.0.0.0 or ::, or a host name"),
     "port": (lambda value: 1024 <= value <= 65535, "an integer of 1024 to 65535"),
-    "dies": (
+    "gpus": (
         lambda value: bool(value) and min(value) >= 0 and len(set(value)) == len(value),
         "a list of different integers from 0",
     ),
@@ -80,13 +81,18 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def by_own_names(instance: dict) -> dict:
+    """An instance without aliases of keys; one that has a key twice keeps both, which instance_findings refuses."""
+    return {key if ALIASES.get(key) in instance else ALIASES.get(key, key): value for key, value in instance.items()}
+
+
 def instances_with_defaults(instances: Any, defaults: Any) -> Any:
     """The instances as the servers get them; what is no mapping is left for the validation."""
     if not isinstance(instances, list):
         return instances
     # variable_findings reports defaults that are no mapping.
-    known = {**DEFAULTS, **defaults} if isinstance(defaults, dict) else DEFAULTS
-    return [{**known, **item} if isinstance(item, dict) else item for item in instances]
+    known = {**DEFAULTS, **by_own_names(defaults)} if isinstance(defaults, dict) else DEFAULTS
+    return [{**known, **by_own_names(item)} if isinstance(item, dict) else item for item in instances]
 
 
 def setting(instance: dict, key: str) -> Any:
@@ -106,7 +112,12 @@ def instance_findings(instance: Any, where: str) -> list[dict[str, str]]:
         return [finding("error", where, shown(instance), "a mapping with name and model", "Write it as a mapping.")]
     found = []
     for key in instance:
-        if key not in KEYS:
+        if key in ALIASES:
+            found.append(finding(
+                "error", f"{where}.{key}", f"{key} beside {ALIASES[key]}", f"one of them: {key} means {ALIASES[key]}",
+                f"Leave {key} out, here and in vllm_service_instance_defaults.",
+            ))
+        elif key not in KEYS:
             found.append(finding(
                 "error", f"{where}.{key}", f"the unknown key {key!r}", f"one of {', '.join(KEYS)}",
                 "Correct the key, or move an option of vLLM itself into extra_args.",
@@ -122,11 +133,11 @@ def instance_findings(instance: Any, where: str) -> list[dict[str, str]]:
             ))
         else:
             valid[key] = value
-    if {"dies", "tensor_parallel_size"} <= set(valid) and valid["tensor_parallel_size"] > len(valid["dies"]):
+    if {"gpus", "tensor_parallel_size"} <= set(valid) and valid["tensor_parallel_size"] > len(valid["gpus"]):
         found.append(finding(
             "error", f"{where}.tensor_parallel_size", shown(valid["tensor_parallel_size"]),
-            f"at most {len(valid['dies'])}, the number of dies that the instance lists ({valid['dies']})",
-            "List more dies, or lower tensor_parallel_size (it is 4 where nothing is said).",
+            f"at most {len(valid['gpus'])}, the number of gpus that the instance lists ({valid['gpus']})",
+            f"List more gpus, or lower tensor_parallel_size (it is {DEFAULTS['tensor_parallel_size']} by default).",
         ))
     if "host" in valid and not is_loopback(valid["host"]) and valid.get("api_key_file", "") is None:
         found.append(finding(
@@ -143,11 +154,11 @@ def instance_findings(instance: Any, where: str) -> list[dict[str, str]]:
 
 
 def clashes(instances: list[dict]) -> list[dict[str, str]]:
-    """Findings about names, ports and dies that several of the well-formed `instances` claim."""
+    """Findings about names, ports and GPUs that several of the well-formed `instances` claim."""
     found = []
     for key, next_step in (
         ("name", "Give each instance its own name."),
-        ("port", "Give each instance its own port (it is 8000 where nothing is said)."),
+        ("port", f"Give each instance its own port (it is {DEFAULTS['port']} by default)."),
     ):
         owner: dict[Any, int] = {}
         for index, instance in enumerate(instances):
@@ -162,33 +173,33 @@ def clashes(instances: list[dict]) -> list[dict[str, str]]:
 
 
 def utilization(instance: dict) -> float:
-    """Share of a die's memory that an instance takes."""
+    """Share of a GPU's memory that an instance takes."""
     said = setting(instance, "gpu_memory_utilization")
     return UTILIZATION if said is None else float(said)
 
 
 def memory_findings(instances: list[dict]) -> list[dict[str, str]]:
-    """Findings about dies that several instances list and whose memory is too small for all of them."""
+    """Findings about GPUs that several instances list and whose memory is too small for all of them."""
     found = []
     owners: dict[int, list[int]] = {}
     for index, instance in enumerate(instances):
         over: dict[int, float] = {}
-        for die in setting(instance, "dies"):
-            owners.setdefault(die, []).append(index)
+        for gpu in setting(instance, "gpus"):
+            owners.setdefault(gpu, []).append(index)
             # Rounded: 0.2 + 0.4 + 0.3 + 0.1 is a little more than 1 in binary.
-            total = round(sum(utilization(instances[owner]) for owner in owners[die]), 6)
+            total = round(sum(utilization(instances[owner]) for owner in owners[gpu]), 6)
             if total > 1:
-                over[die] = total
+                over[gpu] = total
         if over:
-            others = sorted({owner for die in over for owner in owners[die]} - {index})
+            others = sorted({owner for gpu in over for owner in owners[gpu]} - {index})
             names = " and ".join(f"{INSTANCES}[{other}]" for other in others)
             found.append(finding(
-                "error", f"{INSTANCES}[{index}].dies",
+                "error", f"{INSTANCES}[{index}].gpus",
                 f"{shown(list(over))}, which {names} list{'s' if len(others) == 1 else ''} too: gpu_memory_utilization "
                 f"adds up to {max(over.values()):g}",
-                f"dies that {names} {'does' if len(others) == 1 else 'do'} not list, or at most 1 on each die",
-                f"Give each die to one instance (one that lists none takes 0 to 3), or lower gpu_memory_utilization "
-                f"(it is {UTILIZATION:g} where nothing is said).",
+                f"gpus that {names} {'does' if len(others) == 1 else 'do'} not list, or at most 1 on each GPU",
+                f"Give each GPU to one instance (one without gpus takes {DEFAULTS['gpus']}), or lower "
+                f"gpu_memory_utilization (it is {UTILIZATION:g} by default).",
             ))
     return found
 

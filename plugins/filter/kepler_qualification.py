@@ -51,13 +51,13 @@ def begin_of(records: list[dict[str, Any]]) -> dict[str, Any]:
     return next((record for record in records if record["event"] == "begin"), {})
 
 
-def numbers(dies: Iterable[int]) -> str:
-    return ", ".join(str(die) for die in dies)
+def numbers(gpus: Iterable[int]) -> str:
+    return ", ".join(str(gpu) for gpu in gpus)
 
 
-def dies_text(dies: list[int]) -> str:
-    """`die 0` or `dies 0, 1`."""
-    return f"{'die' if len(dies) == 1 else 'dies'} {numbers(dies)}"
+def gpus_text(gpus: list[int]) -> str:
+    """`GPU 0` or `GPUs 0, 1`."""
+    return f"{'GPU' if len(gpus) == 1 else 'GPUs'} {numbers(gpus)}"
 
 
 def summary(stamp: dict[str, Any]) -> str:
@@ -68,8 +68,8 @@ def summary(stamp: dict[str, Any]) -> str:
     if stamp["size"] == 0:
         return "Not even one die passed: no server may start."
     if stamp["size"] < largest:
-        return f"Servers get {dies_text(stamp['dies'])} alone, of {largest} that were to pass."
-    return f"Servers may use {dies_text(stamp['dies'])}."
+        return f"Servers get {gpus_text(stamp['dies'])} alone, of {largest} that were to pass."
+    return f"Servers may use {gpus_text(stamp['dies'])}."
 
 
 def qualification_verdict(stamp: dict[str, Any], report: str) -> list[str]:
@@ -95,7 +95,7 @@ def qualified_instances(instances: list[dict[str, Any]], dies: list[int] | None)
         return instances
     free, found = list(dies), []
     for instance in instances:
-        wanted = instance["dies"]
+        wanted = instance["gpus"]
         ranks = instance["tensor_parallel_size"]
         if not set(wanted) <= set(free):
             while ranks > max(len(free), 1):
@@ -104,20 +104,20 @@ def qualified_instances(instances: list[dict[str, Any]], dies: list[int] | None)
         if len(wanted) < ranks:
             continue
         free = [die for die in free if die not in wanted]
-        found.append({**instance, "dies": wanted, "tensor_parallel_size": ranks})
+        found.append({**instance, "gpus": wanted, "tensor_parallel_size": ranks})
     return found
 
 
 def qualified_changes(instances: list[dict[str, Any]], started: list[dict[str, Any]]) -> list[str]:
     """Differences from the inventory, one line for each server; `started`: the result of qualified_instances."""
-    dies = {instance["name"]: instance["dies"] for instance in started}
+    gpus = {instance["name"]: instance["gpus"] for instance in started}
     found = []
     for instance in instances:
-        name, asked = instance["name"], dies_text(instance["dies"])
-        if name not in dies:
+        name, asked = instance["name"], gpus_text(instance["gpus"])
+        if name not in gpus:
             found.append(f"{name}: not started; it asks for {asked}")
-        elif dies[name] != instance["dies"]:
-            found.append(f"{name}: on {dies_text(dies[name])} instead of {asked}")
+        elif gpus[name] != instance["gpus"]:
+            found.append(f"{name}: on {gpus_text(gpus[name])} instead of {asked}")
     return found
 
 
@@ -126,7 +126,7 @@ def bands(records: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
     stages = begin_of(records).get("stages", [])
     begun = [record for record in records if record["event"] == "stage"]
     ends = [record["t"] for record in begun[1:]] + [records[-1]["t"]] if begun else []
-    names = [dies_text(stages[record["stage"]]["dies"]) for record in begun]
+    names = [gpus_text(stages[record["stage"]]["dies"]) for record in begun]
     return [(name, record["t"], end) for name, record, end in zip(names, begun, ends, strict=True)]
 
 

@@ -28,7 +28,7 @@ from standin import engine, hosts  # noqa: E402
 from standin.settings import Fleet, Host  # noqa: E402
 
 IMAGE = "vllm-kepler/second-run"
-INSTANCES = [{"name": "demo", "model": "{{ lookup('env', 'STANDIN_MODEL') }}", "dies": [0], "tensor_parallel_size": 1}]
+INSTANCES = [{"name": "demo", "model": "{{ lookup('env', 'STANDIN_MODEL') }}", "gpus": [0], "tensor_parallel_size": 1}]
 
 
 def play(fleet: Fleet, inventory: Path, limit: str, playbook: str = "site.yml") -> tuple[float, str]:

@@ -73,7 +73,7 @@ def test_a_layout_serves(fleet, keys, example, tmp_path):
         assert [line.split()[0] for line in units.splitlines()] == names
         for instance in instances:
             options = fleet[server].check_output(f"cat /etc/kepler/instances/{instance['name']}.yaml")
-            assert yaml.safe_load(options)["tensor-parallel-size"] == len(instance["dies"])
+            assert yaml.safe_load(options)["tensor-parallel-size"] == len(instance["gpus"])
 
     balancer = fleet["k80-first"]
     tls = "load_balancer_certificate" in balancing

@@ -74,7 +74,7 @@ def test_a_die_that_gets_hot_costs_its_board_and_not_the_service(k80, play, hot)
     status, printed = play("k80-standin", "qualification_seconds=2", playbook="playbooks/serve.yml")
     assert status == 0, printed
     assert "die 3: found 96 degrees" in printed
-    assert "demo: on dies 0, 1 instead of dies 0, 1, 2, 3" in printed
+    assert "demo: on GPUs 0, 1 instead of GPUs 0, 1, 2, 3" in printed
     found = stamp(k80)
     assert (found["result"], found["size"], found["dies"]) == ("failed", 2, [0, 1])
     assert served(k80) == "2"
@@ -82,7 +82,7 @@ def test_a_die_that_gets_hot_costs_its_board_and_not_the_service(k80, play, hot)
     status, printed = play("k80-standin", playbook="playbooks/serve.yml")
     assert status == 0, printed
     assert "changed=0" in printed
-    assert "demo: on dies 0, 1 instead of dies 0, 1, 2, 3" in printed
+    assert "demo: on GPUs 0, 1 instead of GPUs 0, 1, 2, 3" in printed
 
 
 @minutes

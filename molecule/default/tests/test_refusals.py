@@ -32,7 +32,7 @@ def assert_refused(host, play, name: str, variables: list[str], *parts: str) -> 
 
 def test_faults_of_an_instance_come_in_one_report(k80, play):
     """All that the inventory alone shows; the host is not even asked."""
-    wrong = instance(tensor_parallel_size=4, dies=[0, 1], port="8000", api_key_file=None, tensor_paralel_size=4)
+    wrong = instance(tensor_parallel_size=4, gpus=[0, 1], port="8000", api_key_file=None, tensor_paralel_size=4)
     where = "vllm_service_instances[0]"
     assert_refused(
         k80, play, "k80-standin", [wrong], "nothing was changed", f"{where}.tensor_paralel_size", "unknown key",

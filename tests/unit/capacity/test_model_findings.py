@@ -29,7 +29,7 @@ def quantized(**said):
 
 @pytest.mark.parametrize(
     ("config", "keys"),
-    [(LLAMA_7B, {}), (LLAMA_7B, {"dtype": "half", "tensor_parallel_size": 2, "dies": [0, 1]}),
+    [(LLAMA_7B, {}), (LLAMA_7B, {"dtype": "half", "tensor_parallel_size": 2, "gpus": [0, 1]}),
      (quantized(), {"tensor_parallel_size": 1, "extra_args": {"max-num-seqs": 8}}),
      (quantized(), {"tensor_parallel_size": 2, "dtype": "half"}), (quantized(group_size=64), {"dtype": "half"}),
      (quantized(desc_act=True), {"tensor_parallel_size": 1, "dtype": "half"}),
@@ -74,7 +74,7 @@ RECORDED = [{"name": "a.weight", "dtype": "F16", "shape": [1024, 1024], "count":
         # Nobody knows how much what it sees with takes.
         ({**LLAMA_7B, "vision_config": {"a": 1}}, [], {}, None),
         ({**LLAMA_7B, "vision_config": {"a": 1}}, RECORDED, {}, 4 + 4 * 6 + 5),
-        (LLAMA_7B, RECORDED, {"tensor_parallel_size": 1, "dies": [0]}, 4 + 6 + 5),
+        (LLAMA_7B, RECORDED, {"tensor_parallel_size": 1, "gpus": [0]}, 4 + 6 + 5),
         (LLAMA_7B, RECORDED, {"extra_args": {"swap-space": 0.5}}, 4 + 4 * 2.5 + 5),
         (LLAMA_7B, [], {"extra_args": {"hf-overrides": '{"num_hidden_layers": 16}'}}, 4 + 4 * 6 + 4 * 13.5),
         (LLAMA_7B, RECORDED, {"memory_max": "48G"}, 48), (LLAMA_7B, RECORDED, {"device": "cpu"}, None),
@@ -127,12 +127,12 @@ def test_columns_that_cannot_be_split(config, size, named, sizes, device):
 
 
 def test_half_is_offered_where_it_fits():
-    (found,) = judge(LLAMA_7B, dies=[0, 1], tensor_parallel_size=2)
+    (found,) = judge(LLAMA_7B, gpus=[0, 1], tensor_parallel_size=2)
     assert found["next_step"].startswith("Set dtype to half, or spread it over 4 dies")
-    assert judge(LLAMA_7B, dies=[0, 1], tensor_parallel_size=2, dtype="half") == []
-    (found,) = judge(LLAMA_7B, dies=[0], tensor_parallel_size=1)
+    assert judge(LLAMA_7B, gpus=[0, 1], tensor_parallel_size=2, dtype="half") == []
+    (found,) = judge(LLAMA_7B, gpus=[0], tensor_parallel_size=1)
     assert "half" not in found["next_step"]
-    assert "half" not in judge(LLAMA_7B, dies=[0], tensor_parallel_size=1, dtype="half")[0]["next_step"]
+    assert "half" not in judge(LLAMA_7B, gpus=[0], tensor_parallel_size=1, dtype="half")[0]["next_step"]
 
 
 def test_a_quantized_model_that_does_not_fit_is_counted_in_its_own_bytes():
@@ -150,7 +150,7 @@ def test_a_quantized_model_that_does_not_fit_is_counted_in_its_own_bytes():
 
 
 def test_experts_in_fewer_bits():
-    few = {"extra_args": {"max-num-seqs": 8}, "max_model_len": 1024, "dies": [0], "tensor_parallel_size": 1}
+    few = {"extra_args": {"max-num-seqs": 8}, "max_model_len": 1024, "gpus": [0], "tensor_parallel_size": 1}
     config = {**MIXTRAL, "num_hidden_layers": 2}
     assert judge(config, dtype="half", **few) == []
     config["quantization_config"] = {**quantized()["quantization_config"], "desc_act": False}
@@ -184,7 +184,7 @@ def test_too_long_a_context_names_the_longest_that_fits():
 
 
 def test_weights_that_do_not_fit_name_how_many_dies_would_do():
-    (found,) = judge(LLAMA_7B, dies=[0, 1], tensor_parallel_size=2)
+    (found,) = judge(LLAMA_7B, gpus=[0, 1], tensor_parallel_size=2)
     assert found["variable"] == f"{WHERE}.model"
     assert "weights 12.5" in found["found"]
     assert "spread it over 4 dies" in found["next_step"]

@@ -248,7 +248,7 @@ def test_last_assignment_of_the_servers_key_counts():
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_shipped_layouts(path):
-    """Servers and balancer of each are such as the checks let pass, and every die is at work."""
+    """Servers and balancer of each are such as the checks let pass, and every GPU is at work."""
     inventory = yaml.safe_load(path.read_text())
     group = inventory["k80-hosts"]
     values = group["vars"]
@@ -256,7 +256,7 @@ def test_the_shipped_layouts(path):
         values["vllm_service_instances"], values.get("vllm_service_instance_defaults", {})
     )
     assert kepler_instances.inventory_findings(instances) == []
-    assert sorted(die for item in instances for die in item["dies"]) == [0, 1, 2, 3]
+    assert sorted(gpu for item in instances for gpu in item["gpus"]) == [0, 1, 2, 3]
     (balancer,) = inventory["k80_balancer"]["hosts"]
     own = {
         name.removeprefix("load_balancer_"): value

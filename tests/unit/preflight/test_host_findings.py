@@ -72,7 +72,7 @@ def host(**changes):
     }
 
 
-TWO_DIES = {**MODEL, "dies": [0, 1], "tensor_parallel_size": 2}
+TWO_DIES = {**MODEL, "gpus": [0, 1], "tensor_parallel_size": 2}
 
 
 def judge(facts, *instances, container=False, needs=None, memory_gib=8, jobs=0, **others):
@@ -152,14 +152,14 @@ def test_dies_are_numbered_over_all_boards():
     facts = host(pci=[function(K40, 1), sound, *(function(K80, number) for number in range(2, 6))])
     warning, found = judge(facts)
     assert warning["severity"] == "warning"
-    assert (found["variable"], found["found"]) == ("vllm_service_instances[0].dies", "[0]")
+    assert (found["variable"], found["found"]) == ("vllm_service_instances[0].gpus", "[0]")
     assert "[1, 2, 3, 4]" in found["expected"]
-    assert only(judge(facts, {**MODEL, "dies": [1, 2, 3, 4]}), "warning")
+    assert only(judge(facts, {**MODEL, "gpus": [1, 2, 3, 4]}), "warning")
 
 
 def test_dies_that_another_driver_holds_are_none_to_serve_with():
     found = only(judge(host(pci=[function(K80, number, driver="vfio-pci") for number in range(4)])))
-    assert found["variable"] == "vllm_service_instances[0].dies"
+    assert found["variable"] == "vllm_service_instances[0].gpus"
     assert "some of []" in found["expected"] and "another driver" in found["expected"]
 
 
@@ -167,15 +167,15 @@ def test_a_missing_die():
     found = judge(host(pci=[function(K80, number) for number in range(3)]))
     assert [(item["severity"], item["variable"]) for item in found] == [
         ("warning", "host"),
-        ("error", "vllm_service_instances[0].dies"),
+        ("error", "vllm_service_instances[0].gpus"),
     ]
 
 
 def test_one_board_serves_two_dies_and_no_more():
     board = host(pci=[function(K80, number) for number in range(2)])
-    assert judge(board, {**MODEL, "dies": [0, 1], "tensor_parallel_size": 2}) == []
+    assert judge(board, {**MODEL, "gpus": [0, 1], "tensor_parallel_size": 2}) == []
     found = only(judge(board))
-    assert found["variable"] == "vllm_service_instances[0].dies"
+    assert found["variable"] == "vllm_service_instances[0].gpus"
     assert found["found"] == "[2, 3]"
 
 

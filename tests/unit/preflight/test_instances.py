@@ -47,8 +47,8 @@ VALID = [
     demo(host="localhost", port=65535),
     demo(host="127.1.2.3"),
     demo(host="0.0.0.0", api_key_file="/etc/kepler/key"),
-    demo(dies=[3], tensor_parallel_size=1),
-    demo(dies=[0, 1, 2, 3], tensor_parallel_size=2),
+    demo(gpus=[3], tensor_parallel_size=1),
+    demo(gpus=[0, 1, 2, 3], tensor_parallel_size=2),
     demo(max_model_len=2048, served_model_name="demo", extra_args={"swap-space": 2, "seed": 0}),
     demo(dtype="float32"),
     demo(dtype="half"),
@@ -68,11 +68,11 @@ def test_a_valid_instance_has_no_findings(instance):
 
 
 def test_the_inventory_may_change_the_defaults():
-    first, second, other = instances_with_defaults([demo(), demo(port=8001), "nonsense"], {"dies": [0], "port": 9000})
-    assert first == {**DEFAULTS, **demo(dies=[0], port=9000)}
-    assert second == {**DEFAULTS, **demo(dies=[0], port=8001)}
+    first, second, other = instances_with_defaults([demo(), demo(port=8001), "nonsense"], {"gpus": [0], "port": 9000})
+    assert first == {**DEFAULTS, **demo(gpus=[0], port=9000)}
+    assert second == {**DEFAULTS, **demo(gpus=[0], port=8001)}
     assert other == "nonsense"
-    assert instances_with_defaults("nonsense", {"dies": [0]}) == "nonsense"
+    assert instances_with_defaults("nonsense", {"gpus": [0]}) == "nonsense"
 
 
 @pytest.mark.parametrize("defaults", [None, "port=9000", ["port"], 9000])
@@ -125,13 +125,13 @@ def test_no_instance_is_no_fault():
         ("port", 8000.0),
         ("port", True),
         ("port", [8000]),
-        ("dies", "0,1,2,3"),
-        ("dies", 4),
-        ("dies", []),
-        ("dies", ["0", "1", "2", "3"]),
-        ("dies", [0, 0, 1, 2]),
-        ("dies", [-1, 0, 1, 2]),
-        ("dies", [True, 2, 3, 4]),
+        ("gpus", "0,1,2,3"),
+        ("gpus", 4),
+        ("gpus", []),
+        ("gpus", ["0", "1", "2", "3"]),
+        ("gpus", [0, 0, 1, 2]),
+        ("gpus", [-1, 0, 1, 2]),
+        ("gpus", [True, 2, 3, 4]),
         ("tensor_parallel_size", "4"),
         ("tensor_parallel_size", 0),
         ("tensor_parallel_size", True),
@@ -147,7 +147,7 @@ def test_no_instance_is_no_fault():
         ("cuda_graphs", NULL),
         ("max_model_len", "2048"),
         ("max_model_len", NULL),
-        ("dies", NULL),
+        ("gpus", NULL),
         ("api_key_file", NULL),
         ("max_model_len", 0),
         ("max_model_len", 2048.5),
@@ -228,7 +228,7 @@ def test_a_directory_has_no_revision():
     ("key", "text", "quotes"),
     [("tensor_parallel_size", "4", True), ("port", "8000", True), ("nice", "-5", True), ("cuda_graphs", "yes", True),
      ("gpu_memory_utilization", "0.9", True), ("port", "http", False), ("dtype", "fp16", False),
-     ("dies", "[0, 1]", False)],
+     ("gpus", "[0, 1]", False)],
 )
 def test_a_value_in_quotes_is_told_from_another_text(key, text, quotes):
     (found,) = judge(demo(**{key: text}))
@@ -236,18 +236,18 @@ def test_a_value_in_quotes_is_told_from_another_text(key, text, quotes):
     assert ("quotes" in found["next_step"]) == quotes
 
 
-@pytest.mark.parametrize("key", ["tensor_parallel", "gpus", "Name", "max-model-len", 4])
+@pytest.mark.parametrize("key", ["tensor_parallel", "gpu", "die", "Name", "max-model-len", 4])
 def test_an_unknown_key_is_named_with_the_known_ones(key):
     found = judge({**demo(), key: 1})
     assert variables(found) == [f"{WHERE}.{key}"]
     assert "tensor_parallel_size" in found[0]["expected"]
 
 
-@pytest.mark.parametrize(("dies", "size"), [([0], None), ([0, 1], None), ([0, 1], 4), ([0, 1, 2], 4)])
-def test_tensor_parallelism_over_more_dies_than_listed(dies, size):
-    (found,) = judge(demo(dies=dies, tensor_parallel_size=size))
+@pytest.mark.parametrize(("gpus", "size"), [([0], None), ([0, 1], None), ([0, 1], 4), ([0, 1, 2], 4)])
+def test_tensor_parallelism_over_more_gpus_than_listed(gpus, size):
+    (found,) = judge(demo(gpus=gpus, tensor_parallel_size=size))
     assert found["variable"] == f"{WHERE}.tensor_parallel_size"
-    assert str(len(dies)) in found["expected"]
+    assert str(len(gpus)) in found["expected"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "gpu1.example.org"])
@@ -366,8 +366,8 @@ def test_instances_that_are_no_list(instances):
 
 
 def pair(**second):
-    first = demo(dies=[0, 1], tensor_parallel_size=2)
-    return first, demo(**{"name": "two", "port": 8001, "dies": [2, 3], "tensor_parallel_size": 2, **second})
+    first = demo(gpus=[0, 1], tensor_parallel_size=2)
+    return first, demo(**{"name": "two", "port": 8001, "gpus": [2, 3], "tensor_parallel_size": 2, **second})
 
 
 def test_two_instances_side_by_side():
@@ -375,7 +375,7 @@ def test_two_instances_side_by_side():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("name", "demo"), ("port", 8000), ("port", None), ("dies", [1, 2]), ("dies", None)]
+    ("key", "value"), [("name", "demo"), ("port", 8000), ("port", None), ("gpus", [1, 2]), ("gpus", None)]
 )
 def test_what_two_instances_claim(key, value):
     (found,) = judge(*pair(**{key: value}))
@@ -395,10 +395,10 @@ def test_instances_may_share_a_die_whose_memory_is_enough(shares):
 def test_a_die_whose_memory_is_too_small_for_both(shares, total):
     first, second = shares
     (found,) = judge(
-        demo(dies=[0, 1], tensor_parallel_size=2, gpu_memory_utilization=first),
-        demo(name="two", port=8001, dies=[1, 2], tensor_parallel_size=2, gpu_memory_utilization=second),
+        demo(gpus=[0, 1], tensor_parallel_size=2, gpu_memory_utilization=first),
+        demo(name="two", port=8001, gpus=[1, 2], tensor_parallel_size=2, gpu_memory_utilization=second),
     )
-    assert found["variable"] == "vllm_service_instances[1].dies"
+    assert found["variable"] == "vllm_service_instances[1].gpus"
     assert found["found"].startswith("[1], which vllm_service_instances[0] lists too")
     assert total in found["found"]
 
@@ -407,13 +407,13 @@ def test_only_what_shares_a_die_counts_together():
     """Three instances, two on each die: none has too much, and the one that does is named."""
     def three(share):
         return [
-            demo(name=f"n{index}", port=8000 + index, dies=dies, tensor_parallel_size=2, gpu_memory_utilization=share)
-            for index, dies in enumerate(([0, 1], [1, 2], [2, 0]))
+            demo(name=f"n{index}", port=8000 + index, gpus=gpus, tensor_parallel_size=2, gpu_memory_utilization=share)
+            for index, gpus in enumerate(([0, 1], [1, 2], [2, 0]))
         ]
 
     assert judge(*three(0.5)) == []
     found = judge(*three(0.6))
-    assert variables(found) == ["vllm_service_instances[1].dies", "vllm_service_instances[2].dies"]
+    assert variables(found) == ["vllm_service_instances[1].gpus", "vllm_service_instances[2].gpus"]
     assert "vllm_service_instances[0] and vllm_service_instances[1]" in found[1]["expected"]
 
 
@@ -463,3 +463,43 @@ def test_what_is_off_is_written_so_that_it_holds():
     assert engine_options.written(given) == {
         "no-enable-chunked-prefill": True, "enable-prefix-caching": True, "seed": 0,
     }
+
+
+@pytest.mark.parametrize(
+    ("defaults", "instance", "gpus"),
+    [
+        ({}, {"dies": [2, 3]}, [2, 3]),
+        ({"dies": [2, 3]}, {}, [2, 3]),
+        ({"dies": [2, 3]}, {"gpus": [0, 1]}, [0, 1]),
+        ({"gpus": [2, 3]}, {"dies": [0, 1]}, [0, 1]),
+        ({"dies": [2, 3]}, {"dies": [0, 1]}, [0, 1]),
+    ],
+)
+def test_dies_is_another_name_of_gpus(defaults, instance, gpus):
+    both = [
+        instances_with_defaults([demo(**spelled, tensor_parallel_size=1)], default)
+        for spelled, default in ((instance, defaults), ({"gpus": gpus}, {}))
+    ]
+    assert both[0] == both[1]
+    assert inventory_findings(both[0]) == []
+
+
+@pytest.mark.parametrize("value", ["0,1", [], [0, 0], [True], [[0]], NULL, 4, [0.0]])
+def test_a_wrong_value_is_named_by_the_key_that_means_it(value):
+    (found,) = judge(demo(dies=value))
+    assert (found["variable"], found["expected"]) == (f"{WHERE}.gpus", "a list of different integers from 0")
+
+
+@pytest.mark.parametrize(("dies", "gpus"), [([0, 1, 2, 3], [0, 1, 2, 3]), ([0], [1]), ("0", 7)])
+def test_an_instance_has_dies_or_gpus(dies, gpus):
+    found = judge(demo(dies=dies, gpus=gpus, tensor_parallel_size=1))
+    assert [item for item in found if item["variable"] == f"{WHERE}.dies"] == [{
+        "severity": "error", "variable": f"{WHERE}.dies", "found": "dies beside gpus",
+        "expected": "one of them: dies means gpus",
+        "next_step": "Leave dies out, here and in vllm_service_instance_defaults.",
+    }]
+
+
+def test_defaults_have_dies_or_gpus():
+    found = inventory_findings(instances_with_defaults([demo(tensor_parallel_size=1)], {"dies": [0], "gpus": [0]}))
+    assert variables(found) == [f"{WHERE}.dies"]

@@ -90,8 +90,8 @@ def test_role_stops_without_preflight_too():
     said = role_says([good], {"/k/a": FAULT})
     assert "1 error(s); nothing was changed" in said
     assert "/k/a: an empty VLLM_API_KEY" in said
-    open_to_all = {"name": "b", "model": "/m", "host": "::", "port": 8001, "dies": [0], "tensor_parallel_size": 1}
-    said = role_says([{**good, "dies": [1], "tensor_parallel_size": 1}, open_to_all], {"/k/a": None})
+    open_to_all = {"name": "b", "model": "/m", "host": "::", "port": 8001, "gpus": [0], "tensor_parallel_size": 1}
+    said = role_says([{**good, "gpus": [1], "tensor_parallel_size": 1}, open_to_all], {"/k/a": None})
     assert "1 error(s)" in said
     assert "vllm_service_instances[1].host" in said
 

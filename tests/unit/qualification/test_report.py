@@ -38,7 +38,7 @@ def test_a_good_run(box):
     box.behave({"load": [["sleep", 0.2]]})
     page = page_of(text_of(*box.qualify()))
     said = words(page.find("body"))
-    assert "Passed Servers may use dies 0, 1, 3, 4." in said
+    assert "Passed Servers may use GPUs 0, 1, 3, 4." in said
     assert "error" not in said
     svgs = [svg for svg in page.iter("svg") if svg.find("title") is not None]
     assert [svg.find("title").text.split()[0] for svg in svgs] == ["Temperature", "Power", "SM"]
@@ -47,8 +47,8 @@ def test_a_good_run(box):
         assert len(lines) == 4
         assert [line.find("title").text.split(":")[0] for line in lines] == ["die 0", "die 1", "die 3", "die 4"]
         assert len({line.get("class") for line in lines}) == 4
-        bands = [text.text for text in svg.iter("text") if text.text.startswith("die")]
-        assert bands == ["die 0", "dies 0, 1", "dies 0, 1, 3, 4"]
+        bands = [text.text for text in svg.iter("text") if text.text.startswith("GPU")]
+        assert bands == ["GPU 0", "GPUs 0, 1", "GPUs 0, 1, 3, 4"]
         for line in lines:
             for point in line.get("points").split():
                 x, y = (float(number) for number in point.split(","))
@@ -71,7 +71,7 @@ def test_findings_stand_on_top(box):
     assert body.index(blocks[1]) < min(place for place, element in enumerate(body) if element.tag == "figure")
     said = words(page)
     assert "Stopped at a bad sign" in said
-    assert "Servers get die 0 alone, of 4 that were to pass." in said
+    assert "Servers get GPU 0 alone, of 4 that were to pass." in said
     assert "not ended" in said
 
 
@@ -120,14 +120,14 @@ def test_the_verdict_has_all_that_an_operator_needs(box):
     box.behave({"load 0,1": [box.becomes(1, temperature=93, corrected=1), ["sleep", 20]]})
     stamp, _ = box.qualify()
     first, error, warning, last = qualification_verdict(stamp, "reports/k80-1.html")
-    assert first == "qualification: stopped at a bad sign. Servers get die 0 alone, of 4 that were to pass."
+    assert first == "qualification: stopped at a bad sign. Servers get GPU 0 alone, of 4 that were to pass."
     assert error.startswith("error: die 1: found 93 degrees")
     assert warning.startswith("warning: die 1: found 1 ECC errors corrected")
     assert last.endswith("reports/k80-1.html")
 
 
-def instance(name, dies):
-    return {"name": name, "dies": dies, "tensor_parallel_size": len(dies), "port": 8000}
+def instance(name, gpus):
+    return {"name": name, "gpus": gpus, "tensor_parallel_size": len(gpus), "port": 8000}
 
 
 STARTS = {
@@ -149,7 +149,7 @@ def test_servers_start_as_far_as_the_host_has_passed(what):
     instances = [instance(f"s{number}", wanted) for number, wanted in enumerate(asked)]
     before = json.dumps(instances)
     found = qualified_instances(instances, dies)
-    assert [server["dies"] for server in found] == started
+    assert [server["gpus"] for server in found] == started
     assert [server["tensor_parallel_size"] for server in found] == [len(wanted) for wanted in started]
     assert all(server["port"] == 8000 for server in found)
     assert json.dumps(instances) == before
@@ -159,5 +159,5 @@ def test_servers_start_as_far_as_the_host_has_passed(what):
 def test_the_changes_are_named():
     instances = [instance("main", [0, 1, 2, 3]), instance("more", [4])]
     assert qualified_changes(instances, qualified_instances(instances, [0, 1])) == [
-        "main: on dies 0, 1 instead of dies 0, 1, 2, 3", "more: not started; it asks for die 4",
+        "main: on GPUs 0, 1 instead of GPUs 0, 1, 2, 3", "more: not started; it asks for GPU 4",
     ]

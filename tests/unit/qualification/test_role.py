@@ -59,7 +59,7 @@ def test_once_and_then_no_more(role, box):
     assert "may use 2 [0, 1] p2p True" in output
     assert stamp(box)["result"] == "passed"
     assert stamp(box)["generation"] == "7"
-    assert "Servers may use dies 0, 1." in report(box)
+    assert "Servers may use GPUs 0, 1." in report(box)
 
     before = {path.name: path.stat().st_mtime_ns for path in box.kept.iterdir()}
     for options in ((), ("--check", "--diff")):
@@ -79,7 +79,7 @@ def test_what_passed_may_be_served(role, box):
     box.behave({"load 0,1": [box.becomes(1, temperature=95), ["sleep", 30]]})
     status, output = role()
     assert status == 0, output
-    assert output.count("qualification: stopped at a bad sign. Servers get die 0 alone, of 2 that were to pass.") == 1
+    assert output.count("qualification: stopped at a bad sign. Servers get GPU 0 alone, of 2 that were to pass.") == 1
     assert "error: die 1: found 95 degrees" in output
     assert "may use 1 [0]" in output
     assert "Found: 95 degrees" in report(box)
@@ -89,7 +89,7 @@ def test_what_passed_may_be_served(role, box):
     status, output = role(qualification_retry=True)
     assert status == 0, output
     assert "may use 2 [0, 1]" in output
-    assert "Servers may use dies 0, 1." in report(box), "the report is that of the last run"
+    assert "Servers may use GPUs 0, 1." in report(box), "the report is that of the last run"
 
 
 def test_not_even_one_die(role, box):

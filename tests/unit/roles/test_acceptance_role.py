@@ -7,13 +7,13 @@ import yaml
 
 SMOKE = Path(__file__).resolve().parents[3] / "playbooks" / "smoke.yml"
 INSTANCES = [
-    {"name": "main", "model": "/m/x", "dies": [0, 1, 2, 3], "tensor_parallel_size": 4},
+    {"name": "main", "model": "/m/x", "gpus": [0, 1, 2, 3], "tensor_parallel_size": 4},
     {"name": "late", "model": "/m/x", "dies": [3], "tensor_parallel_size": 1, "port": 8001},
 ]
 # The servers as they would be started.
 SERVE = [{"name": "Serve", "ansible.builtin.debug": {"msg": (
-    "serves {{ vllm_service_instances | kepler.vllm.qualified_instances(qualification_dies) | map(attribute='dies')"
-    " | to_json }}, "
+    "serves {{ vllm_service_instances | kepler.vllm.instances_with_defaults({}) "
+    "| kepler.vllm.qualified_instances(qualification_dies) | map(attribute='gpus') | to_json }}, "
     "p2p {{ qualification_p2p }}"
 )}}]
 
@@ -100,7 +100,7 @@ def test_a_dry_run_measures_nothing(role):
 def test_the_smoke_playbook_asks_only_servers_that_may_run(play, overlay):
     """A server that was started would be found failed here."""
     replace(overlay, "qualification", "facts", export(qualified(0)))
-    instances = [{**INSTANCES[0], "dies": [die], "tensor_parallel_size": 1, "name": f"on-{die}"} for die in (1, 0)]
+    instances = [{**INSTANCES[0], "gpus": [die], "tensor_parallel_size": 1, "name": f"on-{die}"} for die in (1, 0)]
     (asked,) = yaml.safe_load(SMOKE.read_text())
     status, output = play(
         asked["tasks"], gather_facts=False,

@@ -23,7 +23,7 @@ def judged(play, tmp_path):
         (model / "pytorch_model.bin").write_bytes(weights)
         status, output = play(HOST, variables={
             "vllm_service_instances": [{"name": "demo", "model": str(model)}],
-            "vllm_service_instance_defaults": {"dies": [0, 1, 2, 3], "tensor_parallel_size": 4, "dtype": "float32"},
+            "vllm_service_instance_defaults": {"gpus": [0, 1, 2, 3], "tensor_parallel_size": 4, "dtype": "float32"},
             "preflight_pci_root": str(tmp_path / "pci"),
             "preflight_service_user": reader,
             "preflight_json": str(tmp_path / "reports"),
@@ -35,7 +35,7 @@ def judged(play, tmp_path):
         return [
             item for item in json.loads(report.read_text())["findings"]
             if item["variable"].startswith("vllm_service_instances[0].") and "K80" not in item["expected"]
-            and not item["variable"].endswith(".dies")
+            and not item["variable"].endswith(".gpus")
         ]
 
     return run

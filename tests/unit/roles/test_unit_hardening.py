@@ -104,9 +104,10 @@ def test_server_leaves_no_core_and_no_open_directory():
     assert [line for line in lines if line.startswith("ReadWritePaths=")] == ["ReadWritePaths=/var/lib/vllm"]
 
 
-def test_dies_are_numbered_by_their_place_on_the_bus():
+@pytest.mark.parametrize("key", ["gpus", "dies"])
+def test_gpus_are_numbered_by_their_place_on_the_bus(key):
     """CUDA would count the fastest first, and preflight and qualification count in PCI order."""
-    (instance,) = instances_with_defaults([{"name": "main", "model": "/m", "dies": [2, 3]}], {})
+    (instance,) = instances_with_defaults([{"name": "main", "model": "/m", key: [2, 3]}], {})
     lines = render("vllm_service", "instance.env.j2", item=instance).splitlines()
     assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in lines
     assert "CUDA_VISIBLE_DEVICES=2,3" in lines
