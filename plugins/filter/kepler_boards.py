@@ -153,7 +153,7 @@ def board_findings(host: dict) -> list[dict[str, str]]:
             found.append(finding(
                 "warning", "host", f"a {name} at {place(device)}",
                 f"K80 boards alone: a {name} is {capability}, which nothing here is built for",
-                "Nothing, where no instance lists it: dies are numbered in PCI order over all boards that CUDA sees.",
+                "Nothing, where no instance lists it: GPUs are numbered in PCI order over all boards that CUDA sees.",
             ))
     return found
 

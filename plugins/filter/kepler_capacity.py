@@ -84,7 +84,7 @@ def capacity_table(plan: dict[str, Any]) -> list[str]:
 def split_findings(
     model: Model, tensors: list[Tensor], storage: Storage, dies: int, listed: int, where: str
 ) -> list[dict[str, str]]:
-    """Findings about a model's sizes over the dies of an instance."""
+    """Findings about a model's sizes over the GPUs of an instance."""
     found = []
     faults = capacity.size_faults(model, dies, tensors, storage)
     if faults:
@@ -113,7 +113,7 @@ def length_findings(model: Model, instance: dict[str, Any], where: str) -> list[
 def room_findings(
     model: Model, tensors: list[Tensor], instance: dict[str, Any], where: str
 ) -> list[dict[str, str]]:
-    """A finding where weights and one sequence of the longest context do not fit a die."""
+    """A finding where weights and one sequence of the longest context do not fit a GPU."""
     dies, options = setting(instance, "tensor_parallel_size"), capacity.options_of(instance)
     storage = storage_of(setting(instance, "dtype"), model.quantization)
     length = instance.get("max_model_len") or model.positions or DEFAULT_POSITIONS
@@ -131,14 +131,14 @@ def room_findings(
     if longest:
         steps.append(f"{'set' if steps else 'Set'} max_model_len to {longest} at most")
     if more and more > dies:
-        steps.append(f"{'spread' if steps else 'Spread'} it over {more} dies")
+        steps.append(f"{'spread' if steps else 'Spread'} it over {more} GPUs")
     if options.max_num_seqs > 16:
         steps.append(f"{'lower' if steps else 'Lower'} max-num-seqs (it is {options.max_num_seqs}) in extra_args")
     return [finding(
         "error", f"{where}.max_model_len" if longest else f"{where}.model",
-        f"{length} tokens{said}: {gib(at.needed)} a die on {dies} (weights {gib(at.weights)}, activations "
+        f"{length} tokens{said}: {gib(at.needed)} a GPU on {dies} (weights {gib(at.weights)}, activations "
         f"{gib(at.activations)}, other {gib(at.outside)}, one sequence {gib(at.sequence)})",
-        f"at most {gib(available)}, {options.gpu_memory_utilization:.0%} of a die"
+        f"at most {gib(available)}, {options.gpu_memory_utilization:.0%} of a GPU"
         + (f", which holds {longest} tokens" if longest else ", which the weights and activations fill already"),
         f"{', or '.join(steps) or 'Serve a smaller model'}.",
     )]
@@ -198,7 +198,7 @@ def configured(facts: dict[str, Any], instance: dict[str, Any]) -> dict[str, Any
 def memory_limit(facts: dict[str, Any], instance: dict[str, Any]) -> str | None:
     """Return the most host memory that an instance's unit can need, as systemd writes it, or None if nobody knows.
 
-    Weights pass through it on their way to the dies. Pickled files are read whole by each rank.
+    Weights pass through it on their way to the GPUs. Pickled files are read whole by each rank.
     """
     try:
         model = read(configured(facts, instance), facts["tensors"])

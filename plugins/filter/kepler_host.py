@@ -49,7 +49,7 @@ def platform_findings(host: dict) -> list[dict[str, str]]:
     elif "avx2" not in host["cpu_flags"]:
         found.append(finding(
             "warning", "host", "a processor without AVX2", "AVX2, which PyTorch's fast paths on the CPU need",
-            "Nothing: models on the dies are not slower; quantized operators on the CPU do not run.",
+            "Nothing: models on the GPUs are not slower; quantized operators on the CPU do not run.",
         ))
     if host["init"] != "systemd":
         found.append(finding(
@@ -111,7 +111,7 @@ def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
         if k80s(host) and absent:
             found.append(finding(
                 "error", f"{where}.gpus", shown(absent),
-                f"some of {dies}, the K80 dies of the host as CUDA counts them: boards that driver 470 does not serve, "
+                f"some of {dies}, the K80 GPUs of the host as CUDA counts them: boards that driver 470 does not serve, "
                 "or that another driver holds, do not count",
                 "List fewer gpus and lower tensor_parallel_size, or look for the missing board.",
             ))

@@ -61,12 +61,12 @@ def gpus_text(gpus: list[int]) -> str:
 
 
 def summary(stamp: dict[str, Any]) -> str:
-    """Describe in one sentence which dies servers may use."""
+    """Describe in one sentence which GPUs servers may use."""
     if stamp["result"] == "skipped":
         return "Nobody qualified this host; servers start as the inventory asks."
     largest = stamp["stages"][-1]["size"] if stamp["stages"] else 0
     if stamp["size"] == 0:
-        return "Not even one die passed: no server may start."
+        return "Not even one GPU passed: no server may start."
     if stamp["size"] < largest:
         return f"Servers get {gpus_text(stamp['dies'])} alone, of {largest} that were to pass."
     return f"Servers may use {gpus_text(stamp['dies'])}."
@@ -87,7 +87,7 @@ def qualification_verdict(stamp: dict[str, Any], report: str) -> list[str]:
 def qualified_instances(instances: list[dict[str, Any]], dies: list[int] | None) -> list[dict[str, Any]]:
     """The servers as they may start on a host whose `dies` have passed together; as they are where nobody knows (None).
 
-    instances: with their defaults filled in. In their order each gets the dies that it asks for where they have passed;
+    instances: with their defaults filled in. In their order each gets the GPUs that it asks for where they have passed;
     else as many of those that are left as its tensor_parallel_size can be halved to. One that nothing is left for is
     left out.
     """
@@ -131,7 +131,7 @@ def bands(records: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
 
 
 def plot(records: list[dict[str, Any]], key: str, title: str, unit: str, limit: float | None) -> str:
-    """One SVG: a line for each die over the seconds, the stages behind it."""
+    """One SVG: a line for each GPU over the seconds, the stages behind it."""
     samples = [record for record in records if record["event"] == "sample"]
     lines: dict[int, list[tuple[float, float]]] = {}
     for sample in samples:
@@ -151,7 +151,7 @@ def plot(records: list[dict[str, Any]], key: str, title: str, unit: str, limit: 
     def y(value: float) -> str:
         return f"{HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / top:.1f}"
 
-    parts = [f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img'><title>{escape(title)} of each die over time</title>"]
+    parts = [f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img'><title>{escape(title)} of each GPU over time</title>"]
     for place, (name, begin, end) in enumerate(bands(records)):
         if place % 2 == 0:
             width = float(x(end)) - float(x(begin))
@@ -175,12 +175,12 @@ def plot(records: list[dict[str, Any]], key: str, title: str, unit: str, limit: 
             points += " " + points
         most = max(value for _, value in line)
         parts.append(f"<polyline class='die die{places.get(number, 0) % 4}' points='{points}'>"
-                     f"<title>die {number}: at most {most:g} {escape(unit)}</title></polyline>")
+                     f"<title>GPU {number}: at most {most:g} {escape(unit)}</title></polyline>")
     return "".join([*parts, "</svg>"])
 
 
 def die_rows(stamp: dict[str, Any], records: list[dict[str, Any]]) -> list[list[Any]]:
-    """For each die what it is and the extremes of its readings."""
+    """For each GPU what it is and the extremes of its readings."""
     rows = []
     for die in stamp["boards"]:
         readings = [
@@ -211,7 +211,7 @@ def step_rows(records: list[dict[str, Any]]) -> list[list[Any]]:
         elif record["event"] == "step end" and rows:
             speeds = [result["gflops"] for result in record["results"] if "gflops" in result]
             direct = [result["peer"] for result in record["results"] if result.get("peer") is not None]
-            measured = [f"{min(speeds):g} to {max(speeds):g} GFLOPS a die"] if speeds else []
+            measured = [f"{min(speeds):g} to {max(speeds):g} GFLOPS a GPU"] if speeds else []
             measured += ["direct access" if all(direct) else "no direct access"] if direct else []
             result = "ok" if record["ok"] else record["trouble"]
             rows[-1][4:] = [round(record["t"] - rows[-1][3], 1), result, ", ".join(measured)]
@@ -230,7 +230,7 @@ def findings_html(findings: list[dict[str, str]]) -> str:
 
 
 def qualification_report(stamp: dict[str, Any], trace: str, host: str, mark: str) -> str:
-    """A page that needs nothing but itself: findings, plots, dies and steps.
+    """A page that needs nothing but itself: findings, plots, GPUs and steps.
 
     trace: text of the trace, empty where there is none. mark: tells this report from that of another run.
     """
@@ -238,7 +238,7 @@ def qualification_report(stamp: dict[str, Any], trace: str, host: str, mark: str
     limits = begin_of(records).get("limits", {})
     keys = "".join(
         f"<span class='key'><svg viewBox='0 0 28 10'><line class='die die{place % 4}' x1='0' x2='28' y1='5' y2='5'/>"
-        f"</svg> die {die['index']}</span>"
+        f"</svg> GPU {die['index']}</span>"
         for place, die in enumerate(stamp["boards"])
     )
     figures = "".join(
@@ -251,17 +251,17 @@ def qualification_report(stamp: dict[str, Any], trace: str, host: str, mark: str
         f"{stamp['device']}, {stamp['seconds']} s of load in each stage"
     )
     dies = table(
-        ("die", "name", "address", "board", "max °C", "max W", "max MHz", "ECC, uncorrectable", "ECC, corrected",
+        ("GPU", "name", "address", "board", "max °C", "max W", "max MHz", "ECC, uncorrectable", "ECC, corrected",
          "replays", "PCIe gen", "lanes"),
         die_rows(stamp, records),
     )
-    steps = table(("stage", "step", "dies", "from s", "took s", "result", "measured"), step_rows(records))
+    steps = table(("stage", "step", "GPUs", "from s", "took s", "result", "measured"), step_rows(records))
     return document(
         f"Qualification of {host}",
         f"<p class='soft'>{escape(mark)}</p>"
         f"<p class='verdict {escape(stamp['result'])}'>{escape(RESULTS[stamp['result']])}</p>"
         f"<p>{escape(summary(stamp))}</p>{findings_html(stamp['findings'])}"
-        + (f"<p>{keys}</p>{figures}<h2>Dies</h2>{dies}<h2>Steps</h2>{steps}" if records else "")
+        + (f"<p>{keys}</p>{figures}<h2>GPUs</h2>{dies}<h2>Steps</h2>{steps}" if records else "")
         + f"<p class='soft'>{escape(facts)}</p>",
     )
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Qualify a host for its servers: one die, the two of a board, all four."""
+"""Qualify a host for its servers: one GPU, the two of a board, all four."""
 
 DOCUMENTATION = r"""
 module: qualification_run
@@ -43,11 +43,11 @@ options:
     type: int
     default: 90
   pair_timeout:
-    description: Longest time in seconds for one pair of dies.
+    description: Longest time in seconds for one pair of GPUs.
     type: int
     default: 120
   temperature:
-    description: Degrees Celsius at which a die counts as hot.
+    description: Degrees Celsius at which a GPU counts as hot.
     type: int
     default: 85
   retry:
@@ -55,7 +55,7 @@ options:
     type: bool
     default: false
   nvidia_smi:
-    description: Program that reads the dies.
+    description: Program that reads the GPUs.
     type: str
     default: nvidia-smi
   kmsg:
@@ -106,9 +106,9 @@ stages:
   description: The stages of this host, each with C(size) and C(dies).
   type: list
   elements: dict
-  returned: where the dies could be read
+  returned: where the GPUs could be read
 fault:
-  description: Why the dies cannot be read; empty where they were. In check mode alone, else the task fails with it.
+  description: Why the GPUs cannot be read; empty where they were. In check mode alone, else the task fails with it.
   type: str
   returned: where they were looked at
 running:
@@ -180,7 +180,7 @@ def generation(root):
 
 
 def read_host(params):
-    """(what the stamp must hold for, what nvidia-smi said where it shows no die)."""
+    """(what the stamp must hold for, what nvidia-smi said where it shows no GPU)."""
     fine, text = qualify_run.query(params["nvidia_smi"], qualify.DESCRIBE.split(","))
     dies = qualify.dies_of(text, params["device"]) if fine else []
     driver = dies[0].pop("driver") if dies else None

@@ -36,7 +36,7 @@ options:
     choices: [kepler, verify, cpu]
     default: kepler
   dies:
-    description: Numbers of its dies, as nvidia-smi counts them.
+    description: Numbers of its GPUs, as nvidia-smi counts them.
     type: list
     elements: int
     default: []

@@ -4,7 +4,7 @@ The engine is vLLM 0.9.2's V0 as the port runs it: before the KV cache is alloca
 the peak of the activations; weights, that peak and what lies outside of PyTorch are taken from
 gpu_memory_utilization · memory, and the rest becomes blocks of the KV cache. docs/capacity.md has the formulas.
 
-Sizes are bytes of one die, unless a name says otherwise.
+Sizes are bytes of one GPU, unless a name says otherwise.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .model_families import (
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 # Memory of a GK210 die with ECC on, as nvidia-smi and torch give it (measured by K80 owners).
 DIE_BYTES = 11441 * MIB
-# A plain read on one die with ECC on reaches 148 to 157 GB/s (measured by K80 owners).
+# A plain read on one GPU with ECC on reaches 148 to 157 GB/s (measured by K80 owners).
 DIE_BANDWIDTH = 150e9
 LAYOUTS = (1, 2, 4)
 
@@ -61,10 +61,10 @@ CUBLAS_WORKSPACE = 8320 * KIB
 # taken from where a matrix is not float32.
 SCALE_BYTES, ZERO_BYTES = 2, 2
 TILE_BYTES = 64 * MIB
-# Columns of codes on a die come in multiples of this.
+# Columns of codes on a GPU come in multiples of this.
 COLUMNS = 32
 # What lies outside of PyTorch and comes after the engine's first look at the memory. Estimates, not measured on a K80:
-# kernels that are loaded on first use, and with several dies the buffers of two NCCL communicators.
+# kernels that are loaded on first use, and with several GPUs the buffers of two NCCL communicators.
 KERNEL_BYTES = 64 * MIB
 NCCL_BYTES = 192 * MIB
 
@@ -118,11 +118,11 @@ EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|lm_hea
 REPLICATED = re.compile(r"(^|\.)(wpe|embed_positions|gate|router|shared_expert_gate|project_in|project_out)\.")
 KEYS_AND_VALUES = re.compile(r"(^|\.)[kv]_proj\.")
 FUSED_QKV = re.compile(r"(^|\.)(qkv_proj|query_key_value|c_attn|Wqkv)\.")
-# Matrices whose columns are split over the dies; the rows of others are.
+# Matrices whose columns are split over the GPUs; the rows of others are.
 ROW = re.compile(
     r"(^|\.)(o_proj|out_proj|dense|down_proj|dense_4h_to_h|c_proj|fc2|fc_out|w2)\.weight$"
 )
-# Biases of these are added before the sum over the dies, each die its own part.
+# Biases of these are added before the sum over the GPUs, each GPU its own part.
 COLUMN = re.compile(r"(^|\.)(q_proj|gate_proj|up_proj|gate_up_proj|fc1|fc_in|c_fc|dense_h_to_4h)\.")
 
 
@@ -170,13 +170,13 @@ def held_bytes(tensor: Tensor, model: Model, dies: int, storage: Storage) -> flo
 
 
 def weight_bytes(model: Model, tensors: list[Tensor], dies: int, storage: Storage) -> int:
-    """Weights of one die, the table of the rotary embedding with them."""
+    """Weights of one GPU, the table of the rotary embedding with them."""
     kept = sum(held_bytes(tensor, model, dies, storage) for tensor in tensors)
     return int(kept) + 4 * model.rotary
 
 
 def read_bytes(model: Model, tensors: list[Tensor], dies: int, storage: Storage) -> int:
-    """Bytes of weights that one die reads for a token: chosen experts only; no embedding unless tied to the head."""
+    """Bytes of weights that one GPU reads for a token: chosen experts only; no embedding unless tied to the head."""
     total = 0.0
     for tensor in tensors:
         size = held_bytes(tensor, model, dies, storage)
@@ -189,7 +189,7 @@ def read_bytes(model: Model, tensors: list[Tensor], dies: int, storage: Storage)
 
 
 def token_bytes(model: Model, dies: int, storage: Storage) -> int:
-    """KV cache of one token on one die. V0 keeps every token, also behind a sliding window."""
+    """KV cache of one token on one GPU. V0 keeps every token, also behind a sliding window."""
     return 2 * model.layers * model.kv_heads_of(dies) * model.head_size * storage.cache
 
 
@@ -251,7 +251,7 @@ def activation_bytes(
         size = model.expert_intermediate // dies
         part = min(tokens, max(1, EXPERT_BYTES // (4 * model.chosen * (3 * size + hidden))))
         products = part * model.chosen * (3 * size + hidden) + tokens * hidden
-        # The parts and their whole; then the sum over the dies beside what each has.
+        # The parts and their whole; then the sum over the GPUs beside what each has.
         joined = tokens * hidden * (1 if part == tokens and dies == 1 else 2)
         feed_forward = tokens * (3 * hidden + model.experts + 3 * model.chosen) + max(products, joined)
     else:
@@ -273,7 +273,7 @@ def activation_bytes(
 
 @dataclass(frozen=True)
 class Need:
-    """Memory of one die for one engine with a given max_model_len; `cache` may be negative."""
+    """Memory of one GPU for one engine with a given max_model_len; `cache` may be negative."""
 
     max_model_len: int
     weights: int
@@ -379,7 +379,7 @@ def group_faults(dies: int, tensors: Iterable[Tensor], storage: Storage) -> list
             better = " or ".join(str(size) for size in quantized.GROUPS if columns % size == 0)
             faults[name] = f"{name}'s {columns} columns in groups of {whole} ({better or 'no size'} would do)"
         elif mine % COLUMNS:
-            faults[name] = f"{name}'s {columns} columns ({mine} a die: no multiple of {COLUMNS})"
+            faults[name] = f"{name}'s {columns} columns ({mine} a GPU: no multiple of {COLUMNS})"
     return list(faults.values())
 
 
@@ -409,8 +409,8 @@ def model_faults(model: Model, dies: int, storage: Storage) -> list[tuple[str, s
         found.append((f"heads of size {model.head_size}", f"a multiple of 8 up to {LARGEST_HEAD}"))
     if model.experts and (model.hidden % EXPERT_ALIGNMENT or model.expert_intermediate // dies % EXPERT_ALIGNMENT):
         found.append((
-            f"experts of {model.hidden} by {model.expert_intermediate} over {dies} dies",
-            f"multiples of {EXPERT_ALIGNMENT} on each die",
+            f"experts of {model.hidden} by {model.expert_intermediate} over {dies} GPUs",
+            f"multiples of {EXPERT_ALIGNMENT} on each GPU",
         ))
     return found
 
@@ -498,11 +498,11 @@ def plan_row(
 
 
 def spelled(rows: Iterable[dict[str, Any]]) -> str:
-    """Rows as "fp32 on 4 die(s), fp16 on 2 or 4 die(s)"."""
+    """Rows as "fp32 on 4 GPU(s), fp16 on 2 or 4 GPU(s)"."""
     by_storage: dict[str, list[str]] = {name: [] for name in STORAGES}
     for row in rows:
         by_storage[row["storage"]].append(str(row["dies"]))
-    return ", ".join(f"{name} on {' or '.join(dies)} die(s)" for name, dies in by_storage.items() if dies)
+    return ", ".join(f"{name} on {' or '.join(dies)} GPU(s)" for name, dies in by_storage.items() if dies)
 
 
 def checkpoint_of(storage: Storage) -> str:
@@ -535,18 +535,18 @@ def _verdict(
     for row in rows:
         if row["storage"] == name and not row["faults"]:
             lines.append(
-                f"{row['dies']} die(s), {name}: one sequence of {context} tokens needs {gib(row['needed'])} a die; "
+                f"{row['dies']} GPU(s), {name}: one sequence of {context} tokens needs {gib(row['needed'])} a GPU; "
                 f"{gib(budget)} are there" + (f", enough for {row['longest']} tokens." if row["longest"] else ".")
             )
     for row in rows:
         if row["faults"] and row["storage"] == name:
-            lines.append(f"{row['dies']} die(s): {' and '.join(row['faults'])} cannot be split or served.")
+            lines.append(f"{row['dies']} GPU(s): {' and '.join(row['faults'])} cannot be split or served.")
     count = dies_needed(model, tensors, context, options, storages[name]) if possible else None
     return [
-        f"It fits no layout of {', '.join(map(str, LAYOUTS))} dies.", *lines,
-        f"In {name} it would take {count} dies." if count else f"In {name} no number of dies up to 64 will do.",
+        f"It fits no layout of {', '.join(map(str, LAYOUTS))} GPUs.", *lines,
+        f"In {name} it would take {count} GPUs." if count else f"In {name} no number of GPUs up to 64 will do.",
         f"Another checkpoint of it would fit: {spelled(other)}." if other else "No other storage of it fits either.",
-        f"{LAYOUTS[-1]} dies hold {LAYOUTS[-1] * budget * 8 / storages[name].bits / 1e9:.0f} billion numbers of "
+        f"{LAYOUTS[-1]} GPUs hold {LAYOUTS[-1] * budget * 8 / storages[name].bits / 1e9:.0f} billion numbers of "
         f"{storages[name].bits} bits, were there no cache and no activations: choose a smaller model, a shorter "
         "plan_context or a smaller plan_max_num_seqs.",
     ]
@@ -557,9 +557,9 @@ def table(made: dict[str, Any]) -> list[str]:
     lines = [
         f"{made['architecture'] or 'model'}: {made['parameters'] / 1e6:,.1f} million parameters (counted from "
         f"{made['counted']}), context of {made['context']} tokens, max_num_seqs {made['max_num_seqs']}.",
-        f"A die: {gib(made['die'])}, of which the server takes {made['gpu_memory_utilization']:.0%} = "
-        f"{gib(made['budget'])}. Sizes are GiB a die; tok/s is the bound of {DIE_BANDWIDTH / 1e9:.0f} GB/s a die.",
-        f"{'dies':>4} {'storage':>7} {'weights':>8} {'activ.':>7} {'other':>6} {'cache':>6} {'KiB/tok':>8} "
+        f"A GPU: {gib(made['die'])}, of which the server takes {made['gpu_memory_utilization']:.0%} = "
+        f"{gib(made['budget'])}. Sizes are GiB a GPU; tok/s is the bound of {DIE_BANDWIDTH / 1e9:.0f} GB/s a GPU.",
+        f"{'GPUs':>4} {'storage':>7} {'weights':>8} {'activ.':>7} {'other':>6} {'cache':>6} {'KiB/tok':>8} "
         f"{'longest':>8} {'seqs':>5} {'tok/s':>6}  remark",
     ]
     for row in made["layouts"]:

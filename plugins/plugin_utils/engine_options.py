@@ -38,7 +38,7 @@ _KINDS: list[tuple[str, str, str]] = [
     ("one server of one host: it would be reached past its key, or never become ready", LEAVE_OUT,
      "headless api-server-count distributed-executor-backend"),
     ("1: the port splits layers and does not line them up", "Use tensor_parallel_size.", "pipeline-parallel-size"),
-    ("all weights on the dies, as planned", "Leave it out; spread the model over more dies.", "cpu-offload-gb"),
+    ("all weights on the GPUs, as planned", "Leave it out; spread the model over more GPUs.", "cpu-offload-gb"),
     ("as many blocks as the memory holds", LEAVE_OUT, "num-gpu-blocks-override"),
     ("no socket that others reach without the key", LEAVE_OUT, "kv-transfer-config kv-events-config"),
     ("the options of this instance alone", "Write them into extra_args.", "config"),
@@ -63,7 +63,7 @@ _KINDS: list[tuple[str, str, str]] = [
     ("1: the port schedules every step", LEAVE_OUT, "num-scheduler-steps"),
     ("no adapters: the port has no kernels for them", "Merge the adapter into its model.",
      "enable-lora lora-modules enable-prompt-adapter prompt-adapters qlora-adapter-name-or-path"),
-    ("every expert split over the dies", LEAVE_OUT, "enable-expert-parallel enable-eplb"),
+    ("every expert split over the GPUs", LEAVE_OUT, "enable-expert-parallel enable-eplb"),
 ]
 REFUSED = {name: (expected, step) for expected, step, names in _KINDS for name in names.split()}
 # Values of these options that change nothing, and are taken.

@@ -93,7 +93,7 @@ class Model:
     config: dict[str, Any]
 
     def kv_heads_of(self, dies: int) -> int:
-        """Heads of keys and values on a die: each die has one at least."""
+        """Heads of keys and values on a GPU: each GPU has one at least."""
         return max(1, self.kv_heads // dies)
 
 

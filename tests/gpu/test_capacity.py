@@ -117,7 +117,7 @@ def test_the_engine_needs_what_was_planned(tmp_path, case, dies):
         "activations, GiB": (activations / GIB, planned.activations / GIB, TOLERANCE * activations / GIB),
         "blocks": (blocks, planned.blocks, slack),
     }
-    print(f"\n{case}, {dies} die(s); outside of PyTorch {outside / GIB:.2f} GiB")
+    print(f"\n{case}, {dies} GPU(s); outside of PyTorch {outside / GIB:.2f} GiB")
     for name, (found, plan, _) in rows.items():
         print(f"  {name:<17} found {found:>9.2f}  planned {plan:>9.2f}  planned / found {plan / found:.3f}")
     assert {name: row for name, row in rows.items() if abs(row[1] - row[0]) > row[2]} == {}

@@ -69,11 +69,11 @@ def hot(k80):
 
 @minutes
 def test_a_die_that_gets_hot_costs_its_board_and_not_the_service(k80, play, hot):
-    """Two dies serve, with one warning; the next run leaves that alone."""
+    """Two GPUs serve, with one warning; the next run leaves that alone."""
     k80.check_output(f"rm {KEPT}/stamp.json")
     status, printed = play("k80-standin", "qualification_seconds=2", playbook="playbooks/serve.yml")
     assert status == 0, printed
-    assert "die 3: found 96 degrees" in printed
+    assert "GPU 3: found 96 degrees" in printed
     assert "demo: on GPUs 0, 1 instead of GPUs 0, 1, 2, 3" in printed
     found = stamp(k80)
     assert (found["result"], found["size"], found["dies"]) == ("failed", 2, [0, 1])

@@ -278,7 +278,7 @@ def unit_of(pid):
 
 
 def dies_in_use(listed, apps):
-    """[(number of the die, pid, MiB)] of nvidia-smi's lists `index, pci.bus_id` and `pid, gpu_bus_id, used_memory`."""
+    """[(number of the GPU, pid, MiB)] of nvidia-smi's lists `index, pci.bus_id` and `pid, gpu_bus_id, used_memory`."""
     numbers = {}
     for line in listed.splitlines():
         index, _, bus = line.partition(",")
@@ -291,7 +291,7 @@ def dies_in_use(listed, apps):
 
 
 def memory(asked):
-    """The server's ranks on each of its dies, and nobody else there."""
+    """The server's ranks on each of its GPUs, and nobody else there."""
     if asked.device == "cpu":
         raise Skipped("the CPU computes")
     form = "--format=csv,noheader,nounits"
@@ -307,16 +307,16 @@ def judge_memory(used, dies, unit, unit_of_pid):
     ours = {die for die, pid, _ in used if unit_of_pid(pid) == unit}
     missing = [die for die in dies if die not in ours]
     if missing:
-        raise Wrong("no process of %s on die %s" % (unit, ", ".join(map(str, missing))))
-    # Another server of this project may share a die: the inventory says so.
+        raise Wrong("no process of %s on GPU %s" % (unit, ", ".join(map(str, missing))))
+    # Another server of this project may share a GPU: the inventory says so.
     foreign = [
-        "process %d on die %s" % (pid, die) for die, pid, _ in used
+        "process %d on GPU %s" % (pid, die) for die, pid, _ in used
         if die in dies and not unit_of_pid(pid).startswith("vllm@")
     ]
     if foreign:
         raise Wrong("beside it: " + ", ".join(foreign))
     held = {str(die): amount for die, pid, amount in used if unit_of_pid(pid) == unit}
-    return ", ".join("die %s: %s MiB" % item for item in sorted(held.items())), {"mib": held}
+    return ", ".join("GPU %s: %s MiB" % item for item in sorted(held.items())), {"mib": held}
 
 
 def log(asked):

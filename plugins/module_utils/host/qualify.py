@@ -11,7 +11,7 @@ SCHEMA = 1
 # Dies that one model can be spread over, and the stages on the way there.
 SIZES = (1, 2, 4)
 
-# What is asked of nvidia-smi for each die, and its name in a sample.
+# What is asked of nvidia-smi for each GPU, and its name in a sample.
 FIELDS = (
     ("index", "index"),
     ("pci.bus_id", "bus"),
@@ -36,19 +36,19 @@ HARDWARE_THROTTLE = (
     (0x80, "power brake: the supply asks for less"),
 )
 
-# temperature: degrees at which a die counts as hot; a K80 slows itself down at 88 and goes off at 93. hysteresis:
+# temperature: degrees at which a GPU counts as hot; a K80 slows itself down at 88 and goes off at 93. hysteresis:
 # degrees that it must fall below that to count as cool again, and above it at which it is hot at once. patience:
-# seconds that a die may be hot, throttle_patience: seconds that hardware may throttle it.
+# seconds that a GPU may be hot, throttle_patience: seconds that hardware may throttle it.
 LIMITS = {"temperature": 85, "hysteresis": 5, "patience": 5, "throttle_patience": 3}
 
 XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d+)(?:, *(.*))?")
-# NVIDIA's numbers for what went wrong on a die.
+# NVIDIA's numbers for what went wrong on a GPU.
 XIDS = {
     13: "graphics engine exception",
     31: "memory page fault",
     32: "invalid or corrupted push buffer: often the PCIe link",
     38: "driver firmware error",
-    43: "the die stopped processing",
+    43: "the GPU stopped processing",
     45: "cleaning up after a process that was ended",
     48: "double-bit ECC error",
     61: "internal microcontroller breakpoint",
@@ -56,7 +56,7 @@ XIDS = {
     63: "a page with ECC errors is retired",
     64: "a page with ECC errors could not be retired",
     69: "graphics engine class error",
-    79: "the die has fallen off the bus",
+    79: "the GPU has fallen off the bus",
     92: "high rate of single-bit ECC errors",
 }
 # Logged when a process is killed, as the run does with processes that hang.
@@ -146,9 +146,9 @@ def boards(dies):
 
 
 def stages(dies, device):
-    """Stages of a host: [{size, dies}], `dies` being numbers; larger stages hold the dies of smaller ones.
+    """Stages of a host: [{size, dies}], `dies` being numbers; larger stages hold the GPUs of smaller ones.
 
-    Whole boards come first, and from two dies on there are whole boards alone: a switch is shared by two dies. With
+    Whole boards come first, and from two GPUs on there are whole boards alone: a switch is shared by two GPUs. With
     `verify` each GPU is a board of its own, and any two do.
     """
     known = [[die] for die in dies] if device == "verify" else boards(dies)
@@ -168,9 +168,9 @@ def pairs(stage, done):
 def read_smi(text, fields, numbers):
     """Readings of an answer of nvidia-smi, by die: {number: {name: value}}.
 
-    fields: what was asked for, in order. numbers: {address as bus_of gives it: number of the die}. A die keeps the
+    fields: what was asked for, in order. numbers: {address as bus_of gives it: number of the GPU}. A GPU keeps the
     number that it had at the start: nvidia-smi counts anew where one has gone. One without a temperature is left out:
-    a die that has fallen off the bus is listed so.
+    a GPU that has fallen off the bus is listed so.
     """
     names, found = dict(FIELDS), {}
     for line in text.splitlines():
@@ -197,12 +197,12 @@ def read_xids(lines):
 
 
 def xid_findings(samples, numbers):
-    """Findings about Xid lines, each number of a die once."""
+    """Findings about Xid lines, each number of a GPU once."""
     found, seen = [], set()
     for sample in samples:
         for line in sample.get("xids", []):
             number = numbers.get(bus_of(line["bus"]))
-            where = "die %d" % number if number is not None else "board at %s" % line["bus"]
+            where = "GPU %d" % number if number is not None else "board at %s" % line["bus"]
             if (where, line["xid"]) in seen:
                 continue
             seen.add((where, line["xid"]))
@@ -301,10 +301,10 @@ def presence_findings(samples, dies):
         said = sample.get("error") or "no line for it"
         if gone and len(gone) == len(dies):
             found = "%s, at %d s" % (said, sample["t"])
-            return [finding("error", "nvidia-smi", found, "a reading of each die", CABLES)]
+            return [finding("error", "nvidia-smi", found, "a reading of each GPU", CABLES)]
         if gone:
             return [
-                finding("error", "die %d" % number, "gone at %d s: %s" % (sample["t"], said), "a reading", CABLES)
+                finding("error", "GPU %d" % number, "gone at %d s: %s" % (sample["t"], said), "a reading", CABLES)
                 for number in gone
             ]
     return []
@@ -319,7 +319,7 @@ def judge(samples, dies, limits):
     indices = [die["index"] for die in dies]
     found = xid_findings(samples, numbers) + presence_findings(samples, indices)
     for number in indices:
-        name = "die %d" % number
+        name = "GPU %d" % number
         read = [(sample["t"], sample["dies"][str(number)]) for sample in samples if str(number) in sample["dies"]]
         found += heat_findings(name, [(time, reading["temperature"]) for time, reading in read], limits)
         masks = [(time, reading["throttle"]) for time, reading in read if reading.get("throttle") is not None]
@@ -360,14 +360,14 @@ def account(records):
 
 
 def reading_text(sample):
-    """A sample for people: `die 0 71 degrees 139 W, die 1 ...`."""
+    """A sample for people: `GPU 0 71 degrees 139 W, GPU 1 ...`."""
     if not sample:
         return "none"
     parts = []
     for number, reading in sorted(sample["dies"].items(), key=lambda item: int(item[0])):
         power = "" if reading.get("power") is None else " %s W" % reading["power"]
-        parts.append("die %s %s degrees%s" % (number, reading["temperature"], power))
-    return "%s, at %d s" % (", ".join(parts) or sample.get("error") or "no die", sample["t"])
+        parts.append("GPU %s %s degrees%s" % (number, reading["temperature"], power))
+    return "%s, at %d s" % (", ".join(parts) or sample.get("error") or "no GPU", sample["t"])
 
 
 def halted(told):
@@ -393,7 +393,7 @@ def halted(told):
 def stage_name(stage):
     """A stage for people."""
     dies = ", ".join(str(number) for number in stage["dies"])
-    return "die %s" % dies if stage["size"] == 1 else "dies %s" % dies
+    return "GPU %s" % dies if stage["size"] == 1 else "GPUs %s" % dies
 
 
 def stamp(begin, result, passed, findings, p2p, trace):
@@ -403,7 +403,7 @@ def stamp(begin, result, passed, findings, p2p, trace):
     passed. p2p: whether dies may reach one another directly; None where nobody knows. trace: name of its file or None.
     """
     known = begin["stages"]
-    # With `skip` the operator vouches for all dies of the host.
+    # With `skip` the operator vouches for all GPUs of the host.
     allowed = known[-1]["size"] if result == "skipped" and known else passed
     dies = [number for stage in known if stage["size"] == allowed for number in stage["dies"]]
     return {
@@ -426,7 +426,7 @@ def reasons_against(found, host, skip=False):
     for what in ("kernel", "driver", "device"):
         if found[what] != host[what]:
             reasons.append("%s: now %s, qualified with %s" % (what, host[what], found[what]))
-    text = "die %(index)s at %(bus)s (board %(serial)s)"
+    text = "GPU %(index)s at %(bus)s (board %(serial)s)"
     before, now = [{text % die for die in dies} for dies in (found["boards"], host["dies"])]
     reasons += ["boards: %s has gone" % die for die in sorted(before - now)]
     reasons += ["boards: %s is new" % die for die in sorted(now - before)]

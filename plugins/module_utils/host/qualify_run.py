@@ -16,7 +16,7 @@ from .nvidia_smi import query, smi
 BOOT = "/proc/sys/kernel/random/boot_id"
 INTERVAL = 1.0  # seconds between two readings
 KILL_TIMEOUT = 10.0  # seconds within which a process ends that is killed, unless the driver holds it
-START_TIMEOUT = 180.0  # seconds from starting a rank to its first result: a cold disk, and the context of a die
+START_TIMEOUT = 180.0  # seconds from starting a rank to its first result: a cold disk, and the context of a GPU
 STALL = 60.0  # seconds without a result under load
 TRACE = re.compile(r"^trace-(\d+)\.jsonl$")
 
@@ -126,7 +126,7 @@ class Trace(object):
 
 
 class Ranks(object):
-    """The processes of one step, one for each die."""
+    """The processes of one step, one for each GPU."""
 
     def __init__(self, options, mode, dies, p2p):
         self.directory = tempfile.mkdtemp(prefix="ranks-", dir=options["directory"])
@@ -243,7 +243,7 @@ class Qualification(object):
     def watch(self, ranks, limit):
         """Follow `ranks` to their end. Returns (what was wrong with them or None, results of the last of each rank).
 
-        limit: seconds. Raises Stopped at a bad sign of a die.
+        limit: seconds. Raises Stopped at a bad sign of a GPU.
         """
         begun = heard = time.monotonic()
         results = {}

@@ -207,17 +207,17 @@ def judged(*apps, dies=(0, 1)):
 
 def test_memory_of_each_die():
     found, figures = judged((0, 10, 9000), (1, 11, 9001))
-    assert found == "die 0: 9000 MiB, die 1: 9001 MiB"
+    assert found == "GPU 0: 9000 MiB, GPU 1: 9001 MiB"
     assert figures == {"mib": {"0": "9000", "1": "9001"}}
 
 
 def test_a_rank_that_is_missing():
-    with pytest.raises(api.Wrong, match=r"no process of vllm@main\.service on die 1"):
+    with pytest.raises(api.Wrong, match=r"no process of vllm@main\.service on GPU 1"):
         judged((0, 10, 9000), (1, 13, 9000))
 
 
 def test_a_foreign_process():
-    with pytest.raises(api.Wrong, match="process 13 on die 1"):
+    with pytest.raises(api.Wrong, match="process 13 on GPU 1"):
         judged((0, 10, 9000), (1, 11, 9000), (1, 13, 200))
 
 

@@ -114,7 +114,7 @@ def test_heads_that_do_not_divide(config, size, named, sizes):
 
 @pytest.mark.parametrize(
     ("config", "size", "named", "sizes"),
-    [({**quantized(group_size=32), "intermediate_size": 11040}, 4, "11040 columns (2760 a die: no multiple of 32)",
+    [({**quantized(group_size=32), "intermediate_size": 11040}, 4, "11040 columns (2760 a GPU: no multiple of 32)",
       "one of 1"),
      (quantized(desc_act=True), 2, "act-order", "one of 1")],
 )
@@ -128,7 +128,7 @@ def test_columns_that_cannot_be_split(config, size, named, sizes, device):
 
 def test_half_is_offered_where_it_fits():
     (found,) = judge(LLAMA_7B, gpus=[0, 1], tensor_parallel_size=2)
-    assert found["next_step"].startswith("Set dtype to half, or spread it over 4 dies")
+    assert found["next_step"].startswith("Set dtype to half, or spread it over 4 GPUs")
     assert judge(LLAMA_7B, gpus=[0, 1], tensor_parallel_size=2, dtype="half") == []
     (found,) = judge(LLAMA_7B, gpus=[0], tensor_parallel_size=1)
     assert "half" not in found["next_step"]
@@ -187,9 +187,9 @@ def test_weights_that_do_not_fit_name_how_many_dies_would_do():
     (found,) = judge(LLAMA_7B, gpus=[0, 1], tensor_parallel_size=2)
     assert found["variable"] == f"{WHERE}.model"
     assert "weights 12.5" in found["found"]
-    assert "spread it over 4 dies" in found["next_step"]
+    assert "spread it over 4 GPUs" in found["next_step"]
     (found,) = judge(MIXTRAL)
-    assert "Spread it over 32 dies" in found["next_step"]
+    assert "Spread it over 32 GPUs" in found["next_step"]
 
 
 def test_less_memory_holds_less():

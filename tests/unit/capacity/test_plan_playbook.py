@@ -51,7 +51,7 @@ def test_a_config_is_planned_and_written_as_json(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B))
     status, printed = plan(tmp_path, "plan_model=config.json", "plan_json=plan.json", "plan_context=2048")
     assert status == 0, printed
-    assert "Served in fp32 on 4 die(s), fp16 on 2 or 4 die(s)" in printed
+    assert "Served in fp32 on 4 GPU(s), fp16 on 2 or 4 GPU(s)" in printed
     written = json.loads((tmp_path / "plan.json").read_text())
     assert (written["parameters"], written["context"]) == (6738415616, 2048)
 
@@ -60,7 +60,7 @@ def test_a_directory_without_weights_is_planned(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA_13B, "num_hidden_layers": 60}))
     status, printed = plan(tmp_path, f"plan_model={tmp_path}", "plan_max_num_seqs=8")
     assert status == 0, printed
-    assert "It fits no layout of 1, 2, 4 dies" in printed
+    assert "It fits no layout of 1, 2, 4 GPUs" in printed
 
 
 def test_a_model_of_the_hub_is_planned(hub, tmp_path):

@@ -121,9 +121,9 @@ def test_a_matrix_that_the_checkpoint_left_as_it_was():
     ("said", "dies", "named"),
     [
         ({}, 2, None), ({}, 4, None), ({}, 8, None),
-        ({}, 16, r"mlp\.down_proj's 11008 columns \(688 a die: no multiple of 32\)"),
+        ({}, 16, r"mlp\.down_proj's 11008 columns \(688 a GPU: no multiple of 32\)"),
         ({"group_size": 64}, 4, None), ({"group_size": -1}, 4, None),
-        ({"group_size": -1}, 8, None), ({"group_size": -1}, 32, r"344 a die: no multiple of 32"),
+        ({"group_size": -1}, 8, None), ({"group_size": -1}, 32, r"344 a GPU: no multiple of 32"),
         ({"desc_act": True}, 1, None), ({"desc_act": True}, 2, "act-order"),
         ({"desc_act": True, "group_size": -1}, 2, None),
     ],
@@ -342,7 +342,7 @@ def test_a_plan_of_seven_billion_parameters():
     assert not by[1, "int4"]["served"]
     assert by[1, "int4"]["checkpoint"] == "a checkpoint in 4 bits, groups of 128"
     assert made["verdict"] == [
-        f"Served in fp32 on 4 die(s), fp16 on 2 or 4 die(s); in fp16 on 4: {by[4, 'fp16']['sequences']} sequence(s) of "
+        f"Served in fp32 on 4 GPU(s), fp16 on 2 or 4 GPU(s); in fp16 on 4: {by[4, 'fp16']['sequences']} sequence(s) of "
         "4096 tokens, or one of up to 4096."
     ]
 
@@ -365,9 +365,9 @@ def test_a_model_that_fits_nowhere_is_told_so():
     made = capacity_plan(facts({**LLAMA_13B, "num_hidden_layers": 60}))
     assert not any(row["fits"] and row["served"] for row in made["layouts"])
     said = " ".join(made["verdict"])
-    assert "fits no layout of 1, 2, 4 dies" in said
-    assert "In fp16 it would take 8 dies" in said
-    assert "Another checkpoint of it would fit: int8 on 4 die(s), int4 on 2 or 4 die(s)." in said
+    assert "fits no layout of 1, 2, 4 GPUs" in said
+    assert "In fp16 it would take 8 GPUs" in said
+    assert "Another checkpoint of it would fit: int8 on 4 GPU(s), int4 on 2 or 4 GPU(s)." in said
     assert "10.06 GiB" in said
     nowhere = capacity_plan(facts({**LLAMA_13B, "num_hidden_layers": 400}))
     assert "No other storage" in " ".join(nowhere["verdict"])
@@ -377,10 +377,10 @@ def test_a_mixture_is_planned_in_every_storage():
     small = {**MIXTRAL, "num_hidden_layers": 4}
     made = capacity_plan(facts(small))
     assert [row["faults"] for row in rows(made).values()] == [[]] * len(rows(made))
-    assert "fp32 on 4 die(s)" in made["verdict"][0]
+    assert "fp32 on 4 GPU(s)" in made["verdict"][0]
     assert "fp16 on" in made["verdict"][0]
     whole = " ".join(capacity_plan(facts(MIXTRAL))["verdict"])
-    assert "Another checkpoint of it would fit: int4 on 4 die(s)." in whole
+    assert "Another checkpoint of it would fit: int4 on 4 GPU(s)." in whole
     ordered = {**GPTQ, "desc_act": True}
     said = " ".join(capacity_plan(facts({**small, "quantization_config": ordered}))["verdict"])
     assert "experts in GPTQ with act-order (desc_act) cannot be split or served" in said

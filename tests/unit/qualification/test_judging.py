@@ -58,7 +58,7 @@ def test_heat(what):
     findings = judged(samples(temperature=temperatures))
     assert bool(findings) == is_bad
     if is_bad:
-        assert f"{max(temperatures)} degrees" in only(findings, "error", "die 1")
+        assert f"{max(temperatures)} degrees" in only(findings, "error", "GPU 1")
 
 
 @pytest.mark.parametrize(
@@ -68,19 +68,19 @@ def test_heat(what):
 def test_throttling(mask, found):
     findings = judged(samples(throttle=[0, mask]))
     if found:
-        assert found in only(findings, "error", "die 1")
+        assert found in only(findings, "error", "GPU 1")
     else:
         assert findings == []
     assert judged(samples(throttle=[0, mask, mask, 0])) == [], "two seconds are none"
 
 
 def test_counters():
-    assert only(judged(samples(uncorrected=[0, 0, 2])), "error", "die 1").startswith("2 uncorrectable")
-    assert "2 of them before" in only(judged(samples(uncorrected=[2])), "error", "die 1")
-    assert only(judged(samples(corrected=[7, 7, 10])), "warning", "die 1").startswith("3 ECC errors corrected")
+    assert only(judged(samples(uncorrected=[0, 0, 2])), "error", "GPU 1").startswith("2 uncorrectable")
+    assert "2 of them before" in only(judged(samples(uncorrected=[2])), "error", "GPU 1")
+    assert only(judged(samples(corrected=[7, 7, 10])), "warning", "GPU 1").startswith("3 ECC errors corrected")
     assert judged(samples(corrected=[7])) == []
-    assert only(judged(samples(replays=[1, 9])), "warning", "die 1").startswith("8 PCIe replays")
-    assert "from 16 lanes to 8" in only(judged(samples(width=[16, 8, 16])), "warning", "die 1")
+    assert only(judged(samples(replays=[1, 9])), "warning", "GPU 1").startswith("8 PCIe replays")
+    assert "from 16 lanes to 8" in only(judged(samples(width=[16, 8, 16])), "warning", "GPU 1")
     assert judged(samples(gen=[1, 3, 1])) == [], "an idle link slows down"
 
 
@@ -95,11 +95,11 @@ XID_79 = "4,2,2,-;NVRM: Xid (PCI:0000:06:00): 79, pid=1234, GPU has fallen off t
 def test_xids():
     readings = samples()
     readings[5]["xids"] = readings[6]["xids"] = qualify.read_xids([XID_79, "NVRM: loading", "usb 1-1: reset"])
-    found = only(judged(readings), "error", "die 1")
-    assert found == "Xid 79 (the die has fallen off the bus): pid=1234, GPU has fallen off the bus."
+    found = only(judged(readings), "error", "GPU 1")
+    assert found == "Xid 79 (the GPU has fallen off the bus): pid=1234, GPU has fallen off the bus."
     readings = samples()
     readings[5]["xids"] = qualify.read_xids(["NVRM: Xid (PCI:0000:06:00): 45, Ch 00000010"])
-    assert "Xid 45" in only(judged(readings), "warning", "die 1")
+    assert "Xid 45" in only(judged(readings), "warning", "GPU 1")
     readings[5]["xids"] = qualify.read_xids(["NVRM: Xid (0000:42:00): 999"])
     assert "Xid 999 (see NVIDIA's list" in only(judged(readings), "error", "board at 0000:42:00")
 
@@ -108,14 +108,14 @@ def test_xids():
 def test_every_xid_but_that_of_an_ended_process_is_an_error(number):
     readings = samples()
     readings[5]["xids"] = qualify.read_xids([f"NVRM: Xid (PCI:0000:06:00): {number}, Ch 00000010"])
-    assert f"Xid {number}" in only(judged(readings), "warning" if number == 45 else "error", "die 1")
+    assert f"Xid {number}" in only(judged(readings), "warning" if number == 45 else "error", "GPU 1")
 
 
 def test_dies_that_are_gone():
     readings = samples()
     readings[7]["dies"].pop("4")
     readings[7]["error"] = "Unable to determine the device handle for GPU 0000:86:00.0: GPU is lost."
-    assert "GPU is lost" in only(judged(readings), "error", "die 4")
+    assert "GPU is lost" in only(judged(readings), "error", "GPU 4")
     readings[7].update(dies={}, error="nvidia-smi did not answer within 20 s")
     assert only(judged(readings), "error", "nvidia-smi") == "nvidia-smi did not answer within 20 s, at 7 s"
 
@@ -228,16 +228,16 @@ REASONS = {
     "driver": (changed(driver="470.2"), ["driver: now 470.2, qualified with 470.1"]),
     "device": (changed(device="cpu"), ["device: now cpu, qualified with kepler"]),
     "a board has gone": (changed(dies=DIES[:2]), [
-        "boards: die 3 at 00000000:85:00.0 (board 0320000000002) has gone",
-        "boards: die 4 at 00000000:86:00.0 (board 0320000000002) has gone",
+        "boards: GPU 3 at 00000000:85:00.0 (board 0320000000002) has gone",
+        "boards: GPU 4 at 00000000:86:00.0 (board 0320000000002) has gone",
     ]),
     "another board in the same place": (changed(dies=[dict(DIES[0], serial="1"), *DIES[1:]]), [
-        "boards: die 0 at 00000000:05:00.0 (board 0320000000001) has gone",
-        "boards: die 0 at 00000000:05:00.0 (board 1) is new",
+        "boards: GPU 0 at 00000000:05:00.0 (board 0320000000001) has gone",
+        "boards: GPU 0 at 00000000:05:00.0 (board 1) is new",
     ]),
     "all at once": (changed(kernel="4.19", driver="470.2", dies=DIES[1:]), [
         "kernel: now 4.19, qualified with 4.18", "driver: now 470.2, qualified with 470.1",
-        "boards: die 0 at 00000000:05:00.0 (board 0320000000001) has gone",
+        "boards: GPU 0 at 00000000:05:00.0 (board 0320000000001) has gone",
     ]),
 }
 

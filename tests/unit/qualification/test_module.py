@@ -108,8 +108,8 @@ def test_a_machine_that_halted(run, box):
     assert answer["changed"]
     stamp = answer["stamp"]
     assert (stamp["result"], stamp["size"], stamp["dies"], stamp["p2p"]) == ("halted", 1, [0], True)
-    assert 'stopped in stage 2 of 2 (dies 0, 1), in the step "load"' in stamp["findings"][0]["found"]
-    assert "die 0 60 degrees 120.5 W, die 1 60 degrees 120.5 W, at" in stamp["findings"][0]["found"]
+    assert 'stopped in stage 2 of 2 (GPUs 0, 1), in the step "load"' in stamp["findings"][0]["found"]
+    assert "GPU 0 60 degrees 120.5 W, GPU 1 60 degrees 120.5 W, at" in stamp["findings"][0]["found"]
     assert not run()["changed"]
     box.behave({})
     assert run(retry=True)["stamp"]["result"] == "passed"

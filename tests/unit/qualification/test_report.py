@@ -45,7 +45,7 @@ def test_a_good_run(box):
     for svg in svgs:
         lines = list(svg.iter("polyline"))
         assert len(lines) == 4
-        assert [line.find("title").text.split(":")[0] for line in lines] == ["die 0", "die 1", "die 3", "die 4"]
+        assert [line.find("title").text.split(":")[0] for line in lines] == ["GPU 0", "GPU 1", "GPU 3", "GPU 4"]
         assert len({line.get("class") for line in lines}) == 4
         bands = [text.text for text in svg.iter("text") if text.text.startswith("GPU")]
         assert bands == ["GPU 0", "GPUs 0, 1", "GPUs 0, 1, 3, 4"]
@@ -55,7 +55,7 @@ def test_a_good_run(box):
                 assert 0 <= x <= 960
                 assert 0 <= y <= 240
     assert "pair 3-4" in said
-    assert "2000 to 2000 GFLOPS a die" in said
+    assert "2000 to 2000 GFLOPS a GPU" in said
     assert "direct access" in said
     assert "120.5" in said
 
@@ -105,7 +105,7 @@ def test_a_trace_that_a_halt_has_cut(box, share):
     text = "\n".join(json.dumps(record) for record in records)
     stamp.update(result="halted", size=0, dies=[])
     page = page_of(qualification_report(stamp, text[:int(len(text) * share)], "k80-1", "mark"))
-    assert "The machine stopped Not even one die passed: no server may start." in words(page)
+    assert "The machine stopped Not even one GPU passed: no server may start." in words(page)
 
 
 def test_a_host_that_was_skipped(box):
@@ -121,8 +121,8 @@ def test_the_verdict_has_all_that_an_operator_needs(box):
     stamp, _ = box.qualify()
     first, error, warning, last = qualification_verdict(stamp, "reports/k80-1.html")
     assert first == "qualification: stopped at a bad sign. Servers get GPU 0 alone, of 4 that were to pass."
-    assert error.startswith("error: die 1: found 93 degrees")
-    assert warning.startswith("warning: die 1: found 1 ECC errors corrected")
+    assert error.startswith("error: GPU 1: found 93 degrees")
+    assert warning.startswith("warning: GPU 1: found 1 ECC errors corrected")
     assert last.endswith("reports/k80-1.html")
 
 

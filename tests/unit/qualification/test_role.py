@@ -80,7 +80,7 @@ def test_what_passed_may_be_served(role, box):
     status, output = role()
     assert status == 0, output
     assert output.count("qualification: stopped at a bad sign. Servers get GPU 0 alone, of 2 that were to pass.") == 1
-    assert "error: die 1: found 95 degrees" in output
+    assert "error: GPU 1: found 95 degrees" in output
     assert "may use 1 [0]" in output
     assert "Found: 95 degrees" in report(box)
 
@@ -97,7 +97,7 @@ def test_not_even_one_die(role, box):
     for _ in range(2):
         status, output = role()
         assert status != 0
-        assert "Not even one die passed: no server may start." in output
+        assert "Not even one GPU passed: no server may start." in output
         assert "under load: rank 0 ended with status 9" in output
     assert len(list(box.kept.glob("trace*"))) == 1
 
@@ -160,7 +160,7 @@ def test_servers_that_hold_the_dies_are_stopped(role, told, systemctl):
 def test_a_dry_run_on_a_host_without_a_driver(role):
     status, output = role("--check", smi="exit 127")
     assert status == 0, output
-    assert "Would load the dies of the host, 0 s each: this host was never qualified." in output
+    assert "Would load the GPUs of the host, 0 s each: this host was never qualified." in output
 
 
 def test_clocks_power_limits_and_modes_are_never_set():

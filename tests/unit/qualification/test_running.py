@@ -68,11 +68,11 @@ def test_a_line_is_on_the_disk_before_the_step_that_it_announces(box, monkeypatc
 
 
 SIGNS = {
-    "hot": (lambda box: box.becomes(1, temperature=86), "die 1", "86 degrees"),
-    "throttled": (lambda box: box.becomes(3, throttle="0x0000000000000008"), "die 3", "hardware slowdown"),
-    "uncorrectable": (lambda box: box.becomes(0, uncorrected=1), "die 0", "1 uncorrectable ECC errors"),
-    "gone": (lambda box: box.becomes(4, temperature="[GPU is lost]"), "die 4", "gone at"),
-    "xid": (lambda box: box.logs("NVRM: Xid (PCI:0000:06:00): 79, fell off"), "die 1", "Xid 79 (the die has fallen"),
+    "hot": (lambda box: box.becomes(1, temperature=86), "GPU 1", "86 degrees"),
+    "throttled": (lambda box: box.becomes(3, throttle="0x0000000000000008"), "GPU 3", "hardware slowdown"),
+    "uncorrectable": (lambda box: box.becomes(0, uncorrected=1), "GPU 0", "1 uncorrectable ECC errors"),
+    "gone": (lambda box: box.becomes(4, temperature="[GPU is lost]"), "GPU 4", "gone at"),
+    "xid": (lambda box: box.logs("NVRM: Xid (PCI:0000:06:00): 79, fell off"), "GPU 1", "Xid 79 (the GPU has fallen"),
 }
 
 
@@ -151,17 +151,17 @@ def test_a_wrong_result(box):
     box.behave({"load 0,1,3,4": [["say", wrong], ["sleep", 30]]})
     stamp, _ = box.qualify()
     assert (stamp["result"], stamp["passed_size"]) == ("failed", 2)
-    assert errors(stamp) == [("dies 0, 1, 3, 4", "under load: rank 0: wrong result: " + wrong["what"])]
+    assert errors(stamp) == [("GPUs 0, 1, 3, 4", "under load: rank 0: wrong result: " + wrong["what"])]
 
 
 def test_a_rank_that_fails_or_falls_silent(box):
     box.behave({"load 0": [["exit", 7]]})
     stamp, _ = box.qualify()
     assert stamp["passed_size"] == 0
-    assert errors(stamp) == [("die 0", "under load: rank 0 ended with status 7: no word")]
+    assert errors(stamp) == [("GPU 0", "under load: rank 0 ended with status 7: no word")]
     box.behave({"load 0": [["say", {"event": "working"}], ["sleep", 30]]})
     stamp, _ = box.qualify(stall=0.5)
-    assert errors(stamp) == [("die 0", "under load: no result for 0 s")]
+    assert errors(stamp) == [("GPU 0", "under load: no result for 0 s")]
 
 
 def test_an_nvidia_smi_that_hangs(box, monkeypatch):
@@ -205,7 +205,7 @@ def test_a_halt_at_every_line(box):
         named = begun and begun[-1]["stage"] == blamed
         assert (f"in the step \"{begun[-1]['step']}\"" in fault["found"]) if named else ("step" not in fault["found"])
         readings = [record for record in whole[:count] if record["event"] == "sample"]
-        last_words = "die 0 60 degrees 120.5 W, die 1" if readings else "the last reading: none"
+        last_words = "GPU 0 60 degrees 120.5 W, GPU 1" if readings else "the last reading: none"
         assert last_words in fault["found"]
         assert "qualification_retry: true" in fault["next_step"]
     assert ended == 3
@@ -217,8 +217,8 @@ def test_progress(box):
     assert qualify.progress([]) == "starting"
     said = [qualify.progress(whole[:count]) for count in range(1, len(whole))]
     assert said[0] == "starting"
-    assert said[-1].startswith("stage 3 of 3, dies 0, 1, 3, 4: load, 0 s, 60 degrees, 482 W in all")
-    assert any(text.startswith("stage 2 of 3, dies 0, 1: pair 0-1") for text in said)
+    assert said[-1].startswith("stage 3 of 3, GPUs 0, 1, 3, 4: load, 0 s, 60 degrees, 482 W in all")
+    assert any(text.startswith("stage 2 of 3, GPUs 0, 1: pair 0-1") for text in said)
     sample = next(record for record in whole if record["event"] == "sample")
     slow = [whole[0], dict(whole[2], t=0.4)]
     for second in range(1, 26):

@@ -68,7 +68,7 @@ def test_numbers_of_dies_end_with_what_has_passed(role):
         "acceptance", qualified(0, 1, p2p=False), acceptance_checks=[], acceptance_sizes=[1, 2, 4],
     )
     assert status == 0, output
-    assert "Not served on 4 dies: this host is qualified for 2." in output
+    assert "Not served on 4 GPUs: this host is qualified for 2." in output
     served = [part.split(", p2p")[0] for part in output.split("serves ")[1:]]
     assert served == ["[[0]]", "[[0, 1]]", "[[0, 1]]"], "the last: as the inventory asks, as far as that has passed"
     assert output.count("p2p False") == 3

@@ -46,7 +46,7 @@ def test_a_model_that_does_not_fit_is_found_with_the_numbers(judged):
     assert found["severity"] == "error"
     assert "weights 12.13 GiB" in found["found"]
     assert "10.06 GiB" in found["expected"]
-    assert "8 dies" in found["next_step"]
+    assert "8 GPUs" in found["next_step"]
 
 
 def test_on_another_device_its_files_alone_are_judged(judged, tmp_path):
