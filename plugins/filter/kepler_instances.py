@@ -207,7 +207,11 @@ def memory_findings(instances: list[dict]) -> list[dict[str, str]]:
 def inventory_findings(instances: Any) -> list[dict[str, str]]:
     """Findings about what the inventory says in vllm_service_instances, without a host."""
     if not isinstance(instances, list):
-        return [finding("error", INSTANCES, shown(instances), "a list of instances", "Write it as a list.")]
+        return [finding(
+            "error", INSTANCES, shown(instances), "a list of instances",
+            # A template that holds a date is a text to Ansible.
+            "Write it as a list, and dates in quotes.",
+        )]
     faults = [instance_findings(item, f"{INSTANCES}[{index}]") for index, item in enumerate(instances)]
     found = [item for fault in faults for item in fault]
     # Clashes are judged where the instances can be read at all.

@@ -60,10 +60,13 @@ def test_facts_that_roles_exported_are_no_unknown_variables(play):
     assert "a variable that no role has" not in output
 
 
-def test_a_sound_inventory_passes_without_a_host(play):
-    variables = {**NOWHERE, "vllm_service_instances": [{"name": "demo", "model": "org/name"}]}
-    status, output = play(INVENTORY, variables=variables, gather_facts=False)
+def test_a_sound_inventory_passes_without_a_host(play, tmp_path):
+    variables = {**NOWHERE, "vllm_service_instances": [{"name": "demo", "model": "org/name", "dies": [0, 1, 2, 3]}]}
+    more = tmp_path / "more.yml"
+    more.write_text("site_since: 2026-01-01\nstore_color: red\n")
+    status, output = play(INVENTORY, "-e", f"@{more}", variables=variables, gather_facts=False)
     assert status == 0, output
+    assert "warning: store_color: found" in output
     assert "changed=0" in output
 
 
