@@ -45,7 +45,7 @@ product, each in a clone, and runs the tests that must fail with it. The changes
 ```console
 $ source "$(make -s tools | tail -n 1)"
 $ tests/mutants.py                          # all of them; exit status 1 if one survives
-$ tests/mutants.py --only H3 door-key       # these two
+$ tests/mutants.py --only H3 admission-key  # these two
 $ tests/mutants.py --markdown docs/mutants.md
 ```
 

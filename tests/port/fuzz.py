@@ -454,15 +454,14 @@ def main() -> int:
     arguments = parser.parse_args()
     # It puts the others on the path.
     from test_serving import KEY, START, VOCABULARY, Server, wait_for
-    from vllm_kepler.serving.supervisor import SERVE
+    from vllm_serving.supervisor import command_of
 
     with tempfile.TemporaryDirectory() as directory:
         server = Server(Path(directory), arguments.ranks, task=arguments.task)
         try:
             if arguments.task == "embed":
                 # A supervisor would wait for a token.
-                server.run("-c", SERVE, "serve", "--config", server.directory / "main.yaml",
-                           "--middleware", "vllm_kepler.serving.api.Door", VLLM_USE_V1=0)
+                server.run(*command_of(server.directory / "main.yaml")[1:], VLLM_USE_V1=0)
                 wait_for(lambda: healthy(server.port), START)
             else:
                 server.start()

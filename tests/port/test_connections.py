@@ -9,7 +9,7 @@ import time
 
 import pytest
 import uvicorn
-from vllm_kepler.serving import api, connections  # noqa: F401
+from vllm_kepler.api import connections, middleware  # noqa: F401
 
 LARGE = 4 << 20
 # A request for /wait has arrived.

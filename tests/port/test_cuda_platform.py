@@ -82,7 +82,7 @@ def test_forks_can_use_cuda_after_the_imports():
     """Torch says of each fork whether it was asked for a GPU before."""
     status, printed = run("""
 import importlib, torch
-from vllm_kepler.serving import forks
+from vllm_kepler import forks
 for module in forks.IMPORTED: importlib.import_module(module)
 before = forks.has_touched_cuda()
 torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""The door with vLLM itself behind it: one rank, and two over gloo.
+"""The admission with vLLM itself behind it: one rank, and two over gloo.
 
 The server's life is in tests/unit/serving with a server that does what it is told, and in the scenario `default` with
 vLLM under systemd.
@@ -33,7 +33,7 @@ VOCABULARY = 512
 # Seconds. A start on a machine whose two cores are busy reads the libraries for long.
 START = 240
 OPTIONS = {
-    "served-model-name": "license", "dtype": "float32", "max-num-seqs": 32, "disable-log-requests": "true",
+    "served-model-name": "license", "dtype": "float32", "max-num-seqs": 32, "disable-log-requests": True,
 }  # fmt: skip
 # A token of the tokenizer for which the model's embedding has no row.
 EXTRA = "<|extra|>"
@@ -53,8 +53,7 @@ class Server(Unit):
         super().__init__(directory, **OPTIONS, **{"model": model, "tensor-parallel-size": ranks}, **options)
 
     def start(self):
-        self.run("-m", "vllm_kepler.serving", "main", self.directory / "main.yaml", 7, VLLM_USE_V1=0,
-                 VLLM_KEPLER_BODY=1)
+        self.run("-m", "vllm_serving", "main", self.directory / "main.yaml", 7, VLLM_USE_V1=0, VLLM_SERVING_BODY=1)
 
     def ask(self, path, body=None, **headers):
         """Status and text of an answer to somebody with the key."""
@@ -100,7 +99,7 @@ def server(tmp_path_factory, request):
     server.close()
 
 
-DOOR = [
+ADMISSION = [
     (corpus.INVOCATIONS, {"prompt": "1"}, {"Authorization": "Bearer x"}, 401, "The key is missing or wrong."),
     ("/v1/models", None, {"Authorization": "x"}, 401, "The key is missing or wrong."),
     ("/health", None, {"Authorization": "x"}, 200, ""),
@@ -117,8 +116,8 @@ DOOR = [
 
 
 @with_two_ranks
-@pytest.mark.parametrize(("path", "body", "headers", "status", "message"), DOOR)
-def test_the_door(server, path, body, headers, status, message):
+@pytest.mark.parametrize(("path", "body", "headers", "status", "message"), ADMISSION)
+def test_admission(server, path, body, headers, status, message):
     answered, text = server.ask(path, body, **headers)
     assert answered == status, text
     assert message in text

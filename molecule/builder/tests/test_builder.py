@@ -123,12 +123,13 @@ def test_two_hosts_build_the_same_from_two_checkouts(fleet, build, tmp_path):
     )
     for path in (checkout / "vllm_src").rglob("*"):
         os.utime(path, (1e9, 1e9), follow_symlinks=False)
-    ours = f"{STORE}/*-vllm_kepler-* {STORE}/*-vllm_kernels-*"
+    names = ("vllm_kepler", "vllm_kernels", "vllm_serving")
+    ours = " ".join(f"{STORE}/*-{name}-*" for name in names)
     host = fleet["k80-second"]
     host.check_output(f"chmod -R u+w {ours} && rm -rf {ours} && touch /run/before")
     status, printed = build("-l", "k80-second", "-e", "store_builder=", project=checkout)
     assert status == 0, printed[-3000:]
-    for name in ("vllm_kepler", "vllm_kernels"):
+    for name in names:
         manifests = [
             json.loads(fleet[one].check_output(f"cat {STORE}/*-{name}-*/.kepler-manifest.json"))
             for one in ("k80-builder", "k80-second")

@@ -88,7 +88,7 @@ def test_the_active_generation_is_whole(k80, driver, compiler):
     described = json.loads(k80.file(f"{STORE}/current/generation.json").content_string)
     kernels = {"vllm_kernels"} if compiler else set()
     assert set(described["outputs"]) == {
-        "python310", "pytorch", "vllm", "vllm_dependencies", "vllm_kepler", "serving", *kernels,
+        "python310", "pytorch", "vllm", "vllm_dependencies", "vllm_kepler", "vllm_serving", "serving", *kernels,
     }  # fmt: skip
     assert described["driver"] == driver
     for name, path in described["outputs"].items():

@@ -114,7 +114,7 @@ class Server:
         return await self.stream(writer, asked)
 
     def head(self, status):
-        """First line, and vLLM's header for browsers, which an answer of the server's door lacks."""
+        """First line, and vLLM's header for browsers, which an answer of the server's middleware lacks."""
         more = "" if self.mode == "draining" else "Access-Control-Allow-Origin: http://server\r\n"
         return f"HTTP/1.1 {status} X\r\n{more}"
 

@@ -100,23 +100,24 @@ def test_the_defaults_are_what_the_roles_below_install():
     assert DEFAULTS["vllm_kernels_ccbin"] == toolset["__gcc_toolset_bin"] + "/g++"
 
 
-def test_the_kernels_and_the_port_are_packed_apart():
-    """A changed kernel leaves the port's archive as it is, and the other way round."""
+def test_kernels_port_and_supervisor_are_packed_apart():
+    """A change of one leaves the archives of the others as they are."""
     spec = importlib.util.spec_from_file_location("source_archive", ROOT / "plugins/modules/source_archive.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    tasks = yaml.safe_load((ROLE / "tasks/sources.yml").read_text())
+    (packing,) = yaml.safe_load((ROLE / "tasks/sources.yml").read_text())
 
     def packed(prefix):
-        archives = [task["kepler.vllm.source_archive"] for task in tasks]
+        archives = [task["kepler.vllm.source_archive"] for task in packing["block"]]
         arguments = next(archive for archive in archives if archive["prefix"] == prefix)
         path = arguments["path"].replace("{{ __vllm_port }}", str(ROOT / "vllm_src"))
         return module.members(path, arguments["exclude"])
 
-    port, kernels = packed("vllm_kepler"), packed("vllm_kernels")
+    port, kernels, supervisor = packed("vllm_kepler"), packed("vllm_kernels"), packed("vllm_serving")
     assert "vllm_kepler/version.py" in port
-    assert not [name for name in port if name.startswith("csrc")]
+    assert not [name for name in port if name.startswith(("csrc", "vllm_serving"))]
+    assert {"__main__.py", "supervisor.py", "addresses.py", "versions/v0_9_2.py"} <= set(supervisor)
     sources = [path.name for path in (ROOT / "vllm_src/csrc").iterdir() if re.search("[.](cuh?|h)$", path.name)]
     assert sorted(kernels) == sorted(["build.py", *sources])
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def write():
     """Function that gives a template of the role as it would stand on a host."""
 
     def run(template, instance=None, **variables):
-        known = {"store_root": "/opt/kepler", "__vllm_service_current": {"stat": {"lnk_target": "generations/7"}}}
+        variables.setdefault("store_root", "/opt/kepler")
+        known = {"__vllm_service_current": {"stat": {"lnk_target": "generations/7"}}}
         (item,) = instances_with_defaults([{**INSTANCE, **(instance or {})}], {})
         return render("vllm_service", template, **known, item=item, **variables)
 
@@ -70,8 +72,51 @@ def test_the_times_of_the_unit_hang_together(write):
                                 vllm_service_start_stall=30)))
     assert (found["TimeoutStopSec"], found["WatchdogSec"], found["TimeoutStartSec"]) == ("70", "20", "30")
     environment = write("instance.env.j2", vllm_service_drain=10, vllm_service_start_stall=30)
-    assert "VLLM_KEPLER_DRAIN=10\n" in environment
-    assert "VLLM_KEPLER_STALL=30\n" in environment
+    assert "VLLM_SERVING_DRAIN=10\n" in environment
+    assert "VLLM_SERVING_STALL=30\n" in environment
+
+
+# A Python that says how it was called.
+CALLED = '#!/bin/sh\necho "$0" "$@"\n'
+
+
+@pytest.mark.parametrize(("outputs", "module"), [
+    (["serving", "vllm_kepler"], "vllm_kepler.serving"),
+    (["serving", "vllm_kepler", "vllm_serving"], "vllm_serving"),
+    (["serving", "vllm_serving"], "vllm_serving"),
+])
+def test_unit_starts_the_supervisor_that_the_generation_has(write, tmp_path, outputs, module):
+    """Files in /etc stay as they are when a host goes back to a generation from before."""
+    generation = tmp_path / "generations" / "41"
+    generation.mkdir(parents=True)
+    for name in outputs:
+        (tmp_path / f"store-{name}" / "bin").mkdir(parents=True)
+        (generation / name).symlink_to(tmp_path / f"store-{name}")
+    (tmp_path / "store-serving" / "bin" / "python").write_text(CALLED)
+    (tmp_path / "store-serving" / "bin" / "python").chmod(0o755)
+    (tmp_path / "current").symlink_to("generations/41")
+    command = dict(settings(write("vllm@.service.j2", store_root=str(tmp_path))))["ExecStart"]
+    program, option, text = shlex.split(command.replace("$$", "$").replace("%i", "main"))
+    printed = subprocess.run([program, option, text], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == [
+        f"{tmp_path}/store-serving/bin/python", "-m", module, "main", "/etc/kepler/instances/main.yaml", "41",
+    ]  # fmt: skip
+
+
+def test_environment_has_the_names_of_generations_before_vllm_serving(write):
+    lines = dict(line.partition("=")[::2] for line in write("instance.env.j2").splitlines() if "=" in line)
+    new = {name.removeprefix("VLLM_SERVING_"): lines[name] for name in lines if name.startswith("VLLM_SERVING_")}
+    assert set(new) == {"START", "STALL", "DRAIN", "HELD", "BODY", "SEQUENCES"}
+    assert new == {name: lines[f"VLLM_KEPLER_{name}"] for name in new}
+
+
+@pytest.mark.parametrize("model", ["/srv/models/x", "/srv/модели/# \U0001f600", '/srv/a "model": {b}', "/srv/a'b\\c"])
+def test_options_are_the_same_for_vllm_and_supervisors(write, model):
+    """vLLM and supervisors from before vllm_serving read YAML, the supervisor JSON below the comment."""
+    text = write("instance.yaml.j2", {"model": model, "extra_args": {"swap-space": 0.00001, "trust-remote-code": True}})
+    found = json.loads("".join(line for line in text.splitlines() if not line.startswith("#")))
+    assert found == {**yaml.safe_load(text), "swap-space": 0.00001}
+    assert (found["model"], found["port"], found["trust-remote-code"]) == (model, 8000, True)
 
 
 def test_the_unit_names_its_runtime_directory(write):
@@ -91,7 +136,7 @@ def test_limits_of_an_instance(write, limits, lines):
 
 @pytest.mark.parametrize("most", [1, 1024])
 def test_sequences_of_a_request_are_bounded(write, most):
-    assert f"VLLM_KEPLER_SEQUENCES={most}\n" in write("instance.env.j2", vllm_service_max_sequences=most)
+    assert f"VLLM_SERVING_SEQUENCES={most}\n" in write("instance.env.j2", vllm_service_max_sequences=most)
 
 
 @pytest.mark.parametrize(("said", "on"), [({}, False), ({"cuda_graphs": False}, False), ({"cuda_graphs": True}, True)])

@@ -35,7 +35,7 @@ class Handler(BaseHTTPRequestHandler):
         print(f'INFO:     127.0.0.1:1 - "{self.requestline}" {values[1]} OK', flush=True)
 
     def is_held(self):
-        held = Path(os.environ.get("VLLM_KEPLER_HELD", "/nonexistent"))
+        held = Path(os.environ.get("VLLM_SERVING_HELD", "/nonexistent"))
         return held.exists() and self.headers["X-Kepler-Held"] != held.read_text()
 
     def do_GET(self):

@@ -21,12 +21,13 @@ ROOT = Path(__file__).resolve().parents[3]
 START = """
 import asyncio, os, sys
 from pathlib import Path
-from vllm_kepler.serving import starts, supervisor
+from vllm_serving import starts, supervisor
+from vllm_serving.versions import v0_9_2
 supervisor.LOOK = 0.1
 starts.PAUSE = float(sys.argv[4])
 instance = supervisor.read_instance("main", Path(sys.argv[1]), "7", os.environ)
 print("torch" in sys.modules, "vllm" in sys.modules)
-sys.exit(asyncio.run(supervisor.Supervisor(instance, [sys.executable, sys.argv[2], sys.argv[3]]).run()))
+sys.exit(asyncio.run(supervisor.Supervisor(instance, [sys.executable, sys.argv[2], sys.argv[3]], v0_9_2).run()))
 """
 ORDERS = {"log": [], "repeat": "", "seconds": 0, "status": None, "hang": False, "busy": False, "deaf": False,
           "refuse": 0, "running": 0}  # fmt: skip
@@ -62,7 +63,7 @@ class Unit:
         # Short, as /run/vllm/NAME is: sockets lie in it.
         self.runtime = Path(tempfile.mkdtemp(prefix="run-", dir="/tmp"))
         options = {"host": "127.0.0.1", "port": self.port, **options}
-        (directory / "main.yaml").write_text("".join(f"{name}: {value}\n" for name, value in options.items()))
+        (directory / "main.yaml").write_text(json.dumps(options, default=str))
         self.sent = []
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(directory / "notify"))
@@ -79,6 +80,7 @@ class Unit:
         environment = {
             **os.environ, "PYTHONUNBUFFERED": "1", "NOTIFY_SOCKET": str(self.directory / "notify"),
             "RUNTIME_DIRECTORY": str(self.runtime), "VLLM_API_KEY": KEY, "VLLM_KEPLER_DEVICE": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",
             **{name: str(value) for name, value in variables.items()},
         }
         with (self.directory / "log").open("w") as log:

@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomllib
 from supervised import ROOT, wait_for
-from vllm_kepler.serving import forks, supervisor
+from vllm_kepler import forks
 
+PORT = tomllib.loads((ROOT / "vllm_src" / "pyproject.toml").read_text())["project"]
+MODULE, FUNCTION = PORT["entry-points"]["vllm_serving"]["command"].split(":")
 # What the fake modules hold. Each says that it was imported.
 SAYS = "import os\nwith open(os.environ['IMPORTS'], 'a') as log: log.write(f'{__name__} {os.getpid()}\\n')\n"
 TORCH = """
@@ -71,8 +74,8 @@ class Server:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(SAYS + holds)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", supervisor.SERVE], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=True, env={
+            [sys.executable, "-c", f"from {MODULE} import {FUNCTION}; {FUNCTION}()"], text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env={
                 **os.environ, "PYTHONPATH": os.pathsep.join((str(self.directory), str(ROOT / "vllm_src"))),
                 "IMPORTS": str(self.directory / "imports"), "TMPDIR": str(self.directory), "EARLY": "1", **variables,
             },

@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-from vllm_kepler.serving import guides
-from vllm_kepler.serving.limits import Turned
+from vllm_kepler.api import guides
+from vllm_serving.limits import Turned
 
 ANSWER = {"error": "", "text": None, "seconds": 0.1, "bytes": 1 << 20}
 

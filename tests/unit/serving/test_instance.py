@@ -4,14 +4,18 @@ import json
 import os
 
 import pytest
-from vllm_kepler.serving import supervisor
-from vllm_kepler.serving.instance import LONGEST, Refused, read_instance
+import yaml
+from vllm_serving import supervisor
+from vllm_serving.instance import LONGEST, Refused, read_instance
 
 ENVIRONMENT = {
     "RUNTIME_DIRECTORY": "/run/vllm/main", "CUDA_VISIBLE_DEVICES": "0,1,2,3", "VLLM_API_KEY": "x",
-    "VLLM_KEPLER_START": "1800", "VLLM_KEPLER_STALL": "600.5", "VLLM_KEPLER_DRAIN": "0", "WATCHDOG_USEC": "180000000",
+    "VLLM_SERVING_START": "1800", "VLLM_SERVING_STALL": "600.5", "VLLM_SERVING_DRAIN": "0",
+    "WATCHDOG_USEC": "180000000",
 }  # fmt: skip
-OPTIONS = "model: /srv/models/x\nport: 8000\n"
+OPTIONS = {"model": "/srv/models/x", "port": 8000}
+# As the role writes them.
+HEAD = "#\n# Ansible managed\n#\n"
 
 
 @pytest.fixture
@@ -19,7 +23,7 @@ def read(tmp_path):
     def read(options=OPTIONS, **variables):
         path = tmp_path / "main.yaml"
         if options is not None:
-            path.write_text(options)
+            path.write_text(options if isinstance(options, str) else HEAD + json.dumps(options, indent=4))
         environment = {name: value for name, value in {**ENVIRONMENT, **variables}.items() if value is not None}
         return read_instance("main", path, "7", environment)
 
@@ -35,28 +39,38 @@ def test_what_is_read(read):
 
 def test_what_is_left_out(read):
     nothing = dict.fromkeys(ENVIRONMENT) | {"RUNTIME_DIRECTORY": "/run/vllm/main"}
-    instance = read(OPTIONS + "host: 127.0.0.1\n", **nothing)
+    instance = read({**OPTIONS, "host": "127.0.0.1"}, **nothing)
     assert (instance.start, instance.stall, instance.drain, instance.watchdog) == (1800, 600, 300, 0)
     assert (instance.key, instance.dies) == (None, "all")
 
 
+def test_server_to_which_cuda_shows_no_die_is_on_the_cpu(read):
+    assert read(CUDA_VISIBLE_DEVICES="").dies == "cpu"
+
+
+@pytest.mark.parametrize("model", ["# no comment", "ключ \U0001f600", 'a "quoted"\nline'])
+def test_options_are_what_vllm_reads(read, tmp_path, model):
+    path = tmp_path / "main.yaml"
+    path.write_text(HEAD + json.dumps({**OPTIONS, "model": model}, ensure_ascii=False, indent=4))
+    assert read(path.read_text()).model == yaml.safe_load(path.read_text())["model"] == model
+
+
 def test_addresses_of_ipv6(read):
-    assert read(OPTIONS + "host: '::'\n").address == "::1"
-    assert str(read(OPTIONS + "host: '::1'\n")).endswith("http://[::1]:8000")
+    assert read({**OPTIONS, "host": "::"}).address == "::1"
+    assert str(read({**OPTIONS, "host": "::1"})).endswith("http://[::1]:8000")
 
 
 REFUSED = [
     (None, {}, "main.yaml: cannot be read: "),
-    ("model: [", {}, "main.yaml: cannot be read: "),
-    ("", {}, "expected options of vLLM with at least model and port."),
-    ("- model", {}, "expected options of vLLM with at least model and port."),
-    ("model: x\n", {}, "expected options of vLLM with at least model and port."),
-    ("model: x\nport: '8000'\n", {}, "expected options of vLLM with at least model and port."),
+    *((text, {}, "main.yaml: cannot be read: ") for text in ("", HEAD, '{"model": [', "model: x\n", "[" * 10**5)),
+    (["model"], {}, "expected options of vLLM with at least model and port."),
+    ({"model": "x"}, {}, "expected options of vLLM with at least model and port."),
+    ({"model": "x", "port": "8000"}, {}, "expected options of vLLM with at least model and port."),
     (OPTIONS, {"RUNTIME_DIRECTORY": None}, "RUNTIME_DIRECTORY: found nothing"),
     (OPTIONS, {"RUNTIME_DIRECTORY": "/" + "x" * LONGEST}, f"found {LONGEST + 1} characters; expected at most 52"),
-    (OPTIONS, {"VLLM_KEPLER_DRAIN": "long"}, "VLLM_KEPLER_DRAIN: found 'long'; expected a number from 0."),
-    (OPTIONS, {"VLLM_KEPLER_STALL": "-1"}, "VLLM_KEPLER_STALL: found '-1'; expected a number from 0."),
-    (OPTIONS, {"VLLM_KEPLER_START": "inf"}, "VLLM_KEPLER_START: found 'inf'; expected a number from 0."),
+    (OPTIONS, {"VLLM_SERVING_DRAIN": "long"}, "VLLM_SERVING_DRAIN: found 'long'; expected a number from 0."),
+    (OPTIONS, {"VLLM_SERVING_STALL": "-1"}, "VLLM_SERVING_STALL: found '-1'; expected a number from 0."),
+    (OPTIONS, {"VLLM_SERVING_START": "inf"}, "VLLM_SERVING_START: found 'inf'; expected a number from 0."),
     (OPTIONS, {"WATCHDOG_USEC": "nan"}, "WATCHDOG_USEC: found 'nan'; expected a number from 0."),
 ]
 
@@ -72,7 +86,7 @@ def test_refusals(read, options, variables, message):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "127.0.0.1.example", "k80-1", "", None])
 @pytest.mark.parametrize("key", [None, "", " ", "\t\r\n"])
 def test_server_beyond_loopback_needs_a_key(read, host, key):
-    options = OPTIONS if host is None else f"{OPTIONS}host: '{host}'\n"
+    options = OPTIONS if host is None else {**OPTIONS, "host": host}
     with pytest.raises(Refused, match=r"VLLM_API_KEY: found no key .* that api_key_file names\.$"):
         read(options, VLLM_API_KEY=key)
     assert read(options).key == "x"
@@ -80,7 +94,7 @@ def test_server_beyond_loopback_needs_a_key(read, host, key):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
 def test_server_on_loopback_needs_no_key(read, host):
-    assert read(f"{OPTIONS}host: '{host}'\n", VLLM_API_KEY="").key is None
+    assert read({**OPTIONS, "host": host}, VLLM_API_KEY="").key is None
 
 
 def test_the_longest_directory(read):
@@ -94,7 +108,7 @@ def test_a_refusal_is_one_line_and_a_status_of_its_own(tmp_path, monkeypatch, ca
     printed = capsys.readouterr().out
     assert printed.startswith(f"vllm@main ends: {tmp_path}/none.yaml: cannot be read: ")
     assert printed.count("\n") == 1
-    (tmp_path / "open.yaml").write_text(OPTIONS)
+    (tmp_path / "open.yaml").write_text(json.dumps(OPTIONS))
     monkeypatch.setattr(os, "environ", {"RUNTIME_DIRECTORY": "/run/vllm/main", "VLLM_API_KEY": ""})
     assert supervisor.main(["main", str(tmp_path / "open.yaml"), "7"]) == 78
     assert capsys.readouterr().out.startswith("vllm@main ends: VLLM_API_KEY: found no key for a server on 0.0.0.0")
@@ -108,11 +122,11 @@ MODEL = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 def model(tmp_path):
     """Function that writes a model's files and gives the options for it."""
 
-    def write(config, tokenizer=None, more=""):
+    def write(config, tokenizer=None, more=None):
         (tmp_path / "config.json").write_text(json.dumps(config))
         if tokenizer is not None:
             (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-        return f"model: {tmp_path}\nport: 8000\n{more}"
+        return {"model": str(tmp_path), "port": 8000, **(more or {})}
 
     return write
 
@@ -140,20 +154,21 @@ def test_a_model_of_the_hub_is_looked_at_in_the_cache(read, tmp_path):
     (snapshot / "config.json").write_text(json.dumps({**MODEL, "model_type": "smollm3"}))
     (tmp_path / "hub/models--owner--name/refs").mkdir()
     (tmp_path / "hub/models--owner--name/refs/main").write_text("abc")
-    for revision in ("", "revision: abc\n"):
+    hub = {"model": "owner/name", "port": 8000}
+    for options in (hub, {**hub, "revision": "abc"}):
         with pytest.raises(Refused, match="smollm3"):
-            read("model: owner/name\nport: 8000\n" + revision, HF_HOME=str(tmp_path))
-    assert read("model: owner/name\nport: 8000\nrevision: def\n", HF_HOME=str(tmp_path))
+            read(options, HF_HOME=str(tmp_path))
+    assert read({**hub, "revision": "def"}, HF_HOME=str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("config", "tokenizer", "more"),
     [
-        (MODEL, None, ""), (MODEL, {"tokenizer_class": "PreTrainedTokenizerFast"}, ""), (["no mapping"], None, ""),
+        (MODEL, None, {}), (MODEL, {"tokenizer_class": "PreTrainedTokenizerFast"}, {}), (["no mapping"], None, {}),
         # What the operator says counts more.
-        ({**MODEL, "architectures": ["Own"]}, None, "hf-overrides: '{}'\n"),
-        (MODEL, {"tokenizer_class": "TokenizersBackend"}, "tokenizer: /srv/other\n"),
-        ({**MODEL, "model_type": "own", "auto_map": {"AutoConfig": "c.C"}}, None, "trust-remote-code: true\n"),
+        ({**MODEL, "architectures": ["Own"]}, None, {"hf-overrides": "{}"}),
+        (MODEL, {"tokenizer_class": "TokenizersBackend"}, {"tokenizer": "/srv/other"}),
+        ({**MODEL, "model_type": "own", "auto_map": {"AutoConfig": "c.C"}}, None, {"trust-remote-code": True}),
     ],
 )
 def test_a_model_that_a_start_may_serve(read, model, config, tokenizer, more):

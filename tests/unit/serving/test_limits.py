@@ -4,8 +4,8 @@ import json
 import time
 
 import pytest
-from vllm_kepler.serving import limits
-from vllm_kepler.serving.limits import Limits, Turned
+from vllm_serving import limits
+from vllm_serving.limits import Limits, Turned
 
 VOCABULARY, LENGTH = 512, 1024
 LIMITS = Limits(vocabulary=VOCABULARY, length=LENGTH, logprobs=20, renderer=frozenset({"chat_template", "tokenize"}))

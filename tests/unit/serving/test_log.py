@@ -1,8 +1,9 @@
 """The server's log and its metrics, as vLLM 0.9.2 writes them."""
 
 import pytest
-from vllm_kepler.serving.client import PROBE, Answer, has_token, total
-from vllm_kepler.serving.log import SHAPES, Log, error_of, is_own, phase_of
+from vllm_serving.client import PROBE, Answer, has_token, total
+from vllm_serving.log import SHAPES, Log, error_of, is_own, phase_of
+from vllm_serving.versions.v0_9_2 import PHASES
 
 WORKER = "\x1b[1;36m(VllmWorkerProcess pid=14283)\x1b[0;0m "
 LIFE = [
@@ -32,7 +33,7 @@ LIFE = [
 
 
 def test_the_phases_of_a_start():
-    log, seen = Log(), []
+    log, seen = Log(PHASES), []
     for line, _ in LIFE:
         log.feed(f"{line}\n".encode())
         seen.append(log.phase)
@@ -72,7 +73,7 @@ NO_ERRORS = [
 
 @pytest.mark.parametrize(("line", "error"), ERRORS)
 def test_lines_that_name_an_error(line, error):
-    log = Log()
+    log = Log(PHASES)
     log.feed(f"{line}\nTraceback (most recent call last):\n".encode())
     assert log.error == error
 
@@ -83,14 +84,14 @@ def test_lines_that_name_none(line):
 
 
 def test_the_last_error_counts_and_is_cut():
-    log = Log()
+    log = Log(PHASES)
     log.feed(b"ValueError: the first\nValueError: " + b"a" * 1000 + b"\nRuntimeError: failed. See stack trace.\n")
     assert log.error == "ValueError: " + "a" * 288
 
 
 @pytest.mark.parametrize("line", [line for line, _ in LIFE[:2]] + NO_ERRORS)
 def test_lines_without_a_phase(line):
-    assert phase_of(line) is None
+    assert phase_of(line, PHASES) is None
 
 
 def test_own_questions_are_not_passed_on():
@@ -98,11 +99,11 @@ def test_own_questions_are_not_passed_on():
     own = f'INFO:     127.0.0.1:39072 - "GET /health{PROBE} HTTP/1.0" 200 OK'
     other = 'INFO:     127.0.0.1:39072 - "GET /health?probe-0123456789abcdef HTTP/1.1" 200 OK'
     assert is_own(own)
-    assert Log().feed(f"{own}\n{other}\n{own}\n".encode()) == [other]
+    assert Log(PHASES).feed(f"{own}\n{other}\n{own}\n".encode()) == [other]
 
 
 def test_lines_come_in_pieces():
-    log = Log()
+    log = Log(PHASES)
     assert log.feed("INFO a\nINFO wäre".encode()[:-3]) == ["INFO a"]
     assert log.feed("äre".encode()[1:]) == []
     assert log.feed(b"\r\n\r\n") == ["INFO wäre"]
@@ -114,7 +115,7 @@ def test_lines_come_in_pieces():
 
 
 def test_a_line_that_repeats_is_no_progress():
-    log = Log()
+    log = Log(PHASES)
     for number in range(100):
         log.feed(f"WARNING 11-21 09:06:{number:02} No available shared memory block in {number} s\n".encode())
     assert len(log.shapes) == 1

@@ -2,14 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
-from supervised import KEY, wait_for
-from vllm_kepler.serving import supervisor
-from vllm_kepler.serving.instance import read_instance
+import yaml
+from supervised import KEY, ROOT, wait_for
+from vllm_serving import supervisor
+from vllm_serving.instance import read_instance
+from vllm_serving.versions import table_of, v0_9_2
 
 
 @pytest.fixture
@@ -17,7 +22,7 @@ def bare(tmp_path):
     """Function that gives an instance of some variables, without a process."""
 
     def read(port=8000, **variables):
-        (tmp_path / "main.yaml").write_text(f"model: x\nhost: 127.0.0.1\nport: {port}\n")
+        (tmp_path / "main.yaml").write_text(json.dumps({"model": "x", "host": "127.0.0.1", "port": port}))
         return read_instance("main", tmp_path / "main.yaml", "7", {"RUNTIME_DIRECTORY": "/run/vllm/main", **variables})
 
     return read
@@ -29,6 +34,61 @@ LOADING = [
     "INFO 11-21 08:34:35 [executor_base.py:113] # cuda blocks: 32768, # CPU blocks: 0",
 ]
 ERROR = "ValueError: dtype: found float16; expected float32"
+
+
+def test_package_needs_the_standard_library_alone(tmp_path):
+    """And what it has in common with hosts, as it is packed: whole."""
+    shutil.copytree(ROOT / "vllm_src" / "vllm_serving", tmp_path / "vllm_serving")
+    program = (
+        "import importlib, pkgutil, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "import vllm_serving\n"
+        "for found in pkgutil.walk_packages(vllm_serving.__path__, 'vllm_serving.'):\n"
+        "    if found.name != 'vllm_serving.__main__': importlib.import_module(found.name)\n"
+        "print({name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names - {'__main__'})\n"
+    )
+    command = [sys.executable, "-I", "-S", "-c", program, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("{'vllm_serving'}\n", "")
+
+
+def test_a_port_names_its_own_command_line_and_middleware(tmp_path, monkeypatch):
+    options = tmp_path / "main.yaml"
+    upstream = ["from vllm.entrypoints.cli.main import main; main()", "vllm_serving.admission.AdmissionMiddleware"]
+    assert supervisor.command_of(options)[2::5] == upstream
+    (tmp_path / "a_port-1.dist-info").mkdir()
+    entries = tmp_path / "a_port-1.dist-info" / "entry_points.txt"
+    entries.write_text("[vllm_serving]\nmiddleware = a_port.api:Own\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert supervisor.command_of(options)[2::5] == [upstream[0], "a_port.api.Own"]
+    entries.write_text("[vllm_serving]\ncommand = a_port.starts:serve\n[another]\nmiddleware = other:Other\n")
+    assert supervisor.command_of(options)[2::5] == ["from a_port.starts import serve; serve()", upstream[1]]
+
+
+@pytest.mark.parametrize(("version", "message"), [
+    ("0.10.0", "vLLM: found version 0.10.0; expected 0.9.2."), ("0.9.21+empty", "found version 0.9.21+empty;"),
+    (None, "vllm"),
+])
+def test_a_vllm_without_a_table_is_refused(bare, tmp_path, monkeypatch, capsys, version, message):
+    bare()
+    if version:
+        (tmp_path / "vllm-0.dist-info").mkdir()
+        (tmp_path / "vllm-0.dist-info" / "METADATA").write_text(f"Name: vllm\nVersion: {version}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(os, "environ", {"RUNTIME_DIRECTORY": "/run/vllm/main"})
+    assert supervisor.main(["main", str(tmp_path / "main.yaml"), "7"]) == supervisor.CONFIGURATION
+    printed = capsys.readouterr().out
+    assert printed.startswith("vllm@main ends: ") and message in printed and printed.count("\n") == 1
+
+
+def test_locked_vllm_has_a_table():
+    lock = yaml.safe_load((ROOT / "files" / "lock" / "sources.yml").read_text())
+    assert table_of(lock["sources"]["vllm"]["version"]).METRICS
+
+
+@pytest.mark.parametrize("version", ["0.9.2", "0.9.2+empty", "0.9.2+cpu.1"])
+def test_a_build_of_a_version_has_its_table(version):
+    assert table_of(version) is v0_9_2
 
 
 def test_ready_means_a_token(unit):
@@ -52,7 +112,7 @@ def test_ready_means_a_token(unit):
 def test_not_ready_without_a_token(unit, stall):
     """/health answers, the ranks hang."""
     unit.order(hang=True)
-    unit.start(VLLM_KEPLER_STALL=stall)
+    unit.start(VLLM_SERVING_STALL=stall)
     time.sleep(2)
     assert unit.fields("READY") == []
     unit.order(hang=False)
@@ -69,7 +129,7 @@ def test_a_model_that_cannot_complete_ends_it(unit):
 
 def test_progress_buys_time_and_a_hang_gets_none(unit):
     unit.order(log=LOADING, repeat="No available shared memory broadcast block found in 60 second.")
-    unit.start(VLLM_KEPLER_STALL=3)
+    unit.start(VLLM_SERVING_STALL=3)
     wait_for(lambda: any("no progress for" in text for text in unit.fields("STATUS")))
     bought = [seconds for seconds, fields in unit.sent if "EXTEND_TIMEOUT_USEC" in fields]
     assert bought
@@ -83,7 +143,7 @@ def test_progress_buys_time_and_a_hang_gets_none(unit):
 
 def test_a_start_is_not_bought_time_for_ever(unit):
     unit.order(log=LOADING, seconds=60)
-    unit.start(VLLM_KEPLER_STALL=60, VLLM_KEPLER_START=2)
+    unit.start(VLLM_SERVING_STALL=60, VLLM_SERVING_START=2)
     wait_for(lambda: any("not ready after" in text for text in unit.fields("STATUS")))
     assert max(map(int, unit.fields("EXTEND_TIMEOUT_USEC"))) <= 2_000_000
 
@@ -92,8 +152,8 @@ def test_a_start_is_not_bought_time_for_ever(unit):
     (97, 1, None), (99, 1, "not ready after 99 s"), (60, 47, None), (60, 49, "no progress for 49 s"),
 ])  # fmt: skip
 def test_start_has_no_more_than_its_own_time(bare, began, moved, reason):
-    """A look, and one for systemd's clock, before VLLM_KEPLER_START and VLLM_KEPLER_STALL are over."""
-    supervised = supervisor.Supervisor(bare(VLLM_KEPLER_START="100", VLLM_KEPLER_STALL="50"), [])
+    """A look, and one for systemd's clock, before VLLM_SERVING_START and VLLM_SERVING_STALL are over."""
+    supervised = supervisor.Supervisor(bare(VLLM_SERVING_START="100", VLLM_SERVING_STALL="50"), [], v0_9_2)
     now = time.monotonic()
     supervised.began, supervised.moved = now - began, now - moved
     assert supervised.stalled() == reason
@@ -205,7 +265,7 @@ def test_stop_drains(unit):
 
 def test_a_drain_ends(unit):
     unit.order(running=2)
-    unit.start(VLLM_KEPLER_DRAIN=1)
+    unit.start(VLLM_SERVING_DRAIN=1)
     unit.ready()
     asked = time.monotonic()
     unit.process.send_signal(signal.SIGTERM)
@@ -283,7 +343,7 @@ def test_a_stop_ends_the_pause(unit):
 def test_a_held_server_becomes_ready(unit):
     """systemd must know that it serves before anybody can look at its answers."""
     (unit.directory / "held").write_text("open-sesame")
-    unit.start(VLLM_KEPLER_HELD=unit.directory / "held")
+    unit.start(VLLM_SERVING_HELD=unit.directory / "held")
     unit.ready()
 
 

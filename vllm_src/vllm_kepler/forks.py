@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import gc
 import importlib
+import multiprocessing.connection
+import multiprocessing.popen_forkserver
 import os
 import socket
-from multiprocessing import connection, context, forkserver, popen_forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+# With the parts that its types leave out.
+private: Any = multiprocessing
 # What the API, the engine and the ranks import.
 IMPORTED = (
     "vllm.entrypoints.openai.api_server", "vllm.entrypoints.cli.serve", "vllm.engine.multiprocessing.engine",
@@ -53,7 +57,7 @@ class Fork:
         return second, (Variables(), self.process)
 
 
-class Popen(popen_forkserver.Popen):
+class Popen(private.popen_forkserver.Popen):
     """A process of the server, with the variables of who asks: they are set after the server was forked."""
 
     def _launch(self, process: BaseProcess) -> None:
@@ -65,11 +69,11 @@ def serve_forks() -> None:
 
     The standard library starts a server for each process that asks, and each imports for itself; this one serves all.
     """
-    server = forkserver._forkserver
+    server: Any = forkserver._forkserver
     server.ensure_running = resource_tracker.ensure_running
-    context.ForkServerProcess._Popen = staticmethod(Popen)
-    context._concrete_contexts["spawn"] = context._concrete_contexts["forkserver"]
-    address = connection.arbitrary_address("AF_UNIX")
+    private.context.ForkServerProcess._Popen = staticmethod(Popen)
+    private.context._concrete_contexts["spawn"] = private.context._concrete_contexts["forkserver"]
+    address = private.connection.arbitrary_address("AF_UNIX")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()

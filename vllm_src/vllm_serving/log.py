@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from .client import PROBE
 
+Phases = Sequence[tuple[str, str]]
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
-# What the server is at, by the lines that vLLM 0.9.2 writes on its way; the last one seen counts.
-PHASES = (
-    (re.compile(r"Loading \w+ checkpoint shards: +(\d+)%"), "loading weights, {} %"),
-    (re.compile(r"Starting to load model|Loading weights on"), "loading weights"),
-    (re.compile(r"Initializing a V0 LLM engine"), "starting the ranks"),
-    (re.compile(r"Loading weights took"), "measuring memory for the KV cache"),
-    (re.compile(r"# \w+ blocks: (\d+)"), "preparing a KV cache of {} blocks"),
-    (re.compile(r"Starting vLLM API server|Application startup complete"), "warm-up: waiting for the first token"),
-)
 # As Python (a worker, too), argparse and pydantic write it, and as this project does.
 ERROR = re.compile(
     r"(?:^(?:\(\w+ pid=\d+\) )?|\] |^\S+(?: \w+)?: )((?:[\w.]*(?:Error|Exception|Exit)|error): .+)"
@@ -28,10 +21,10 @@ EMPTY = re.compile(r"[Ss]ee (?:the )?stack ?trace|Inspect the stacktrace|validat
 SHAPES = 10_000
 
 
-def phase_of(line: str) -> str | None:
+def phase_of(line: str, phases: Phases) -> str | None:
     """What the server is at after this line; None where the line does not say."""
-    for pattern, phase in PHASES:
-        if found := pattern.search(line):
+    for pattern, phase in phases:
+        if found := re.search(pattern, line):
             return phase.format(*found.groups())
     return None
 
@@ -51,14 +44,16 @@ def is_own(line: str) -> bool:
 class Log:
     """The output of a server, line by line.
 
+    phases: of a start, as vLLM's table has them: pattern of a line, text.
+
     Attributes:
         phase: what the server is at.
         error: the last error that it named.
         shapes: the lines so far, without their numbers: a line that only repeats is no progress.
     """
 
-    def __init__(self) -> None:
-        self.phase = "starting vLLM"
+    def __init__(self, phases: Phases) -> None:
+        self.phases, self.phase = phases, "starting vLLM"
         self.error: str | None = None
         self.shapes: set[str] = set()
         self._rest = b""
@@ -69,7 +64,7 @@ class Log:
         lines = [line.decode("utf-8", "replace") for line in whole if line]
         for line in lines:
             plain = COLOR.sub("", line)
-            self.phase = phase_of(plain) or self.phase
+            self.phase = phase_of(plain, self.phases) or self.phase
             self.error = error_of(plain) or self.error
             if len(self.shapes) < SHAPES:
                 self.shapes.add(re.sub(r"\d+", "0", plain))

@@ -1,4 +1,4 @@
-"""A process that compiles guides for the API: `python -m vllm_kepler.serving.guide_compiler`.
+"""A process that compiles guides for the API: `python -m vllm_kepler.api.guide_compiler`.
 
 The compiler has no bounds of its own for what a guide of 100 bytes makes of memory, time and stack, and a guide can end
 its process. So each guide is compiled in a fork that is limited.

@@ -1,4 +1,4 @@
-"""The door in front of an application that takes down what reaches it."""
+"""The middleware in front of an application that takes down what reaches it."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 from supervised import ROOT
-from vllm_kepler.serving import door
+from vllm_serving import admission
 
 KEY = "a-key-that-nobody-else-has"
 BEARER = ("authorization", f"Bearer {KEY}")
@@ -20,7 +20,7 @@ SECRET = "nobody-else-may-read-this"
 
 
 class Application:
-    """What stands behind the door.
+    """What stands behind the middleware.
 
     Attributes:
         got: path and body of each request.
@@ -51,13 +51,13 @@ class Application:
 
 
 class Entrance:
-    """A door with an application behind it."""
+    """The middleware with an application behind it."""
 
     def __init__(self):
         self.app = Application()
-        self.door = door.Door(self.app)
-        # The door learns it from vLLM before the first request.
-        self.door.limits = replace(self.door.limits, vocabulary=VOCABULARY)
+        self.middleware = admission.AdmissionMiddleware(self.app)
+        # It learns this from vLLM before the first request.
+        self.middleware.limits = replace(self.middleware.limits, vocabulary=VOCABULARY)
 
     async def send(self, path="/v1/completions", body=b"{}", method="POST", headers=(BEARER, JSON), root=""):
         """Status, headers and text of the answer; a list as body is sent in these parts."""
@@ -74,7 +74,7 @@ class Entrance:
 
         scope = {"type": "http", "method": method, "path": path, "root_path": root,
                  "headers": [(name.encode(), value.encode()) for name, value in headers]}
-        await self.door(scope, receive, send)
+        await self.middleware(scope, receive, send)
         start, *rest = sent
         found = {name.decode(): value.decode() for name, value in start["headers"]}
         self.left = parts
@@ -87,7 +87,7 @@ class Entrance:
 @pytest.fixture
 def entrance(monkeypatch, tmp_path):
     monkeypatch.setenv("VLLM_API_KEY", KEY)
-    monkeypatch.setenv("VLLM_KEPLER_BODY", str(LIMIT / (1 << 20)))
+    monkeypatch.setenv("VLLM_SERVING_BODY", str(LIMIT / (1 << 20)))
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
     return Entrance()
 
@@ -145,14 +145,14 @@ def test_a_server_without_a_key(entrance, monkeypatch):
 
 
 def opened(address, key):
-    """Run a process that has bound a port, as vLLM has, and starts the door."""
+    """Run a process that has bound a port, as vLLM has, and starts the middleware."""
     program = (
         "import asyncio, socket, sys\n"
-        "from vllm_kepler.serving.door import Door\n"
+        "from vllm_serving.admission import AdmissionMiddleware\n"
         "held = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET)\n"
         "held.bind((sys.argv[1], 0))\n"
         "async def app(*_): print('started')\n"
-        "asyncio.run(Door(app)({'type': 'lifespan'}, None, None))\n"
+        "asyncio.run(AdmissionMiddleware(app)({'type': 'lifespan'}, None, None))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "vllm_src"), **({} if key is None else {"VLLM_API_KEY": key})}
     return subprocess.run([sys.executable, "-c", program, address], env=environment, capture_output=True, text=True)
@@ -172,7 +172,7 @@ def test_server_on_loopback_or_with_a_key_starts(address, key):
 
 
 def test_what_is_no_request_passes(entrance):
-    asyncio.run(entrance.door({"type": "lifespan"}, None, None))
+    asyncio.run(entrance.middleware({"type": "lifespan"}, None, None))
     assert entrance.app.got == [("lifespan", b"")]
 
 
@@ -206,7 +206,7 @@ def test_a_body_that_is_too_large(entrance, length, parts):
 def test_no_body_is_read_for_ever(entrance):
     chunks = 100
     assert entrance.ask(body=[b" " * LIMIT] * chunks)[0] == 413
-    assert len(entrance.left) == chunks - door.PATIENCE - 1
+    assert len(entrance.left) == chunks - admission.PATIENCE - 1
 
 
 def test_who_asks_first_is_told_at_once(entrance):
@@ -225,7 +225,7 @@ def test_a_wrong_key_gets_no_body_read(entrance):
 def test_a_client_that_leaves_while_it_sends(entrance):
     assert entrance.ask(body=[b'{"prompt": "', None])[0] == 400
     assert entrance.app.got == []
-    assert entrance.door.running == 0
+    assert entrance.middleware.running == 0
 
 
 NO_JSON = [
@@ -244,7 +244,7 @@ def test_no_json(entrance, body):
 
 
 def test_deep_nesting(entrance, monkeypatch):
-    monkeypatch.setenv("VLLM_KEPLER_BODY", "8")
+    monkeypatch.setenv("VLLM_SERVING_BODY", "8")
     deep = Entrance()
     assert deep.ask(body=b"[" * 1_000_000 + b"]" * 1_000_000)[0] == 400
     assert deep.app.got == []
@@ -302,7 +302,7 @@ def test_requests_that_do_not(entrance, body):
 
 
 def test_sequences_of_a_request_are_the_operators_to_limit(monkeypatch, entrance):
-    monkeypatch.setenv("VLLM_KEPLER_SEQUENCES", "2")
+    monkeypatch.setenv("VLLM_SERVING_SEQUENCES", "2")
     assert Entrance().ask(body=b'{"n": 2}')[0] == 200
     assert Entrance().ask(body=b'{"n": 3}')[0] == 400
 
@@ -334,7 +334,7 @@ def test_an_error_of_validation_is_the_clients(entrance, place):
     assert status == 400
     assert "not of the kind" in text
     assert "unorderable" not in text
-    assert entrance.door.running == 0
+    assert entrance.middleware.running == 0
 
 
 @pytest.mark.parametrize("place", [("vllm.entrypoints.openai.serving_completion",), ("pydantic.main", "__init__")])
@@ -342,7 +342,7 @@ def test_any_other_error_is_passed_on(entrance, place):
     entrance.app.error = raised_in(*place)
     with pytest.raises(TypeError, match="unorderable"):
         entrance.ask()
-    assert entrance.door.running == 0
+    assert entrance.middleware.running == 0
 
 
 def test_draining(entrance, tmp_path):
@@ -353,23 +353,23 @@ def test_draining(entrance, tmp_path):
         stream = asyncio.ensure_future(entrance.send(body=b'{"stream": true}'))
         while not entrance.app.got:
             await asyncio.sleep(0)
-        (tmp_path / door.DRAINING).touch()
+        (tmp_path / admission.DRAINING).touch()
         for path in ("/v1/completions", "/v1/models", "/invocations"):
             status, headers, _ = await entrance.send(path)
             assert status == 503
             assert int(headers["retry-after"]) > 0
-            assert door.RUNNING not in headers
+            assert admission.RUNNING not in headers
             assert (await entrance.send(path, headers=[JSON]))[0] == 401  # nobody learns that without the key
         for path in ("/health", "/ping"):
             status, headers, _ = await entrance.send(path, method="GET", headers=[])
-            assert (status, headers[door.RUNNING]) == (503, "1")
+            assert (status, headers[admission.RUNNING]) == (503, "1")
             assert int(headers["retry-after"]) > 0
         for path in ("/metrics", "/version"):
             assert (await entrance.send(path, method="GET", headers=[]))[0] == 200
         entrance.app.go.set()
         assert await stream == (200, {}, "done")
-        assert (await entrance.send("/health", method="GET", headers=[]))[1][door.RUNNING] == "0"
-        (tmp_path / door.DRAINING).unlink()
+        assert (await entrance.send("/health", method="GET", headers=[]))[1][admission.RUNNING] == "0"
+        (tmp_path / admission.DRAINING).unlink()
         assert (await entrance.send())[0] == 200
 
     asyncio.run(scene())
@@ -378,17 +378,17 @@ def test_draining(entrance, tmp_path):
 def test_a_held_server_answers_who_knows_the_word(monkeypatch, tmp_path, entrance):
     """Before its answers were looked at, and no longer."""
     held = tmp_path / "held"
-    monkeypatch.setenv("VLLM_KEPLER_HELD", str(held))
+    monkeypatch.setenv("VLLM_SERVING_HELD", str(held))
     entrance = Entrance()
     assert entrance.ask()[0] == 200
     held.write_text("open-sesame")
     for path, known in (("/v1/completions", [BEARER, JSON]), ("/health", []), ("/ping", [])):
-        for word in ([], [(door.HELD, "")], [(door.HELD, "open-sesam")], [(door.HELD, "open-sésame")]):
+        for word in ([], [(admission.HELD, "")], [(admission.HELD, "open-sesam")], [(admission.HELD, "open-sésame")]):
             status, headers, _ = entrance.ask(path, headers=[*known, *word])
             assert status == 503
             assert int(headers["retry-after"]) > 0
-        assert entrance.ask(path, headers=[*known, (door.HELD, "open-sesame")])[0] == 200
-    assert entrance.ask(headers=[JSON, (door.HELD, "open-sesame")])[0] == 401
+        assert entrance.ask(path, headers=[*known, (admission.HELD, "open-sesame")])[0] == 200
+    assert entrance.ask(headers=[JSON, (admission.HELD, "open-sesame")])[0] == 401
     assert entrance.ask("/metrics", method="GET", headers=[])[0] == 200
     held.unlink()
     assert entrance.ask()[0] == 200
@@ -409,12 +409,12 @@ def test_a_request_whose_body_still_comes_is_running(entrance):
 
         scope = {"type": "http", "method": "POST", "path": "/v1/completions", "root_path": "",
                  "headers": [(name.encode(), value.encode()) for name, value in (BEARER, JSON)]}
-        request = asyncio.ensure_future(entrance.door(scope, receive, send))
+        request = asyncio.ensure_future(entrance.middleware(scope, receive, send))
         await asyncio.sleep(0)
-        assert entrance.door.running == 1
+        assert entrance.middleware.running == 1
         arrived.set()
         await request
-        assert entrance.door.running == 0
+        assert entrance.middleware.running == 0
 
     asyncio.run(scene())
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from ..addresses import is_loopback
 from . import models
+from .addresses import is_loopback
 
 # Where a server that listens everywhere is reached.
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -35,7 +35,7 @@ class Instance:
         host: address that the server listens on.
         port: port that it listens on.
         generation: number of the store's generation that it runs.
-        dies: numbers of the dies that serve it; `cpu` where the CPU does.
+        dies: numbers of the dies that serve it; `cpu` if CUDA is to see none.
         directory: its own, in memory; gone with the last stop.
         held: file that is there as long as nobody but those who know its word are answered.
         key: what a request must bring; none for a server without a key.
@@ -97,8 +97,9 @@ def refuse_open_server(host: str, key: str | None) -> None:
 def read_instance(name: str, options: Path, generation: str, environment: Mapping[str, str]) -> Instance:
     """The instance that a file of options and the unit's environment describe. Raises Refused."""
     try:
-        said = yaml.safe_load(options.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        # JSON below a comment: vLLM reads it as YAML.
+        said = json.loads(re.sub("^#.*", "", options.read_text(), flags=re.MULTILINE))
+    except (OSError, ValueError, RecursionError) as error:
         raise Refused(f"{options}: cannot be read: {' '.join(str(error).split())}. Run the play again.") from None
     if not isinstance(said, dict) or not isinstance(said.get("model"), str) or not isinstance(said.get("port"), int):
         raise Refused(f"{options}: expected options of vLLM with at least model and port. Run the play again.")
@@ -112,7 +113,6 @@ def read_instance(name: str, options: Path, generation: str, environment: Mappin
                       "sockets in it. Give the instance a shorter name.")
     host, key = str(said.get("host") or "0.0.0.0"), key_of(environment)
     refuse_open_server(host, key)
-    dies = environment.get("CUDA_VISIBLE_DEVICES", "all").replace(",", ", ")
     return Instance(
         name=name,
         options=options,
@@ -120,12 +120,12 @@ def read_instance(name: str, options: Path, generation: str, environment: Mappin
         host=host,
         port=said["port"],
         generation=generation,
-        dies="cpu" if environment.get("VLLM_KEPLER_DEVICE") == "cpu" else dies,
+        dies=environment.get("CUDA_VISIBLE_DEVICES", "all").replace(",", ", ") or "cpu",
         directory=directory,
-        held=Path(environment.get("VLLM_KEPLER_HELD", "/nonexistent")),
+        held=Path(environment.get("VLLM_SERVING_HELD", "/nonexistent")),
         key=key,
-        start=number(environment, "VLLM_KEPLER_START", 1800),
-        stall=number(environment, "VLLM_KEPLER_STALL", 600),
-        drain=number(environment, "VLLM_KEPLER_DRAIN", 300),
+        start=number(environment, "VLLM_SERVING_START", 1800),
+        stall=number(environment, "VLLM_SERVING_STALL", 600),
+        drain=number(environment, "VLLM_SERVING_DRAIN", 300),
         watchdog=number(environment, "WATCHDOG_USEC", 0) / 1e6,
     )

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..engine import unknown
-from ..model_config import Refused, translate
+from .engine import unknown
+from .model_config import Refused, translate
 
 
 def directory_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> Path:

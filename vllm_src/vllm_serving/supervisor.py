@@ -13,18 +13,25 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from .client import QUESTION, TOKENS, ask, has_token, total
-from .door import DRAINING, RUNNING
+from .admission import DRAINING, RUNNING, AdmissionMiddleware
+from .client import QUESTION, ask, has_token, total
 from .instance import CONFIGURATION, Instance, Refused, read_instance
 from .log import Log
 from .starts import LIMIT, Starts
 from .systemd import notify
+from .versions import table_of
 
-USAGE = "usage: python -m vllm_kepler.serving NAME OPTIONS.yaml GENERATION"
-# Not `-m`: each process would import the module anew that this one was started with.
-SERVE = "from vllm_kepler.serving.forks import main; main()"
+USAGE = "usage: python -m vllm_serving NAME OPTIONS.yaml GENERATION"
+# Upstream's command line, and what stands in front of its API. A port of vLLM may name its own.
+ENTRY_POINTS = {
+    "command": "vllm.entrypoints.cli.main:main",
+    "middleware": f"{AdmissionMiddleware.__module__}:{AdmissionMiddleware.__qualname__}",
+}
 # Exit status after too many starts that failed: systemd does not start the unit again.
 GAVE_UP = 69
 # Seconds between two looks while the server starts or drains, and while it serves without a watchdog.
@@ -33,10 +40,14 @@ LOOK, LOOK_IDLE = 1.0, 30.0
 STOP = 30
 
 
-def command_of(instance: Instance) -> list[str]:
-    """vLLM as it is, with our door in front of its API."""
-    return [sys.executable, "-c", SERVE, "serve", "--config", str(instance.options),
-            "--middleware", "vllm_kepler.serving.api.Door"]
+def command_of(options: Path) -> list[str]:
+    """vLLM as it is, with our middleware in front of its API."""
+    own = {found.name: found.value for found in metadata.entry_points(group="vllm_serving")}
+    command, middleware = ({**ENTRY_POINTS, **own}[name] for name in ("command", "middleware"))
+    module, _, function = command.partition(":")
+    # Not `-m`: each process would import the module anew that this one was started with.
+    return [sys.executable, "-c", f"from {module} import {function}; {function}()", "serve",
+            "--config", str(options), "--middleware", middleware.replace(":", ".")]
 
 
 def port_holder(instance: Instance) -> str | None:
@@ -88,11 +99,14 @@ def show(line: str) -> None:
 
 
 class Supervisor:
-    """One life of one server."""
+    """One life of one server.
 
-    def __init__(self, instance: Instance, command: list[str]) -> None:
-        self.instance, self.command = instance, command
-        self.log, self.starts = Log(), Starts(instance.directory)
+    table: what is read of this version of vLLM.
+    """
+
+    def __init__(self, instance: Instance, command: list[str], table: ModuleType) -> None:
+        self.instance, self.command, self.metrics = instance, command, table.METRICS
+        self.log, self.starts = Log(table.PHASES), Starts(instance.directory)
         self.group = 0
         self.is_ready = False
         self.began = self.moved = time.monotonic()
@@ -135,8 +149,9 @@ class Supervisor:
         # asyncio's own processes end only once nobody holds their pipe, and a rank that hangs does.
         gone = loop.run_in_executor(None, child.wait)
         stopping, watch = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self.watch())
+        events: set[asyncio.Future[Any]] = {stopping, gone, watch}
         try:
-            await asyncio.wait({stopping, gone, watch}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
             if not stopping.done() and watch.done() and not gone.done():
                 return self.end(1, watch.result())
             if stopping.done() and not gone.done():
@@ -260,8 +275,9 @@ class Supervisor:
         if answer is None or answer.status != 200:
             return False
         with contextlib.suppress(ValueError):
-            self.tokens = total(answer.body, *TOKENS)
-            running, waiting = (total(answer.body, f"vllm:num_requests_{what}") for what in ("running", "waiting"))
+            names = self.metrics
+            self.tokens = total(answer.body, names["prompt_tokens"], names["generation_tokens"])
+            running, waiting = (total(answer.body, names[f"requests_{what}"]) for what in ("running", "waiting"))
             self.serving = f"serving: {running:.0f} running, {waiting:.0f} waiting"
             return True
         return False
@@ -279,7 +295,7 @@ class Supervisor:
         return self.end(0, f"stopped as asked, {left} requests cut off" if left else "stopped as asked")
 
     async def drain(self, gone: asyncio.Future[int]) -> int:
-        """Let the door refuse new requests until no old one runs; how many still do when their time is over."""
+        """Let the middleware refuse new requests until no old one runs; how many still do when their time is over."""
         (self.instance.directory / DRAINING).touch()
         notify(STOPPING=1, STATUS="draining")
         end, running = time.monotonic() + self.instance.drain, 0
@@ -316,8 +332,9 @@ def main(arguments: list[str]) -> int:
     name, options, generation = arguments
     try:
         instance = read_instance(name, Path(options), generation, os.environ)
-    except Refused as refused:
+        table = table_of(metadata.version("vllm"))
+    except (Refused, ValueError, metadata.PackageNotFoundError) as refused:
         print(f"vllm@{name} ends: {refused}", flush=True)
         notify(STATUS=f"ended: {refused}")
         return CONFIGURATION
-    return asyncio.run(Supervisor(instance, command_of(instance)).run())
+    return asyncio.run(Supervisor(instance, command_of(instance.options), table).run())

@@ -16,10 +16,10 @@ from dataclasses import replace
 from typing import Any
 
 from jinja2 import TemplateError
+from vllm_serving.instance import Refused
+from vllm_serving.limits import Limits, Turned
 
 from .guides import Guides
-from .instance import Refused
-from .limits import Limits, Turned
 
 BACKEND = "guidance"
 # Upstream's handlers, of which each model has some, and their calls that are checked.
@@ -202,7 +202,7 @@ class RequestCheck:
         params.update_from_generation_config(self.generation, getattr(self.tokenizer, "eos_token_id", None))
         params.update_from_tokenizer(self.tokenizer)
         self.check_masks(params)
-        prompts = getattr(request, "prompt", None)
+        prompts: Any = getattr(request, "prompt", None)
         several = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
         return params.guided_decoding, params.n * (len(prompts) if several else 1)
 

@@ -9,14 +9,13 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from .door import HELD, word_of
+from .admission import HELD, word_of
 from .instance import Instance
 
 # Marks the supervisor's own questions in the server's access log; nobody else can hide behind it.
 PROBE = f"?probe-{secrets.token_hex(8)}"
 # One token from the model itself; no name of a model, so that any that is served answers.
 QUESTION = {"prompt": "1", "max_tokens": 1, "temperature": 0}
-TOKENS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from hashlib import sha256
 from typing import Any
 
-from .limits import Turned
+from vllm_serving.limits import Turned
 
 # Answers of the compiler that are kept, and characters of a grammar up to which they are: most clients send the same
 # guide with every request.
@@ -70,9 +70,10 @@ class Guides:
             try:
                 if self.process is None:
                     self.process = await asyncio.create_subprocess_exec(
-                        sys.executable, "-m", "vllm_kepler.serving.guide_compiler", stdin=asyncio.subprocess.PIPE,
+                        sys.executable, "-m", "vllm_kepler.api.guide_compiler", stdin=asyncio.subprocess.PIPE,
                         stdout=asyncio.subprocess.PIPE, limit=1 << 26)
-                    self.process.stdin.write(json.dumps(self.first).encode() + b"\n")
+                    line = json.dumps(self.first).encode() + b"\n" + line
+                assert self.process.stdin and self.process.stdout
                 self.process.stdin.write(line + b"\n")
                 await self.process.stdin.drain()
                 return json.loads(await self.process.stdout.readline())

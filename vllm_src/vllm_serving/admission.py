@@ -1,4 +1,4 @@
-"""The door: what a request meets before vLLM does. api.py hands it to vLLM.
+"""What a request meets before vLLM does: an ASGI middleware that vLLM loads by its option `--middleware`.
 
 It keeps a server without a key from the network, asks for the key on every path (upstream asks on /v1 alone, and
 /invocations completes without one), refuses bodies that are too large, no JSON or known to end the engine, and turns
@@ -21,7 +21,6 @@ from typing import Any
 
 from .instance import CONFIGURATION, Refused, key_of, refuse_open_server
 from .limits import Limits, Turned, parse
-from .requests import guard
 
 # A file of this name in the unit's runtime directory: the supervisor drains the server.
 DRAINING = "draining"
@@ -44,17 +43,17 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-class Door:
-    """ASGI middleware."""
+class AdmissionMiddleware:
+    """ASGI middleware; a port's own is a subclass that knows more of the model."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self.app = app
         self.key = key_of(os.environ)
-        self.limit = int(float(os.environ.get("VLLM_KEPLER_BODY", "8")) * MEBIBYTE)
+        self.limit = int(float(os.environ.get("VLLM_SERVING_BODY", "8")) * MEBIBYTE)
         self.draining = Path(os.environ.get("RUNTIME_DIRECTORY", "/nonexistent")) / DRAINING
-        self.held = Path(os.environ.get("VLLM_KEPLER_HELD", "/nonexistent"))
+        self.held = Path(os.environ.get("VLLM_SERVING_HELD", "/nonexistent"))
         self.running = 0
-        self.limits = Limits(sequences=int(os.environ.get("VLLM_KEPLER_SEQUENCES", Limits.sequences)))
+        self.limits = Limits(sequences=int(os.environ.get("VLLM_SERVING_SEQUENCES", Limits.sequences)))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -94,13 +93,17 @@ class Door:
             for address in unused_sockets():
                 refuse_open_server(address, self.key)
             if "app" in scope:
-                self.limits = await guard(scope["app"].state, self.limits)
+                self.limits = await self.learn(scope["app"].state)
         except Exception as error:
             known = isinstance(error, Refused)
             print(f"ERROR {error}" if known else traceback.format_exc(), flush=True)
             # uvicorn goes on after any exception of this task, SystemExit included.
             asyncio.get_running_loop().call_soon(sys.exit, CONFIGURATION if known else 1)
             await asyncio.Event().wait()
+
+    async def learn(self, state: Any) -> Limits:
+        """Return the limits with those of the model. Raises Refused. state: of vLLM's application."""
+        return self.limits
 
     def admit(self, path: str, method: str, headers: dict[str, str]) -> None:
         """Raise Turned for a request without the key, or one that came too late or too early."""

@@ -1,0 +1,34 @@
+"""vLLM 0.9.2 with the V0 engine and the port: the lines of its log and the metrics that are read. Data only."""
+
+# What a starting server is at, by a regular expression of the lines that it writes; the last one seen counts.
+PHASES = (
+    (r"Loading \w+ checkpoint shards: +(\d+)%", "loading weights, {} %"),
+    (r"Starting to load model|Loading weights on", "loading weights"),
+    (r"Initializing a V0 LLM engine", "starting the ranks"),
+    (r"Loading weights took", "measuring memory for the KV cache"),
+    (r"# \w+ blocks: (\d+)", "preparing a KV cache of {} blocks"),
+    (r"Starting vLLM API server|Application startup complete", "warm-up: waiting for the first token"),
+)
+
+# What the log of a sound server holds. Half is how weights are stored; the engine computes in float32 either way.
+LOG_WANTED = ("V0 LLM engine", "Torch SDPA attention backend", "dtype=torch.float32")
+LOG_WANTED_HALF = ("dtype: half",)
+LOG_WANTED_EAGER = ("enforce_eager=True",)
+LOG_WANTED_GRAPHS = ("enforce_eager=False", "CUDA graphs: captured")
+# What it never holds: kernels that a K80 cannot run, and errors.
+LOG_UNWANTED = ("FlashAttention", "xformers", "Triton", "Traceback")
+
+# Names of the metrics that the supervisor, the alert rules and the dashboard read.
+METRICS = {
+    "prompt_tokens": "vllm:prompt_tokens_total",
+    "generation_tokens": "vllm:generation_tokens_total",
+    "requests_running": "vllm:num_requests_running",
+    "requests_waiting": "vllm:num_requests_waiting",
+    "requests_finished": "vllm:request_success_total",
+    "preemptions": "vllm:num_preemptions_total",
+    "kv_cache_usage": "vllm:gpu_cache_usage_perc",
+    "queue_time": "vllm:request_queue_time_seconds_bucket",
+    "time_to_first_token": "vllm:time_to_first_token_seconds_bucket",
+    "time_per_output_token": "vllm:time_per_output_token_seconds_bucket",
+    "request_latency": "vllm:e2e_request_latency_seconds_bucket",
+}

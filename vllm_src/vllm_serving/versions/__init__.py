@@ -1,0 +1,1 @@
+../../../plugins/module_utils/host/versions/__init__.py
