@@ -12,6 +12,7 @@ import time
 
 from .api import Wrong, greedy, look_at, part_of
 from .qualify import bus_of
+from .versions import table_of
 
 PROMPT = "The quick brown fox"
 SUBJECTS = ("a river", "the night train", "an old clock", "the harbour", "a letter", "the mountain road", "a violin",
@@ -24,9 +25,6 @@ DISTINCT = 0.02
 LEAST_MEAN = -5.0
 # Answers under load that may differ from those given alone: sums in another order turn a tie around.
 TIES = 0.05
-
-LOG_WANTED = ("V0 LLM engine", "Torch SDPA attention backend")
-LOG_UNWANTED = ("FlashAttention", "xformers", "Triton", "Traceback")
 
 
 class Skipped(Exception):
@@ -325,21 +323,24 @@ def log(asked):
     invocation = output_of("systemctl", "show", unit, "--property", "InvocationID").strip().partition("=")[2]
     if not invocation:
         raise Wrong("%s does not run" % unit)
+    try:
+        table = table_of(asked.api.version())
+    except ValueError as error:
+        raise Wrong(str(error))
     return judge_log(
         output_of("journalctl", "--quiet", "--no-pager", "--output", "cat", "_SYSTEMD_INVOCATION_ID=" + invocation),
-        asked.dtype, asked.cuda_graphs and asked.device != "cpu",
+        table, asked.dtype, asked.cuda_graphs and asked.device != "cpu",
     )
 
 
-def judge_log(text, dtype, cuda_graphs=False):
-    """As `log`, of the log's text."""
-    # Half is how weights and cache are stored; the engine computes in float32 either way.
-    wanted = LOG_WANTED + ("dtype=torch.float32",) + (("dtype: half",) if dtype == "half" else ())
-    wanted += ("enforce_eager=False", "CUDA graphs: captured") if cuda_graphs else ("enforce_eager=True",)
+def judge_log(text, table, dtype, cuda_graphs=False):
+    """As `log`, of the log's text. table: of this version of vLLM."""
+    wanted = table.LOG_WANTED + (table.LOG_WANTED_HALF if dtype == "half" else ())
+    wanted += table.LOG_WANTED_GRAPHS if cuda_graphs else table.LOG_WANTED_EAGER
     missing = [line for line in wanted if line not in text]
     if missing:
         raise Wrong("no line with: " + ", ".join(missing))
-    found = [word for word in LOG_UNWANTED if word in text]
+    found = [word for word in table.LOG_UNWANTED if word in text]
     if found:
         raise Wrong("lines with: " + ", ".join(found))
     return ", ".join(wanted), {}

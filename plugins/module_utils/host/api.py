@@ -116,6 +116,10 @@ class Api(object):
             raise Wrong("%s: %s" % (path, reason_of(error)))
         raise Wrong("%s: the stream ended without [DONE]" % path)
 
+    def version(self):
+        """The version of its vLLM. Raises Wrong."""
+        return part_of(self.ask("/version"), "/version", str, "version")
+
     def model(self):
         """(name of the first model, longest prompt and answer together in tokens). Raises Wrong."""
         path = "/v1/models"

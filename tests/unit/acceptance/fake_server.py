@@ -20,7 +20,7 @@ class Server:
 
     def __init__(self):
         self.answer = lambda path, body: None
-        self.logprob, self.end_of_stream = -0.25, "[DONE]"
+        self.logprob, self.end_of_stream, self.version = -0.25, "[DONE]", "0.9.2+empty"
         self.most, self.running, self.lock = 0, 0, threading.Lock()
         outer = self
 
@@ -31,7 +31,7 @@ class Server:
                 self.wfile.write(json.dumps(body).encode())
 
             def do_GET(self):
-                self.reply(200, {"data": [{"id": "m", "max_model_len": 512}]})
+                self.reply(200, {"data": [{"id": "m", "max_model_len": 512}], "version": outer.version})
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -1,11 +1,13 @@
 """Each check against a server that works, and against one that has just what the check is there to find."""
 
+import re
 import threading
 from pathlib import Path
 
 import fake_server
 import pytest
 from ansible_collections.kepler.vllm.plugins.module_utils.host import acceptance, api
+from ansible_collections.kepler.vllm.plugins.module_utils.host.versions import v0_9_2
 from fake_server import Server, tokens
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -239,17 +241,17 @@ HALF_LOG = "dtype: half: weights and KV cache are stored as float16, activations
 
 
 def test_a_log_as_it_should_be():
-    acceptance.judge_log(GOOD_LOG, "float32")
-    acceptance.judge_log(GOOD_LOG + HALF_LOG, "half")
+    acceptance.judge_log(GOOD_LOG, v0_9_2, "float32")
+    acceptance.judge_log(GOOD_LOG + HALF_LOG, v0_9_2, "half")
 
 
 def test_a_log_of_cuda_graphs():
     """They are there where they were asked for, and nowhere else."""
-    acceptance.judge_log(GRAPHS_LOG, "float32", cuda_graphs=True)
+    acceptance.judge_log(GRAPHS_LOG, v0_9_2, "float32", cuda_graphs=True)
     with pytest.raises(api.Wrong, match="no line with: enforce_eager=True"):
-        acceptance.judge_log(GRAPHS_LOG, "float32")
+        acceptance.judge_log(GRAPHS_LOG, v0_9_2, "float32")
     with pytest.raises(api.Wrong, match="no line with: enforce_eager=False, CUDA graphs: captured"):
-        acceptance.judge_log(GOOD_LOG, "float32", cuda_graphs=True)
+        acceptance.judge_log(GOOD_LOG, v0_9_2, "float32", cuda_graphs=True)
 
 
 @pytest.mark.parametrize(("device", "line"), [("kepler", "enforce_eager=False"), ("cpu", "enforce_eager=True")])
@@ -260,9 +262,18 @@ def test_the_log_follows_the_inventory(check, monkeypatch, device, line):
     assert line in check("log", device=device, cuda_graphs=True)[0]
 
 
+@pytest.mark.parametrize("version", ["0.10.1", "0.9.20+empty", None])
+def test_log_of_a_vllm_without_a_table(check, server, monkeypatch, version):
+    monkeypatch.setattr(acceptance, "output_of", lambda *_: "InvocationID=7")
+    server.version = version
+    said = f"found version {version}; expected 0.9.2" if version else "expected version: str"
+    with pytest.raises(api.Wrong, match=re.escape(said)):
+        check("log")
+
+
 def test_weights_that_are_not_stored_as_asked():
     with pytest.raises(api.Wrong, match="no line with: dtype: half"):
-        acceptance.judge_log(GOOD_LOG, "half")
+        acceptance.judge_log(GOOD_LOG, v0_9_2, "half")
 
 
 @pytest.mark.parametrize(
@@ -277,4 +288,4 @@ def test_weights_that_are_not_stored_as_asked():
 )
 def test_a_log_that_is_another(text, said):
     with pytest.raises(api.Wrong, match=said):
-        acceptance.judge_log(text, "float32")
+        acceptance.judge_log(text, v0_9_2, "float32")

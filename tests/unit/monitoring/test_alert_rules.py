@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.kepler.vllm.plugins.module_utils.host.versions import v0_9_2
 
 HERE = Path(__file__).resolve().parent
 FILES = HERE.parents[2] / "roles" / "monitoring" / "files"
@@ -67,6 +68,12 @@ def test_the_walk_finds_metrics_and_nothing_else():
 @pytest.mark.parametrize("expression", [rule["expr"] for rule in rules()] + queries())
 def test_every_metric_exists(expression):
     assert metrics(expression) and metrics(expression) - KNOWN == set()
+
+
+def test_metrics_of_a_server_are_those_of_its_table():
+    """The supervisor, the rules and the dashboard read no other, and all of them."""
+    read = {name for expression in [rule["expr"] for rule in rules()] + queries() for name in metrics(expression)}
+    assert {name for name in read if name.startswith("vllm:")} == set(v0_9_2.METRICS.values())
 
 
 @pytest.mark.parametrize("expression", [rule["expr"] for rule in rules()] + queries())
