@@ -22,7 +22,7 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.pip_index import pip_i
 
 
 def main() -> None:
-    entry = yaml.safe_load((PROJECT / "files" / "lock" / "sources.yml").read_text())["sources"]["vllm"]
+    entry = yaml.safe_load((PROJECT / "profiles" / "k80" / "lock" / "sources.yml").read_text())["sources"]["vllm"]
     source = {"name": "vllm", **entry}
     try:
         fetch_sources([source], str(UPSTREAM), [], pip_indexes(), name="file")
@@ -33,7 +33,7 @@ def main() -> None:
     shutil.rmtree(tree, ignore_errors=True)
     with tarfile.open(archive) as stream:
         stream.extractall(UPSTREAM, filter="data")
-    print(f"{archive}: sha256 {entry['sha256']}, as files/lock/sources.yml has it\n{tree}: unpacked, to read")
+    print(f"{archive}: sha256 {entry['sha256']}, as the lock has it\n{tree}: unpacked, to read")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Regenerate the machine-made locks: `make lock`.
 
-`requirements/NAME.txt` and `files/lock/python/NAME.yml` are made from the `.in` file beside
-them. Resolution is uv's, the download is pip's; both use the index that the user has configured.
+`requirements/NAME.txt` and `lock/python/NAME.yml` of each profile are made from the `.in` file
+beside them. Resolution is uv's, the download is pip's; both use the index that the user has configured.
 Every wheel is downloaded for Python 3.10 on EL8 (glibc 2.28) and hashed here, so what the lock
 says was read from the file itself.
 """
@@ -17,8 +17,7 @@ from pathlib import Path
 import yaml
 from packaging.utils import parse_wheel_filename
 
-LOCK = Path(__file__).resolve().parent
-PROJECT = LOCK.parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 GLIBC = (28, 27, 24, 17, 12, 5)  # manylinux levels that EL8's glibc 2.28 satisfies
 LEGACY = ("manylinux2014", "manylinux2010", "manylinux1")
 # Named by a dependency, wanted by nobody here.
@@ -67,8 +66,9 @@ def entry(wheel: Path) -> dict[str, str]:
     return {"project": str(project), "version": str(version), "file": wheel.name, "sha256": digest.hexdigest()}
 
 
-def refresh_python(name: str, downloads: Path) -> None:
-    """Rewrite `python/NAME.yml`; wheels end up under `downloads`/NAME."""
+def refresh_python(source: Path, downloads: Path) -> None:
+    """Rewrite the lock beside `source`, a profile's lock/python/NAME.in; wheels end up under `downloads`/NAME."""
+    name = source.stem
     destination = downloads / name
     destination.mkdir(parents=True, exist_ok=True)
     options = ["--python-version", "3.10", "--python-platform", "x86_64-manylinux_2_28", "--only-binary", ":all:",
@@ -76,14 +76,14 @@ def refresh_python(name: str, downloads: Path) -> None:
     for package in OMIT.get(name, {}):
         options += ["--no-emit-package", package]
     requirements = destination / "requirements.txt"
-    requirements.write_text(compile_lock(LOCK / "python" / f"{name}.in", *options))
+    requirements.write_text(compile_lock(source, *options))
     for stale in destination.glob("*.whl"):
         stale.unlink()
     download(requirements, destination)
     packages = sorted((entry(wheel) for wheel in destination.glob("*.whl")), key=lambda e: e["project"])
     text = HEADER.format(name=name) + "---\n" + yaml.dump({"packages": packages}, Dumper=Indented, sort_keys=False)
-    (LOCK / "python" / f"{name}.yml").write_text(text)
-    print(f"files/lock/python/{name}.yml: {len(packages)} packages", flush=True)
+    source.with_suffix(".yml").write_text(text)
+    print(f"{source.with_suffix('.yml').relative_to(PROJECT)}: {len(packages)} packages", flush=True)
 
 
 def refresh_requirements(name: str, *options: str) -> None:
@@ -100,8 +100,8 @@ def main() -> None:
     refresh_requirements("controller", "--universal", "--python-version", "3.11")
     refresh_requirements("host-tests", "--python-version", "3.6")
     refresh_requirements("port-tests", "--python-version", "3.10")
-    for source in sorted((LOCK / "python").glob("*.in")):
-        refresh_python(source.stem, arguments.downloads)
+    for source in sorted((PROJECT / "profiles").glob("*/lock/python/*.in")):
+        refresh_python(source, arguments.downloads)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Renews files/lock/rpms.yml on the controller; see modules/rpm_lock.py."""
+"""Renews rpms.yml of a lock on the controller; see modules/rpm_lock.py."""
 
 from __future__ import annotations
 

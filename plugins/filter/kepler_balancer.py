@@ -135,7 +135,8 @@ def pool_findings(pools: Any, balancer: str) -> list[dict[str, str]]:
     if not any(pools.values()):
         return [error(
             "pools", "no server", "at least one",
-            "Add a host with vllm_service_instances to the group k80-hosts, or name servers in load_balancer_pools.",
+            "Add a host with vllm_service_instances to a group of a hardware profile, or name servers in "
+            "load_balancer_pools.",
         )]
     found = []
     for name, servers in pools.items():

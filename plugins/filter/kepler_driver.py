@@ -147,7 +147,7 @@ def kernel_findings(host: dict, locked: dict, move: bool) -> list[dict[str, str]
             "warning", "host", f"the running kernel {kernel}", f"one that driver {locked['driver']} is known to build "
             f"for: {', '.join(tested) or 'none yet'}",
             "Nothing now: DKMS builds the module for it, and the run stops if that fails. Once it serves, add it to "
-            "kernels.tested in files/lock/rpms.yml.",
+            "kernels.tested in lock/rpms.yml of the hardware profile.",
         )]
     if move:
         return [finding(

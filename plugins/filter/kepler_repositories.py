@@ -11,7 +11,7 @@ from typing import Any
 from ansible_collections.kepler.vllm.plugins.module_utils.host import rpms
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import finding
 
-LOCK = "files/lock/rpms.yml"
+LOCK = "lock/rpms.yml of the hardware profile"
 DNF_CONF = "/etc/dnf/dnf.conf"
 BUNDLE = "kepler-offline"
 # Parts of dnf's transaction that were not requested.

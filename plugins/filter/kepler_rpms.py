@@ -1,4 +1,4 @@
-"""Filters that turn files/lock/rpms.yml into what dnf, rpm and versionlock take."""
+"""Filters that turn rpms.yml of the lock into what dnf, rpm and versionlock take."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.kepler.vllm.plugins.module_utils.host import dnf_settings, rpms
 
 NEVRA = re.compile(r"(?P<name>.+)-(?P<epoch>\d+):(?P<version>[^-]+)-(?P<release>[^-]+)\.(?P<arch>[^.]+)")
+FILE = "lock/rpms.yml of the hardware profile"
 # What a kernel that is installed needs for the driver; the other packages of its unit come with one that is not.
 OF_INSTALLED_KERNEL = ("kernel-core", "kernel-devel")
 
@@ -34,7 +35,7 @@ def locked_entries(lock: dict, role: str | None = None, kernel: str = "") -> lis
     if not found:
         roles = ", ".join(sorted({entry["role"] for entry in lock["rpms"]}))
         raise AnsibleFilterError(
-            f"files/lock/rpms.yml: found no package of the role {role!r}; expected one of {roles}. Add it there."
+            f"{FILE}: found no package of the role {role!r}; expected one of {roles}. Add it there."
         )
     return found
 
@@ -50,7 +51,7 @@ def locked_rpm(lock: dict, name: str) -> dict:
         if entry["name"] == name and rpms.is_exact(entry):
             return entry
     raise AnsibleFilterError(
-        f"files/lock/rpms.yml: found no package {name!r} with a version; expected one. Add it there."
+        f"{FILE}: found no package {name!r} with a version; expected one. Add it there."
     )
 
 

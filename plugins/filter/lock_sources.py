@@ -11,17 +11,17 @@ PYTORCH_WHEELS = ["torch", "nvidia-*"]
 
 
 def locked_source(sources: dict, name: str) -> dict:
-    """Source `name` of files/lock/sources.yml in the form that store_output takes."""
+    """Source `name` of the lock in the form that store_output takes."""
     if name not in sources:
         raise AnsibleFilterError(
-            f"files/lock/sources.yml: no source {name!r}; found {', '.join(sorted(sources))}. Add it there."
+            f"lock/sources.yml: no source {name!r}; found {', '.join(sorted(sources))}. Add it there."
         )
     entry = sources[name]
     return {"name": name, **{key: entry[key] for key in ("file", "sha256", "urls", "index") if key in entry}}
 
 
 def locked_wheels(packages: list[dict], include: list[str] | None = None, exclude: list[str] | None = None) -> list:
-    """Wheels of one files/lock/python environment in the form that store_output takes.
+    """Wheels of one Python environment of the lock in the form that store_output takes.
 
     `include` and `exclude` are shell patterns of project names. A pattern that matches nothing is an
     error: it stands for a package that the recipe needs.
@@ -30,7 +30,7 @@ def locked_wheels(packages: list[dict], include: list[str] | None = None, exclud
     for pattern in (include or []) + (exclude or []):
         if not any(fnmatch(project, pattern) for project in projects):
             raise AnsibleFilterError(
-                f"files/lock/python: nothing there matches {pattern!r}. Add the package to the .in file and run "
+                f"lock/python: nothing there matches {pattern!r}. Add the package to the .in file and run "
                 "`make lock`."
             )
     return [

@@ -14,7 +14,7 @@ description:
   - It judges nothing; the filter P(repository_findings#filter) does.
 options:
   rpms:
-    description: Entries of files/lock/rpms.yml.
+    description: Entries of rpms.yml of the host's lock.
     type: list
     elements: dict
     required: true

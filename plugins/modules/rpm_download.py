@@ -203,7 +203,7 @@ def main():
             names = [os.path.basename(one.location) for one in solution]
     except (dnf.exceptions.Error, ValueError, OSError) as error:
         module.fail_json(
-            msg="The packages of files/lock/rpms.yml cannot be downloaded on this host: %s. Expected repositories that "
+            msg="The packages of the lock cannot be downloaded on this host: %s. Expected repositories that "
                 "offer every one of them (`dnf repolist`) and a network." % error
         )
     module.exit_json(changed=changed, packages=names, bytes=size)

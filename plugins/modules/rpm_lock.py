@@ -3,7 +3,7 @@
 
 DOCUMENTATION = r"""
 module: rpm_lock
-short_description: Renew files/lock/rpms.yml by what repositories offer
+short_description: Renew rpms.yml of a lock by what repositories offer
 author: vllm-kepler (!UNKNOWN)
 extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
@@ -34,7 +34,7 @@ attributes:
 EXAMPLES = r"""
 - name: Renew the lock
   kepler.vllm.rpm_lock:
-    path: "{{ playbook_dir }}/../files/lock/rpms.yml"
+    path: "{{ profile.directory }}/lock/rpms.yml"
     offers: "{{ repos_answer.offers }}"
 """
 

@@ -64,7 +64,7 @@ def check_wanted(said: dict[str, Any], path: Path, wanted: dict[str, Any]) -> No
     """Raise BundleError where the bundle was made for something else than `wanted`: lock_hash and providers."""
     if said["lock_hash"] != wanted["lock_hash"]:
         raise BundleError(
-            f"offline_bundle: found {path}, made from another lock ({said['lock_hash'][:12]}); expected files/lock of "
+            f"offline_bundle: found {path}, made from another lock ({said['lock_hash'][:12]}); expected the lock of "
             f"this checkout ({wanted['lock_hash'][:12]}). Make the bundle again, or take the checkout that made it."
         )
     for variable, value in wanted["providers"].items():

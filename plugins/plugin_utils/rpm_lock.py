@@ -1,4 +1,4 @@
-"""Renew files/lock/rpms.yml by the packages that a host's repositories offer. Comments and order stay."""
+"""Renew rpms.yml of a lock by the packages that a host's repositories offer. Comments and order stay."""
 
 from __future__ import annotations
 

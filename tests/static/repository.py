@@ -11,8 +11,10 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCK = ROOT / "files" / "lock"
-SCHEMAS = LOCK / "schema"
+PROFILES = ROOT / "profiles"
+SCHEMAS = PROFILES / "schema"
+COMMON_LOCK = ROOT / "files" / "lock"
+LOCK = PROFILES / "k80" / "lock"
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
 BLOCKS = ("block", "rescue", "always")
 # Keys of a task that are no module.
@@ -58,13 +60,18 @@ def load(path: Path) -> Any:
 
 
 def schema_of(path: Path) -> Path:
-    """Schema of a lock file: of its own name, or of its directory's where the directory has one for all."""
+    """Schema of a file of a lock or profile: of its own name, or of its directory's, which has one for all."""
     own = SCHEMAS / f"{path.stem}.json"
-    return own if path.parent == LOCK else SCHEMAS / f"{path.parent.name}.json"
+    return own if own.is_file() else SCHEMAS / f"{path.parent.name}.json"
 
 
 def lock_files() -> list[Path]:
-    return sorted(LOCK.glob("*.yml")) + sorted(LOCK.glob("*/*.yml"))
+    """Files of all locks."""
+    return [*sorted(COMMON_LOCK.glob("*.yml")), *sorted(PROFILES.glob("*/lock/**/*.yml"))]
+
+
+def profile_files() -> list[Path]:
+    return sorted(PROFILES.glob("*/profile.yml"))
 
 
 def flatten(tasks: list[dict] | None) -> Iterator[dict]:

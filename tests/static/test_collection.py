@@ -9,7 +9,7 @@ import yaml
 from repository import ROOT, files
 
 # Of what is built: files of tests make it slow, and are left out anyway.
-PARTS = ("galaxy.yml", "README.md", "LICENSE", "meta", "files", "playbooks", "plugins", "roles", "vllm_src")
+PARTS = ("galaxy.yml", "README.md", "LICENSE", "meta", "files", "playbooks", "plugins", "profiles", "roles", "vllm_src")
 GALAXY = yaml.safe_load((ROOT / "galaxy.yml").read_text())
 
 
@@ -25,7 +25,7 @@ def installed(tmp_path_factory):
         else:
             target.write_bytes(source.read_bytes())
     (directory / "ansible.cfg").write_text(
-        f"[defaults]\ncollections_path = {directory}\nvars_plugins_enabled = kepler.vllm.kepler_lock\n"
+        f"[defaults]\ncollections_path = {directory}\nvars_plugins_enabled = kepler.vllm.kepler_profile\n"
     )
     run(directory, "ansible-galaxy", "collection", "build", "--output-path", directory, directory / "source")
     (archive,) = directory.glob("*.tar.gz")
@@ -47,9 +47,10 @@ def test_installed_collection_documents_its_modules(installed):
 
 
 def test_playbooks_of_installed_collection_find_roles_and_lock(installed):
-    """Read the lock with a filter, which needs the vars plugin and files/lock, in another directory."""
+    """Read the lock with a filter, which needs the vars plugin and the profiles, in another directory."""
+    (installed / "hosts.yml").write_text("k80-hosts: {hosts: {localhost: {}}}\n")
     printed = run(
-        installed, "ansible", "localhost", "-i", "localhost,", "-c", "local", "-m", "ansible.builtin.debug",
+        installed, "ansible", "localhost", "-i", "hosts.yml", "-c", "local", "-m", "ansible.builtin.debug",
         "-a", "msg={{ (kepler_lock | kepler.vllm.locked_driver).driver }}",
     )
     assert re.search(r'"msg": "\d+\.\d+', printed), printed

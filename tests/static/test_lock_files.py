@@ -7,9 +7,10 @@ from collections import Counter
 import jsonschema
 import pytest
 import yaml
-from repository import LOCK, ROLES, ROOT, SCHEMAS, lock_files, name_of, schema_of
+from repository import LOCK, ROLES, ROOT, SCHEMAS, lock_files, name_of, profile_files, schema_of
 
 FILES = pytest.mark.parametrize("path", lock_files(), ids=name_of)
+LOCKS_AND_PROFILES = pytest.mark.parametrize("path", [*lock_files(), *profile_files()], ids=name_of)
 
 
 def content(path):
@@ -39,15 +40,15 @@ def at(data, path):
     return data
 
 
-@FILES
-def test_a_lock_file_has_the_form_of_its_schema(path):
+@LOCKS_AND_PROFILES
+def test_a_file_has_the_form_of_its_schema(path):
     assert accepts(path, content(path))
 
 
 @pytest.mark.parametrize("path", sorted(SCHEMAS.glob("*.json")), ids=name_of)
 def test_a_schema_is_valid_and_used(path):
     jsonschema.Draft202012Validator.check_schema(json.loads(path.read_text()))
-    assert path in [schema_of(lock) for lock in lock_files()]
+    assert path in [schema_of(file) for file in (*lock_files(), *profile_files())]
 
 
 @FILES
@@ -73,7 +74,7 @@ def test_an_unverified_entry_says_why(path):
         assert not accepts(path, changed)
 
 
-@FILES
+@LOCKS_AND_PROFILES
 def test_an_unknown_key_is_refused(path):
     data = content(path)
     for place in [(), *list(places(data, "version"))[:2]]:

@@ -11,10 +11,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @cache
+def lock():
+    """The lock as hosts have it."""
+    directory = ROOT / "profiles" / "k80" / "lock"
+    packages = {path.stem: yaml.safe_load(path.read_text())["packages"] for path in directory.glob("python/*.yml")}
+    found = {"python": packages}
+    for name in ("sources", "rpms"):
+        found.update(yaml.safe_load((directory / f"{name}.yml").read_text()))
+    return found
+
+
+@cache
 def variables_of(role):
-    """Variables of a role as its defaults and vars give them, and the lock's sources and RPMs."""
-    lock = [yaml.safe_load((ROOT / "files" / "lock" / name).read_text()) for name in ("sources.yml", "rpms.yml")]
-    known = {"kepler_lock": {**lock[0], **lock[1]}}
+    """Variables of a role as its defaults and vars give them, and the lock."""
+    known = {"kepler_lock": lock()}
     for name in ("defaults", "vars"):
         path = ROOT / "roles" / role / name / "main.yml"
         if path.is_file():

@@ -55,7 +55,7 @@ def lock() -> dict:
     """The project's lock."""
     import yaml
 
-    directory = PROJECT / "files" / "lock"
+    directory = PROJECT / "profiles" / "k80" / "lock"
     return {name: yaml.safe_load((directory / f"{name}.yml").read_text()) for name in ("rpms", "sources")}
 
 

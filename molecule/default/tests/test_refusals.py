@@ -55,8 +55,8 @@ def test_a_missing_model_and_a_port_in_use_are_refused(k80, play):
 
 def test_a_wrong_hash_in_the_lock(k80, play, tmp_path, monkeypatch):
     """The file is there and is another one: nothing is built from it."""
-    lock = shutil.copytree(PROJECT / "files" / "lock", tmp_path / "lock")
-    path = lock / "sources.yml"
+    profiles = shutil.copytree(PROJECT / "profiles", tmp_path / "profiles")
+    path = profiles / "k80/lock/sources.yml"
     text = path.read_text()
     right = yaml.safe_load(text)["sources"]["vllm"]["sha256"]
     wrong = "f" * 64
@@ -64,10 +64,10 @@ def test_a_wrong_hash_in_the_lock(k80, play, tmp_path, monkeypatch):
     # Other hash, other path: the store is asked to build, and refuses.
     current = k80.check_output("readlink /opt/kepler/current")
     outputs = k80.check_output("ls /opt/kepler/store")
-    monkeypatch.setenv("KEPLER_LOCK_DIR", str(lock))
+    monkeypatch.setenv("KEPLER_PROFILES_DIR", str(profiles))
     status, printed = play("k80-standin", playbook="playbooks/build.yml")
     assert status != 0
-    for part in ("source vllm", f"has the sha256 {right}", f"expected {wrong}", "files/lock"):
+    for part in ("source vllm", f"has the sha256 {right}", f"expected {wrong}", "correct it in the lock"):
         assert part in printed, printed[-3000:]
     assert k80.check_output("readlink /opt/kepler/current") == current
     assert k80.check_output("ls /opt/kepler/store") == outputs

@@ -24,7 +24,7 @@ def k80():
 
 @pytest.fixture(scope="session")
 def lock():
-    return yaml.safe_load((PROJECT / "files" / "lock" / "rpms.yml").read_text())
+    return yaml.safe_load((PROJECT / "profiles" / "k80" / "lock" / "rpms.yml").read_text())
 
 
 @pytest.fixture

@@ -31,11 +31,10 @@ def installed(host):
 
 @pytest.fixture
 def later_lock(lock, tmp_path):
-    """The lock that somebody makes from the newer packages."""
-    directory = tmp_path / "lock"
-    shutil.copytree(PROJECT / "files" / "lock", directory)
-    (directory / "rpms.yml").write_text(yaml.safe_dump({**lock, "rpms": repos.later(lock["rpms"])}))
-    return directory
+    """Profiles with the lock that somebody makes from the newer packages."""
+    profiles = shutil.copytree(PROJECT / "profiles", tmp_path / "profiles")
+    (profiles / "k80/lock/rpms.yml").write_text(yaml.safe_dump({**lock, "rpms": repos.later(lock["rpms"])}))
+    return profiles
 
 
 def test_newer_packages_are_on_offer(k80, lock):
@@ -96,7 +95,7 @@ def test_a_run_changes_nothing(play):
 
 def test_a_later_lock_alone_moves_nothing(k80, play, later_lock, monkeypatch):
     before = installed(k80)
-    monkeypatch.setenv("KEPLER_LOCK_DIR", str(later_lock))
+    monkeypatch.setenv("KEPLER_PROFILES_DIR", str(later_lock))
     status, printed = play()
     assert status != 0
     assert "nvidia_driver_move" in printed, printed[-3000:]
@@ -114,7 +113,7 @@ def test_the_upgrade_playbook_may_move():
 
 def test_an_upgrade_moves_all_of_it_as_one(k80, lock, play, later_lock, monkeypatch):
     """Last: the host is another one afterwards."""
-    monkeypatch.setenv("KEPLER_LOCK_DIR", str(later_lock))
+    monkeypatch.setenv("KEPLER_PROFILES_DIR", str(later_lock))
     arguments = ("-e", '{"nvidia_driver_move": true}')
     status, printed = play(*arguments)
     assert status == 0, printed[-3000:]

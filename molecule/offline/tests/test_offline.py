@@ -9,7 +9,7 @@ import yaml
 from conftest import BUNDLE, PROJECT
 from standin import repos
 
-RPMS = yaml.safe_load((PROJECT / "files" / "lock" / "rpms.yml").read_text())["rpms"]
+RPMS = yaml.safe_load((PROJECT / "profiles" / "k80" / "lock" / "rpms.yml").read_text())["rpms"]
 UNPACKED = "/var/lib/kepler/bundle/*/kepler-bundle"
 
 
@@ -86,12 +86,12 @@ def test_a_second_run_over_the_packages_changes_nothing(play):
 
 
 def test_a_bundle_of_another_lock_is_refused(k80, play, tmp_path, monkeypatch):
-    lock = tmp_path / "lock"
-    shutil.copytree(PROJECT / "files" / "lock", lock)
+    profiles = shutil.copytree(PROJECT / "profiles", tmp_path / "profiles")
+    lock = profiles / "k80/lock"
     text = (lock / "sources.yml").read_text()
     (lock / "sources.yml").write_text(text.replace("provenance:", "provenance: not", 1))
     before = k80.check_output("ls -la --time-style=full-iso /var/lib/kepler/bundle /opt/kepler")
-    monkeypatch.setenv("KEPLER_LOCK_DIR", str(lock))
+    monkeypatch.setenv("KEPLER_PROFILES_DIR", str(profiles))
     status, printed = play("playbooks/host.yml", "-e", f"offline_bundle={BUNDLE}")
     assert status != 0
     assert "made from another lock" in printed, printed[-3000:]

@@ -35,7 +35,7 @@ def plugin(name: str, *path: str) -> ModuleType:
 def wanted() -> list[dict[str, Any]]:
     """vLLM's sdist and the serving environment, as the lock names them."""
     filters = plugin("lock_sources", "filter", "lock_sources.py")
-    lock = PROJECT / "files" / "lock"
+    lock = PROJECT / "profiles" / "k80" / "lock"
     sources = yaml.safe_load((lock / "sources.yml").read_text())["sources"]
     packages = yaml.safe_load((lock / "python" / "serving.yml").read_text())["packages"]
     return [filters.locked_source(sources, "vllm"), *filters.locked_wheels(packages)]

@@ -14,7 +14,7 @@ import yaml
 from .settings import APT_WAITS, CACHE, PROJECT, Step, fail
 
 SHARED = Path(__file__).resolve().parents[1]
-LOCK = PROJECT / "files" / "lock" / "rpms.yml"
+LOCK = PROJECT / "profiles" / "k80" / "lock" / "rpms.yml"
 REPOSITORIES = ("baseos", "appstream", "epel", "cuda-rhel8")
 # Those whose metadata is signed as well, as Rocky's is; EPEL's is not.
 SIGNED = ("baseos", "appstream")

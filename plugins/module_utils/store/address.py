@@ -98,11 +98,11 @@ def check_recipe(recipe):
         if not is_sha256(source.get("sha256")):
             raise StoreError(
                 "source %s: found sha256 %r; expected 64 hexadecimal digits. Nothing is fetched without a digest: add "
-                "it to files/lock." % (source.get("name"), source.get("sha256"))
+                "it to the lock." % (source.get("name"), source.get("sha256"))
             )
         if not is_plain(source.get("file"), LONGEST_SOURCE_ENDING):
             raise StoreError(
-                "source %s: found file %r; expected a plain file name. Correct files/lock."
+                "source %s: found file %r; expected a plain file name. Correct the lock."
                 % (source.get("name"), source.get("file"))
             )
 

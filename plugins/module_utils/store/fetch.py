@@ -271,7 +271,7 @@ def accept(part, source, final, origin):
     os.rename(part, aside)
     raise StoreError(
         "source %s: %s has the sha256 %s; expected %s. The file was moved to %s and nothing was built. If the lock is "
-        "wrong, correct it in files/lock; if not, do not trust that origin."
+        "wrong, correct it in the lock; if not, do not trust that origin."
         % (source["name"], origin, found, source["sha256"], aside)
     )
 

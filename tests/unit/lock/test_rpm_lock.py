@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tests" / "unit" / "preflight"))
 from fake_host import FakeHost  # noqa: E402
 
-LOCK = ROOT / "files" / "lock" / "rpms.yml"
+LOCK = ROOT / "profiles" / "k80" / "lock" / "rpms.yml"
 TEXT = """\
 ---
 # Head.
@@ -183,7 +183,8 @@ def test_the_playbook_renews_and_its_dry_run_does_not(tmp_path, monkeypatch, cap
     host = FakeHost(tmp_path, monkeypatch, capsys)
     host.world["repos"] = {"epel": ["dkms|0|3.3.0|1.el8|noarch", "gcc-toolset-10-gcc|0|10.3.1|9.el8_10|x86_64"]}
     (tmp_path / "world.json").write_text(json.dumps(host.world))
-    lock = Path(shutil.copytree(ROOT / "files" / "lock", tmp_path / "lock"))
+    profiles = Path(shutil.copytree(ROOT / "profiles", tmp_path / "profiles"))
+    lock = profiles / "k80/lock"
     before = (lock / "rpms.yml").read_text()
     local = {"ansible_connection": "local", "ansible_python_interpreter": module_python(), "ansible_become": False}
     inventory = tmp_path / "hosts.yml"
@@ -191,8 +192,8 @@ def test_the_playbook_renews_and_its_dry_run_does_not(tmp_path, monkeypatch, cap
 
     def play(*options):
         done = ansible_playbook(
-            tmp_path, "-i", inventory, ROOT / "playbooks" / "lock_rpms.yml", *options, KEPLER_LOCK_DIR=str(lock),
-            FAKE_DNF=str(tmp_path), PATH=os.environ["PATH"],
+            tmp_path, "-i", inventory, ROOT / "playbooks" / "lock_rpms.yml", *options,
+            KEPLER_PROFILES_DIR=str(profiles), FAKE_DNF=str(tmp_path), PATH=os.environ["PATH"],
         )  # fmt: skip
         return done.returncode, done.stdout
 

@@ -80,7 +80,7 @@ def test_absent_versions_come_in_one_finding(host):
     host.world["repos"]["epel"] = ["dkms|0|3.2.2|1.el8|noarch", "dkms|0|3.3.0|1.el8|noarch"]
     host.world["repos"]["cuda-rhel8"] = ["nvidia-driver|3|560.35.03|1.el8|x86_64"]
     item = only(findings(host))
-    assert item["variable"] == "files/lock/rpms.yml"
+    assert item["variable"] == "lock/rpms.yml of the hardware profile"
     assert "2 locked package(s)" in item["found"]
     assert (
         "dkms-0:3.0.13-1.el8.noarch (on offer: 0:3.3.0-1.el8.noarch in epel, 0:3.2.2-1.el8.noarch in epel)"

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from rendered import evaluate
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLE = ROOT / "roles/nvidia_driver"
-LOCK = yaml.safe_load((ROOT / "files/lock/rpms.yml").read_text())
+LOCK = yaml.safe_load((ROOT / "profiles/k80/lock/rpms.yml").read_text())
 KERNEL, NEWER = "4.18.0-553.89.1.el8_10.x86_64", "4.18.0-553.144.1.el8_10.x86_64"
 DRIVER = next(entry["version"] for entry in LOCK["rpms"] if entry["name"] == "nvidia-driver")
 NOUVEAU = (ROLE / "files/kepler-nouveau.conf").read_text()
@@ -379,17 +380,15 @@ def test_mokutil_is_asked_about_the_certificate(play, tmp_path, recorded, log, a
 
 
 def write_lock(tmp_path, entry):
-    """A lock with this entry for NVIDIA's installer, or none."""
-    lock = tmp_path / "lock"
-    lock.mkdir()
-    for name in ("rpms.yml", "python"):
-        (lock / name).symlink_to(ROOT / "files/lock" / name)
-    sources = yaml.safe_load((ROOT / "files/lock/sources.yml").read_text())
+    """Profiles whose lock has this entry for NVIDIA's installer, or none."""
+    profiles = Path(shutil.copytree(ROOT / "profiles", tmp_path / "profiles"))
+    path = profiles / "k80/lock/sources.yml"
+    sources = yaml.safe_load(path.read_text())
     sources["sources"].pop("nvidia-runfile")
     if entry:
         sources["sources"]["nvidia-runfile"] = entry
-    (lock / "sources.yml").write_text(yaml.safe_dump(sources))
-    return lock
+    path.write_text(yaml.safe_dump(sources))
+    return profiles
 
 
 def source(path):
@@ -442,7 +441,7 @@ def lock_with_runfile(tmp_path, recorded, status=0):
     }], ids=["none", "another version"],
 )
 def test_an_installer_that_the_lock_does_not_name_is_refused(play, tmp_path, monkeypatch, entry):
-    monkeypatch.setenv("KEPLER_LOCK_DIR", str(write_lock(tmp_path, entry)))
+    monkeypatch.setenv("KEPLER_PROFILES_DIR", str(write_lock(tmp_path, entry)))
     _, status, output = judged(play, tmp_path, READY, {}, nvidia_driver_provider="runfile")
     assert status != 0
     found = entry["version"] if entry else "nothing"
@@ -466,7 +465,7 @@ def runfile(play, tmp_path, lock, recorded, *options, **facts):
         "__nvidia_driver_installed": str(tmp_path / "installed"),
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KEPLER_LOCK_DIR", str(lock))
+        patch.setenv("KEPLER_PROFILES_DIR", str(lock))
         return play(part("installer"), "-e", json.dumps(variables), *options, gather_facts=False)
 
 

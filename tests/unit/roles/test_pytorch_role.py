@@ -25,8 +25,8 @@ from rendered import evaluate
 ROOT = Path(__file__).resolve().parents[3]
 ROLE = ROOT / "roles" / "pytorch"
 
-VERSION = yaml.safe_load((ROOT / "files/lock/sources.yml").read_text())["sources"]["pytorch"]["version"]
-RPMS = yaml.safe_load((ROOT / "files/lock/rpms.yml").read_text())["rpms"]
+VERSION = yaml.safe_load((ROOT / "profiles/k80/lock/sources.yml").read_text())["sources"]["pytorch"]["version"]
+RPMS = yaml.safe_load((ROOT / "profiles/k80/lock/rpms.yml").read_text())["rpms"]
 GCC = "/opt/rh/gcc-toolset-10/root/usr/bin"
 CUDA = "/usr/local/cuda-11.4"
 ENVIRONMENT = {

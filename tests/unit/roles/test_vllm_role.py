@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 ROLE = ROOT / "roles" / "vllm"
 DEFAULTS = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
 LOCKED = yaml.safe_load((ROLE / "vars/main.yml").read_text())
-RPMS = yaml.safe_load((ROOT / "files/lock/rpms.yml").read_text())["rpms"]
+RPMS = yaml.safe_load((ROOT / "profiles/k80/lock/rpms.yml").read_text())["rpms"]
 LOOK = [
     {"name": "Look", "ansible.builtin.import_tasks": str(ROLE / "tasks/compilers.yml")},
     {"name": "Say", "ansible.builtin.debug": {"msg": "toolchain: {{ vllm_kernels_toolchain | to_json }}"}},

@@ -59,7 +59,7 @@ def test_another_digest_is_refused_and_moved_aside(tmp_path, original, where):
     with pytest.raises(StoreError) as caught:
         fetch.fetch_sources([wanted], str(sources_of(tmp_path)), artifacts, [])
     message = str(caught.value)
-    for part in (original.name, found, "expected " + "0" * 64, "files/lock"):
+    for part in (original.name, found, "expected " + "0" * 64, "correct it in the lock"):
         assert part in message
     assert names(sources_of(tmp_path)) == ["0" * 64 + ".rejected-" + found[:16]]
 

@@ -1,0 +1,61 @@
+"""Filters that find the hosts of all hardware profiles among the groups of the inventory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.kepler.vllm.plugins.plugin_utils import profiles
+
+# Groups of hosts that need no profile, with the names that older inventories have.
+OTHER_ROLES = ("vllm_balancer", "k80_balancer", "vllm_monitoring", "k80_monitoring")
+NOBODY = "!all"
+
+
+def groups_of(role: str, groups: dict[str, list[str]]) -> list[str]:
+    """Those of `groups` that some profile names for `role`, hosts or builder."""
+    known = [profile["groups"][role] for profile in profiles.profiles(profiles.directory()).values()]
+    return [group for group in known if group in groups]
+
+
+def profile_hosts(groups: dict[str, list[str]]) -> list[str]:
+    """What a play has as `hosts`: the groups of every profile. A limit names one of them."""
+    found = groups_of("hosts", groups)
+    named = [host for group in (*found, *groups_of("builder", groups), *OTHER_ROLES) for host in groups.get(group, [])]
+    # The controller alone is the inventory of a syntax check.
+    hosts = [host for host in groups.get("all", []) if host != "localhost"]
+    if hosts and not named:
+        raise AnsibleFilterError(
+            f"inventory: found {len(hosts)} host(s), {hosts[0]} first, and none in a group of a "
+            f"hardware profile; expected the hosts that serve in {profiles.choices()}. Name them there."
+        )
+    return found or [NOBODY]
+
+
+def profile_members(groups: dict[str, list[str]]) -> list[str]:
+    """The hosts of every profile."""
+    return [host for group in groups_of("hosts", groups) for host in groups[group]]
+
+
+def profile_builders(groups: dict[str, list[str]]) -> list[str]:
+    """The builder of each profile that has one, as a play's `hosts`."""
+    return [groups[group][0] for group in groups_of("builder", groups) if groups[group]] or [NOBODY]
+
+
+def profile_missing(host: str) -> str:
+    """Message about a host that no profile is for."""
+    return (
+        f"{host}: found in no group of a hardware profile; expected in {profiles.choices()}. Name the host there in "
+        "the inventory, or leave it out of the run. Nothing was changed."
+    )
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "profile_builders": profile_builders,
+            "profile_hosts": profile_hosts,
+            "profile_members": profile_members,
+            "profile_missing": profile_missing,
+        }

@@ -1,0 +1,119 @@
+"""Hardware profiles: what differs between kinds of hosts, as profiles/NAME has it, read and checked.
+
+A profile is profiles/NAME/profile.yml and the lock beside it. A host has the profile that names one of its groups.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+from ansible.errors import AnsibleError
+
+PROJECT = Path(__file__).resolve().parents[2]
+SCHEMAS = PROJECT / "profiles" / "schema"
+COMMON_LOCK = PROJECT / "files" / "lock"
+# libyaml's reader where PyYAML has it: eight times as fast.
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def directory() -> Path:
+    """The directory of all profiles. Tests name another one."""
+    return Path(os.environ.get("KEPLER_PROFILES_DIR") or PROJECT / "profiles")
+
+
+def read(path: Path, schema: str) -> dict[str, Any]:
+    """Content of a file that satisfies `SCHEMAS`/`schema`.json.
+
+    Raises AnsibleError that names the file, the entry, what was found and the next step.
+    """
+    try:
+        content = yaml.load(path.read_text(), Loader)
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise AnsibleError(f"{path}: cannot read it: {error}. Restore the file from version control.") from error
+    validator = jsonschema.Draft202012Validator(json.loads((SCHEMAS / f"{schema}.json").read_text()))
+    fault = jsonschema.exceptions.best_match(validator.iter_errors(content))
+    if fault is not None:
+        where = "".join(f"[{step!r}]" for step in fault.absolute_path) or "the file"
+        raise AnsibleError(
+            f"{path}: {where}: {fault.message}. Expected: what profiles/schema/{schema}.json says. Correct the entry, "
+            "or restore it from version control; `make lock` renews the Python packages of a lock."
+        )
+    return content
+
+
+@functools.cache
+def common_lock() -> dict[str, Any]:
+    """What hosts in no profile have of a lock; every profile's lock begins with it."""
+    return {"sources": {}, "repos": {}, "python": {}, **read(COMMON_LOCK / "rpms.yml", "rpms")}
+
+
+def lacking(profile: dict[str, Any], lock: dict[str, Any]) -> list[str]:
+    """What a lock lacks of what its profile names or every role reads: texts of a file and an entry."""
+    return [f"rpms.yml: {entry}" for entry in ("kernels", "repos") if not lock.get(entry)]
+
+
+@functools.cache
+def lock_of(path: Path) -> dict[str, Any]:
+    """The lock of the profile in the directory `path`, with the common one, as one mapping."""
+    lock, common = path / "lock", common_lock()
+    environments = sorted((lock / "python").glob("*.yml"))
+    if not environments:
+        raise AnsibleError(f"{lock}: no lock there: expected sources.yml, rpms.yml and python/*.yml.")
+    found = {
+        **read(lock / "sources.yml", "sources"),
+        **read(lock / "rpms.yml", "rpms"),
+        "python": {path.stem: read(path, "python")["packages"] for path in environments},
+    }
+    missing = lacking(profiles(path.parent)[path.name], found)
+    if missing:
+        raise AnsibleError(
+            f"{lock}: found no {', no '.join(missing)}; expected all that {path}/profile.yml names. Add it to the lock."
+        )
+    return {**found, **{part: common[part] + found[part] for part in ("modules", "rpms")}}
+
+
+@functools.cache
+def profiles(root: Path) -> dict[str, dict[str, Any]]:
+    """Every profile below `root` by its name, each with its name and directory."""
+    found: dict[str, dict[str, Any]] = {}
+    owners: dict[str, str] = {}
+    for path in sorted(root.glob("*/profile.yml")):
+        profile = read(path, "profile")
+        for role, group in profile["groups"].items():
+            if owners.setdefault(group, f"{path}: groups.{role}") != f"{path}: groups.{role}":
+                raise AnsibleError(
+                    f"{path}: groups.{role}: found {group}, which {owners[group]} names too; expected a group of its "
+                    "own. Name another one."
+                )
+        found[path.parent.name] = {**profile, "name": path.parent.name, "directory": str(path.parent)}
+    if not found:
+        raise AnsibleError(f"{root}: no profile there: expected NAME/profile.yml.")
+    return found
+
+
+def names_of(groups: Iterable[str], root: Path) -> dict[str, str]:
+    """Those of `groups` that give a profile, each with the profile's name."""
+    known = {group: name for name, profile in profiles(root).items() for group in profile["groups"].values()}
+    return {group: known[group] for group in groups if group in known}
+
+
+def choices() -> str:
+    """Every group that gives a profile, for messages."""
+    return " or ".join(profile["groups"]["hosts"] for profile in profiles(directory()).values())
+
+
+def check_host(host: str, groups: Iterable[str]) -> None:
+    """Raise AnsibleError for a host that is in groups of two profiles."""
+    found = names_of(groups, directory())
+    if len(set(found.values())) > 1:
+        raise AnsibleError(
+            f"{host}: found in {' and '.join(f'{group} (profile {name})' for group, name in sorted(found.items()))}; "
+            "expected in the groups of one profile. Take it out of the others in the inventory."
+        )
