@@ -1,4 +1,7 @@
-"""Filters that judge the boards of a host, the bus that they sit on, and what happened to them before."""
+"""Filters that judge the boards of a host, the bus that they sit on, and what happened to them before.
+
+`host` is what the module kepler_host_facts returned, with `gpu` of the host's profile and `group`, where its hosts are.
+"""
 
 from __future__ import annotations
 
@@ -7,54 +10,26 @@ from collections.abc import Callable
 
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import finding
 
-K80 = "0x102d"
-# Other Kepler boards that driver 470 sees and that people put into servers, with their compute capability.
-OTHER_KEPLER = {
-    "0x0ff2": ("GRID K1", "sm_30"),
-    "0x118f": ("Tesla K10", "sm_30"),
-    "0x1194": ("Tesla K8", "sm_30"),
-    "0x11bf": ("GRID K2", "sm_30"),
-    "0x1005": ("GeForce GTX TITAN", "sm_35"),
-    "0x100c": ("GeForce GTX TITAN Black", "sm_35"),
-    "0x1020": ("Tesla K20X", "sm_35"),
-    "0x1021": ("Tesla K20Xm", "sm_35"),
-    "0x1022": ("Tesla K20c", "sm_35"),
-    "0x1023": ("Tesla K40m", "sm_35"),
-    "0x1024": ("Tesla K40c", "sm_35"),
-    "0x1026": ("Tesla K20s", "sm_35"),
-    "0x1028": ("Tesla K20m", "sm_35"),
-    "0x1029": ("Tesla K40s", "sm_35"),
-    "0x102a": ("Tesla K40t", "sm_35"),
-    "0x103a": ("Quadro K6000", "sm_35"),
-    "0x103c": ("Quadro K5200", "sm_35"),
-}
-# Ranges of PCI device ids that driver 470 does not drive, by the chips that the PCI ID database names there; Kepler to
-# Ampere lie between them. First and last id.
-NOT_470 = (
-    (0x0000, 0x0FBF),  # Fermi (GF100, GF104, GF106, GF108) and all before it
-    (0x1040, 0x117F),  # Fermi (GF110, GF117, GF119) and GT218
-    (0x1200, 0x127F),  # Fermi (GF114, GF116)
-    (0x2300, 0x23FF),  # Hopper
-    (0x2600, 0xFFFF),  # Ada, Blackwell and newer
-)
 # Drivers that reserve a GPU for a virtual machine; NVIDIA's driver cannot take it from them.
 GIVEN_AWAY = ("vfio-pci", "pci-stub", "xen-pciback")
 # How the class of a GPU begins in sysfs; NVIDIA's chipsets and switches have another.
 DISPLAY = "0x03"
 # nvidia-smi's answers for a die that it cannot reach.
 LOST = re.compile("is lost|device handle|fallen off")
-# Memory of one die, all of it behind the second BAR.
-BAR1_BYTES = 16 * 2**30
+
+def gpus_of(host: dict) -> list[dict]:
+    """The GPUs of the profile on the PCI bus."""
+    return [device for device in host["pci"] if device["device"] in host["gpu"]["pci_ids"]]
 
 
-def k80s(host: dict) -> list[dict]:
-    """The K80 dies on the PCI bus."""
-    return [device for device in host["pci"] if device["device"] == K80]
+def profile_gpus(facts: dict, gpu: dict) -> int:
+    """Number of the GPUs of a profile on the PCI bus."""
+    return len(gpus_of({**facts, "gpu": gpu}))
 
 
-def k80_dies(host: dict) -> int:
-    """Number of K80 dies on the PCI bus; a board has two."""
-    return len(k80s(host))
+def product(host: dict) -> str:
+    """Name of the GPUs of the profile."""
+    return host["gpu"]["products"][0]
 
 
 def same(address: str) -> str:
@@ -74,8 +49,8 @@ def unlisted(host: dict) -> Callable[[dict], bool]:
 def seen_by_cuda(host: dict) -> list[dict]:
     """The functions that CUDA counts, in PCI order.
 
-    Once the driver holds K80 dies, what it holds and nvidia-smi lists is counted. Before that, what driver 470 will
-    hold: nouveau gives way to it.
+    Once the driver holds dies of the profile, what it holds and nvidia-smi lists is counted. Before that, what the
+    profile's driver will hold: nouveau gives way to it.
     """
     gpus = [
         device for device in host["pci"]
@@ -84,28 +59,31 @@ def seen_by_cuda(host: dict) -> list[dict]:
     held = {same(address) for address in host.get("nvidia_gpus") or []} or {
         same(device["address"]) for device in gpus if device["driver"] == "nvidia"
     }
-    if any(same(die["address"]) in held for die in k80s(host)):
+    if any(same(die["address"]) in held for die in gpus_of(host)):
         passed_over = unlisted(host)
         return [device for device in gpus if same(device["address"]) in held and not passed_over(device)]
     return [
         device for device in gpus
         if device["driver"] not in GIVEN_AWAY
-        and not any(first <= int(device["device"], 16) <= last for first, last in NOT_470)
+        and not any(
+            int(first, 16) <= int(device["device"], 16) <= int(last, 16)
+            for first, last in host["gpu"]["undriven_pci_ids"]
+        )
     ]
 
 
-def k80_numbers(host: dict) -> list[int]:
-    """Numbers of the K80 dies, as CUDA counts in PCI order over all boards that it sees."""
-    return [number for number, device in enumerate(seen_by_cuda(host)) if device["device"] == K80]
+def gpu_numbers(host: dict) -> list[int]:
+    """Numbers of the profile's GPUs, as CUDA counts in PCI order over all boards that it sees."""
+    return [number for number, device in enumerate(seen_by_cuda(host)) if device in gpus_of(host)]
 
 
 def boards(host: dict) -> dict[str, list[dict]]:
-    """K80 dies by the upstream port of their board's PLX switch; dies with no switch above them are left out.
+    """Dies by the upstream port of their board's PCIe switch; dies with no switch above them are left out.
 
     A die hangs on a downstream port of the switch, so the upstream port is the second bridge above it.
     """
     found: dict[str, list[dict]] = {}
-    for die in k80s(host):
+    for die in gpus_of(host):
         if len(die["bridges"]) > 1:
             found.setdefault(die["bridges"][-2]["address"], []).append(die)
     return found
@@ -117,19 +95,24 @@ def place(die: dict) -> str:
 
 
 def missing_dies(host: dict) -> list[dict[str, str]]:
-    """Findings about boards that show one die of two."""
+    """Findings about boards that show fewer dies than they have."""
+    size = host["gpu"]["per_board"]
+    if size == 1:
+        return []
     next_step = "Look for the other die in the firmware and in the kernel's log; a reseated board often has it again."
     by_board = boards(host)
-    halves = [dies for dies in by_board.values() if len(dies) == 1]
-    if sum(len(dies) for dies in by_board.values()) < k80_dies(host):  # the tree does not show every switch
-        if k80_dies(host) % 2 == 0:
+    halves = [dies for dies in by_board.values() if len(dies) < size]
+    if sum(len(dies) for dies in by_board.values()) < len(gpus_of(host)):  # the tree does not show every switch
+        count = len(gpus_of(host))
+        if count % size == 0:
             return []
-        count = k80_dies(host)
-        return [finding("warning", "host", f"{count} K80 dies on the PCI bus", "two for each board", next_step)]
+        return [finding(
+            "warning", "host", f"{count} dies of {product(host)} on the PCI bus", f"{size} for each board", next_step,
+        )]
     return [
         finding(
-            "warning", "host", f"a K80 board with one die alone, {place(dies[0])}",
-            f"two dies behind the switch {dies[0]['bridges'][-2]['address']}", next_step,
+            "warning", "host", f"a {product(host)} board with {len(dies)} of {size} dies, {place(dies[0])}",
+            f"{size} dies behind the switch {dies[0]['bridges'][-2]['address']}", next_step,
         )
         for dies in halves
     ]
@@ -138,21 +121,21 @@ def missing_dies(host: dict) -> list[dict[str, str]]:
 def board_findings(host: dict) -> list[dict[str, str]]:
     """Findings about which boards are on the PCI bus."""
     found = []
-    if not k80s(host):
+    if not gpus_of(host):
         others = ", ".join(f"{device['address']} {device['device']}" for device in host["pci"]) or "none at all"
         found.append(finding(
-            "error", "host", f"no Tesla K80 on the PCI bus (NVIDIA functions there: {others})",
-            f"two functions 0x10de:{K80} for each board",
-            "Check the board's seat, its EPS power plug and \"above 4G decoding\" in the firmware, or take the host "
-            "out of k80-hosts.",
+            "error", "host", f"no {product(host)} on the PCI bus (NVIDIA functions there: {others})",
+            f"{host['gpu']['per_board']} function(s) {' or '.join(f'0x10de:{i}' for i in host['gpu']['pci_ids'])} for "
+            "each board",
+            "Check the board's seat, its power plug and \"above 4G decoding\" in the firmware, or take the host out of "
+            f"{host['group']}.",
         ))
     found += missing_dies(host)
     for device in host["pci"]:
-        if device["device"] in OTHER_KEPLER:
-            name, capability = OTHER_KEPLER[device["device"]]
+        if device["device"] in host["gpu"]["other_pci_ids"]:
             found.append(finding(
-                "warning", "host", f"a {name} at {place(device)}",
-                f"K80 boards alone: a {name} is {capability}, which nothing here is built for",
+                "warning", "host", f"a {host['gpu']['other_pci_ids'][device['device']]} at {place(device)}",
+                f"{product(host)} boards alone: nothing of this profile is built for others",
                 "Nothing, where no instance lists it: GPUs are numbered in PCI order over all boards that CUDA sees.",
             ))
     return found
@@ -160,25 +143,26 @@ def board_findings(host: dict) -> list[dict[str, str]]:
 
 def bar_findings(host: dict) -> list[dict[str, str]]:
     """Findings about dies whose memory the firmware did not place."""
+    size = host["gpu"]["bar1_gib"] * 2**30
     return [
         finding(
             "error", "host",
             f"the memory of the die {place(die)} is not mapped (BAR 1: start {die['bar1']['start']:#x}, "
             f"size {die['bar1']['size']:#x})",
-            f"{BAR1_BYTES // 2**30} GiB at an address above 4 GiB",
+            f"{host['gpu']['bar1_gib']} GiB at an address above 4 GiB",
             "Turn \"above 4G decoding\" (also: memory mapped I/O above 4 GB) on in the firmware, then boot again.",
         )
-        for die in k80s(host)
-        if die["bar1"] is not None and (die["bar1"]["start"] == 0 or die["bar1"]["size"] < BAR1_BYTES)
+        for die in gpus_of(host)
+        if die["bar1"] is not None and (die["bar1"]["start"] == 0 or die["bar1"]["size"] < size)
     ]
 
 
 def link_findings(host: dict) -> list[dict[str, str]]:
     """Findings about links with fewer lanes than both of their ends could have."""
     places = {}
-    for die in k80s(host):
+    for die in gpus_of(host):
         places[die["address"]] = (f"the die {place(die)}", die)
-        if len(die["bridges"]) > 1:
+        if host["gpu"]["per_board"] > 1 and len(die["bridges"]) > 1:
             switch = die["bridges"][-2]
             slot = f" in slot {die['slot']}" if die["slot"] else ""
             places[switch["address"]] = (f"the board behind {switch['address']}{slot}", switch)
@@ -197,15 +181,15 @@ def isolation_findings(host: dict, container: bool) -> list[dict[str, str]]:
     found = []
     fallback = "Where neither helps, NCCL_P2P_DISABLE=1 goes through shared memory instead."
     redirecting = sorted({
-        bridge["address"] for die in k80s(host) for bridge in die["bridges"] if bridge["acs"]
+        bridge["address"] for die in gpus_of(host) for bridge in die["bridges"] if bridge["acs"]
     })
     if redirecting:
         found.append(finding(
             "warning", "host", f"ACS sends traffic between dies up to the root at {', '.join(redirecting)}",
-            "no redirection on the bridges above K80 dies: NCCL's peer-to-peer transfers hang there",
+            "no redirection on the bridges above the dies: NCCL's peer-to-peer transfers hang there",
             f"Turn ACS off in the firmware (often under PCIe or virtualization), then boot again. {fallback}",
         ))
-    kinds = {die["iommu"] for die in k80s(host)} - {None}
+    kinds = {die["iommu"] for die in gpus_of(host)} - {None}
     translated = bool(kinds - {"identity"}) if kinds else host["iommu"]["groups"] and not host["iommu"]["passthrough"]
     if translated and not container:
         found.append(finding(
@@ -290,10 +274,10 @@ def unlisted_findings(host: dict) -> list[dict[str, str]]:
             "warning", "host", f"the die {place(die)}, which nvidia-smi does not list",
             "every die that the driver holds", LOST_DIE,
         )
-        for die in k80s(host) if die["driver"] == "nvidia" and passed_over(die) and same(die["address"]) not in named
+        for die in gpus_of(host) if die["driver"] == "nvidia" and passed_over(die) and same(die["address"]) not in named
     ]
 
 
 class FilterModule:
     def filters(self) -> dict[str, Callable]:
-        return {"k80_dies": k80_dies}
+        return {"profile_gpus": profile_gpus}

@@ -1,4 +1,4 @@
-"""Filters that say what models need of K80 dies, and whether the instances of an inventory can have it."""
+"""Filters that say what models need of the dies of a profile, and whether the instances of an inventory can have it."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ NO_WEIGHTS = "no weights"
 SERVER_GIB = 4
 
 
-def capacity_plan(facts: dict[str, Any], **asked: Any) -> dict[str, Any]:
+def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) -> dict[str, Any]:
     """Every layout of a model: see capacity.plan.
 
     Args:
         facts: config, tensors and faults, as the module model_facts gives them.
+        profile: the hardware profile of the dies.
         asked: context, max_num_seqs and utilization; None for a default.
     """
     for fault in facts["faults"]:
@@ -53,7 +54,10 @@ def capacity_plan(facts: dict[str, Any], **asked: Any) -> dict[str, Any]:
     try:
         return capacity.plan(
             facts["config"], facts["tensors"], None if context is None else int(context),
-            Options(**{key: value for key, value in options.items() if value is not None}), facts.get("tokenizer"),
+            Options(
+                **capacity.die_of(profile["gpu"]), **{key: value for key, value in options.items() if value is not None}
+            ),
+            profile["serve"]["sizes"], facts.get("tokenizer"),
         )
     except CapacityError as error:
         raise AnsibleFilterError(f"plan_model: {error}. Plan another model, or complete its files.") from error
@@ -111,10 +115,10 @@ def length_findings(model: Model, instance: dict[str, Any], where: str) -> list[
 
 
 def room_findings(
-    model: Model, tensors: list[Tensor], instance: dict[str, Any], where: str
+    model: Model, tensors: list[Tensor], instance: dict[str, Any], where: str, gpu: dict[str, Any]
 ) -> list[dict[str, str]]:
     """A finding where weights and one sequence of the longest context do not fit a GPU."""
-    dies, options = setting(instance, "tensor_parallel_size"), capacity.options_of(instance)
+    dies, options = setting(instance, "tensor_parallel_size"), capacity.options_of(instance, gpu)
     storage = storage_of(setting(instance, "dtype"), model.quantization)
     length = instance.get("max_model_len") or model.positions or DEFAULT_POSITIONS
     at = need(model, tensors, dies, length, options, storage)
@@ -145,9 +149,9 @@ def room_findings(
 
 
 def one_model_findings(
-    facts: dict[str, Any], instance: dict[str, Any], where: str, on_kepler: bool
+    facts: dict[str, Any], instance: dict[str, Any], where: str, gpu: dict[str, Any] | None
 ) -> list[dict[str, str]]:
-    """Findings about the model of one instance."""
+    """Findings about the model of one instance; whether it fits is not judged without a `gpu`."""
     faults = [
         finding("error", f"{where}.model", f"{fault['found']} in {fault['file']}", fault["expected"],
                 "Complete the model's files.")
@@ -173,8 +177,8 @@ def one_model_findings(
         dies = setting(instance, "tensor_parallel_size")
         found = split_findings(model, tensors, storage, dies, len(setting(instance, "gpus")), where)
         found += length_findings(model, instance, where)
-        if on_kepler and not found and not faults:
-            found += room_findings(model, tensors_of(model, facts["tensors"]), instance, where)
+        if gpu and not found and not faults:
+            found += room_findings(model, tensors_of(model, facts["tensors"]), instance, where, gpu)
         found += [
             finding("warning", f"{where}.model", f"a {part} and no safetensors", "weights as safetensors",
                     "The weights of that part were not counted: leave room for them.")
@@ -245,20 +249,21 @@ def model_keys(instances: list[dict[str, Any]]) -> list[str]:
 
 
 def model_findings(
-    models: dict[str, dict[str, Any]], instances: list[dict[str, Any]], device: str = "kepler"
+    models: dict[str, dict[str, Any]], instances: list[dict[str, Any]], gpu: dict[str, Any], device: str = "kepler"
 ) -> list[dict[str, str]]:
     """Findings about the models of instances that are there to be read.
 
     Args:
         models: what the module model_facts returned, by model_key.
         instances: well-formed ones, with their defaults.
+        gpu: the profile's.
         device: vllm_service_device; memory is judged on `kepler` alone.
     """
     return [
         item
         for index, instance in enumerate(instances) if model_key(instance) in models
         for item in one_model_findings(
-            models[model_key(instance)], instance, f"{INSTANCES}[{index}]", device == "kepler"
+            models[model_key(instance)], instance, f"{INSTANCES}[{index}]", gpu if device == "kepler" else None
         )
     ]
 

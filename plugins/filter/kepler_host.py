@@ -8,10 +8,10 @@ from typing import Any
 from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import (
     bar_findings,
     board_findings,
+    gpu_numbers,
+    gpus_of,
     history_findings,
     isolation_findings,
-    k80_numbers,
-    k80s,
     link_findings,
     unlisted_findings,
 )
@@ -37,14 +37,14 @@ def platform_findings(host: dict) -> list[dict[str, str]]:
     if release["id"] not in EL8 or release["version_id"].split(".")[0] != "8":
         found.append(finding(
             "error", "host", release["pretty_name"] or "no /etc/os-release", "Enterprise Linux 8 (Rocky, RHEL, ...)",
-            "Take the host out of k80-hosts, or install Rocky Linux 8 on it.",
+            f"Take the host out of {host['group']}, or install Rocky Linux 8 on it.",
         ))
     if host["architecture"] != "x86_64":
-        found.append(finding("error", "host", host["architecture"], "x86_64", "Take the host out of k80-hosts."))
+        found.append(finding("error", "host", host["architecture"], "x86_64", f"Take the host out of {host['group']}."))
     elif "sse4_2" not in host["cpu_flags"]:
         found.append(finding(
             "error", "host", "a processor without SSE4.2", "SSE4.2, which PyTorch's libraries are compiled for",
-            "Take the host out of k80-hosts; a virtual machine may need the host's own processor model.",
+            f"Take the host out of {host['group']}; a virtual machine may need the host's own processor model.",
         ))
     elif "avx2" not in host["cpu_flags"]:
         found.append(finding(
@@ -103,16 +103,16 @@ def access_findings(host: dict, instances: list[dict], user: str) -> list[dict[s
 def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
     """Findings about what the well-formed `instances` ask of the host: dies, models and ports."""
     found = []
-    dies = k80_numbers(host)
+    dies = gpu_numbers(host)
     asked = [unit_of(instance) for instance in instances]
     for index, instance in enumerate(instances):
         where = f"{INSTANCES}[{index}]"
         absent = [die for die in setting(instance, "gpus") if die not in dies]
-        if k80s(host) and absent:
+        if gpus_of(host) and absent:
             found.append(finding(
                 "error", f"{where}.gpus", shown(absent),
-                f"some of {dies}, the K80 GPUs of the host as CUDA counts them: boards that driver 470 does not serve, "
-                "or that another driver holds, do not count",
+                f"some of {dies}, the GPUs of the host as CUDA counts them: boards of another kind, or that another "
+                "driver holds, do not count",
                 "List fewer gpus and lower tensor_parallel_size, or look for the missing board.",
             ))
         path = setting(instance, "model")
@@ -257,6 +257,7 @@ def fapolicyd_findings(host: dict, container: bool) -> list[dict[str, str]]:
 def host_findings(
     host: dict,
     *,
+    profile: dict,
     instances: list[dict],
     locked: dict,
     root: str,
@@ -267,13 +268,14 @@ def host_findings(
     user: str = "vllm",
     **driver: Any,
 ) -> list[dict[str, str]]:
-    """All findings about a host; `host` is what the module kepler_host_facts returned.
+    """All findings about a host; `host` is what the module kepler_host_facts returned, `profile` the host's.
 
     root: the store's. needs: see disk_findings. memory_gib, jobs: see memory_findings. user: the service's.
     driver: see driver_findings.
     What a first run needs is not judged once a generation is active. A container has its machine's memory.
     """
     active = host["paths"].get(f"{root}/current")
+    host = {**host, "gpu": profile["gpu"], "group": profile["groups"]["hosts"]}
     return (
         platform_findings(host)
         + board_findings(host)

@@ -58,7 +58,7 @@ def monitoring_findings(asked: dict[str, Any], prometheus: str) -> list[dict[str
             ))
     if not asked["servers"]:
         found.append(finding(
-            "error", "k80-hosts", "no instance", "at least one host with vllm_service_instances", "Add one.",
+            "error", "vllm_service_instances", "no instance of any host", "one at least", "Add it to a host.",
         ))
     if asked["balancer"] and not re.fullmatch(r"(\[[0-9a-f:]+\]|[A-Za-z0-9._-]+):[0-9]+", asked["balancer"]):
         found.append(error("balancer", shown(asked["balancer"]), "ADDRESS:PORT", "Correct it."))

@@ -43,6 +43,18 @@ def profile_builders(groups: dict[str, list[str]]) -> list[str]:
     return [groups[group][0] for group in groups_of("builder", groups) if groups[group]] or [NOBODY]
 
 
+def profile_named(groups: dict[str, list[str]], name: str) -> dict[str, Any]:
+    """The hardware profile `name`; without a name the only one that has hosts, or the only one."""
+    known = profiles.profiles(profiles.directory())
+    with_hosts = [one for one, profile in known.items() if groups.get(profile["groups"]["hosts"])]
+    choices = [name] if name else with_hosts or list(known)
+    if len(choices) != 1 or choices[0] not in known:
+        raise AnsibleFilterError(
+            f"plan_profile: found {name or 'none'}; expected one of {', '.join(known)}. Say -e plan_profile=NAME."
+        )
+    return known[choices[0]]
+
+
 def profile_missing(host: str) -> str:
     """Message about a host that no profile is for."""
     return (
@@ -58,4 +70,5 @@ class FilterModule:
             "profile_hosts": profile_hosts,
             "profile_members": profile_members,
             "profile_missing": profile_missing,
+            "profile_named": profile_named,
         }

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Qualify a host for its servers: one GPU, the two of a board, all four."""
+"""Qualify a host for its servers: one GPU, the GPUs of a board, then more."""
 
 DOCUMENTATION = r"""
 module: qualification_run
@@ -7,7 +7,7 @@ short_description: Qualify a host for its servers, stage by stage
 author: vllm-kepler (!UNKNOWN)
 extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
-  - Loads one die, the two dies of one board, then four, reads temperatures, power, clocks, ECC and the kernel log each
+  - Loads one die, the dies of one board, then more, reads temperatures, power, clocks, ECC and the kernel log each
     second, and stops at the first bad sign. Every reading is on the disk before the next step, so that a machine that
     halts leaves its last one.
   - Writes a stamp. Does nothing where the stamp holds for the host's kernel, driver and boards.
@@ -29,7 +29,8 @@ options:
     required: true
   device:
     description: >-
-      V(kepler) loads K80 dies; V(verify) any NVIDIA GPU; with V(cpu) the CPU computes while nvidia-smi is read.
+      V(kepler) loads the GPUs of the profile; V(verify) any NVIDIA GPU; with V(cpu) the CPU computes while nvidia-smi
+      is read.
     type: str
     choices: [kepler, verify, cpu]
     default: kepler
@@ -46,10 +47,13 @@ options:
     description: Longest time in seconds for one pair of GPUs.
     type: int
     default: 120
+  profile:
+    description: The host's hardware profile, of which C(gpu), C(limits) and C(serve.sizes) are read.
+    type: dict
+    required: true
   temperature:
-    description: Degrees Celsius at which a GPU counts as hot.
+    description: Degrees Celsius at which a GPU counts as hot, in place of the profile's.
     type: int
-    default: 85
   retry:
     description: Run again although the last result was a failure or a halt.
     type: bool
@@ -85,6 +89,7 @@ EXAMPLES = r"""
 - name: Qualify
   kepler.vllm.qualification_run:
     load: /usr/local/libexec/kepler-qualification/load.py
+    profile: "{{ profile }}"
     seconds: 120
 """
 
@@ -182,7 +187,7 @@ def generation(root):
 def read_host(params):
     """(what the stamp must hold for, what nvidia-smi said where it shows no GPU)."""
     fine, text = qualify_run.query(params["nvidia_smi"], qualify.DESCRIBE.split(","))
-    dies = qualify.dies_of(text, params["device"]) if fine else []
+    dies = qualify.dies_of(text, params["device"], params["profile"]["gpu"]["products"]) if fine else []
     driver = dies[0].pop("driver") if dies else None
     for die in dies[1:]:
         die.pop("driver")
@@ -229,7 +234,7 @@ def options_of(params):
     return {
         "directory": params["directory"], "python": [python], "load": params["load"], "device": params["device"],
         "seconds": params["seconds"], "pair_timeout": params["pair_timeout"], "nvidia_smi": params["nvidia_smi"],
-        "kmsg": params["kmsg"], "limits": dict(qualify.LIMITS, temperature=params["temperature"]),
+        "kmsg": params["kmsg"], "profile": params["profile"],
         "stall": qualify_run.STALL, "interval": qualify_run.INTERVAL,
     }
 
@@ -305,7 +310,8 @@ def main():
             "mode": {"type": "str", "choices": ["run", "skip"], "default": "run"},
             "seconds": {"type": "int", "default": 90},
             "pair_timeout": {"type": "int", "default": 120},
-            "temperature": {"type": "int", "default": 85},
+            "profile": {"type": "dict", "required": True},
+            "temperature": {"type": "int"},
             "retry": {"type": "bool", "default": False},
             "nvidia_smi": {"type": "str", "default": "nvidia-smi"},
             "kmsg": {"type": "path", "default": "/dev/kmsg"},
@@ -315,6 +321,8 @@ def main():
         supports_check_mode=True,
     )
     params = module.params
+    if params["temperature"] is not None:
+        params["profile"]["limits"]["temperature"] = params["temperature"]
     files = Files(params["directory"])
     result = {"running": False, "started": False, "progress": "", "reasons": []}
     if files.busy():
@@ -323,12 +331,14 @@ def main():
         tell_fault(module, files)
     host, said = read_host(params)
     if said:
-        said = "nvidia-smi: found %s; expected the K80 dies of the host. Run playbooks/host.yml first." % said
+        said = "nvidia-smi: found %s; expected the %s dies of the host. Run playbooks/host.yml first." % (
+            said, params["profile"]["gpu"]["products"][0]
+        )
         if not module.check_mode:
             module.fail_json(msg=said)
     result["fault"] = said or ""
     stamp, result["reasons"] = judge_stamp(params, files, host)
-    result["stages"] = qualify.stages(host["dies"], params["device"])
+    result["stages"] = qualify.stages(host["dies"], params["device"], params["profile"])
     if not result["reasons"]:
         module.exit_json(changed=False, stamp=stamp, **result)
     if module.check_mode:

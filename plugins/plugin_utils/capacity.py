@@ -1,4 +1,4 @@
-"""Memory that a model needs on K80 dies, from its config.json and, if known, the shapes of its tensors.
+"""Memory that a model needs on the dies of a profile, from its config.json and, if known, the shapes of its tensors.
 
 The engine is vLLM 0.9.2's V0 as the port runs it: before the KV cache is allocated, a batch of dummy prompts measures
 the peak of the activations; weights, that peak and what lies outside of PyTorch are taken from
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from . import engine_options
@@ -30,11 +30,6 @@ from .model_families import (
 )
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-# Memory of a GK210 die with ECC on, as nvidia-smi and torch give it (measured by K80 owners).
-DIE_BYTES = 11441 * MIB
-# A plain read on one GPU with ECC on reaches 148 to 157 GB/s (measured by K80 owners).
-DIE_BANDWIDTH = 150e9
-LAYOUTS = (1, 2, 4)
 
 # Defaults of vLLM 0.9.2: CacheConfig, EngineArgs._set_default_args_v0, DEFAULT_MAX_NUM_BATCHED_TOKENS.
 UTILIZATION = 0.9
@@ -63,7 +58,7 @@ SCALE_BYTES, ZERO_BYTES = 2, 2
 TILE_BYTES = 64 * MIB
 # Columns of codes on a GPU come in multiples of this.
 COLUMNS = 32
-# What lies outside of PyTorch and comes after the engine's first look at the memory. Estimates, not measured on a K80:
+# What lies outside of PyTorch and comes after the engine's first look at the memory. Estimates, not measured:
 # kernels that are loaded on first use, and with several GPUs the buffers of two NCCL communicators.
 KERNEL_BYTES = 64 * MIB
 NCCL_BYTES = 192 * MIB
@@ -198,15 +193,18 @@ class Options:
     """The engine options that decide the memory; None for vLLM's default.
 
     Attributes:
+        memory: of a die.
+        bandwidth: bytes a second that a die reads.
         outside: bytes outside of PyTorch, where they are known.
     """
 
+    memory: int
+    bandwidth: float
     max_num_seqs: int = MAX_NUM_SEQS
     max_num_batched_tokens: int | None = None
     enable_chunked_prefill: bool | None = None
     block_size: int = BLOCK_SIZE
     gpu_memory_utilization: float = UTILIZATION
-    memory: int = DIE_BYTES
     outside: int | None = None
     workspace: int = CUBLAS_WORKSPACE
 
@@ -219,6 +217,11 @@ class Options:
             chunked = max_model_len > CHUNKED_ABOVE and not model.window
         tokens = BATCHED_TOKENS if chunked else max(max_model_len, BATCHED_TOKENS)
         return min(self.max_num_seqs * max_model_len, tokens)
+
+
+def die_of(gpu: dict[str, Any]) -> dict[str, Any]:
+    """Memory and bandwidth of a die, as Options has them, of a profile's `gpu`."""
+    return {"memory": gpu["memory_mib"] * MIB, "bandwidth": gpu["bandwidth"]}
 
 
 def activation_bytes(
@@ -423,13 +426,14 @@ def gib(size: float) -> str:
 
 
 def plan(
-    config: Any, recorded: Iterable[dict[str, Any]], context: int | None, options: Options,
+    config: Any, recorded: Iterable[dict[str, Any]], context: int | None, options: Options, sizes: list[int],
     tokenizer: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Every layout and storage of a model, as JSON can hold it.
 
     Args:
         context: tokens of one sequence; None for 4,096, or the model's positions where they are fewer.
+        sizes: numbers of dies that are compared.
         tokenizer: what tokenizer_config.json holds, where it is there.
 
     Raises CapacityError where the model cannot be judged.
@@ -450,19 +454,20 @@ def plan(
     storages = {**STORAGES, **own_storage(model)}
     rows = [
         plan_row(model, tensors, dies, context, options, name, storage)
-        for dies in LAYOUTS for name, storage in storages.items()
+        for dies in sizes for name, storage in storages.items()
     ]
     if refused:
         rows = [{**row, "served": False} for row in rows]
         verdict = [f"Expected: {expected}." for _, expected in refused]
     else:
-        verdict = _verdict(model, tensors, context, options, rows, storages)
+        verdict = _verdict(model, tensors, context, options, rows, storages, sizes)
     return {
         "architecture": model.architecture, "parameters": parameters,
         "counted": counted, "uncounted": uncounted(model.config, recorded),
         "positions": model.positions, "context": context,
         "max_num_seqs": options.max_num_seqs, "gpu_memory_utilization": options.gpu_memory_utilization,
-        "die": options.memory, "budget": int(options.memory * options.gpu_memory_utilization),
+        "die": options.memory, "bandwidth": options.bandwidth,
+        "budget": int(options.memory * options.gpu_memory_utilization),
         "refused": [found for found, _ in refused], "layouts": rows, "verdict": verdict,
     }
 
@@ -493,7 +498,7 @@ def plan_row(
         "cache": max(0, at.cache), "token": at.block // at.block_size, "needed": at.needed, "blocks": at.blocks,
         "longest": longest_context(model, tensors, dies, options, storage),
         "sequences": min(options.max_num_seqs, at.tokens // context),
-        "tokens_per_second": DIE_BANDWIDTH / read_bytes(model, tensors, dies, storage),
+        "tokens_per_second": options.bandwidth / read_bytes(model, tensors, dies, storage),
     }
 
 
@@ -516,7 +521,7 @@ def checkpoint_of(storage: Storage) -> str:
 
 def _verdict(
     model: Model, tensors: list[Tensor], context: int, options: Options, rows: list[dict[str, Any]],
-    storages: dict[str, Storage],
+    storages: dict[str, Storage], sizes: list[int],
 ) -> list[str]:
     """Next step for the operator."""
     budget = int(options.memory * options.gpu_memory_utilization)
@@ -543,10 +548,10 @@ def _verdict(
             lines.append(f"{row['dies']} GPU(s): {' and '.join(row['faults'])} cannot be split or served.")
     count = dies_needed(model, tensors, context, options, storages[name]) if possible else None
     return [
-        f"It fits no layout of {', '.join(map(str, LAYOUTS))} GPUs.", *lines,
+        f"It fits no layout of {', '.join(map(str, sizes))} dies.", *lines,
         f"In {name} it would take {count} GPUs." if count else f"In {name} no number of GPUs up to 64 will do.",
         f"Another checkpoint of it would fit: {spelled(other)}." if other else "No other storage of it fits either.",
-        f"{LAYOUTS[-1]} GPUs hold {LAYOUTS[-1] * budget * 8 / storages[name].bits / 1e9:.0f} billion numbers of "
+        f"{sizes[-1]} GPUs hold {sizes[-1] * budget * 8 / storages[name].bits / 1e9:.0f} billion numbers of "
         f"{storages[name].bits} bits, were there no cache and no activations: choose a smaller model, a shorter "
         "plan_context or a smaller plan_max_num_seqs.",
     ]
@@ -558,7 +563,7 @@ def table(made: dict[str, Any]) -> list[str]:
         f"{made['architecture'] or 'model'}: {made['parameters'] / 1e6:,.1f} million parameters (counted from "
         f"{made['counted']}), context of {made['context']} tokens, max_num_seqs {made['max_num_seqs']}.",
         f"A GPU: {gib(made['die'])}, of which the server takes {made['gpu_memory_utilization']:.0%} = "
-        f"{gib(made['budget'])}. Sizes are GiB a GPU; tok/s is the bound of {DIE_BANDWIDTH / 1e9:.0f} GB/s a GPU.",
+        f"{gib(made['budget'])}. Sizes are GiB a GPU; tok/s is the bound of {made['bandwidth'] / 1e9:.0f} GB/s a GPU.",
         f"{'GPUs':>4} {'storage':>7} {'weights':>8} {'activ.':>7} {'other':>6} {'cache':>6} {'KiB/tok':>8} "
         f"{'longest':>8} {'seqs':>5} {'tok/s':>6}  remark",
     ]
@@ -581,8 +586,11 @@ def table(made: dict[str, Any]) -> list[str]:
     return lines + [f"Refused at start: {found}." for found in made["refused"]] + made["verdict"]
 
 
-def options_of(instance: dict[str, Any], base: Options | None = None) -> Options:
-    """The options that an instance sets, by key or in extra_args; what is no number is left to vLLM."""
+def options_of(instance: dict[str, Any], gpu: dict[str, Any]) -> Options:
+    """The options that an instance sets, by key or in extra_args; what is no number is left to vLLM.
+
+    gpu: the profile's.
+    """
     found: dict[str, Any] = {}
     extra = engine_options.meant(instance.get("extra_args") or {})
     for key in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
@@ -595,4 +603,4 @@ def options_of(instance: dict[str, Any], base: Options | None = None) -> Options
         found["enable_chunked_prefill"] = extra["enable_chunked_prefill"]
     if instance.get("gpu_memory_utilization") is not None:
         found["gpu_memory_utilization"] = float(instance["gpu_memory_utilization"])
-    return replace(base or Options(), **found)
+    return Options(**die_of(gpu), **found)

@@ -7,17 +7,19 @@ driver's: the engine's figure for it is taken over, and all else must follow. Fo
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import (
     BLOCK_SIZE,
     CUBLAS_WORKSPACE,
-    DIE_BYTES,
     GIB,
     MIB,
     UTILIZATION,
     Options,
+    die_of,
     need,
     outside_bytes,
     storage_of,
@@ -26,6 +28,9 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import 
 from serve_once import serve
 from tiny_models import TinyModel
 
+K80 = die_of(yaml.safe_load(
+    (Path(__file__).resolve().parents[2] / "profiles" / "k80" / "profile.yml").read_text()
+)["gpu"])
 GPUS = torch.cuda.device_count()
 pytestmark = pytest.mark.skipif(GPUS == 0, reason="needs an NVIDIA GPU")
 TOLERANCE = 0.05
@@ -85,7 +90,7 @@ def account(directory, config, dies, max_model_len, max_num_seqs, dtype):
         {"VLLM_KEPLER_DEVICE": "", "VLLM_KEPLER_VERIFY": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
          "CUDA_VISIBLE_DEVICES": ",".join(str((first + rank) % GPUS) for rank in range(dies))},
         load_format="dummy", tensor_parallel_size=dies, max_num_seqs=max_num_seqs, swap_space=0, dtype=dtype,
-        gpu_memory_utilization=UTILIZATION * DIE_BYTES / memory,
+        gpu_memory_utilization=UTILIZATION * K80["memory"] / memory,
     )
     assert done.status == 0, done.printed[-8000:]
     ranks = [tuple(float(number) * GIB for number in numbers) for numbers in ACCOUNT.findall(done.printed)]
@@ -105,8 +110,8 @@ def test_the_engine_needs_what_was_planned(tmp_path, case, dies):
         tmp_path, config, dies, max_model_len, max_num_seqs, dtype
     )
     options = Options(
-        max_num_seqs=max_num_seqs, gpu_memory_utilization=UTILIZATION * DIE_BYTES / memory, memory=memory,
-        outside=int(outside),
+        max_num_seqs=max_num_seqs, gpu_memory_utilization=UTILIZATION * K80["memory"] / memory, memory=memory,
+        bandwidth=K80["bandwidth"], outside=int(outside),
         workspace=HOPPER_WORKSPACE if torch.cuda.get_device_capability() >= (9, 0) else CUBLAS_WORKSPACE,
     )
     planned = need(model, tensors_of(model), dies, max_model_len, options, storage_of(dtype, None))
@@ -140,13 +145,13 @@ def test_thirteen_billion_parameters_on_four_dies(tmp_path, changes, length):
     model = TinyModel(tmp_path, prompts, [[0] * 32], [[1.0]], 0.0, 4096)
     shape = read(config)
     planned = need(
-        shape, tensors_of(shape), 4, 4096, Options(max_num_seqs=8), storage_of("half", shape.quantization)
+        shape, tensors_of(shape), 4, 4096, Options(**K80, max_num_seqs=8), storage_of("half", shape.quantization)
     ).blocks
     memory = torch.cuda.mem_get_info()[1]
     done = serve(
         model,
         {"VLLM_KEPLER_DEVICE": "", "VLLM_KEPLER_VERIFY": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-         "PYTORCH_CUDA_ALLOC_CONF": f"per_process_memory_fraction:{(DIE_BYTES - outside_bytes(4)) / memory:.4f}"},
+         "PYTORCH_CUDA_ALLOC_CONF": f"per_process_memory_fraction:{(K80['memory'] - outside_bytes(4)) / memory:.4f}"},
         load_format="dummy", tensor_parallel_size=4, max_num_seqs=8, swap_space=0, dtype="half",
         gpu_memory_utilization=0.5, num_gpu_blocks_override=planned,
     )

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from ansible_collections.kepler.vllm.plugins.module_utils.host import qualify, qualify_run
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
+PROFILE = yaml.safe_load((ROOT / "profiles" / "k80" / "profile.yml").read_text())
 GPUS = torch.cuda.device_count()
 pytestmark = pytest.mark.skipif(GPUS == 0, reason="needs an NVIDIA GPU")
 two = pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
@@ -32,14 +32,14 @@ def qualification(directory, fault=None, **others):
     faulty = [FAULTY, *fault, str(directory / "stops")] if fault else []
     fine, text = qualify_run.query("nvidia-smi", qualify.DESCRIBE.split(","))
     assert fine, text
-    dies = qualify.dies_of(text, "verify")
+    dies = qualify.dies_of(text, "verify", [])
     host = {
         "kernel": os.uname().release, "driver": dies[0]["driver"], "generation": None, "device": "verify", "dies": dies,
     }
     options = {
         "directory": str(directory), "python": ["env", *OWNER, sys.executable, *faulty], "load": LOAD,
         "device": "verify", "seconds": SECONDS, "pair_timeout": 120, "nvidia_smi": "nvidia-smi", "kmsg": "/dev/kmsg",
-        "limits": qualify.LIMITS, "stall": 60, "interval": 1.0, **others,
+        "profile": PROFILE, "stall": 60, "interval": 1.0, **others,
     }
     stamp = qualify_run.Qualification(host, options).run()
     return stamp, qualify.read_trace((directory / stamp["trace"]).read_text())
@@ -73,7 +73,8 @@ def left_over(directory):
 
 def test_a_sound_machine_passes(tmp_path):
     stamp, records = qualification(tmp_path)
-    assert (stamp["result"], stamp["size"]) == ("passed", max(size for size in qualify.SIZES if size <= GPUS)), stamp
+    largest = max(size for size in PROFILE["serve"]["sizes"] if size <= GPUS)
+    assert (stamp["result"], stamp["size"]) == ("passed", largest), stamp
     assert stamp["p2p"] is (True if GPUS > 1 else None)
     for record in records:
         if record["event"] == "step end":

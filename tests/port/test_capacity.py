@@ -192,7 +192,7 @@ def test_activations_are_those_that_the_engine_holds(engine, tmp_path, monkeypat
     found = peak_bytes(run)
     model = model_families.read(config)
     planned = activation_bytes(
-        model, 1, CONTEXT, Options(max_num_seqs=1, max_num_batched_tokens=TOKENS, workspace=0)
+        model, 1, CONTEXT, Options(memory=0, bandwidth=0, max_num_seqs=1, max_num_batched_tokens=TOKENS, workspace=0)
     ) + 4 * TOKENS * reference_rows * model.intermediate
     print(f"{name}: found {found}, planned {planned}")
     assert planned == pytest.approx(found, rel=0.03)

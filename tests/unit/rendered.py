@@ -10,6 +10,13 @@ from ansible.template import Templar
 ROOT = Path(__file__).resolve().parents[2]
 
 
+# The profile that a host of the group k80-hosts has.
+PROFILE = {
+    **yaml.safe_load((ROOT / "profiles" / "k80" / "profile.yml").read_text()), "name": "k80",
+    "directory": str(ROOT / "profiles" / "k80"),
+}
+
+
 @cache
 def lock():
     """The lock as hosts have it."""
@@ -23,8 +30,8 @@ def lock():
 
 @cache
 def variables_of(role):
-    """Variables of a role as its defaults and vars give them, and the lock."""
-    known = {"kepler_lock": lock()}
+    """Variables of a role as its defaults and vars give them, profile and lock."""
+    known = {"kepler_lock": lock(), "profile": PROFILE}
     for name in ("defaults", "vars"):
         path = ROOT / "roles" / role / name / "main.yml"
         if path.is_file():

@@ -8,8 +8,6 @@ import json
 import re
 
 SCHEMA = 1
-# Dies that one model can be spread over, and the stages on the way there.
-SIZES = (1, 2, 4)
 
 # What is asked of nvidia-smi for each GPU, and its name in a sample.
 FIELDS = (
@@ -28,18 +26,13 @@ FIELDS = (
 NEEDED = ("index", "pci.bus_id", "temperature.gpu")
 UNKNOWN_FIELD = re.compile(r'Field "([^"]+)" is not a valid field')
 
-# Bits of clocks_throttle_reasons.active that hardware sets. The power cap (0x4) is no fault: under load a K80 die lives
-# at its 149 W.
+# Bits of clocks_throttle_reasons.active that hardware sets. The power cap (0x4) is no fault: a passive board lives
+# there under load.
 HARDWARE_THROTTLE = (
     (0x08, "hardware slowdown (heat, or the power brake)"),
     (0x40, "hardware thermal slowdown"),
     (0x80, "power brake: the supply asks for less"),
 )
-
-# temperature: degrees at which a GPU counts as hot; a K80 slows itself down at 88 and goes off at 93. hysteresis:
-# degrees that it must fall below that to count as cool again, and above it at which it is hot at once. patience:
-# seconds that a GPU may be hot, throttle_patience: seconds that hardware may throttle it.
-LIMITS = {"temperature": 85, "hysteresis": 5, "patience": 5, "throttle_patience": 3}
 
 XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d+)(?:, *(.*))?")
 # NVIDIA's numbers for what went wrong on a GPU.
@@ -59,9 +52,6 @@ XIDS = {
     79: "the GPU has fallen off the bus",
     92: "high rate of single-bit ECC errors",
 }
-# Logged when a process is killed, as the run does with processes that hang.
-HARMLESS_XIDS = (45,)
-
 CABLES = (
     "Look at the board's seat, its own 8-pin EPS cable and the air flow, reboot, then run again with "
     "qualification_retry: true."
@@ -100,17 +90,17 @@ def number_in(text):
     return int(value) if value == int(value) else value
 
 
-def dies_of(text, device):
+def dies_of(text, device, products):
     """Dies that are qualified: [{index, name, bus, serial, driver}] of the answer to DESCRIBE.
 
-    device: with `verify` every GPU counts, else K80 dies alone.
+    device: with `verify` every GPU counts, else those of `products` alone.
     """
     found = []
     for line in text.splitlines():
         values = [value.strip() for value in line.split(",")]
         if len(values) != 5 or bus_of(values[2]) is None or not values[0].isdigit():
             continue
-        if device == "verify" or "K80" in values[1]:
+        if device == "verify" or any(product in values[1] for product in products):
             found.append({
                 "index": int(values[0]), "name": values[1], "bus": values[2], "serial": values[3], "driver": values[4],
             })
@@ -121,17 +111,17 @@ def dies_of(text, device):
 DESCRIBE = "index,name,pci.bus_id,serial,driver_version"
 
 
-def boards(dies):
+def boards(dies, per_board):
     """The dies of each board, in the order of the bus: [[die, ...], ...].
 
-    Both dies of a board have its serial number. Where nvidia-smi tells none, dies on buses that follow one another
+    The dies of a board have its serial number. Where nvidia-smi tells none, dies on buses that follow one another
     behind the board's switch are one board.
     """
     found = []
     for die in dies:
         mates = found[-1] if found else []
-        if len(mates) == 1:
-            mate = mates[0]
+        if 0 < len(mates) < per_board:
+            mate = mates[-1]
             serials = {mate["serial"], die["serial"]}
             if all(serial.isdigit() and int(serial) for serial in serials):
                 same = len(serials) == 1
@@ -145,17 +135,19 @@ def boards(dies):
     return found
 
 
-def stages(dies, device):
+def stages(dies, device, profile):
     """Stages of a host: [{size, dies}], `dies` being numbers; larger stages hold the GPUs of smaller ones.
 
-    Whole boards come first, and from two GPUs on there are whole boards alone: a switch is shared by two GPUs. With
+    Whole boards come first, and from two GPUs on there are whole boards alone: a board's GPUs share its switch. With
     `verify` each GPU is a board of its own, and any two do.
     """
-    known = [[die] for die in dies] if device == "verify" else boards(dies)
+    per_board = 1 if device == "verify" else profile["gpu"]["per_board"]
+    known = boards(dies, per_board)
     whole = sorted(known, key=lambda board: -len(board))
     order = [die["index"] for board in whole for die in board]
-    usable = len(order) if device == "verify" else sum(len(board) for board in whole if len(board) == 2)
-    return [{"size": size, "dies": order[:size]} for size in SIZES if size <= max(usable, min(len(order), 1))]
+    usable = sum(len(board) for board in whole if len(board) == per_board)
+    sizes = profile["serve"]["sizes"]
+    return [{"size": size, "dies": order[:size]} for size in sizes if size <= max(usable, min(len(order), 1))]
 
 
 def pairs(stage, done):
@@ -196,8 +188,8 @@ def read_xids(lines):
     return found
 
 
-def xid_findings(samples, numbers):
-    """Findings about Xid lines, each number of a GPU once."""
+def xid_findings(samples, numbers, harmless):
+    """Findings about Xid lines, each number of a GPU once; those of `harmless` are warnings."""
     found, seen = [], set()
     for sample in samples:
         for line in sample.get("xids", []):
@@ -207,7 +199,7 @@ def xid_findings(samples, numbers):
                 continue
             seen.add((where, line["xid"]))
             found.append(finding(
-                "warning" if line["xid"] in HARMLESS_XIDS else "error", where,
+                "warning" if line["xid"] in harmless else "error", where,
                 "Xid %d (%s)%s" % (
                     line["xid"], XIDS.get(line["xid"], "see NVIDIA's list of Xid errors"),
                     ": " + line["text"] if line["text"] else "",
@@ -233,8 +225,9 @@ def held(readings, begins, ends, patience):
     return None
 
 
-def heat_findings(name, readings, limits):
+def heat_findings(name, readings, limits, gpu):
     """Findings about temperatures [(time, degrees)]."""
+    passive = "A %s has no fan: give it" % gpu["products"][0] if gpu["cooling"] == "passive" else "Give it"
     limit, margin, patience = limits["temperature"], limits["hysteresis"], limits["patience"]
     at_once = [(time, value) for time, value in readings if value >= limit + margin]
     hot = held(readings, lambda value: value >= limit, lambda value: value < limit - margin, patience)
@@ -244,8 +237,8 @@ def heat_findings(name, readings, limits):
         "error", name,
         "%s degrees at %d s" % (max(value for _, value in readings), (hot or at_once[0])[0]),
         "less than %d degrees, or back below %d within %d s" % (limit, limit - margin, patience),
-        "A K80 has no fan: give it air (the chassis' fans at full speed, no gap beside the boards), then run again "
-        "with qualification_retry: true.",
+        "%s air (the chassis' fans at full speed, no gap beside the boards), then run again with qualification_retry: "
+        "true." % passive,
     )]
 
 
@@ -310,18 +303,20 @@ def presence_findings(samples, dies):
     return []
 
 
-def judge(samples, dies, limits):
+def judge(samples, dies, profile):
     """All findings about `samples`, oldest first: [{t, dies: {number: reading}, xids: [...], error}].
 
-    dies: those of the host, as dies_of returns them. limits: as LIMITS.
+    dies: those of the host, as dies_of returns them. profile: the host's, with its `gpu` and `limits`.
     """
+    limits = profile["limits"]
     numbers = {bus_of(die["bus"]): die["index"] for die in dies}
     indices = [die["index"] for die in dies]
-    found = xid_findings(samples, numbers) + presence_findings(samples, indices)
+    found = xid_findings(samples, numbers, limits["xid_harmless"]) + presence_findings(samples, indices)
     for number in indices:
         name = "GPU %d" % number
         read = [(sample["t"], sample["dies"][str(number)]) for sample in samples if str(number) in sample["dies"]]
-        found += heat_findings(name, [(time, reading["temperature"]) for time, reading in read], limits)
+        heat = [(time, reading["temperature"]) for time, reading in read]
+        found += heat_findings(name, heat, limits, profile["gpu"])
         masks = [(time, reading["throttle"]) for time, reading in read if reading.get("throttle") is not None]
         found += throttle_findings(name, masks, limits)
         for key in ("uncorrected", "corrected", "replays", "width"):

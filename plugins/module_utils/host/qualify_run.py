@@ -218,7 +218,7 @@ class Qualification(object):
 
     def verdict(self):
         """All findings so far."""
-        return qualify.judge(self.samples, self.host["dies"], self.options["limits"]) + self.findings
+        return qualify.judge(self.samples, self.host["dies"], self.options["profile"]) + self.findings
 
     def replays(self):
         """PCIe replays by die. They are read beside the steps alone: the whole report of nvidia-smi takes a second."""
@@ -237,7 +237,7 @@ class Qualification(object):
         if not fine or len(dies) < len(self.numbers):
             sample["error"] = text[-300:]
         self.samples.append(self.trace.write("sample", **sample))
-        if qualify.errors(qualify.judge(self.samples, self.host["dies"], self.options["limits"])):
+        if qualify.errors(qualify.judge(self.samples, self.host["dies"], self.options["profile"])):
             raise Stopped()
 
     def watch(self, ranks, limit):
@@ -327,7 +327,8 @@ class Qualification(object):
         self.fields, absent, said = known_fields(self.options["nvidia_smi"])
         self.begun = self.trace.write(
             "begin", time=now(), boot=read_text(BOOT).strip(),
-            stages=qualify.stages(self.host["dies"], self.host["device"]), limits=self.options["limits"],
+            stages=qualify.stages(self.host["dies"], self.host["device"], self.options["profile"]),
+            limits=self.options["profile"]["limits"],
             seconds=self.options["seconds"], **self.host
         )
         if said:

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-# Rows of the square matrices. On a K80 die one product of 4096 rows takes about 50 ms.
+# Rows of the square matrices. One product of 4096 rows takes 50 ms at 2.7 TFLOP/s.
 ROWS = {"cuda": 4096, "cpu": 384}
 # Elements of the vector that the ranks sum.
 ELEMENTS = {"cuda": 4 * 2**20, "cpu": 2**16}

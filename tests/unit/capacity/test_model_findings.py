@@ -9,6 +9,7 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_capacity import (
     with_memory_limits,
 )
 from known_models import FALCON_7B, LLAMA_7B, LLAMA_8B, MIXTRAL, QWEN2_0_5B, QWEN2_7B
+from rendered import PROFILE
 
 WHERE = "vllm_service_instances[0]"
 
@@ -16,7 +17,7 @@ WHERE = "vllm_service_instances[0]"
 def judge(config, device="kepler", faults=(), tensors=(), **keys):
     instance = {"name": "demo", "model": "/m", **keys}
     models = {"/m": {"config": config, "tensors": list(tensors), "faults": list(faults)}}
-    found = model_findings(models, [instance], device)
+    found = model_findings(models, [instance], PROFILE["gpu"], device)
     assert all(all(item.values()) for item in found)
     return found
 
@@ -50,7 +51,7 @@ def test_parts_without_safetensors_are_a_warning():
 
 
 def test_a_model_that_was_not_read_is_not_judged():
-    assert model_findings({}, [{"model": "Qwen/Qwen3-1.7B"}]) == []
+    assert model_findings({}, [{"model": "Qwen/Qwen3-1.7B"}], PROFILE["gpu"]) == []
 
 
 def test_models_of_the_hub_are_told_apart_by_their_revision():
@@ -58,7 +59,7 @@ def test_models_of_the_hub_are_told_apart_by_their_revision():
     instances = [{"model": "/m"}, hub, {**hub, "revision": "a" * 40}, {"model": "/m"}]
     assert model_keys(instances) == ["/m", "owner/name@main", "owner/name@" + "a" * 40]
     refused = {"config": {**LLAMA_7B, "quantization_config": {"quant_method": "fp8"}}, "tensors": [], "faults": []}
-    (found,) = model_findings({"owner/name@" + "a" * 40: refused}, instances)
+    (found,) = model_findings({"owner/name@" + "a" * 40: refused}, instances, PROFILE["gpu"])
     assert found["variable"] == "vllm_service_instances[2].model"
 
 
@@ -95,7 +96,7 @@ def test_memory_of_a_unit_is_limited_by_its_model(config, tensors, keys, limit):
 
 def test_the_second_instance_is_named():
     models = {"/m": {"config": None, "tensors": [], "faults": [{"file": "/m/a", "found": "b", "expected": "c"}]}}
-    (found,) = model_findings(models, [{"model": "x/y"}, {"model": "/m"}])
+    (found,) = model_findings(models, [{"model": "x/y"}, {"model": "/m"}], PROFILE["gpu"])
     assert found["variable"] == "vllm_service_instances[1].model"
     assert found["found"] == "b in /m/a"
 

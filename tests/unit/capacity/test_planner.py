@@ -3,12 +3,13 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.kepler.vllm.plugins.filter.kepler_capacity import capacity_plan, capacity_table
 from ansible_collections.kepler.vllm.plugins.plugin_utils import capacity
-from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import GIB, MIB, STORAGES, Options, need
+from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import GIB, MIB, STORAGES, need
 from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import (
     Quantization,
     quantized,
@@ -27,10 +28,13 @@ from known_models import (
     QWEN2_0_5B,
     QWEN2_7B,
 )
+from rendered import PROFILE
 
 WHOLE_ROW = quantized.WHOLE
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
 FP32, FP16, INT4 = (STORAGES[name] for name in ("fp32", "fp16", "int4"))
+Options = partial(capacity.Options, **capacity.die_of(PROFILE["gpu"]))
+planned = partial(capacity_plan, profile=PROFILE)
 WHOLE = Options(gpu_memory_utilization=0.9)
 
 
@@ -328,7 +332,7 @@ def rows(made):
 
 
 def test_a_plan_of_seven_billion_parameters():
-    made = capacity_plan(facts(LLAMA_7B))
+    made = planned(facts(LLAMA_7B))
     assert json.loads(json.dumps(made)) == made
     assert len(made["layouts"]) == 12
     by = rows(made)
@@ -348,7 +352,7 @@ def test_a_plan_of_seven_billion_parameters():
 
 
 def test_decoding_is_as_fast_as_the_weights_are_small():
-    by = rows(capacity_plan(facts(LLAMA_13B)))
+    by = rows(planned(facts(LLAMA_13B)))
     for storage, times in (("fp16", 2), ("int8", 3.9), ("int4", 7.3)):
         faster = by[2, storage]["tokens_per_second"] / by[2, "fp32"]["tokens_per_second"]
         assert faster == pytest.approx(times, rel=0.02)
@@ -356,33 +360,33 @@ def test_decoding_is_as_fast_as_the_weights_are_small():
 
 def test_thirteen_billion_parameters_on_four_dies():
     """With 8 sequences of 4,096 tokens at most: half starts and holds four of them whole, four bits all eight."""
-    by = rows(capacity_plan(facts(LLAMA_13B), context=4096, max_num_seqs=8))
+    by = rows(planned(facts(LLAMA_13B), context=4096, max_num_seqs=8))
     assert [by[4, name]["sequences"] for name in ("fp32", "fp16", "int8", "int4")] == [0, 4, 7, 8]
     assert [by[4, name]["fits"] for name in ("fp32", "fp16", "int8", "int4")] == [False, True, True, True]
 
 
 def test_a_model_that_fits_nowhere_is_told_so():
-    made = capacity_plan(facts({**LLAMA_13B, "num_hidden_layers": 60}))
+    made = planned(facts({**LLAMA_13B, "num_hidden_layers": 60}))
     assert not any(row["fits"] and row["served"] for row in made["layouts"])
     said = " ".join(made["verdict"])
     assert "fits no layout of 1, 2, 4 GPUs" in said
     assert "In fp16 it would take 8 GPUs" in said
     assert "Another checkpoint of it would fit: int8 on 4 GPU(s), int4 on 2 or 4 GPU(s)." in said
     assert "10.06 GiB" in said
-    nowhere = capacity_plan(facts({**LLAMA_13B, "num_hidden_layers": 400}))
+    nowhere = planned(facts({**LLAMA_13B, "num_hidden_layers": 400}))
     assert "No other storage" in " ".join(nowhere["verdict"])
 
 
 def test_a_mixture_is_planned_in_every_storage():
     small = {**MIXTRAL, "num_hidden_layers": 4}
-    made = capacity_plan(facts(small))
+    made = planned(facts(small))
     assert [row["faults"] for row in rows(made).values()] == [[]] * len(rows(made))
     assert "fp32 on 4 GPU(s)" in made["verdict"][0]
     assert "fp16 on" in made["verdict"][0]
-    whole = " ".join(capacity_plan(facts(MIXTRAL))["verdict"])
+    whole = " ".join(planned(facts(MIXTRAL))["verdict"])
     assert "Another checkpoint of it would fit: int4 on 4 GPU(s)." in whole
     ordered = {**GPTQ, "desc_act": True}
-    said = " ".join(capacity_plan(facts({**small, "quantization_config": ordered}))["verdict"])
+    said = " ".join(planned(facts({**small, "quantization_config": ordered}))["verdict"])
     assert "experts in GPTQ with act-order (desc_act) cannot be split or served" in said
 
 
@@ -393,21 +397,21 @@ def test_a_mixture_is_planned_in_every_storage():
 )
 def test_what_config_json_alone_does_not_count_is_named(config, named):
     """The language model of Gemma 3 4B has 3.88 billion parameters on its card."""
-    made = capacity_plan(facts(config))
+    made = planned(facts(config))
     assert f"Not counted: the weights of {named}." in "".join(capacity_table(made))
     assert made["parameters"] == {"gemma3": 3880263168}.get(config["model_type"], 6738415616)
     recorded = [{"name": "a.weight", "shape": [8, 8], "count": 1, "dtype": "F16"}]
-    assert capacity_plan({**facts(config), "tensors": recorded})["uncounted"] == []
+    assert planned({**facts(config), "tensors": recorded})["uncounted"] == []
 
 
 def test_heads_that_cannot_be_split_are_named_in_the_table():
-    lines = capacity_table(capacity_plan(facts(QWEN2_0_5B)))
+    lines = capacity_table(planned(facts(QWEN2_0_5B)))
     assert sum("14 attention heads" in line for line in lines) == 4
     assert any(line.startswith("   2    fp32") for line in lines)
 
 
 def test_a_quantized_checkpoint_is_planned_as_it_is():
-    made = capacity_plan(facts({**LLAMA_7B, "quantization_config": {**GPTQ, "group_size": 64}}))
+    made = planned(facts({**LLAMA_7B, "quantization_config": {**GPTQ, "group_size": 64}}))
     by = rows(made)
     assert len(by) == 12
     assert {storage for (_, storage), row in by.items() if row["served"]} == {"int4"}
@@ -421,7 +425,7 @@ def test_a_quantized_checkpoint_is_planned_as_it_is():
 @pytest.mark.parametrize("said", [{"quant_method": "fp8"}, {**GPTQ, "bits": 3}, {"quant_method": "bitsandbytes"}])
 def test_a_checkpoint_that_is_refused_is_planned_as_its_model(said):
     tensors = [{"name": "model.layers.*.mlp.up_proj.qweight", "dtype": "I32", "shape": [10, 10], "count": 7}]
-    made = capacity_plan(facts({**LLAMA_7B, "quantization_config": said}, tensors))
+    made = planned(facts({**LLAMA_7B, "quantization_config": said}, tensors))
     assert (made["parameters"], made["counted"]) == (6738415616, "config")
     assert not any(row["served"] for row in made["layouts"])
     lines = capacity_table(made)
@@ -432,7 +436,7 @@ def test_a_checkpoint_that_is_refused_is_planned_as_its_model(said):
 
 def test_sizes_of_files_go_before_the_formula():
     tensors = [{"name": "model.layers.*.mlp.up_proj.weight", "dtype": "F16", "shape": [10, 10], "count": 7}]
-    made = capacity_plan(facts({**LLAMA_7B, "tie_word_embeddings": True}, tensors))
+    made = planned(facts({**LLAMA_7B, "tie_word_embeddings": True}, tensors))
     assert (made["parameters"], made["counted"]) == (700, "safetensors")
 
 
@@ -456,7 +460,7 @@ def test_a_gguf_file_is_planned_by_the_types_of_its_tensors():
         assert capacity.weight_bytes(model, tensors_of(model, tensors), 1, storage) == (
             size * 32000 * 4096 + 30 * square * 5 // 8 + 3 * size * square + 4 * (4096 + 4096 * 128)
         )
-    made = capacity_plan(facts(config, tensors))
+    made = planned(facts(config, tensors))
     assert made["counted"] == "a GGUF file"
     assert {row["storage"] for row in made["layouts"] if row["served"]} == {"int4"}
     only = [layer("mlp.up_proj", "Q8_0", 5), layer("self_attn.q_proj", "Q4_0", 2)]
@@ -467,7 +471,7 @@ def test_a_gguf_file_is_planned_by_the_types_of_its_tensors():
 
 def test_a_model_is_planned_before_its_weights_are_there():
     absent = {"file": "/m", "found": "no weights", "expected": "weights"}
-    assert capacity_plan(facts(LLAMA_7B, faults=[absent]))["counted"] == "config"
+    assert planned(facts(LLAMA_7B, faults=[absent]))["counted"] == "config"
 
 
 @pytest.mark.parametrize(
@@ -480,12 +484,12 @@ def test_a_model_is_planned_before_its_weights_are_there():
 )
 def test_what_is_asked_wrongly_is_named(asked, variable):
     with pytest.raises(AnsibleFilterError, match=variable) as raised:
-        capacity_plan(facts(LLAMA_7B), **asked)
+        planned(facts(LLAMA_7B), **asked)
     assert "expected" in str(raised.value)
 
 
 def test_what_is_asked_counts():
-    made = capacity_plan(facts(LLAMA_7B), context="1024", max_num_seqs="8", utilization="0.8")
+    made = planned(facts(LLAMA_7B), context="1024", max_num_seqs="8", utilization="0.8")
     assert (made["context"], made["max_num_seqs"], made["gpu_memory_utilization"]) == (1024, 8, 0.8)
     assert rows(made)[4, "fp32"]["sequences"] <= 8
 
@@ -493,13 +497,13 @@ def test_what_is_asked_counts():
 @pytest.mark.parametrize("config", [None, {}, {**LLAMA_7B, "hidden_size": "x"}, {**LLAMA_7B, "model_type": "odd"}])
 def test_a_config_that_cannot_be_planned_is_no_traceback(config):
     with pytest.raises(AnsibleFilterError, match=r"plan_model: found .* expected"):
-        capacity_plan(facts(config))
+        planned(facts(config))
 
 
 def test_a_truncated_file_is_no_plan():
     fault = {"file": "/m/model.safetensors", "found": "10 bytes", "expected": "20 bytes"}
     with pytest.raises(AnsibleFilterError, match=r"found 10 bytes in /m/model\.safetensors"):
-        capacity_plan(facts(LLAMA_7B, faults=[fault]))
+        planned(facts(LLAMA_7B, faults=[fault]))
 
 
 def test_options_of_an_instance():
@@ -508,11 +512,11 @@ def test_options_of_an_instance():
         "extra_args": {
             "max-num-seqs": 8, "max-num-batched-tokens": "x", "enable-chunked-prefill": True, "block-size": 32,
         },
-    })
+    }, PROFILE["gpu"])
     assert made == Options(
         max_num_seqs=8, enable_chunked_prefill=True, block_size=32, gpu_memory_utilization=0.5
     )
-    assert capacity.options_of({}) == Options()
+    assert capacity.options_of({}, PROFILE["gpu"]) == Options()
 
 
 @pytest.mark.parametrize(
@@ -525,4 +529,4 @@ def test_options_of_an_instance():
     ],
 )
 def test_both_spellings_of_an_option(extra, expected):
-    assert capacity.options_of({"extra_args": extra}) == expected
+    assert capacity.options_of({"extra_args": extra}, PROFILE["gpu"]) == expected

@@ -121,7 +121,7 @@ def test_a_server_out_of_reach_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "variable"),
     [
-        ({"servers": []}, "k80-hosts"),
+        ({"servers": []}, "vllm_service_instances"),
         ({"balancer": "balancer.example.org"}, "monitoring_balancer"),
         ({"balancer": "https://b:8443"}, "monitoring_balancer"),
         ({"credentials_file": "key"}, "monitoring_credentials_file"),

@@ -7,14 +7,16 @@ import pytest
 from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import (
     bar_findings,
     board_findings,
+    gpu_numbers,
     history_findings,
     isolation_findings,
-    k80_dies,
-    k80_numbers,
     link_findings,
+    profile_gpus,
     unlisted_findings,
 )
+from rendered import PROFILE
 
+GPU = {"gpu": PROFILE["gpu"], "group": "k80-hosts"}
 UNIT = Path(__file__).resolve().parents[1]
 
 
@@ -31,7 +33,7 @@ def bus(tmp_path, monkeypatch):
 
 def judged(bus):
     """(severity, found) of all findings about boards and bus."""
-    host = {"pci": bus.read(), "iommu": {"groups": 0, "passthrough": False}}
+    host = {**GPU, "pci": bus.read(), "iommu": {"groups": 0, "passthrough": False}}
     findings = board_findings(host) + bar_findings(host) + link_findings(host) + isolation_findings(host, False)
     return host, [(item["severity"], item["found"]) for item in findings]
 
@@ -51,7 +53,7 @@ def test_two_boards(bus):
     sound(bus, "0000:03:00.0", "0000:83:00.0")
     host, findings = judged(bus)
     assert findings == []
-    assert (k80_dies(host), k80_numbers(host)) == (4, [0, 1, 2, 3])
+    assert (profile_gpus(host, PROFILE["gpu"]), gpu_numbers(host)) == (4, [0, 1, 2, 3])
 
 
 def test_one_board(bus):
@@ -59,7 +61,7 @@ def test_one_board(bus):
     sound(bus, "0000:03:00.0")
     host, findings = judged(bus)
     assert findings == []
-    assert k80_dies(host) == 2
+    assert profile_gpus(host, PROFILE["gpu"]) == 2
 
 
 def test_a_board_that_lacks_a_die(bus):
@@ -67,7 +69,7 @@ def test_a_board_that_lacks_a_die(bus):
     bus.board("0000:00:03.0", 0x83, dies=1)
     bus.slot("6", "0000:83:00")
     sound(bus, "0000:03:00.0", "0000:83:00.0")
-    assert judged(bus)[1] == [("warning", "a K80 board with one die alone, 0000:85:00.0 (slot 6)")]
+    assert judged(bus)[1] == [("warning", "a Tesla K80 board with 1 of 2 dies, 0000:85:00.0 (slot 6)")]
 
 
 def test_a_k40_beside_k80s(bus):
@@ -76,8 +78,8 @@ def test_a_k40_beside_k80s(bus):
     bus.board("0000:00:02.0", 3)
     sound(bus, "0000:03:00.0")
     host, findings = judged(bus)
-    assert findings == [("warning", "a Tesla K40m at 0000:01:00.0")]
-    assert k80_numbers(host) == [1, 2]
+    assert findings == [("warning", "a Tesla K40m (sm_35) at 0000:01:00.0")]
+    assert gpu_numbers(host) == [1, 2]
 
 
 def test_a_firmware_that_maps_nothing_above_4g(bus):
@@ -131,18 +133,18 @@ FIRST = "0000:01:00.0"
     ],
 )
 def test_boards_that_cuda_does_not_see_are_not_counted(first, dies, numbers):
-    assert k80_numbers({"pci": [function(FIRST, *first), *dies]}) == numbers
+    assert gpu_numbers({**GPU, "pci": [function(FIRST, *first), *dies]}) == numbers
 
 
 def test_what_the_loaded_driver_lists_is_counted():
     pci = [function(FIRST, "0x128b", "nvidia"), *DIES]
     held = [die["address"] for die in DIES]
-    assert k80_numbers({"pci": pci, "nvidia_gpus": held}) == [0, 1, 2, 3]
-    assert k80_numbers({"pci": pci, "nvidia_gpus": [FIRST, *held]}) == [1, 2, 3, 4]
-    assert k80_numbers({"pci": pci, "nvidia_gpus": [FIRST, *held[1:]]}) == [1, 2, 3]
+    assert gpu_numbers({**GPU, "pci": pci, "nvidia_gpus": held}) == [0, 1, 2, 3]
+    assert gpu_numbers({**GPU, "pci": pci, "nvidia_gpus": [FIRST, *held]}) == [1, 2, 3, 4]
+    assert gpu_numbers({**GPU, "pci": pci, "nvidia_gpus": [FIRST, *held[1:]]}) == [1, 2, 3]
     # A driver that does not serve the K80 holds the other board: the one to come counts.
-    assert k80_numbers({"pci": [pci[0], *UNBOUND], "nvidia_gpus": [FIRST]}) == [1, 2, 3, 4]
-    assert k80_numbers({"pci": pci, "nvidia_gpus": None}) == [1, 2, 3, 4]
+    assert gpu_numbers({**GPU, "pci": [pci[0], *UNBOUND], "nvidia_gpus": [FIRST]}) == [1, 2, 3, 4]
+    assert gpu_numbers({**GPU, "pci": pci, "nvidia_gpus": None}) == [1, 2, 3, 4]
 
 
 def well(*addresses):
@@ -155,17 +157,17 @@ def test_lost_boards_are_not_counted():
     for fault in ("Unable to determine the device handle for GPU 0000:05:00.0: GPU is lost.",
                   "00000000:05:00.0, [GPU is lost], [GPU is lost], [GPU is lost]"):
         for address in ("0000:05:00.0", "00000000:05:00.0", "0000:05:00"):
-            assert k80_numbers({"pci": pci, "ecc": [{"address": address, "fault": fault}]}) == [1, 2, 3]
-    assert k80_numbers({"pci": pci, "ecc": well(*others)}) == [1, 2, 3]
+            assert gpu_numbers({**GPU, "pci": pci, "ecc": [{"address": address, "fault": fault}]}) == [1, 2, 3]
+    assert gpu_numbers({**GPU, "pci": pci, "ecc": well(*others)}) == [1, 2, 3]
     unknown = {"address": "00000000:05:00.0", "fault": "00000000:05:00.0, ERR!, ERR!, ERR!"}
-    assert k80_numbers({"pci": pci, "ecc": [*well(*others), unknown]}) == [1, 2, 3, 4]
+    assert gpu_numbers({**GPU, "pci": pci, "ecc": [*well(*others), unknown]}) == [1, 2, 3, 4]
 
 
 def test_what_is_no_gpu_is_not_counted():
     chipset = function("0000:00:01.0", "0x0a85", None, **{"class": "0x050000"})
     switch = function("0000:02:00.0", "0x1af1", "nvidia", **{"class": "0x068000"})
     gpu = function("0000:03:00.0", "0x128b", "nvidia", **{"class": "0x030000"})
-    assert k80_numbers({"pci": [chipset, switch, gpu, *DIES]}) == [1, 2, 3, 4]
+    assert gpu_numbers({**GPU, "pci": [chipset, switch, gpu, *DIES]}) == [1, 2, 3, 4]
 
 
 def test_class_of_a_function_is_read(bus):
@@ -202,8 +204,9 @@ def test_gpu_lost_in_the_journal_is_a_finding():
 
 def test_die_that_nvidia_smi_passes_over_is_a_finding():
     rows = well(*(f"0000{die['address']}" for die in DIES[1:]))
-    (found,) = unlisted_findings({"pci": DIES, "ecc": rows})
+    (found,) = unlisted_findings({**GPU, "pci": DIES, "ecc": rows})
     assert "0000:05:00.0" in found["found"]
     named = {"address": "0000:05:00.0", "fault": "GPU is lost"}
-    assert unlisted_findings({"pci": DIES, "ecc": [*rows, named]}) == []
-    assert unlisted_findings({"pci": DIES, "ecc": []}) == unlisted_findings({"pci": UNBOUND, "ecc": rows}) == []
+    assert unlisted_findings({**GPU, "pci": DIES, "ecc": [*rows, named]}) == []
+    assert unlisted_findings({**GPU, "pci": DIES, "ecc": []}) == []
+    assert unlisted_findings({**GPU, "pci": UNBOUND, "ecc": rows}) == []

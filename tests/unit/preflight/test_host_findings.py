@@ -1,9 +1,10 @@
 """What is concluded from the facts of a host."""
 
 import pytest
-from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import k80_dies
+from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import profile_gpus
 from ansible_collections.kepler.vllm.plugins.filter.kepler_driver import driver_findings, signing_pair_findings
 from ansible_collections.kepler.vllm.plugins.filter.kepler_host import host_findings, paths_to_read
+from rendered import PROFILE
 
 KERNELS = {"range": "4.0-1*.el8", "tested": ["4.0-1.el8"]}
 LOCKED = {"driver": "1.2.3", "stream": "1-dkms", "kernels": KERNELS}
@@ -77,7 +78,7 @@ TWO_DIES = {**MODEL, "gpus": [0, 1], "tensor_parallel_size": 2}
 
 def judge(facts, *instances, container=False, needs=None, memory_gib=8, jobs=0, **others):
     return host_findings(
-        facts, instances=list(instances) or [MODEL], locked=LOCKED, root=ROOT, needs=needs or NEEDS,
+        facts, profile=PROFILE, instances=list(instances) or [MODEL], locked=LOCKED, root=ROOT, needs=needs or NEEDS,
         memory_gib=memory_gib, jobs=jobs, container=container, **others,
     )
 
@@ -91,7 +92,7 @@ def only(findings, severity="error"):
 
 def test_a_ready_host():
     assert judge(host()) == []
-    assert k80_dies(host()) == 4
+    assert profile_gpus(host(), PROFILE["gpu"]) == 4
 
 
 @pytest.mark.parametrize("identity", ["rhel", "almalinux", "centos", "ol"])
@@ -137,14 +138,14 @@ def test_a_k40_alone_is_named_and_not_enough():
 def test_other_kepler_boards_are_named_with_their_capability(device, name, capability):
     found = only(judge(host(pci=[*(function(K80, number) for number in range(4)), function(device, 9)])), "warning")
     assert name in found["found"]
-    assert capability in found["expected"]
+    assert capability in found["found"]
 
 
 def test_a_k40_beside_k80s_is_left_alone():
     pci = [function(K80, number) for number in range(4)] + [function(K40, 9)]
     found = only(judge(host(pci=pci)), "warning")
-    assert "sm_35" in found["expected"]
-    assert k80_dies(host(pci=pci)) == 4
+    assert "sm_35" in found["found"]
+    assert profile_gpus(host(pci=pci), PROFILE["gpu"]) == 4
 
 
 def test_dies_are_numbered_over_all_boards():

@@ -9,6 +9,12 @@ from ansible_collections.kepler.vllm.plugins.module_utils.host import qualify, q
 ROOT = Path(__file__).resolve().parents[3]
 
 
+# What is read of a profile, of one like k80.
+PROFILE = {
+    "gpu": {"products": ["Tesla K80"], "per_board": 2, "cooling": "passive"},
+    "limits": {"temperature": 85, "hysteresis": 5, "patience": 5, "throttle_patience": 3, "xid_harmless": [45]},
+    "serve": {"sizes": [1, 2, 4]},
+}
 # Two K80 boards with a K40 between them, as nvidia-smi lists them: index, name, address, serial, driver.
 LISTING = """0, Tesla K80, 00000000:05:00.0, 0320000000001, 470.1
 1, Tesla K80, 00000000:06:00.0, 0320000000001, 470.1
@@ -124,14 +130,15 @@ class Box:
         return ["append", str(self.kmsg), f"4,2,2,-;{text}\n"]
 
     def host(self, device="kepler"):
-        dies = qualify.dies_of(LISTING, device)
+        dies = qualify.dies_of(LISTING, device, PROFILE["gpu"]["products"])
         return {"kernel": "4.18", "driver": "470.1", "generation": "3", "device": device, "dies": dies}
 
     def options(self, **others):
+        limits = {**PROFILE["limits"], "patience": 0.2, "throttle_patience": 0.2}
         return {
             "directory": str(self.kept), "python": [sys.executable], "load": str(self.load), "device": "kepler",
             "seconds": 0, "pair_timeout": 5, "nvidia_smi": str(self.smi), "kmsg": str(self.kmsg), "stall": 5,
-            "interval": 0.05, "limits": dict(qualify.LIMITS, patience=0.2, throttle_patience=0.2), **others,
+            "interval": 0.05, "profile": {**PROFILE, "limits": limits}, **others,
         }
 
     def qualify(self, **others):

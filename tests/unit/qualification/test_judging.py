@@ -5,9 +5,9 @@ import json
 
 import pytest
 from ansible_collections.kepler.vllm.plugins.module_utils.host import qualify
-from simulated import LISTING
+from simulated import LISTING, PROFILE
 
-DIES = qualify.dies_of(LISTING, "kepler")
+DIES = qualify.dies_of(LISTING, "kepler", PROFILE["gpu"]["products"])
 NUMBERS = {qualify.bus_of(die["bus"]): die["index"] for die in DIES}
 FINE = {
     "temperature": 60, "power": 120.5, "clock": 614, "throttle": 4, "uncorrected": 0, "corrected": 0, "gen": 3,
@@ -27,7 +27,7 @@ def samples(count=20, **of_die_1):
 
 
 def judged(readings):
-    return qualify.judge(readings, DIES, qualify.LIMITS)
+    return qualify.judge(readings, DIES, PROFILE)
 
 
 def only(findings, severity, where):
@@ -151,7 +151,8 @@ def test_addresses(text):
 
 
 def plan(listing, device="kepler"):
-    return [stage["dies"] for stage in qualify.stages(qualify.dies_of(listing, device), device)]
+    dies = qualify.dies_of(listing, device, PROFILE["gpu"]["products"])
+    return [stage["dies"] for stage in qualify.stages(dies, device, PROFILE)]
 
 
 def lines(*numbers):
@@ -196,7 +197,7 @@ def test_pairs():
 HOST = {"kernel": "4.18", "driver": "470.1", "device": "kepler", "generation": "3", "dies": DIES}
 BEGIN = dict(
     HOST, event="begin", t=0.0, time="2026-01-01T00:00:00Z", boot="b", seconds=60,
-    stages=qualify.stages(DIES, "kepler"), limits=qualify.LIMITS,
+    stages=qualify.stages(DIES, "kepler", PROFILE), limits=PROFILE["limits"],
 )
 
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 from ansible.module_utils import basic
-from simulated import ROOT
+from simulated import PROFILE, ROOT
 
 specification = importlib.util.spec_from_file_location("run_module", ROOT / "plugins/modules/qualification_run.py")
 run_module = importlib.util.module_from_spec(specification)
@@ -24,7 +24,8 @@ def run(box, monkeypatch, capsys):
     def call(check=False, **options):
         arguments = {
             "directory": str(box.kept), "root": str(root), "load": str(box.load), "seconds": 0, "pair_timeout": 5,
-            "nvidia_smi": str(box.smi), "kmsg": str(box.kmsg), "_ansible_check_mode": check, **options,
+            "profile": PROFILE, "nvidia_smi": str(box.smi), "kmsg": str(box.kmsg),
+            "_ansible_check_mode": check, **options,
         }
         monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode())
         with pytest.raises(SystemExit):
@@ -155,7 +156,7 @@ def test_what_is_missing_is_named(run, box):
     assert "Run playbooks/build.yml first" in run()["msg"]
     box.state["fault"], box.state["dies"] = "No devices were found", []
     box.write()
-    assert "nvidia-smi: found No devices were found; expected the K80 dies of the host" in run()["msg"]
+    assert "nvidia-smi: found No devices were found; expected the Tesla K80 dies of the host" in run()["msg"]
     assert "none/nvidia-smi: No such file" in run(nvidia_smi="/none/nvidia-smi")["msg"]
     answer = run(check=True, nvidia_smi="/none/nvidia-smi", directory="/none")
     assert answer["reasons"] == ["this host was never qualified"], "a dry run on an empty host"
