@@ -2,14 +2,16 @@
 
 `requirements/NAME.txt` and `lock/python/NAME.yml` of each profile are made from the `.in` file
 beside them. Resolution is uv's, the download is pip's; both use the index that the user has configured.
-Every wheel is downloaded for Python 3.10 on EL8 (glibc 2.28) and hashed here, so what the lock
-says was read from the file itself.
+Every wheel is downloaded for the Python and the release of Enterprise Linux of the profile and
+hashed here, so what the lock says was read from the file itself. A line `# omit PACKAGE: REASON` of
+a profile's `.in` file leaves out what a dependency names and nobody wants there.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,17 +20,10 @@ import yaml
 from packaging.utils import parse_wheel_filename
 
 PROJECT = Path(__file__).resolve().parents[2]
-GLIBC = (28, 27, 24, 17, 12, 5)  # manylinux levels that EL8's glibc 2.28 satisfies
+# Levels of manylinux_2, and the newest that the glibc of each release of Enterprise Linux satisfies.
+LEVELS, NEWEST = (34, 31, 28, 27, 24, 17, 12, 5), {8: 28, 9: 34}
 LEGACY = ("manylinux2014", "manylinux2010", "manylinux1")
-# Named by a dependency, wanted by nobody here.
-OMIT = {
-    "serving": {
-        "triton": "needs sm_70; importing it on Kepler only costs time",
-        "cmake": "a dependency of triton",
-        "lit": "a dependency of triton",
-    },
-    "pytorch-build": {"nvidia-cublas-cu11": "the build uses the toolkit's cuBLAS"},
-}
+OMIT = re.compile(r"^# omit ([a-z0-9-]+): ", re.MULTILINE)
 HEADER = "# Made by `make lock` from {name}.in: do not edit.\n"
 
 
@@ -46,12 +41,12 @@ def compile_lock(source: Path, *options: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def download(requirements: Path, destination: Path) -> None:
-    """Download the wheels of `requirements` for Python 3.10 on EL8 into `destination`."""
-    platforms = [f"manylinux_2_{level}" for level in GLIBC] + list(LEGACY)
+def download(requirements: Path, destination: Path, python: str, newest: int) -> None:
+    """Download the wheels of `requirements` into `destination`, for a Python and a newest level of manylinux."""
+    platforms = [f"manylinux_2_{level}" for level in LEVELS if level <= newest] + list(LEGACY)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes",
-               "--only-binary=:all:", "--python-version", "3.10", "--implementation", "cp"]
-    for abi in ("cp310", "abi3", "none"):
+               "--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
+    for abi in (f"cp{python.replace('.', '')}", "abi3", "none"):
         command += ["--abi", abi]
     for platform in platforms:
         command += ["--platform", f"{platform}_x86_64"]
@@ -67,19 +62,21 @@ def entry(wheel: Path) -> dict[str, str]:
 
 
 def refresh_python(source: Path, downloads: Path) -> None:
-    """Rewrite the lock beside `source`, a profile's lock/python/NAME.in; wheels end up under `downloads`/NAME."""
-    name = source.stem
-    destination = downloads / name
+    """Rewrite the lock beside `source`, a profile's lock/python/NAME.in; wheels end up below `downloads`."""
+    name, directory = source.stem, source.parents[2]
+    profile = yaml.safe_load((directory / "profile.yml").read_text())
+    python, newest = profile["python"]["version"], NEWEST[profile["platform"]["major"]]
+    destination = downloads / directory.name / name
     destination.mkdir(parents=True, exist_ok=True)
-    options = ["--python-version", "3.10", "--python-platform", "x86_64-manylinux_2_28", "--only-binary", ":all:",
-               "--no-annotate"]
-    for package in OMIT.get(name, {}):
+    options = ["--python-version", python, "--python-platform", f"x86_64-manylinux_2_{newest}", "--only-binary",
+               ":all:", "--no-annotate"]
+    for package in OMIT.findall(source.read_text()):
         options += ["--no-emit-package", package]
     requirements = destination / "requirements.txt"
     requirements.write_text(compile_lock(source, *options))
     for stale in destination.glob("*.whl"):
         stale.unlink()
-    download(requirements, destination)
+    download(requirements, destination, python, newest)
     packages = sorted((entry(wheel) for wheel in destination.glob("*.whl")), key=lambda e: e["project"])
     text = HEADER.format(name=name) + "---\n" + yaml.dump({"packages": packages}, Dumper=Indented, sort_keys=False)
     source.with_suffix(".yml").write_text(text)

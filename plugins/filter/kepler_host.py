@@ -19,7 +19,6 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_driver import driver_
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, setting
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import finding, is_plain_path, shown
 
-EL8 = ("rocky", "rhel", "almalinux", "centos", "ol")
 # Options of vLLM that name files.
 PATH_OPTIONS = ("chat-template", "generation-config", "hf-config-path", "tokenizer", "tool-parser-plugin")
 # GiB of host memory for one rank: its process, with libraries and CUDA's context.
@@ -33,11 +32,12 @@ JOB_GIB = 4
 def platform_findings(host: dict) -> list[dict[str, str]]:
     """Findings about release, architecture, processor and process 1."""
     found = []
-    release = host["os"]
-    if release["id"] not in EL8 or release["version_id"].split(".")[0] != "8":
+    release, wanted = host["os"], host["platform"]
+    if release["id"] not in wanted["os"] or release["version_id"].split(".")[0] != str(wanted["major"]):
         found.append(finding(
-            "error", "host", release["pretty_name"] or "no /etc/os-release", "Enterprise Linux 8 (Rocky, RHEL, ...)",
-            f"Take the host out of {host['group']}, or install Rocky Linux 8 on it.",
+            "error", "host", release["pretty_name"] or "no /etc/os-release",
+            f"Enterprise Linux {wanted['major']} (Rocky, RHEL, ...)",
+            f"Take the host out of {host['group']}, or install Rocky Linux {wanted['major']} on it.",
         ))
     if host["architecture"] != "x86_64":
         found.append(finding("error", "host", host["architecture"], "x86_64", f"Take the host out of {host['group']}."))
@@ -275,7 +275,7 @@ def host_findings(
     What a first run needs is not judged once a generation is active. A container has its machine's memory.
     """
     active = host["paths"].get(f"{root}/current")
-    host = {**host, "gpu": profile["gpu"], "group": profile["groups"]["hosts"]}
+    host = {**host, **{part: profile[part] for part in ("gpu", "platform")}, "group": profile["groups"]["hosts"]}
     return (
         platform_findings(host)
         + board_findings(host)

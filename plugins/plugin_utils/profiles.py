@@ -56,7 +56,16 @@ def common_lock() -> dict[str, Any]:
 
 def lacking(profile: dict[str, Any], lock: dict[str, Any]) -> list[str]:
     """What a lock lacks of what its profile names or every role reads: texts of a file and an entry."""
-    return [f"rpms.yml: {entry}" for entry in ("kernels", "repos") if not lock.get(entry)]
+    repository, python = profile["platform"]["cuda_repo"], profile["python"]["version"]
+    roles = {entry["role"] for entry in lock["rpms"]}
+    cpython = lock["sources"].get("cpython", {}).get("version", "")
+    there = {
+        "rpms.yml: kernels": "kernels" in lock,
+        f"rpms.yml: repos: {repository}": repository in lock.get("repos", {}),
+        **{f"rpms.yml: package of the role {role}": role in roles for role in ("cuda_toolkit", "gcc_toolset")},
+        f"sources.yml: cpython {python}": cpython.startswith(f"{python}."),
+    }
+    return [entry for entry, is_there in there.items() if not is_there]
 
 
 @functools.cache

@@ -11,12 +11,12 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from ..module_utils.host import rpms
 
-PROVEN = "cuda-rhel8"  # the repository of driver and CUDA
+PROVEN = "cuda-"  # how the name of the repository of driver and CUDA begins
 
 
 def is_pinned(entry: dict) -> bool:
     """Whether an entry keeps its version: a driver or a CUDA that something was proven with."""
-    return rpms.is_exact(entry) and (entry["repo"] == PROVEN or "unit" in entry)
+    return rpms.is_exact(entry) and (entry["repo"].startswith(PROVEN) or "unit" in entry)
 
 
 def put_last(entry: Any, old: str, new: str, value: str) -> None:

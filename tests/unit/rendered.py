@@ -30,12 +30,14 @@ def lock():
 
 @cache
 def variables_of(role):
-    """Variables of a role as its defaults and vars give them, profile and lock."""
+    """Variables of a role as its and its dependencies' defaults and vars give them, profile and lock."""
     known = {"kepler_lock": lock(), "profile": PROFILE}
-    for name in ("defaults", "vars"):
-        path = ROOT / "roles" / role / name / "main.yml"
-        if path.is_file():
-            known.update(yaml.safe_load(path.read_text()) or {})
+    meta = yaml.safe_load((ROOT / "roles" / role / "meta" / "main.yml").read_text())
+    for known_role in [*(dependency["role"] for dependency in meta["dependencies"]), role]:
+        for name in ("defaults", "vars"):
+            path = ROOT / "roles" / known_role / name / "main.yml"
+            if path.is_file():
+                known.update(yaml.safe_load(path.read_text()) or {})
     return {"ansible_managed": "managed", "role_path": str(ROOT / "roles" / role), **known}
 
 

@@ -1,6 +1,7 @@
-"""Print as JSON what PyTorch was built with; asks no GPU."""
+"""Print as JSON what PyTorch was built with, for the architecture of the first argument too; asks no GPU."""
 
 import json
+import sys
 
 import torch
 
@@ -9,5 +10,5 @@ print(json.dumps({
     "cuDNN": torch.backends.cudnn.is_available(),
     "NCCL": torch.distributed.is_available() and torch.distributed.is_nccl_available(),
     "torch.distributed": torch.distributed.is_available(),
-    "code for sm_37": "sm_37" in arch_flags.split(),
+    "code for " + sys.argv[1]: sys.argv[1] in arch_flags.split(),
 }))

@@ -108,11 +108,19 @@ def test_a_missing_file_is_named(lock):
     assert "rpms.yml" in refusal(lock)
 
 
-@pytest.mark.parametrize("entry", ["kernels", "repos"])
-def test_a_lock_without_what_every_role_reads_is_refused(lock, entry):
-    spoil(lock / "rpms.yml", lambda content: content.pop(entry))
+@pytest.mark.parametrize(("file", "change", "missing"), [
+    ("rpms", lambda content: content.pop("kernels"), "rpms.yml: kernels"),
+    ("rpms", lambda content: content.pop("repos"), "rpms.yml: repos: cuda-rhel8"),
+    ("rpms", lambda content: content["repos"].pop("cuda-rhel8"), "rpms.yml: repos: cuda-rhel8"),
+    ("rpms", lambda content: content.update(rpms=[entry for entry in content["rpms"] if "cuda" not in entry["role"]]),
+     "rpms.yml: package of the role cuda_toolkit"),
+    ("sources", lambda content: content["sources"].pop("cpython"), "sources.yml: cpython 3.10"),
+    ("sources", lambda content: content["sources"]["cpython"].update(version="3.11.4"), "sources.yml: cpython 3.10"),
+])  # fmt: skip
+def test_a_lock_without_what_the_profile_names_is_refused(lock, file, change, missing):
+    spoil(lock / f"{file}.yml", change)
     message = refusal(lock)
-    assert f"{lock}: found no rpms.yml: {entry}; expected" in message
+    assert f"{lock}: found no {missing}; expected all that {lock.parent}/profile.yml names" in message
     assert "Add it to the lock" in message
 
 
@@ -175,7 +183,8 @@ def test_plays_name_the_groups_of_all_profiles_that_the_inventory_has(root):
 @pytest.mark.parametrize("group", ["k80_builder", "k80_balancer", "vllm_balancer", "vllm_monitoring"])
 def test_an_inventory_without_servers_is_none_of_a_plays_business(group):
     assert kepler_profiles.profile_hosts({"all": ["a"], group: ["a"]}) in (["!all"], ["k80-hosts"])
-    assert kepler_profiles.profile_hosts({"all": []}) == ["!all"]
+    for hosts in ([], ["localhost"]):
+        assert kepler_profiles.profile_hosts({"all": hosts}) == ["!all"]
 
 
 @pytest.mark.parametrize("groups", [{"ungrouped": ["a"]}, {"k80_hosts": ["a"]}, {"v100-hosts": ["a"], "k80-hosts": []}])

@@ -10,6 +10,7 @@ import yaml
 from ansible_collections.kepler.vllm.plugins.module_utils.store import address, build
 from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError
 from recipes import needs_namespaces, recipe, source
+from rendered import evaluate, render
 
 ROLE = Path(__file__).resolve().parents[3] / "roles" / "python310"
 CONFIGURE = """\
@@ -42,7 +43,7 @@ def build_it(tmp_path):
         with tarfile.open(archive, "w:xz") as tar:
             tar.add(tree, "Python-3.10.16")
         made = recipe(
-            name="python310", sources=[source(archive)], builder=(ROLE / "files" / "build-source.sh").read_text(),
+            name="python310", sources=[source(archive)], builder=render("python310", "build-source.sh"),
             environment={"OPTIMISE": optimize},
         )
         build.realise(str(root), made, [], [])
@@ -76,8 +77,8 @@ def test_the_recipe():
         for task in yaml.safe_load((ROLE / "tasks" / "install_source.yml").read_text())
         if "kepler.vllm.store_output" in task
     ]
-    assert task["environment"] == {
+    assert evaluate("python310", task["environment"]) == {
         "PATH": "/opt/rh/gcc-toolset-10/root/usr/bin:/usr/bin:/bin",
-        "OPTIMISE": "{{ 'yes' if python310_optimise else 'no' }}",
+        "OPTIMISE": "no",
     }
     assert "gcc_toolset" in json.dumps(task["toolchain"])

@@ -20,7 +20,7 @@ from ansible_collections.kepler.vllm.plugins.module_utils.store import address, 
 from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError
 from ansible_collections.kepler.vllm.plugins.module_utils.store.fetch import sha256_of
 from recipes import needs_namespaces
-from rendered import evaluate
+from rendered import evaluate, render
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLE = ROOT / "roles" / "pytorch"
@@ -82,7 +82,7 @@ def test_what_the_role_hands_to_the_store():
     assert arguments["version"] == "{{ kepler_lock.sources.pytorch.version }}"
     assert arguments["environment"] == "{{ __pytorch_build_environment }}"
     assert arguments["jobs"] == "{{ __pytorch_jobs }}"
-    assert arguments["inputs"] == {"python310": "{{ store_outputs.python310 }}"}
+    assert arguments["inputs"] == "{{ __store_python }}"
     assert " ".join(arguments["sources"].split()) == (
         "{{ [kepler_lock.sources | kepler.vllm.locked_source('pytorch')] "
         "+ kepler_lock.python['pytorch-build'] | kepler.vllm.locked_wheels }}"
@@ -231,7 +231,7 @@ class Miniature:
         ]
         recipe = {
             "name": "pytorch", "version": VERSION, "system": "x86_64-linux", "toolchain": ["gcc"], "jobs": 3,
-            "builder": (ROLE / "files/build-source.sh").read_text(),
+            "builder": render("pytorch", "build-source.sh"),
             "environment": {
                 **ENVIRONMENT, "CUDA_HOME": str(self.cuda), "REAL_CC": self.compiler, "RUNPATH": runpath,
                 "COMPILED": str(self.compiled), "FLAGS": flags, **environment,

@@ -33,7 +33,8 @@ def arguments_of(role, file, output):
     (arguments,) = found
     counted = {name: arguments[name] for name in
                ("name", "version", "sources", "inputs", "builder", "environment", "toolchain") if name in arguments}
-    outputs = {name: f"/store/{key_of(name)}-{name}" for name in counted.get("inputs", {})}
+    before = list(RECIPES)[:list(RECIPES).index(output)]
+    outputs = {name: f"/store/{key_of(name)}-{name}" for name in before if " " not in name}
     return evaluate(
         role, counted, store_outputs=outputs, ansible_search_path=[str(ROOT / "roles" / role)],
     )

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rendered import evaluate, render
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLE = ROOT / "roles" / "vllm"
 DEFAULTS = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
-LOCKED = yaml.safe_load((ROLE / "vars/main.yml").read_text())
+COMPILERS = {name: evaluate("vllm", DEFAULTS[name]) for name in ("vllm_kernels_nvcc", "vllm_kernels_ccbin")}
 RPMS = yaml.safe_load((ROOT / "profiles/k80/lock/rpms.yml").read_text())["rpms"]
 LOOK = [
     {"name": "Look", "ansible.builtin.import_tasks": str(ROLE / "tasks/compilers.yml")},
@@ -41,7 +42,7 @@ def look(play, tmp_path):
             LOOK, *options, variables={**DEFAULTS, **paths}, programs={"g++": f"echo '{GCC}'", **programs},
             vars_files=[str(ROLE / "vars/main.yml")], gather_facts=False,
         )
-        assert "changed=0" in output
+        assert "changed=0" in output, output
         return status, " ".join(output.split())
 
     return run
@@ -76,28 +77,25 @@ def test_a_compiler_that_is_not_there(look, options, variable):
 
 
 @pytest.mark.skipif(
-    any(Path(DEFAULTS[name]).exists() for name in ("vllm_kernels_nvcc", "vllm_kernels_ccbin")),
+    any(Path(path).exists() for path in COMPILERS.values()),
     reason="the locked compilers are installed on this machine",
 )
 def test_the_locked_compilers_may_be_missing_in_a_dry_run_alone(look):
-    locked = {name: DEFAULTS[name] for name in ("vllm_kernels_nvcc", "vllm_kernels_ccbin")}
-    status, output = look("--check", variables=locked)
+    status, output = look("--check", variables=COMPILERS)
     assert status == 0, output
     for rpm in (rpm for rpm in RPMS if "version" in rpm):
         nevra = "{name}-{epoch}:{version}-{release}.{arch}".format(**rpm)
         assert (nevra in output) == (rpm["role"] in ("cuda_toolkit", "gcc_toolset"))
-    status, output = look(variables=locked)
+    status, output = look(variables=COMPILERS)
     assert status != 0
     assert "vllm_kernels_nvcc: found" in output
 
 
 def test_the_defaults_are_what_the_roles_below_install():
-    assert DEFAULTS["vllm_kernels_nvcc"] == LOCKED["__vllm_locked_nvcc"]
-    assert DEFAULTS["vllm_kernels_ccbin"] == LOCKED["__vllm_locked_ccbin"]
-    toolkit = yaml.safe_load((ROOT / "roles/cuda_toolkit/vars/main.yml").read_text())
-    toolset = yaml.safe_load((ROOT / "roles/gcc_toolset/vars/main.yml").read_text())
-    assert DEFAULTS["vllm_kernels_nvcc"] == toolkit["__cuda_toolkit_home"] + "/bin/nvcc"
-    assert DEFAULTS["vllm_kernels_ccbin"] == toolset["__gcc_toolset_bin"] + "/g++"
+    assert COMPILERS["vllm_kernels_nvcc"] == evaluate("vllm", "{{ __vllm_locked_nvcc }}")
+    assert COMPILERS["vllm_kernels_ccbin"] == evaluate("vllm", "{{ __vllm_locked_ccbin }}")
+    assert COMPILERS["vllm_kernels_nvcc"] == evaluate("cuda_toolkit", "{{ __cuda_toolkit_home }}/bin/nvcc")
+    assert COMPILERS["vllm_kernels_ccbin"] == evaluate("gcc_toolset", "{{ __gcc_toolset_bin }}/g++")
 
 
 def test_kernels_port_and_supervisor_are_packed_apart():
@@ -134,7 +132,8 @@ def build(tmp_path):
         subprocess.run(["tar", "-cf", tmp_path / "src/vllm_kernels.tar", "-C", tmp_path, "csrc"], check=True)
         (tmp_path / "python/bin/python3.10").symlink_to(sys.executable)
         done = subprocess.run(
-            ["bash", "-eu", "-o", "pipefail", ROLE / "files/build-kernels.sh"], cwd=tmp_path / "work", text=True,
+            ["bash", "-eu", "-o", "pipefail", "-c", render("vllm", "build-kernels.sh")],
+            cwd=tmp_path / "work", text=True,
             env={"PATH": "/usr/bin:/bin", "python310": str(tmp_path / "python"), "src": str(tmp_path / "src"),
                  "out": str(tmp_path / "out"), "NVCC": "nvcc", "CCBIN": "g++", "VERSION": version},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
@@ -215,7 +214,7 @@ def prove(play, tmp_path):
         outputs = {"serving": str(tmp_path / "serving"), "pytorch": "/store/pytorch"}
         tasks = [{"name": "Prove", "ansible.builtin.import_role": {"name": "kepler.vllm.vllm", "tasks_from": "prove"}}]
         status, output = play(tasks, *options, variables={"store_outputs": outputs}, gather_facts=False)
-        assert "changed=0" in output
+        assert "changed=0" in output, output
         return status, " ".join(output.split())
 
     return run

@@ -1,5 +1,5 @@
 # Upstream's sdist as it is: Python only (VLLM_TARGET_DEVICE=empty), no CMake, no network.
-python="$python310/bin/python3.10"
+python="{{ __store_python_program }}"
 echo "##progress preparing the build environment"
 "$python" -m pip --quiet install --root-user-action ignore --no-index --no-deps --no-compile --target tools "$src"/*.whl
 mkdir tree

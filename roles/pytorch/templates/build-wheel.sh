@@ -1,5 +1,5 @@
 # The stock wheel and its CUDA libraries, side by side as the wheel's library paths expect.
-python="$python310/bin/python3.10"
+python="{{ __store_python_program }}"
 echo "##progress unpacking the wheels"
 "$python" -m pip --quiet install --root-user-action ignore --no-index --no-deps --no-compile \
     --target "$out/site-packages" "$src"/*.whl

@@ -1,5 +1,5 @@
 # Our wheel: the port enters vLLM through its plugin doors, and torch through a .pth file.
-python="$python310/bin/python3.10"
+python="{{ __store_python_program }}"
 "$python" -m pip --quiet install --root-user-action ignore --no-index --no-deps --no-compile --target tools "$src"/*.whl
 mkdir tree
 tar -xf "$src/vllm_kepler.tar" --strip-components=1 -C tree

@@ -1,5 +1,5 @@
-# libvllm_kepler.so by the compilers NVCC and CCBIN: machine code for sm_37, PTX for newer GPUs.
-python="$python310/bin/python3.10"
+# libvllm_kepler.so by the compilers NVCC and CCBIN: machine code for sm_{{ __vllm_sm }}, PTX for newer GPUs.
+python="{{ __store_python_program }}"
 library="$out/lib/libvllm_kepler.so"
 mkdir -p tree build "$out/lib"
 tar -xf "$src/vllm_kernels.tar" --strip-components=1 -C tree

@@ -1,6 +1,6 @@
-# PyTorch for sm_37 from the release archive, which holds all submodules.
+# PyTorch for sm_{{ __pytorch_sm }} from the release archive, which holds all submodules.
 work="$PWD"
-"$python310/bin/python3.10" -m venv tools
+"{{ __store_python_program }}" -m venv tools
 tools/bin/python -m pip --quiet install --no-index --no-deps "$src"/*.whl
 export PATH="$work/tools/bin:$PATH"
 # cuDNN comes as a wheel: headers and libraries under one directory, without the names that a linker looks for.
@@ -36,10 +36,10 @@ expect CUDA_CUDA_LIB "$work/tools/lib/libcuda.so" "$work/tools/lib/libcuda.so" \
     "It has to lead to $CUDA_HOME/lib64/stubs/libcuda.so. $toolkit."
 correct="Correct TORCH_CUDA_ARCH_LIST in roles/pytorch/vars/main.yml."
 # Not every release keeps it in the cache; what the compiler is told stands in the commands of any generator.
-expect TORCH_CUDA_ARCH_LIST "3\.7|" 3.7 "$correct"
-grep -rqs --include=build.ninja --include=flags.make --include=build.make --include='*.cmake' compute_37 build ||
+expect TORCH_CUDA_ARCH_LIST "{{ profile.gpu.compute_capability | replace('.', '\\.') }}|" {{ profile.gpu.compute_capability }} "$correct"
+grep -rqs --include=build.ninja --include=flags.make --include=build.make --include='*.cmake' compute_{{ __pytorch_sm }} build ||
     wrong="$wrong
-compute_37: found in no command of the build; expected in those that compile CUDA. $correct"
+compute_{{ __pytorch_sm }}: found in no command of the build; expected in those that compile CUDA. $correct"
 if [ "$wrong" ]; then
     printf '%s\n' "tree/build/CMakeCache.txt: PyTorch is configured otherwise than asked for; nothing was compiled.$wrong" \
         "Then run again, or set pytorch_provider: wheel."

@@ -1,3 +1,3 @@
 # A store path for an interpreter that the host has already: everything above refers to it by this one.
 mkdir -p "$out/bin"
-ln -s "$INTERPRETER" "$out/bin/python3.10"
+ln -s "$INTERPRETER" "$out/bin/{{ profile.python.command }}"

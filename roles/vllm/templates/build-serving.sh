@@ -1,11 +1,11 @@
 # The environment that the servers run: an interpreter, and paths to the outputs below.
 # The real interpreter: a virtual environment looks for the standard library beside it.
-python="$(readlink -f "$python310/bin/python3.10")"
+python="$(readlink -f "{{ __store_python_program }}")"
 "$python" -m venv --without-pip "$out"
 # addsitedir, not a bare path: the .pth file of vllm_kepler must be read as well.
 for output in "$vllm_dependencies" "$pytorch" "$vllm" "$vllm_kepler" "$vllm_serving"; do
     echo "import site; site.addsitedir('$output/site-packages')"
-done > "$out/lib/python3.10/site-packages/kepler.pth"
+done > "$out/lib/{{ profile.python.command }}/site-packages/kepler.pth"
 # The operators look for the kernels here.
 if [ -n "${vllm_kernels-}" ]; then ln -s "$vllm_kernels/lib/libvllm_kepler.so" "$out/lib/libvllm_kepler.so"; fi
 echo "##progress importing the serving environment"

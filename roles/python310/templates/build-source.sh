@@ -10,4 +10,4 @@ echo "##progress compiling CPython"
 make -j"$KEPLER_JOBS"
 make install
 # What the server imports must be there: CPython's build skips a module in silence when its library is missing.
-"$out/bin/python3.10" -c 'import bz2, ctypes, ensurepip, hashlib, lzma, sqlite3, ssl, uuid, venv, zlib'
+"$out/bin/{{ profile.python.command }}" -c 'import bz2, ctypes, ensurepip, hashlib, lzma, sqlite3, ssl, uuid, venv, zlib'
