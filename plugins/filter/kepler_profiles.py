@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.kepler.vllm.plugins.plugin_utils import profiles
 
-# Groups of hosts that need no profile, with the names that older inventories have.
-OTHER_ROLES = ("vllm_balancer", "k80_balancer", "vllm_monitoring", "k80_monitoring")
+# Groups of hosts that need no profile, by what they do; the second names are those of older inventories.
+ROLE_GROUPS = {
+    "balancer": ("vllm_balancer", "k80_balancer"),
+    "monitoring": ("vllm_monitoring", "k80_monitoring"),
+}
 NOBODY = "!all"
 
 
@@ -22,7 +25,8 @@ def groups_of(role: str, groups: dict[str, list[str]]) -> list[str]:
 def profile_hosts(groups: dict[str, list[str]]) -> list[str]:
     """What a play has as `hosts`: the groups of every profile. A limit names one of them."""
     found = groups_of("hosts", groups)
-    named = [host for group in (*found, *groups_of("builder", groups), *OTHER_ROLES) for host in groups.get(group, [])]
+    others = [group for names in ROLE_GROUPS.values() for group in names]
+    named = [host for group in (*found, *groups_of("builder", groups), *others) for host in groups.get(group, [])]
     # The controller alone is the inventory of a syntax check.
     hosts = [host for host in groups.get("all", []) if host != "localhost"]
     if hosts and not named:
@@ -55,6 +59,11 @@ def profile_named(groups: dict[str, list[str]], name: str) -> dict[str, Any]:
     return known[choices[0]]
 
 
+def role_groups(groups: Iterable[str], role: str) -> list[str]:
+    """Those of `groups` whose hosts are balancers, or have the files of the monitoring."""
+    return [group for group in ROLE_GROUPS[role] if group in groups]
+
+
 def profile_missing(host: str) -> str:
     """Message about a host that no profile is for."""
     return (
@@ -71,4 +80,5 @@ class FilterModule:
             "profile_members": profile_members,
             "profile_missing": profile_missing,
             "profile_named": profile_named,
+            "role_groups": role_groups,
         }

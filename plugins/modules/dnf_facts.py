@@ -64,7 +64,7 @@ EXAMPLES = r"""
   kepler.vllm.dnf_facts:
     rpms: "{{ kepler_lock.rpms }}"
     repositories: [{id: epel, description: EPEL 8, baseurl: "{{ repos_epel_baseurl }}"}]
-    streams: ["nvidia-driver:470-dkms"]
+    streams: "{{ kepler_lock | kepler.vllm.locked_streams }}"
   register: offers
 """
 

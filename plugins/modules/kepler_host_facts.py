@@ -3,7 +3,7 @@
 
 DOCUMENTATION = r"""
 module: kepler_host_facts
-short_description: What an EL8 host with Kepler boards says about itself
+short_description: What a host with GPUs says about itself
 author: vllm-kepler (!UNKNOWN)
 extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
@@ -214,7 +214,7 @@ def main():
     )
     release = facts.os_release(facts.read("/etc/os-release"))
     packages = ""
-    if module.get_bin_path("rpm"):  # not EL8: the controller reports that with its other findings
+    if module.get_bin_path("rpm"):  # no such host: the controller reports that with its other findings
         _, packages, _ = module.run_command(["rpm", "-qa", "--qf", PACKAGE_FORMAT], check_rc=True)
     journal = driver_journal(module) if module.params["health"] else ""
     installed = [line.split() for line in packages.splitlines()]

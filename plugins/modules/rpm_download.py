@@ -41,7 +41,7 @@ EXAMPLES = r"""
 - name: Download the driver and all that it needs
   kepler.vllm.rpm_download:
     packages: "{{ kepler_lock | locked_rpms('nvidia_driver') }}"
-    streams: [nvidia-driver:470-dkms]
+    streams: "{{ kepler_lock | kepler.vllm.locked_streams }}"
     dest: /var/tmp/kepler-rpms.tar
 """
 

@@ -63,7 +63,7 @@ EXAMPLES = r"""
   kepler.vllm.store_generation:
     outputs: "{{ store_outputs }}"
     kernel: "{{ ansible_kernel }}"
-    driver: "470.256.02"
+    driver: "{{ (kepler_lock | kepler.vllm.locked_driver).driver }}"
     lock_hash: "{{ kepler_lock | to_json(sort_keys=true) | hash('sha256') }}"
     packages: "{{ kepler_lock.rpms | map(attribute='name') }}"
 
@@ -71,7 +71,7 @@ EXAMPLES = r"""
   kepler.vllm.store_generation:
     activate: previous
     kernel: "{{ ansible_kernel }}"
-    driver: "470.256.02"
+    driver: "{{ (kepler_lock | kepler.vllm.locked_driver).driver }}"
 """
 
 RETURN = r"""

@@ -111,7 +111,7 @@ def make_repository(downloaded: Path, directory: Path) -> dict[str, str]:
     with tarfile.open(downloaded) as tar:
         tar.extractall(directory, filter="data")
     keys: dict[str, str] = json.loads((directory / "keys.json").read_text())
-    # What Enterprise Linux 8 reads.
+    # What the oldest dnf of a host reads.
     run("createrepo_c", "--quiet", "--no-database", "--general-compress-type=gz", directory)
     metadata = directory / "modules.yaml"
     for packed in sorted((directory / "modules").glob("*")):

@@ -548,7 +548,7 @@ def _verdict(
             lines.append(f"{row['dies']} GPU(s): {' and '.join(row['faults'])} cannot be split or served.")
     count = dies_needed(model, tensors, context, options, storages[name]) if possible else None
     return [
-        f"It fits no layout of {', '.join(map(str, sizes))} dies.", *lines,
+        f"It fits no layout of {', '.join(map(str, sizes))} GPUs.", *lines,
         f"In {name} it would take {count} GPUs." if count else f"In {name} no number of GPUs up to 64 will do.",
         f"Another checkpoint of it would fit: {spelled(other)}." if other else "No other storage of it fits either.",
         f"{sizes[-1]} GPUs hold {sizes[-1] * budget * 8 / storages[name].bits / 1e9:.0f} billion numbers of "

@@ -318,7 +318,7 @@ def judge_memory(used, dies, unit, unit_of_pid):
 
 
 def log(asked):
-    """Check the log since the server's start: our engine and backend, and nothing that a K80 cannot do."""
+    """Check the log since the server's start: our engine and backend, and nothing that the GPUs cannot do."""
     unit = "vllm@%s.service" % asked.name
     invocation = output_of("systemctl", "show", unit, "--property", "InvocationID").strip().partition("=")[2]
     if not invocation:

@@ -29,7 +29,7 @@ def link_name(path):
 def bar1(text):
     """{start, size} of the second BAR in the text of `resource`, or None without it; start is 0 where it is unmapped.
 
-    A K80 die's memory lies there: 16 GiB, which a firmware without "above 4G decoding" cannot place.
+    A GPU's memory may lie there, which a firmware without "above 4G decoding" cannot place.
     """
     lines = (text or "").splitlines()
     if len(lines) < 2:

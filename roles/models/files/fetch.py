@@ -60,7 +60,7 @@ CONFIGS = ("config.json", "tokenizer_config.json")
 
 
 def check_configs(snapshot: Path) -> None:
-    """Raise Fault where a K80 cannot serve what the configurations describe. Before the weights are fetched."""
+    """Raise Fault where the engine cannot serve what the configurations describe. Before the weights are fetched."""
     config, tokenizer = (
         json.loads((snapshot / name).read_text()) if (snapshot / name).exists() else None for name in CONFIGS
     )

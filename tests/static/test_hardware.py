@@ -1,0 +1,73 @@
+"""Hardware, driver, compiler, Python and engine are named in profiles, the port and documents, and nowhere else."""
+
+import re
+from functools import cache
+
+import pytest
+from repository import files, load, name_of, profile_files, text_of
+from test_versions import versions
+
+# What serves every profile.
+COMMON = ("roles", "playbooks", "plugins", "site.yml")
+KINDS = (
+    r"(sm|compute)_[0-9]{2,3}", r"[KPVAHL][0-9]{2,3}(?= (die|board|host|GPU)s?)", r"driver [0-9]{3}", r"[0-9]{3}-dkms",
+    r"cuda-[0-9]+[.-][0-9]+", r"CUDA [0-9.]+", r"cuda-rhel[0-9]+", r"gcc-toolset-[0-9]+", r"python3\.[0-9]+",
+    r"PyTorch [0-9]+\.[0-9]+", r"vLLM [0-9]+\.[0-9.]+[0-9]", r"EL[0-9]+", r"(Enterprise|Rocky) Linux [0-9]+",
+)
+ENGINE = "what is known of this release of the engine; the table of each release is its own"
+# (file, string) -> why it stands there.
+ALLOWED = {
+    ("playbooks/bundle.yml", "4.18.0"): "an example in the comment on how a kernel is named",
+    ("plugins/filter/kepler_instances.py", "sm_37"): "why the port's dtype has two values",
+    ("plugins/module_utils/host/engine_models.py", "vLLM 0.9.2"): ENGINE,
+    ("plugins/module_utils/host/engine_models.py", "4.51.3"): ENGINE,
+    ("plugins/plugin_utils/capacity.py", "vLLM 0.9.2"): ENGINE,
+    ("plugins/plugin_utils/model_families.py", "vLLM 0.9.2"): ENGINE,
+}
+# Names of groups: those on command lines in comments, and those of inventories that are older than profiles.
+GROUPS = re.compile(r"k80[-_](hosts|balancer|monitoring|[0-9]+)")
+
+
+@cache
+def pattern():
+    """Strings of KINDS, versions of the locks, and what profiles name."""
+    named = set(versions())
+    for path in profile_files():
+        profile = load(path)
+        gpu, toolchain, python = profile["gpu"], profile["toolchain"], profile["python"]
+        named |= {*gpu["products"], *gpu["pci_ids"], *gpu["other_pci_ids"], *profile["engine"]["environment"]}
+        named |= {word for product in gpu["products"] for word in product.split() if re.search("[0-9]", word)}
+        named |= {toolchain["cuda_home"], toolchain["compiler_bin"], f"Python {python['version']}"}
+    return re.compile(r"(?<![\w.])(" + "|".join([*KINDS, *map(re.escape, sorted(named))]) + r")(?!\w|\.\w)")
+
+
+def strangers(path):
+    text = GROUPS.sub("", text_of(path) or "")
+    found = {match.group() for match in pattern().finditer(text)}
+    return sorted(string for string in found if (name_of(path), string) not in ALLOWED)
+
+
+@pytest.mark.parametrize("path", [path for path in files(*COMMON) if path.suffix != ".md"], ids=name_of)
+def test_what_serves_every_profile_names_no_part_of_one(path):
+    assert strangers(path) == [], "take it from `profile` or the lock"
+
+
+def test_the_allow_list_is_needed_and_reasoned():
+    for (name, string), reason in ALLOWED.items():
+        assert reason
+        (path,) = files(name)
+        assert string in path.read_text()
+
+
+@pytest.mark.parametrize("text", [
+    "a K80 has no fan", "Tesla K80", "V100 boards", "sm_37", "compute_70", '"0x102d"', "nvidia-driver:470-dkms",
+    "/usr/local/cuda-11.4/bin", "gcc-toolset-10-gcc", "bin/python3.10", "Python 3.10", "CUDA 11.2 to 11.8",
+    "cuda-rhel9", "EL8", "Rocky Linux 9", "vLLM 0.9.2", "PyTorch 2.9", "VLLM_USE_V1=0",
+])  # fmt: skip
+def test_the_pattern_finds_what_it_is_for(text):
+    assert pattern().search(text)
+
+
+@pytest.mark.parametrize("text", ["python310_provider", "0x10de", "sha256", "port 8000", "Python 3.6", "1.0.9.2"])
+def test_the_pattern_leaves_other_words_alone(text):
+    assert not pattern().search(text)
