@@ -26,6 +26,14 @@ DIES = ("0000:05:00.0", "0000:06:00.0", "0000:85:00.0", "0000:86:00.0")
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE")
 CA_BUNDLE = "/etc/pki/standin-ca.pem"
 NVCC = "/opt/nvcc"  # in the container
+DOOR = "/run/standin"  # in the container
+# EL8's own Python.
+PYTHON = "/usr/libexec/platform-python"
+# Ansible's settings for the plugins that reach the stand-ins.
+PLUGINS = {
+    f"ANSIBLE_{kind.upper()}_PLUGINS": str(PROJECT / "molecule" / "shared" / "plugins" / kind)
+    for kind in ("callback", "connection")
+}
 # In a container that was set up to its end.
 MARK = "/etc/kepler-standin.ready"
 REPOSITORIES = """\
@@ -88,7 +96,7 @@ def nvcc(fleet: Fleet) -> Path | None:
 
 
 def mounts(fleet: Fleet, host: Host) -> dict[str, dict[str, str]]:
-    """Volumes of one container: everything is read-only."""
+    """Volumes of one container: everything but its door is read-only."""
     prefix = artifacts.python310().parents[1]
     bound = {
         prefix: str(prefix), pci_tree(DIES if host.dies else ()): "/sys/bus/pci/devices",
@@ -104,7 +112,12 @@ def mounts(fleet: Fleet, host: Host) -> dict[str, dict[str, str]]:
         bound[model] = f"/srv/models/{model.name}"
     if bundle := os.environ.get("SSL_CERT_FILE"):
         bound[Path(bundle).resolve()] = CA_BUNDLE
-    return {str(source): {"bind": target, "mode": "ro"} for source, target in bound.items()}
+    door = fleet.doors / host.name
+    door.mkdir(parents=True, exist_ok=True)
+    return {
+        **{str(source): {"bind": target, "mode": "ro"} for source, target in bound.items()},
+        str(door): {"bind": DOOR, "mode": "rw"},
+    }
 
 
 def options(fleet: Fleet, host: Host) -> dict[str, Any]:
@@ -175,6 +188,14 @@ def open_way_to_python(container: Any) -> None:
         execute(container, f"chmod o+x '{parent}'")
 
 
+def open_door(container: Any) -> None:
+    """Start what runs tasks in a container, unless it runs."""
+    program = Path(__file__).with_name("door.py").read_text()
+    status, output = container.exec_run([PYTHON, "-c", program, f"{DOOR}/door"])
+    if status:
+        fail(f"{container.name}: the door did not open: {output.decode(errors='replace')}")
+
+
 def store_of(container: Any) -> Path | None:
     """Where this machine has what a container wrote into its store; None where we did not start the engine."""
     upper = (container.attrs["GraphDriver"]["Data"] or {}).get("UpperDir")
@@ -224,6 +245,7 @@ def up(fleet: Fleet) -> None:
             container = client.containers.get(name)
             container.start()
             wait_for_systemd(container)
+            open_door(container)
             same = container.labels.get("vllm-kepler.options") == digest
             if same and execute(container, f"test -e {MARK}")[0] == 0:
                 continue
@@ -250,6 +272,7 @@ def up(fleet: Fleet) -> None:
                     )
                 fail(f"{name}: the container did not start: {reason}")
             wait_for_systemd(container)
+            open_door(container)
             give_repositories(container, host)
             open_way_to_python(container)
             execute(container, f"touch {MARK}")
@@ -274,6 +297,11 @@ def ansible_environment(fleet: Fleet) -> dict[str, str]:
     """What inventory/standin reads from the environment."""
     return {
         **os.environ,
+        **PLUGINS,
+        # For these plugins.
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "STANDIN_ARCHIVES": str(fleet.directory / "archives"),
+        "STANDIN_DOORS": str(fleet.doors),
         "STANDIN_FLEET": fleet.name,
         "STANDIN_PYTHON310": str(artifacts.python310()),
         "STANDIN_FINGERPRINT": (repos.ensure() / "fingerprint").read_text(),
@@ -291,6 +319,6 @@ def play(fleet: Fleet, *arguments: str, project: Path = PROJECT) -> tuple[int, s
     inherited = {name: value for name, value in ansible_environment(fleet).items() if not name.startswith("ANSIBLE")}
     done = subprocess.run(
         ["ansible-playbook", *arguments], cwd=project, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**inherited, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CONFIG": str(project / "ansible.cfg")},
+        env={**inherited, **PLUGINS, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CONFIG": str(project / "ansible.cfg")},
     )
     return done.returncode, " ".join(done.stdout.split())

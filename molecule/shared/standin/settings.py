@@ -71,6 +71,11 @@ class Fleet:
         return STATE / self.name
 
     @property
+    def doors(self) -> Path:
+        """Directories of the hosts' doors."""
+        return self.directory / "doors"
+
+    @property
     def key_file(self) -> Path:
         """The API key of the fleet's server, in the form that systemd reads."""
         return self.directory / "api-key.env"
