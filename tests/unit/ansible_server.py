@@ -1,59 +1,45 @@
 """ansible-playbook for ansible_run: a program that has imported Ansible, and forks for each run."""
 
-import hashlib
 import importlib
 import os
 import shutil
+import sys
 import tempfile
 import warnings
-import zipfile
 from pathlib import Path
 
 import forked
 from ansible import constants
 from ansible.cli import playbook
-from ansible.executor import module_common
-from ansible.plugins.loader import filter_loader, init_plugin_loader, test_loader
+from ansible.plugins import loader
 
-# Imported by every run, beside what the command itself imports; the last one by this project's variables.
-PLUGINS = (
-    "ansible.plugins.become.sudo", "ansible.plugins.callback.default", "ansible.plugins.connection.local",
-    "ansible.plugins.filter.core", "ansible.plugins.shell.sh", "ansible.plugins.strategy.linear",
-    "ansible.plugins.test.core", "jsonschema",
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "molecule" / "shared"))
+
+from standin import archives
+
+# What most tasks are.
+ACTIONS = (
+    "assert", "command", "copy", "debug", "fail", "include_vars", "normal", "service", "set_fact", "template",
 )  # fmt: skip
-
-
 ARCHIVES = tempfile.mkdtemp()
-RECURSIVE_FINDER = module_common.recursive_finder
-
-
-def find_imports(name, full_name, text, archive, date_time=None):
-    """Ansible's recursive_finder, which writes what a module imports into its archive: once a module, for all runs.
-
-    It parses all those files, the half of what a task takes here.
-    """
-    kept = Path(ARCHIVES, hashlib.sha256(full_name.encode() + text).hexdigest())
-    if not kept.exists():
-        part = kept.with_suffix(f".{os.getpid()}")
-        with zipfile.ZipFile(part, "w") as own:
-            RECURSIVE_FINDER(name, full_name, text, own, date_time)
-        part.rename(kept)
-    with zipfile.ZipFile(kept) as own:
-        for member in own.infolist():
-            archive.writestr(member, own.read(member), archive.compression)
 
 
 def prepare():
-    init_plugin_loader()
-    # With the names of what moved to other collections, 376 kB of YAML.
-    importlib.import_module("ansible_collections.ansible.builtin")
-    for name in PLUGINS:
-        importlib.import_module(name)
-    for loader in (filter_loader, test_loader):
-        list(loader.all())
-    # The filters of the collection come all at once.
-    filter_loader.get("kepler.vllm.controller_path")
-    module_common.recursive_finder = find_imports
+    loader.init_plugin_loader()
+    # With the names of what moved to other collections, hundreds of kB of YAML.
+    for name in ("ansible.builtin", "ansible.posix", "community.general"):
+        importlib.import_module(f"ansible_collections.{name}")
+    # Each run loads all of these, for their options.
+    for kind in ("become", "callback", "connection", "inventory", "shell"):
+        list(getattr(loader, f"{kind}_loader").all(class_only=True))
+    for name in ACTIONS:
+        loader.action_loader.get(name, class_only=True)
+    loader.strategy_loader.get("linear", class_only=True)
+    # The lock of all runs that name no other, and its filters.
+    lock = importlib.import_module("ansible_collections.kepler.vllm.plugins.vars.kepler_lock")
+    lock.load_filters()
+    lock.load(lock.DEFAULT)
+    archives.keep(Path(ARCHIVES), (), bytecode=False)
     # A run does this again, and is told that it was done.
     warnings.filterwarnings("ignore", "AnsibleCollectionFinder has already been configured")
 
