@@ -35,10 +35,12 @@ def prepare():
     for name in ACTIONS:
         loader.action_loader.get(name, class_only=True)
     loader.strategy_loader.get("linear", class_only=True)
-    # The lock of all runs that name no other, and its filters.
-    lock = importlib.import_module("ansible_collections.kepler.vllm.plugins.vars.kepler_lock")
-    lock.load_filters()
-    lock.load(lock.DEFAULT)
+    # The filters, and the locks of all runs that name no other directory of profiles.
+    plugin = importlib.import_module("ansible_collections.kepler.vllm.plugins.vars.kepler_profile")
+    plugin.load_filters()
+    root = plugin.profiles.directory()
+    for name in plugin.profiles.profiles(root):
+        plugin.profiles.lock_of(root / name)
     archives.keep(Path(ARCHIVES), (), bytecode=False)
     # A run does this again, and is told that it was done.
     warnings.filterwarnings("ignore", "AnsibleCollectionFinder has already been configured")
