@@ -35,7 +35,7 @@ class Instance:
         host: address that the server listens on.
         port: port that it listens on.
         generation: number of the store's generation that it runs.
-        dies: numbers of the dies that serve it; `cpu` if CUDA is to see none.
+        gpus: numbers of the GPUs that serve it; `cpu` if CUDA is to see none.
         directory: its own, in memory; gone with the last stop.
         held: file that is there as long as nobody but those who know its word are answered.
         key: what a request must bring; none for a server without a key.
@@ -51,7 +51,7 @@ class Instance:
     host: str
     port: int
     generation: str
-    dies: str
+    gpus: str
     directory: Path
     held: Path
     key: str | None
@@ -67,7 +67,7 @@ class Instance:
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"generation {self.generation}, model {self.model}, dies {self.dies}, http://{host}:{self.port}"
+        return f"generation {self.generation}, model {self.model}, GPUs {self.gpus}, http://{host}:{self.port}"
 
 
 def number(environment: Mapping[str, str], name: str, default: float) -> float:
@@ -120,7 +120,7 @@ def read_instance(name: str, options: Path, generation: str, environment: Mappin
         host=host,
         port=said["port"],
         generation=generation,
-        dies=environment.get("CUDA_VISIBLE_DEVICES", "all").replace(",", ", ") or "cpu",
+        gpus=environment.get("CUDA_VISIBLE_DEVICES", "all").replace(",", ", ") or "cpu",
         directory=directory,
         held=Path(environment.get("VLLM_SERVING_HELD", "/nonexistent")),
         key=key,

@@ -108,7 +108,7 @@ def test_ready_is_a_token(server):
     start = [line for line in server.said() if " starts: " in line][-1]
     generation = server.host.check_output("basename $(readlink /opt/kepler/current)")
     assert f"starts: generation {generation}, model " in start
-    assert f"{MODEL}, dies cpu, http://0.0.0.0:{PORT}" in start
+    assert f"{MODEL}, GPUs cpu, http://0.0.0.0:{PORT}" in start
 
 
 def test_a_killed_server_comes_back(server):

@@ -34,18 +34,18 @@ def test_what_is_read(read):
     instance = read()
     assert (instance.start, instance.stall, instance.drain, instance.watchdog) == (1800, 600.5, 0, 180)
     assert (instance.host, instance.address, instance.key) == ("0.0.0.0", "127.0.0.1", "x")
-    assert str(instance) == "generation 7, model /srv/models/x, dies 0, 1, 2, 3, http://0.0.0.0:8000"
+    assert str(instance) == "generation 7, model /srv/models/x, GPUs 0, 1, 2, 3, http://0.0.0.0:8000"
 
 
 def test_what_is_left_out(read):
     nothing = dict.fromkeys(ENVIRONMENT) | {"RUNTIME_DIRECTORY": "/run/vllm/main"}
     instance = read({**OPTIONS, "host": "127.0.0.1"}, **nothing)
     assert (instance.start, instance.stall, instance.drain, instance.watchdog) == (1800, 600, 300, 0)
-    assert (instance.key, instance.dies) == (None, "all")
+    assert (instance.key, instance.gpus) == (None, "all")
 
 
 def test_server_to_which_cuda_shows_no_die_is_on_the_cpu(read):
-    assert read(CUDA_VISIBLE_DEVICES="").dies == "cpu"
+    assert read(CUDA_VISIBLE_DEVICES="").gpus == "cpu"
 
 
 @pytest.mark.parametrize("model", ["# no comment", "ключ \U0001f600", 'a "quoted"\nline'])

@@ -101,7 +101,7 @@ def test_ready_means_a_token(unit):
     lines = unit.output().splitlines()
     assert lines[0] == "False False"  # neither torch nor vLLM
     assert lines[1] == (
-        f"vllm@main starts: generation 7, model /srv/models/x, dies cpu, http://127.0.0.1:{unit.port}"
+        f"vllm@main starts: generation 7, model /srv/models/x, GPUs cpu, http://127.0.0.1:{unit.port}"
     )
     assert "is ready after" in lines[-1]
     # Its own questions are no news.
