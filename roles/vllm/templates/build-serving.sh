@@ -9,7 +9,7 @@ done > "$out/lib/{{ profile.python.command }}/site-packages/kepler.pth"
 # The operators look for the kernels here.
 if [ -n "${vllm_kernels-}" ]; then ln -s "$vllm_kernels/lib/libvllm_kepler.so" "$out/lib/libvllm_kepler.so"; fi
 echo "##progress importing the serving environment"
-VLLM_KEPLER_DEVICE=cpu {% for name, value in profile.engine.environment.items() %}{{ name }}={{ value }} {% endfor %}"$out/bin/python" -c '
+VLLM_KEPLER_DEVICE=cpu {{ __vllm_environment }} "$out/bin/python" -c '
 import torch, vllm, vllm_kepler, vllm_serving.supervisor
 from vllm.platforms import current_platform
 print("torch", torch.__version__, "vllm", vllm.__version__, "platform", type(current_platform).__name__)

@@ -239,10 +239,10 @@ def test_a_host_in_two_profiles_stops_the_run_before_its_first_task(root, tmp_pa
 
 
 def test_an_unknown_key_stops_the_run_before_its_first_task(root, tmp_path):
-    spoil(root / "k80" / "profile.yml", lambda content: content.update(colour="green"))
+    spoil(root / "k80" / "profile.yml", lambda content: content.update(color="green"))
     status, output = run(tmp_path, {"k80-hosts": ["a"]})
     assert status != 0
-    assert "profile.yml: the file: Additional properties are not allowed ('colour' was unexpected)" in output
+    assert "profile.yml: the file: Additional properties are not allowed ('color' was unexpected)" in output
     assert "TASK" not in output and "Traceback" not in output
 
 
