@@ -107,9 +107,15 @@ def profiles(root: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+@functools.cache
+def by_group(root: Path) -> dict[str, str]:
+    """The group of every profile below `root`, with the profile's name. Ansible asks for each task and host."""
+    return {group: name for name, profile in profiles(root).items() for group in profile["groups"].values()}
+
+
 def names_of(groups: Iterable[str], root: Path) -> dict[str, str]:
     """Those of `groups` that give a profile, each with the profile's name."""
-    known = {group: name for name, profile in profiles(root).items() for group in profile["groups"].values()}
+    known = by_group(root)
     return {group: known[group] for group in groups if group in known}
 
 
