@@ -82,7 +82,7 @@ def test_a_model_is_planned_for_its_gpus(root, tmp_path):
     arguments = ["-i", "localhost,", plan, "-e", f"plan_model={tmp_path}"]
     done = ansible_playbook(tmp_path, *arguments, "-e", "plan_profile=example")
     assert done.returncode == 0, done.stdout
-    assert "A die: 32.00 GiB" in done.stdout
+    assert "A GPU: 32.00 GiB" in done.stdout
     assert "the bound of 900 GB/s" in " ".join(done.stdout.split())
     assert re.findall(r"^ +([0-9]) +fp16", done.stdout, re.MULTILINE) == ["1", "2"]
     unnamed = ansible_playbook(tmp_path, *arguments)
