@@ -1,10 +1,11 @@
 """Hardware, driver, compiler, Python and engine are named in profiles, the port and documents, and nowhere else."""
 
+import json
 import re
 from functools import cache
 
 import pytest
-from repository import files, load, name_of, profile_files, text_of
+from repository import SCHEMAS, files, load, name_of, profile_files, text_of
 from test_versions import versions
 
 # What serves every profile.
@@ -76,3 +77,17 @@ def test_the_pattern_finds_what_it_is_for(text):
 @pytest.mark.parametrize("text", ["python310_provider", "0x10de", "sha256", "port 8000", "Python 3.6", "1.0.9.2"])
 def test_the_pattern_leaves_other_words_alone(text):
     assert not pattern().search(text)
+
+
+def keys(schema):
+    """Names of the keys that a schema describes, and of those below them."""
+    for name, value in schema.get("properties", {}).items():
+        yield name
+        yield from keys(value)
+
+
+def test_every_key_of_a_profile_is_read():
+    """By roles, playbooks and plugins, or by what makes the locks."""
+    readers = "\n".join(text_of(path) or "" for path in files(*COMMON, "files/lock/refresh.py") if path.suffix != ".md")
+    schema = json.loads((SCHEMAS / "profile.json").read_text())
+    assert [key for key in keys(schema) if not re.search(rf"(\.|[\"']){key}\b", readers)] == []
