@@ -7,7 +7,7 @@ step() { echo "== $1"; shift; "$@"; }
 
 step ruff ruff check --quiet .
 step yamllint yamllint --strict .
-mapfile -t texts < <(git ls-files)
+mapfile -t texts < <(git ls-files -- ":!collections")
 mapfile -t scripts < <(git ls-files .ci/run "*.sh")
 step codespell codespell "${texts[@]}"
 # The programs of the store's builders: their variables come from outside, bash runs them with -eu, and what stands in
