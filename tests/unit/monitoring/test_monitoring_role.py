@@ -46,7 +46,7 @@ def play(directory, hosts, tasks, *options, where="localhost", variables=None, p
 
 
 def include(tasks_from, **variables):
-    role = {"name": "monitoring", "tasks_from": tasks_from}
+    role = {"name": "kepler.vllm.monitoring", "tasks_from": tasks_from}
     return [{"name": "Role", "ansible.builtin.include_role": role, "vars": variables}]
 
 
