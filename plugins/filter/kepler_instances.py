@@ -31,7 +31,8 @@ def is_arguments(value: dict) -> bool:
 
 # The schema of an instance: key -> type, default, choices, description.
 KEYS = entry_points("vllm_service")["instance"]
-ALIASES = {alias: key for key, option in KEYS.items() for alias in option.get("aliases", ())}
+# Names of keys that inventories of before have.
+ALIASES = {"dies": "gpus"}
 DEFAULTS = {key: option["default"] for key, option in KEYS.items() if "default" in option}
 # What else a value of the right type must be: a test, and what messages expect of the value as a whole.
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
