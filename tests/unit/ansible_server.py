@@ -38,6 +38,8 @@ def prepare():
     # The filters, and the locks of all runs that name no other directory of profiles.
     plugin = importlib.import_module("ansible_collections.kepler.vllm.plugins.vars.kepler_profile")
     plugin.load_filters()
+    # A run may have filters of its own.
+    plugin.load_filters.cache_clear()
     root = plugin.profiles.directory()
     for name in plugin.profiles.profiles(root):
         plugin.profiles.lock_of(root / name)

@@ -369,7 +369,7 @@ def test_mokutil_is_asked_about_the_certificate(play, tmp_path, recorded, log, a
     pair = {"signing_key": str(key), "signing_certificate": str(certificate)}
     shown = "{{ read.host.enrollment }} {{ read.host.signing_key.mode }}"
     tasks = [
-        {"name": "Read", "kepler_host_facts": pair, "register": "read"},
+        {"name": "Read", "kepler.vllm.kepler_host_facts": pair, "register": "read"},
         {"name": "Show", "ansible.builtin.debug": {"msg": shown}},
     ]
     programs = {"mokutil": recorded("mokutil", f"echo $2 {answer}; exit 1")}

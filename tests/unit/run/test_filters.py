@@ -1,4 +1,4 @@
-"""The vars plugin kepler_lock: filters are loaded once in a run, not by each task of each host."""
+"""The vars plugin kepler_profile: filters are loaded once in a run, not by each task of each host."""
 
 import sys
 
