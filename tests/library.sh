@@ -3,7 +3,7 @@
 cuda="$(PYTHONPATH=molecule/shared python -m standin nvcc)"
 library="$KEPLER_CACHE/kernels"
 
-sources_of_library() { cat vllm_src/csrc/*.{cu,cuh,h,py} "$cuda/packages.json" 2>/dev/null | sha256sum; }
+sources_of_library() { cat vllm_src/csrc/*.{cu,cuh,h,py} vllm_src/vllm_kepler/version.py "$cuda/packages.json" 2>/dev/null | sha256sum; }
 
 build_library() {
     rm -f "$library/sources"
