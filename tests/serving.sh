@@ -3,7 +3,7 @@
 (
     export PYTHONPATH="$PWD/molecule/shared"
     python -m standin artifacts
-    ansible-playbook -i localhost, tests/port/environment.yml -e "ansible_python_interpreter=$(command -v python)" \
+    ansible-playbook -i tests/port/hosts.yml tests/port/environment.yml -e "ansible_python_interpreter=$(command -v python)" \
         -e "store_root=$KEPLER_CACHE/store" -e "{store_artifacts: [$KEPLER_CACHE/artifacts]}" \
         -e pytorch_provider=wheel -e python310_provider=prebuilt \
         -e "python310_interpreter=$(python -m standin python310)" -e vllm_kernels=false
