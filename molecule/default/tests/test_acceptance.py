@@ -28,7 +28,7 @@ def test_another_number_of_dies_passes(k80, play, tmp_path):
         assert row["result"] == ("skipped" if check == "memory" else "passed"), (size, row)
     assert found[4, "load"]["figures"]["requests"] == 8
     # In the end it serves as before.
-    assert "tensor-parallel-size: 4" in k80.file("/etc/kepler/instances/demo.yaml").content_string
+    assert '"tensor-parallel-size": 4' in k80.file("/etc/kepler/instances/demo.yaml").content_string
     assert k80.run("curl -fsS http://127.0.0.1:8000/health").rc == 0
 
 

@@ -90,7 +90,7 @@ class Server:
 def server(k80, key):
     """The unit with a watchdog that a test can wait for, and two ranks: four take twice as long to start."""
     server = Server(k80, key)
-    k80.check_output(f"sed -i.kept 's/^tensor-parallel-size: 4$/tensor-parallel-size: 2/' {OPTIONS}")
+    k80.check_output(f"sed -i.kept '/tensor-parallel-size/s/4/2/' {OPTIONS}")
     k80.check_output(f"mkdir -p $(dirname {DROPIN})")
     k80.check_output(f"printf '[Unit]\\nStartLimitIntervalSec=0\\n[Service]\\nWatchdogSec={WATCHDOG}\\n' > {DROPIN}")
     k80.check_output(f"systemctl daemon-reload && systemctl restart {UNIT}")
@@ -252,7 +252,7 @@ def test_a_stop_lets_streams_end_and_turns_others_away(server):
 
 def test_failing_for_good_is_said_and_ends(server):
     """Options that vLLM does not take: no restart helps, so there is none. What comes after starts the right ones."""
-    server.host.check_output(f"echo 'no-such-option: 1' >> {OPTIONS}")
+    server.host.check_output(f"sed -i '0,/{{/s//{{\"no-such-option\": 1,/' {OPTIONS}")
     assert server.host.run(f"systemctl restart {UNIT}").rc != 0
     assert server.show("ActiveState") == "failed"
     assert "no-such-option" in server.said()[-1]
