@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -47,16 +48,21 @@ def profile_builders(groups: dict[str, list[str]]) -> list[str]:
     return [groups[group][0] for group in groups_of("builder", groups) if groups[group]] or [NOBODY]
 
 
-def profile_named(groups: dict[str, list[str]], name: str) -> dict[str, Any]:
-    """The hardware profile `name`; without a name the only one that has hosts, or the only one."""
+def profile_named(groups: dict[str, list[str]], name: str, variable: str = "plan_profile") -> dict[str, Any]:
+    """The hardware profile `name`, which `variable` holds; without it the only one that has hosts, or the only one."""
     known = profiles.profiles(profiles.directory())
     with_hosts = [one for one, profile in known.items() if groups.get(profile["groups"]["hosts"])]
     choices = [name] if name else with_hosts or list(known)
     if len(choices) != 1 or choices[0] not in known:
         raise AnsibleFilterError(
-            f"plan_profile: found {name or 'none'}; expected one of {', '.join(known)}. Say -e plan_profile=NAME."
+            f"{variable}: found {name or 'none'}; expected one of {', '.join(known)}. Say -e {variable}=NAME."
         )
     return known[choices[0]]
+
+
+def profile_lock(profile: dict[str, Any]) -> dict[str, Any]:
+    """The lock of a profile, for a host in no group of it."""
+    return profiles.lock_of(Path(profile["directory"]))
 
 
 def role_groups(groups: Iterable[str], role: str) -> list[str]:
@@ -77,6 +83,7 @@ class FilterModule:
         return {
             "profile_builders": profile_builders,
             "profile_hosts": profile_hosts,
+            "profile_lock": profile_lock,
             "profile_members": profile_members,
             "profile_missing": profile_missing,
             "profile_named": profile_named,
