@@ -17,6 +17,7 @@ DISPLAY = "0x03"
 # nvidia-smi's answers for a die that it cannot reach.
 LOST = re.compile("is lost|device handle|fallen off")
 
+
 def gpus_of(host: dict) -> list[dict]:
     """The GPUs of the profile on the PCI bus."""
     return [device for device in host["pci"] if device["device"] in host["gpu"]["pci_ids"]]

@@ -7,8 +7,8 @@ short_description: Make the offline bundle on the controller
 author: vllm-kepler (!UNKNOWN)
 extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
-  - Fetches the sources, makes a package repository of what M(rpm_download) wrote, downloads the wheels of the
-    controller's tools, and packs all of it into one tar that ends with what it holds.
+  - Fetches the sources, makes a package repository of what M(kepler.vllm.rpm_download) wrote, downloads the wheels
+    of the controller's tools, and packs all of it into one tar that ends with what it holds.
   - Does nothing where the tar was made from the same lock, providers, packages and tools.
 options:
   dest:
@@ -16,11 +16,11 @@ options:
     type: path
     required: true
   rpms:
-    description: What M(rpm_download) wrote, fetched to the controller.
+    description: What M(kepler.vllm.rpm_download) wrote, fetched to the controller.
     type: path
     required: true
   sources:
-    description: The files of the lock, in the form that M(store_output) takes.
+    description: The files of the lock, in the form that M(kepler.vllm.store_output) takes.
     type: list
     elements: dict
     required: true

@@ -9,7 +9,7 @@ extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Reads each file as systemd reads an environment file and says why a server would get no key from it, or who else
     could read it. The key itself, and what else a file holds, stays on the host.
-  - Reads only. The filter P(key_file_findings#filter) makes findings of it.
+  - Reads only. The filter P(kepler.vllm.key_file_findings#filter) makes findings of it.
 options:
   paths:
     description: Absolute paths of the files.

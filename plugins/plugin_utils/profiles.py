@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import yaml
 from ansible.errors import AnsibleError
 
@@ -33,6 +32,9 @@ def read(path: Path, schema: str) -> dict[str, Any]:
 
     Raises AnsibleError that names the file, the entry, what was found and the next step.
     """
+    # Tools that only list filters may not have it.
+    import jsonschema
+
     try:
         content = yaml.load(path.read_text(), Loader)
     except (OSError, UnicodeError, yaml.YAMLError) as error:
