@@ -6,17 +6,7 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
-from ansible_collections.kepler.vllm.plugins.plugin_utils.page import (
-    BOTTOM,
-    HEIGHT,
-    LEFT,
-    RIGHT,
-    TOP,
-    WIDTH,
-    document,
-    step_of,
-    table,
-)
+from ansible_collections.kepler.vllm.plugins.plugin_utils import page
 
 # Figures, their titles and units; the first is what a comparison is made of.
 COLUMNS = (
@@ -89,31 +79,20 @@ def bench_table(run: dict[str, Any]) -> list[str]:
 def plot(series: dict[str, list[tuple[int, float]]], title: str) -> str:
     """One SVG: a line for each series over the requests at a time, each of these as far from the next."""
     places = sorted({concurrency for line in series.values() for concurrency, _ in line})
-    most = max(value for line in series.values() for _, value in line) or 1
-    grid = step_of(most)
-    top = grid * (int(most / grid) + 1)
-    width = (WIDTH - LEFT - RIGHT) / max(len(places) - 1, 1)
+    drawn = page.Plot(
+        f"{title} over requests at a time", max(value for line in series.values() for _, value in line) or 1
+    )
+    width = (page.WIDTH - page.LEFT - page.RIGHT) / max(len(places) - 1, 1)
 
     def x(concurrency: int) -> str:
-        return f"{LEFT + width * places.index(concurrency):.1f}"
+        return f"{page.LEFT + width * places.index(concurrency):.1f}"
 
-    def y(value: float) -> str:
-        return f"{HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / top:.1f}"
-
-    parts = [f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img'><title>{escape(title)} over requests at a time</title>"]
-    for place in range(int(top / grid) + 1):
-        value = place * grid
-        parts.append(f"<line class='grid' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y(value)}' y2='{y(value)}'/>")
-        parts.append(f"<text x='{LEFT - 6}' y='{float(y(value)) + 4:.1f}' text-anchor='end'>{value:g}</text>")
+    drawn.grid()
     for concurrency in places:
-        parts.append(f"<text x='{x(concurrency)}' y='{HEIGHT - 8}' text-anchor='middle'>{concurrency}</text>")
+        drawn.tick(x(concurrency), str(concurrency))
     for number, (name, line) in enumerate(series.items()):
-        points = " ".join(f"{x(concurrency)},{y(value)}" for concurrency, value in sorted(line))
-        if len(line) == 1:  # a line of one point is not drawn
-            points += " " + points
-        parts.append(f"<polyline class='die die{number % 4}' points='{points}'>"
-                     f"<title>{escape(name)}</title></polyline>")
-    return "".join([*parts, "</svg>"])
+        drawn.line(number, [(x(concurrency), value) for concurrency, value in sorted(line)], name)
+    return drawn.svg()
 
 
 def bench_page(run: dict[str, Any]) -> str:
@@ -123,11 +102,6 @@ def bench_page(run: dict[str, Any]) -> str:
         name = f"{point['name']}, {point['input_tokens']} in, {point['output_tokens']} out"
         for key in PLOTTED:
             series[key].setdefault(name, []).append((point["concurrency"], point[key]))
-    keys = "".join(
-        f"<span class='key'><svg viewBox='0 0 28 10'><line class='die die{number % 4}' x1='0' x2='28' y1='5' y2='5'/>"
-        f"</svg> {escape(name)}</span>"
-        for number, name in enumerate(series[PLOTTED[0]])
-    )
     figures = "".join(
         f"<h2>{escape(title)} ({escape(unit)}), over requests at a time</h2><figure>{plot(series[key], title)}</figure>"
         for key, title, unit in COLUMNS if key in PLOTTED
@@ -135,10 +109,10 @@ def bench_page(run: dict[str, Any]) -> str:
     models = ", ".join(sorted({
         f"{point['name']}: {point['model']}, TP = {point['tensor_parallel_size']}" for point in run["points"]
     }))
-    return document(
+    return page.document(
         f"Servers of {run['host']}",
         f"<p class='soft'>{escape(run['time'])}, generation {escape(run['generation'])}. {escape(models)}</p>"
-        f"<p>{keys}</p>{figures}<h2>All figures</h2>{table(heads(run), rows(run))}",
+        f"<p>{page.legend(series[PLOTTED[0]])}</p>{figures}<h2>All figures</h2>{page.table(heads(run), rows(run))}",
     )
 
 

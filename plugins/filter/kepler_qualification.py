@@ -7,17 +7,7 @@ from collections.abc import Callable, Iterable
 from html import escape
 from typing import Any
 
-from ansible_collections.kepler.vllm.plugins.plugin_utils.page import (
-    BOTTOM,
-    HEIGHT,
-    LEFT,
-    RIGHT,
-    TOP,
-    WIDTH,
-    document,
-    step_of,
-    table,
-)
+from ansible_collections.kepler.vllm.plugins.plugin_utils import page
 
 # Plots: what of a reading, its title and its unit.
 PLOTS = (
@@ -141,42 +131,32 @@ def plot(records: list[dict[str, Any]], key: str, title: str, unit: str, limit: 
     if not lines:
         return f"<p class='soft'>{escape(title)}: no reading.</p>"
     values = [value for line in lines.values() for _, value in line] + ([limit] if limit is not None else [])
-    grid = step_of(max(values) or 1)
-    top = grid * (int(max(values) / grid) + 1)
     seconds = max(samples[-1]["t"], 1)
+    drawn = page.Plot(f"{title} of each GPU over time", max(values))
 
     def x(second: float) -> str:
-        return f"{LEFT + (WIDTH - LEFT - RIGHT) * second / seconds:.1f}"
+        return f"{page.LEFT + (page.WIDTH - page.LEFT - page.RIGHT) * second / seconds:.1f}"
 
-    def y(value: float) -> str:
-        return f"{HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / top:.1f}"
-
-    parts = [f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img'><title>{escape(title)} of each GPU over time</title>"]
     for place, (name, begin, end) in enumerate(bands(records)):
         if place % 2 == 0:
             width = float(x(end)) - float(x(begin))
-            parts.append(f"<rect class='band' x='{x(begin)}' y='{TOP}' width='{max(width, 0):.1f}' "
-                         f"height='{HEIGHT - TOP - BOTTOM}'/>")
-        parts.append(f"<text x='{float(x(begin)) + 4:.1f}' y='{TOP - 8}'>{escape(name)}</text>")
-    for place in range(int(top / grid) + 1):
-        value = place * grid
-        parts.append(f"<line class='grid' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y(value)}' y2='{y(value)}'/>")
-        parts.append(f"<text x='{LEFT - 6}' y='{float(y(value)) + 4:.1f}' text-anchor='end'>{value:g}</text>")
-    tick = step_of(seconds, 8)
+            drawn.parts.append(f"<rect class='band' x='{x(begin)}' y='{page.TOP}' width='{max(width, 0):.1f}' "
+                               f"height='{page.HEIGHT - page.TOP - page.BOTTOM}'/>")
+        drawn.parts.append(f"<text x='{float(x(begin)) + 4:.1f}' y='{page.TOP - 8}'>{escape(name)}</text>")
+    drawn.grid()
+    tick = page.step_of(seconds, 8)
     for place in range(int(seconds / tick) + 1):
-        parts.append(f"<text x='{x(place * tick)}' y='{HEIGHT - 8}' text-anchor='middle'>{place * tick:g} s</text>")
+        drawn.tick(x(place * tick), f"{place * tick:g} s")
     if limit is not None:
-        parts.append(f"<line class='limit' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y(limit)}' y2='{y(limit)}'>"
-                     f"<title>limit: {limit:g} {escape(unit)}</title></line>")
+        drawn.parts.append(f"{drawn.rule('limit', limit)}><title>limit: {limit:g} {escape(unit)}</title></line>")
     places = {die["index"]: place for place, die in enumerate(begin_of(records).get("dies", []))}
     for number, line in sorted(lines.items()):
-        points = " ".join(f"{x(second)},{y(value)}" for second, value in line)
-        if len(line) == 1:  # a line of one point is not drawn
-            points += " " + points
         most = max(value for _, value in line)
-        parts.append(f"<polyline class='die die{places.get(number, 0) % 4}' points='{points}'>"
-                     f"<title>GPU {number}: at most {most:g} {escape(unit)}</title></polyline>")
-    return "".join([*parts, "</svg>"])
+        drawn.line(
+            places.get(number, 0), [(x(second), value) for second, value in line],
+            f"GPU {number}: at most {most:g} {unit}",
+        )
+    return drawn.svg()
 
 
 def die_rows(stamp: dict[str, Any], records: list[dict[str, Any]]) -> list[list[Any]]:
@@ -236,11 +216,7 @@ def qualification_report(stamp: dict[str, Any], trace: str, host: str, mark: str
     """
     records = records_of(trace)
     limits = begin_of(records).get("limits", {})
-    keys = "".join(
-        f"<span class='key'><svg viewBox='0 0 28 10'><line class='die die{place % 4}' x1='0' x2='28' y1='5' y2='5'/>"
-        f"</svg> GPU {die['index']}</span>"
-        for place, die in enumerate(stamp["boards"])
-    )
+    keys = page.legend(f"GPU {die['index']}" for die in stamp["boards"])
     figures = "".join(
         f"<h2>{escape(title)} ({escape(unit)})</h2><figure>"
         f"{plot(records, key, title, unit, limits.get('temperature') if key == 'temperature' else None)}</figure>"
@@ -250,13 +226,13 @@ def qualification_report(stamp: dict[str, Any], trace: str, host: str, mark: str
         f"kernel {stamp['kernel']}, driver {stamp['driver']}, generation {stamp['generation'] or 'none'}, device "
         f"{stamp['device']}, {stamp['seconds']} s of load in each stage"
     )
-    dies = table(
+    dies = page.table(
         ("GPU", "name", "address", "board", "max °C", "max W", "max MHz", "ECC, uncorrectable", "ECC, corrected",
          "replays", "PCIe gen", "lanes"),
         die_rows(stamp, records),
     )
-    steps = table(("stage", "step", "GPUs", "from s", "took s", "result", "measured"), step_rows(records))
-    return document(
+    steps = page.table(("stage", "step", "GPUs", "from s", "took s", "result", "measured"), step_rows(records))
+    return page.document(
         f"Qualification of {host}",
         f"<p class='soft'>{escape(mark)}</p>"
         f"<p class='verdict {escape(stamp['result'])}'>{escape(RESULTS[stamp['result']])}</p>"

@@ -44,6 +44,59 @@ def step_of(span: float, count: int = 5) -> float:
     return next((power * part for part in (1, 2, 5, 10) if power * part >= span / count), power * 10)
 
 
+class Plot:
+    """One SVG with lines over an axis from 0 to a round value above `most`; places on the other axis are the caller's.
+
+    Attributes:
+        parts: what is drawn, bottom first.
+    """
+
+    def __init__(self, title: str, most: float) -> None:
+        self.step = step_of(most or 1)
+        self.top = self.step * (int(most / self.step) + 1)
+        self.parts = [f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img'><title>{escape(title)}</title>"]
+
+    def y(self, value: float) -> str:
+        """Place of a value on the axis."""
+        return f"{HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / self.top:.1f}"
+
+    def rule(self, kind: str, value: float) -> str:
+        """Begin of a horizontal line at a value, without its end."""
+        return f"<line class='{kind}' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{self.y(value)}' y2='{self.y(value)}'"
+
+    def grid(self) -> None:
+        """Draw the axis' lines and numbers."""
+        for place in range(int(self.top / self.step) + 1):
+            value = place * self.step
+            below = float(self.y(value)) + 4
+            self.parts.append(f"{self.rule('grid', value)}/>")
+            self.parts.append(f"<text x='{LEFT - 6}' y='{below:.1f}' text-anchor='end'>{value:g}</text>")
+
+    def tick(self, x: str, text: str) -> None:
+        """Write below the other axis."""
+        self.parts.append(f"<text x='{x}' y='{HEIGHT - 8}' text-anchor='middle'>{text}</text>")
+
+    def line(self, number: int, points: list[tuple[str, float]], title: str) -> None:
+        """Draw line `number` through points (place, value)."""
+        places = [f"{x},{self.y(value)}" for x, value in points]
+        # A line of one point is not drawn.
+        drawn = " ".join(places * 2 if len(places) == 1 else places)
+        self.parts.append(f"<polyline class='die die{number % 4}' points='{drawn}'>"
+                          f"<title>{escape(title)}</title></polyline>")
+
+    def svg(self) -> str:
+        return "".join([*self.parts, "</svg>"])
+
+
+def legend(names: Iterable[str]) -> str:
+    """The look of each line of a plot, with its name."""
+    return "".join(
+        f"<span class='key'><svg viewBox='0 0 28 10'><line class='die die{number % 4}' x1='0' x2='28' y1='5' y2='5'/>"
+        f"</svg> {escape(name)}</span>"
+        for number, name in enumerate(names)
+    )
+
+
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     """A table; a cell that is None stays empty."""
     body = "".join(
