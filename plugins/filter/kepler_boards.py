@@ -18,9 +18,14 @@ DISPLAY = "0x03"
 LOST = re.compile("is lost|device handle|fallen off")
 
 
+def is_gpu(host: dict, device: dict) -> bool:
+    """Whether a function on the PCI bus is a GPU of the profile."""
+    return device["device"] in host["gpu"]["pci_ids"]
+
+
 def gpus_of(host: dict) -> list[dict]:
     """The GPUs of the profile on the PCI bus."""
-    return [device for device in host["pci"] if device["device"] in host["gpu"]["pci_ids"]]
+    return [device for device in host["pci"] if is_gpu(host, device)]
 
 
 def profile_gpus(facts: dict, gpu: dict) -> int:
@@ -75,7 +80,7 @@ def seen_by_cuda(host: dict) -> list[dict]:
 
 def gpu_numbers(host: dict) -> list[int]:
     """Numbers of the profile's GPUs, as CUDA counts in PCI order over all boards that it sees."""
-    return [number for number, device in enumerate(seen_by_cuda(host)) if device in gpus_of(host)]
+    return [number for number, device in enumerate(seen_by_cuda(host)) if is_gpu(host, device)]
 
 
 def boards(host: dict) -> dict[str, list[dict]]:
@@ -103,8 +108,8 @@ def missing_dies(host: dict) -> list[dict[str, str]]:
     next_step = "Look for the other die in the firmware and in the kernel's log; a reseated board often has it again."
     by_board = boards(host)
     halves = [dies for dies in by_board.values() if len(dies) < size]
-    if sum(len(dies) for dies in by_board.values()) < len(gpus_of(host)):  # the tree does not show every switch
-        count = len(gpus_of(host))
+    count = len(gpus_of(host))
+    if sum(len(dies) for dies in by_board.values()) < count:  # the tree does not show every switch
         if count % size == 0:
             return []
         return [finding(

@@ -8,6 +8,7 @@ from typing import Any
 
 from ansible_collections.kepler.vllm.plugins.module_utils.host import rpms
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import finding, shown
+from ansible_collections.kepler.vllm.plugins.plugin_utils.profiles import RPMS
 
 # Packages of the same driver from elsewhere, by the start of their names.
 FOREIGN_DRIVERS = {
@@ -147,7 +148,7 @@ def kernel_findings(host: dict, locked: dict, move: bool) -> list[dict[str, str]
             "warning", "host", f"the running kernel {kernel}", f"one that driver {locked['driver']} is known to build "
             f"for: {', '.join(tested) or 'none yet'}",
             "Nothing now: DKMS builds the module for it, and the run stops if that fails. Once it serves, add it to "
-            "kernels.tested in lock/rpms.yml of the hardware profile.",
+            f"kernels.tested in {RPMS}.",
         )]
     if move:
         return [finding(

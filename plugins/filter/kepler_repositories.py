@@ -10,8 +10,8 @@ from typing import Any
 
 from ansible_collections.kepler.vllm.plugins.module_utils.host import rpms
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import finding
+from ansible_collections.kepler.vllm.plugins.plugin_utils.profiles import RPMS
 
-LOCK = "lock/rpms.yml of the hardware profile"
 DNF_CONF = "/etc/dnf/dnf.conf"
 BUNDLE = "kepler-offline"
 # Parts of dnf's transaction that were not requested.
@@ -140,13 +140,13 @@ def missing_finding(missing: list[dict], offers: list[dict], host: str, bundle: 
         source = "no repository of the host"
         next_step = (
             f"Run `make lock-rpms HOST={host}` on the controller, which writes what this host's repositories offer "
-            f"into {LOCK}; look at the difference, then run again."
+            f"into {RPMS}; look at the difference, then run again."
         )
         if failed:
             next_step = f"Correct the repositories first. If they do not have it then: {next_step}"
     lacks = "does not hold" if bundle else "offers"
     found = f"{len(missing)} locked package(s) that {source} {lacks}: {listed}"
-    return finding("error", LOCK, found, "every locked version on offer", next_step)
+    return finding("error", RPMS, found, "every locked version on offer", next_step)
 
 
 def newer_packages(entries: list[dict], installed: list[dict]) -> dict[str, str]:
@@ -167,7 +167,7 @@ def newer_findings(newer: dict[str, str]) -> list[dict[str, str]]:
     return [finding(
         "error", "host", f"{len(newer)} package(s) that are newer than the lock's: {', '.join(newer.values())}",
         "the locked versions, or none: no run downgrades a package",
-        f"Remove them (dnf remove NAME) if nothing else needs them, or use a {LOCK} that names them. Then run again.",
+        f"Remove them (dnf remove NAME) if nothing else needs them, or use a {RPMS} that names them. Then run again.",
     )] if newer else []
 
 
@@ -222,7 +222,7 @@ def stream_findings(dnf: dict, streams: list[str]) -> list[dict[str, str]]:
     """Findings about module streams that nobody offers, or that the host has disabled."""
     found = [
         finding(
-            "error", LOCK, f"the module stream {stream}, which no repository of the host offers",
+            "error", RPMS, f"the module stream {stream}, which no repository of the host offers",
             f"{stream} in the repositories' module metadata",
             "Use a repository or mirror that has its modules.yaml, or nvidia_driver_provider: runfile.",
         )
@@ -286,7 +286,7 @@ def dry_run_findings(
     removed = [name for title in REMOVALS for name in dnf["transaction"].get(title, []) if name not in locked]
     if removed:
         found.append(finding(
-            "warning", LOCK, f"dnf would remove {', '.join(removed)} for the locked packages",
+            "warning", RPMS, f"dnf would remove {', '.join(removed)} for the locked packages",
             "an installation that leaves them", "Look whether the host needs them. If not, go on.",
         ))
     return found

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.kepler.vllm.plugins.module_utils.host import dnf_settings, rpms
+from ansible_collections.kepler.vllm.plugins.plugin_utils.profiles import RPMS
 
 NEVRA = re.compile(r"(?P<name>.+)-(?P<epoch>\d+):(?P<version>[^-]+)-(?P<release>[^-]+)\.(?P<arch>[^.]+)")
-FILE = "lock/rpms.yml of the hardware profile"
 # What a kernel that is installed needs for the driver; the other packages of its unit come with one that is not.
 OF_INSTALLED_KERNEL = ("kernel-core", "kernel-devel")
 
@@ -35,7 +35,7 @@ def locked_entries(lock: dict, role: str | None = None, kernel: str = "") -> lis
     if not found:
         roles = ", ".join(sorted({entry["role"] for entry in lock["rpms"]}))
         raise AnsibleFilterError(
-            f"{FILE}: found no package of the role {role!r}; expected one of {roles}. Add it there."
+            f"{RPMS}: found no package of the role {role!r}; expected one of {roles}. Add it there."
         )
     return found
 
@@ -51,7 +51,7 @@ def locked_rpm(lock: dict, name: str) -> dict:
         if entry["name"] == name and rpms.is_exact(entry):
             return entry
     raise AnsibleFilterError(
-        f"{FILE}: found no package {name!r} with a version; expected one. Add it there."
+        f"{RPMS}: found no package {name!r} with a version; expected one. Add it there."
     )
 
 

@@ -18,6 +18,8 @@ from ansible.errors import AnsibleError
 PROJECT = Path(__file__).resolve().parents[2]
 SCHEMAS = PROJECT / "profiles" / "schema"
 COMMON_LOCK = PROJECT / "files" / "lock"
+# What messages call the file of the packages.
+RPMS = "lock/rpms.yml of the hardware profile"
 # libyaml's reader where PyYAML has it: eight times as fast.
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
