@@ -1,10 +1,6 @@
 """A server as its unit starts it: supervisor, admission, and an engine whose ranks are forks, on GPUs over NCCL."""
 
-import contextlib
-import http.client
 import json
-import os
-import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +10,7 @@ import torch
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS / "unit" / "serving"), str(TESTS / "models")]
-from supervised import KEY, Unit  # noqa: E402
+from supervised import Unit  # noqa: E402
 from test_licence_llama import MODEL, PROMPT_WORDS, TOKENS, WORDS, sentence_starts, what_follows  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
@@ -36,34 +32,17 @@ def server(request, tmp_path):
         unit.ready(START)
         yield unit
     finally:
-        for process in processes(unit):
-            with contextlib.suppress(OSError):
-                os.kill(process, signal.SIGKILL)
+        unit.kill()
         unit.close()
-
-
-def processes(unit):
-    """Ids of all that run with the unit's environment."""
-    mark = f"RUNTIME_DIRECTORY={unit.runtime}\0".encode()
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark in (path / "environ").read_bytes():
-                found.append(int(path.name))
-    return found
 
 
 def complete(unit, prompt):
     """The greedy completion of a prompt, as text."""
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", unit.port, timeout=120)) as connection:
-        body = {"model": "license", "prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
-        connection.request("POST", "/v1/completions", json.dumps(body), {
-            "Authorization": f"Bearer {KEY}", "Content-Type": "application/json",
-        })  # fmt: skip
-        answer = connection.getresponse()
-        text = answer.read().decode()
-        assert answer.status == 200, text
-        return json.loads(text)["choices"][0]["text"]
+    status, text = unit.ask("/v1/completions", {
+        "model": "license", "prompt": prompt, "max_tokens": TOKENS, "temperature": 0,
+    })  # fmt: skip
+    assert status == 200, text
+    return json.loads(text)["choices"][0]["text"]
 
 
 def test_forked_ranks_answer_and_drain(server):
@@ -73,8 +52,8 @@ def test_forked_ranks_answer_and_drain(server):
                for at in sentence_starts()}  # fmt: skip
     with ThreadPoolExecutor(16) as pool:
         assert dict(zip(prompts, pool.map(lambda prompt: complete(server, prompt), prompts), strict=True)) == prompts
-    commands = [Path(f"/proc/{process}/cmdline").read_bytes() for process in processes(server)]
+    commands = [Path(f"/proc/{process}/cmdline").read_bytes() for process in server.processes()]
     assert not [command for command in commands if b"spawn_main" in command], commands
     server.process.terminate()
     assert server.process.wait(60) == 0, server.output()
-    assert processes(server) == []
+    assert server.processes() == []

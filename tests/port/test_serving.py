@@ -5,13 +5,10 @@ vLLM under systemd.
 """
 
 import contextlib
-import http.client
 import json
-import os
 import re
 import resource
 import shutil
-import signal
 import socket
 import sys
 import threading
@@ -55,25 +52,9 @@ class Server(Unit):
     def start(self):
         self.run("-m", "vllm_serving", "main", self.directory / "main.yaml", 7, VLLM_USE_V1=0, VLLM_SERVING_BODY=1)
 
-    def ask(self, path, body=None, **headers):
-        """Status and text of an answer to somebody with the key."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        with contextlib.closing(connection):
-            headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json", **headers}
-            content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-            connection.request("GET" if body is None else "POST", path, content, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-
     def close(self):
-        """End whatever was started with this unit's environment."""
-        mark = f"RUNTIME_DIRECTORY={self.runtime}\0".encode()
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if mark in (path / "environ").read_bytes():
-                    os.kill(int(path.name), signal.SIGKILL)
+        self.kill()
         super().close()
-
 
     def children(self):
         """Ids of the supervisor's children: vLLM's API, which dies with its engine."""

@@ -4,6 +4,7 @@ The tests of the real server (tests/port) use the first half.
 """
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -87,6 +88,32 @@ class Unit:
             self.process = subprocess.Popen(
                 [sys.executable, *map(str, arguments)], env=environment, stdout=log, stderr=subprocess.STDOUT
             )
+
+    def processes(self):
+        """Ids of all that run with this unit's environment."""
+        mark = f"RUNTIME_DIRECTORY={self.runtime}\0".encode()
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (path / "environ").read_bytes():
+                    found.append(int(path.name))
+        return found
+
+    def kill(self):
+        """End whatever was started with this unit's environment."""
+        for process in self.processes():
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+
+    def ask(self, path, body=None, **headers):
+        """Status and text of an answer to somebody with the key."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        with contextlib.closing(connection):
+            headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json", **headers}
+            content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+            connection.request("GET" if body is None else "POST", path, content, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
 
     def fields(self, name):
         return [fields[name] for _, fields in list(self.sent) if name in fields]
