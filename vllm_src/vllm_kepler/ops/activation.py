@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from .library import ACTIVATIONS, library, matrix, stream_of
-from .registry import Operator
+from .operator import Operator
 
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:

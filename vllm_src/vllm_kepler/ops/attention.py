@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from .library import DTYPES, library, pointer, stream_of
-from .registry import by_device
+from .operator import by_device
 
 # Largest matrix of scores that is made at once, in elements (64 MiB of float32).
 MAX_SCORES = 1 << 24

@@ -12,7 +12,7 @@ import functools
 import torch
 
 from .library import DTYPES, library, stream_of
-from .registry import by_device
+from .operator import by_device
 
 TEMPORARY_BLOCK_SIZE = 32
 

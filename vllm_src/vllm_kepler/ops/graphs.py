@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .registry import Operator
+from .operator import Operator
 
 
 def weak_ref_tensor(tensor: torch.Tensor) -> torch.Tensor:

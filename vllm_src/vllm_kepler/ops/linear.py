@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from .library import LibraryError, library, matrix, pointer, stream_of
-from .registry import by_device
+from .operator import by_device
 
 # Rows of x up to which the kernels of few rows are faster than the kernel that cuts the product into tiles.
 MAX_ROWS = 8

@@ -13,7 +13,7 @@ import torch
 from . import linear
 from .activation import FUNCTIONS
 from .library import ACTIVATIONS, LibraryError, library, matrix, pointer, stream_of
-from .registry import by_device
+from .operator import by_device
 
 # Matrices of all experts: float32 or float16 [num_experts, n, k], or packed as one of num_experts · n rows.
 Experts: TypeAlias = torch.Tensor | linear.Packed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .library import library, matrix, stream_of
-from .registry import Operator
+from .operator import Operator
 
 
 def rms_norm(out: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> None:

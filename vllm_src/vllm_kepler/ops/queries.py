@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .registry import Operator
+from .operator import Operator
 
 
 def init_cpu_threads_env(cpu_ids: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .library import library, matrix, pointer, stream_of
-from .registry import Operator
+from .operator import Operator
 
 
 def rotary_embedding(
