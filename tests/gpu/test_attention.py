@@ -8,7 +8,7 @@ The bounds are relative errors in the Frobenius norm, a sequence at a time. A ca
 import pytest
 import torch
 from attention_problem import Problem, variants
-from vllm_kepler.ops.library import LibraryError
+from vllm_kepler.errors import LibraryError
 
 HEAD_SIZES = [8, 32, 40, 64, 80, 96, 112, 120, 128, 160, 192, 256, 512]
 BLOCK_SIZES = [8, 16, 32]

@@ -10,10 +10,9 @@ from quantized_models import Kind, half_model, quantized_model
 from test_engine import GPUS, on_gpu
 from test_gguf import kinds
 from tiny_models import NEW_TOKENS, PROMPT_LENGTHS, assert_same, make
-from vllm_kepler.settings import GRAPHS
 
 pytestmark = pytest.mark.skipif(GPUS == 0, reason="needs an NVIDIA GPU")
-ON = {GRAPHS: "1"}
+ON = {"VLLM_KEPLER_CUDA_GRAPHS": "1"}
 # After the step that reads all prompts, one step for each further token.
 STEPS = NEW_TOKENS - 1
 MODELS = {

@@ -11,8 +11,8 @@ import math
 
 import pytest
 import torch
+from vllm_kepler.errors import LibraryError
 from vllm_kepler.ops import linear
-from vllm_kepler.ops.library import LibraryError
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 UNIT = 2.0**-24

@@ -12,8 +12,8 @@ import torch
 from quantized_models import Kind, half_model, quantized_model
 from test_engine import GPUS, on_gpu
 from tiny_models import assert_same
+from vllm_kepler.errors import LibraryError
 from vllm_kepler.ops import linear, moe
-from vllm_kepler.ops.library import LibraryError
 
 pytestmark = pytest.mark.skipif(GPUS == 0, reason="needs an NVIDIA GPU")
 UNIT = 2.0**-24

@@ -8,8 +8,8 @@ import math
 
 import pytest
 import torch
+from vllm_kepler.errors import LibraryError
 from vllm_kepler.ops import activation, cache, moe, norm, rotary
-from vllm_kepler.ops.library import LibraryError
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 BOUND = 1e-5

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Forks
+from vllm_kepler import envs
 from vllm_kepler.absent_modules import apply_token_bitmask
 from vllm_kepler.ops import library as kernels
 
@@ -139,7 +140,7 @@ def test_another_file_is_refused(tmp_path):
 
 def test_a_library_for_another_architecture_is_refused(tmp_path):
     """The real library, which says that it was built for sm_70."""
-    built = kernels.library_path().read_bytes()
+    built = envs.VLLM_KEPLER_LIBRARY.read_bytes()
     assert built.count(b"sm_37 compute_37\0") == 1
     (tmp_path / "other.so").write_bytes(built.replace(b"sm_37 compute_37\0", b"sm_70 compute_70\0"))
     status, printed = run(START, VLLM_KEPLER_LIBRARY=str(tmp_path / "other.so"))
@@ -160,7 +161,7 @@ def test_a_library_for_another_architecture_is_refused(tmp_path):
 )
 def test_which_code_runs_where(architectures, capability, runs):
     """A Kepler driver takes PTX up to 7.4 only: a K80 needs machine code."""
-    library = kernels.KernelLibrary(kernels.library_path())
+    library = kernels.KernelLibrary(envs.VLLM_KEPLER_LIBRARY)
     library.architectures = architectures
     if runs:
         library.check_runs_on(capability)
@@ -172,7 +173,7 @@ def test_which_code_runs_where(architectures, capability, runs):
 def test_another_version_is_refused(monkeypatch):
     monkeypatch.setattr(kernels, "__version__", "9.9.9")
     with pytest.raises(kernels.LibraryError, match=r"expected the port's 9\.9\.9"):
-        kernels.KernelLibrary(kernels.library_path())
+        kernels.KernelLibrary(envs.VLLM_KEPLER_LIBRARY)
 
 
 def test_a_launcher_refuses_what_it_does_not_take():

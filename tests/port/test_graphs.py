@@ -12,12 +12,13 @@ import pytest
 import torch
 from test_cuda_platform import run
 from vllm.attention.backends.utils import PAD_SLOT_ID, CommonAttentionState
-from vllm_kepler import settings
+from vllm_kepler import envs
 from vllm_kepler.attention.backend import KeplerBackend
 from vllm_kepler.attention.graphs import WATCHDOG_SECONDS, KeplerState
 from vllm_kepler.attention.metadata import GpuMetadataBuilder
 from vllm_kepler.ops import attention, cache
 
+GRAPHS = "VLLM_KEPLER_CUDA_GRAPHS"
 CONFIGURE = """
 from vllm.platforms import current_platform
 from vllm.engine.arg_utils import EngineArgs
@@ -45,35 +46,35 @@ CASES = [
 def test_the_switch(tiny, value):
     """What vLLM makes of a model's config on a machine with K80 boards."""
     program = CONFIGURE.format(model=str(tiny("llama").directory), options=[options for options, _ in CASES])
-    status, printed = run(program, **{settings.GRAPHS: value})
+    status, printed = run(program, **{GRAPHS: value})
     assert status == 0, printed
     for _, expected in CASES:
         assert (expected in printed) == (value == "1"), printed
     assert printed.count("\nTrue [] []") == (0 if value == "1" else len(CASES))
-    assert (f"{settings.GRAPHS}=1, CUDA graphs for decoding" in printed) == (value == "1")
+    assert (f"{GRAPHS}=1, CUDA graphs for decoding" in printed) == (value == "1")
     assert ("disabling CUDA graphs" in printed) == (value != "1")
 
 
 @pytest.mark.parametrize(("value", "expected"), [("", False), ("0", False), ("1", True)])
 def test_values_of_the_switch(monkeypatch, value, expected):
-    monkeypatch.setenv(settings.GRAPHS, value)
-    assert settings.wants_graphs() == expected
+    monkeypatch.setenv(GRAPHS, value)
+    assert expected == envs.VLLM_KEPLER_CUDA_GRAPHS
 
 
 @pytest.mark.parametrize("value", ["yes", "true", "2"])
 def test_other_values_are_refused(monkeypatch, value):
-    monkeypatch.setenv(settings.GRAPHS, value)
+    monkeypatch.setenv(GRAPHS, value)
     with pytest.raises(ValueError, match=f"VLLM_KEPLER_CUDA_GRAPHS: found '{value}'; expected 1 for CUDA graphs"):
-        settings.wants_graphs()
+        assert envs.VLLM_KEPLER_CUDA_GRAPHS
 
 
 def test_the_cpu_has_none(tiny, engine, monkeypatch, caplog):
     """The stand-in says so and decodes eagerly."""
-    monkeypatch.setenv(settings.GRAPHS, "1")
+    monkeypatch.setenv(GRAPHS, "1")
     config = engine(tiny("llama")).llm_engine.vllm_config
     assert config.model_config.enforce_eager
     assert config.compilation_config.cudagraph_capture_sizes == []
-    assert f"{settings.GRAPHS}=1 changes nothing here" in caplog.text
+    assert f"{GRAPHS}=1 changes nothing here" in caplog.text
 
 
 BLOCK_SIZE, BLOCKS, HEADS, HEAD_SIZE, LONGEST = 16, 12, 2, 32, 64

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from .errors import ModelError
 from .model_config import Refused, translate
 
 
@@ -20,7 +21,7 @@ def register() -> None:
         try:
             return translate(said), left
         except Refused as refused:
-            raise ValueError(
+            raise ModelError(
                 f"config.json: found {refused.found}; expected {refused.expected}. Choose another checkpoint."
             ) from None
 

@@ -1,39 +1,27 @@
-"""Which device the port serves on.
+"""The choice of the device that the port serves on.
 
-A K80 needs no switch. For verification `VLLM_KEPLER_VERIFY=1` takes the same path on another NVIDIA GPU, and
-`VLLM_KEPLER_DEVICE=cpu` lets the CPU stand in. This module imports no torch, so that asking costs nothing.
+A K80 needs no switch; envs.py has those for another device. Imports no torch: vLLM asks each process.
 """
 
 import importlib.util
 import os
 
-DEVICE = "VLLM_KEPLER_DEVICE"
-VERIFY = "VLLM_KEPLER_VERIFY"
+from . import envs
+from .errors import SettingError
 
 K80 = (3, 7)
 CPU_PLATFORM = "vllm_kepler.platform.KeplerCpuPlatform"
 CUDA_PLATFORM = "vllm_kepler.platform_cuda.KeplerCudaPlatform"
 
 
-def wants_cpu() -> bool:
-    """Whether the CPU stands in.
-
-    Raises ValueError where the switch has a value that it does not know.
-    """
-    value = os.environ.get(DEVICE, "")
-    if value not in ("", "cpu"):
-        raise ValueError(f"{DEVICE}: found {value!r}; expected cpu, or no value for a Kepler GPU")
-    return value == "cpu"
-
-
 def numbers(visible: str) -> list[int]:
-    """The dies that CUDA_VISIBLE_DEVICES names: up to the first that is none (-1), as CUDA reads it."""
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names, up to the first -1, as CUDA reads it. Raises SettingError."""
     dies = []
     for die in map(str.strip, visible.split(",")):
         if die in ("", "-1", "NoDevFiles"):
             break
         if not die.isdigit():
-            raise ValueError(
+            raise SettingError(
                 f"CUDA_VISIBLE_DEVICES: found {visible}; expected numbers of dies, such as 0,1: vLLM takes no names. "
                 "See `nvidia-smi -L` for the number of each."
             )
@@ -42,10 +30,10 @@ def numbers(visible: str) -> list[int]:
 
 
 def compute_capabilities() -> list[tuple[int, int]]:
-    """Compute capability of each NVIDIA GPU that this process may use, in the order of its dies.
+    """Return the compute capability of each NVIDIA GPU that this process may use.
 
-    Asks the driver through NVML, which makes no CUDA context: workers are started after this. Raises ValueError where
-    CUDA_VISIBLE_DEVICES names dies otherwise than by their numbers, as vLLM itself cannot take them.
+    Asks the driver through NVML, which makes no CUDA context: workers are started after this. Raises SettingError if
+    CUDA_VISIBLE_DEVICES has anything but numbers, which vLLM itself cannot read.
     """
     from vllm.third_party import pynvml
 
@@ -67,21 +55,21 @@ def compute_capabilities() -> list[tuple[int, int]]:
 
 
 def platform_class() -> str | None:
-    """Dotted name of the platform class; None leaves the machine to vLLM's own platforms.
+    """Return the dotted name of the platform class, or None to leave the machine to vLLM's own platforms.
 
-    Raises ValueError for GPUs that are not Kepler's, without the switch, where vLLM has no kernels of its own.
+    Raises SettingError for other GPUs without VLLM_KEPLER_VERIFY, unless vLLM has kernels of its own.
     """
-    if wants_cpu():
+    if envs.VLLM_KEPLER_DEVICE == "cpu":
         return CPU_PLATFORM
     capabilities = compute_capabilities()
     if not capabilities:
         return None
-    if os.environ.get(VERIFY) == "1" or all(capability == K80 for capability in capabilities):
+    if envs.VLLM_KEPLER_VERIFY or all(capability == K80 for capability in capabilities):
         return CUDA_PLATFORM
     if importlib.util.find_spec("vllm._C"):
         return None
     found = ", ".join(f"{major}.{minor}" for major, minor in capabilities)
-    raise ValueError(
+    raise SettingError(
         f"GPU: found compute capability {found}; expected 3.7 (Tesla K80) on every GPU that CUDA_VISIBLE_DEVICES "
-        f"leaves. Choose the K80's dies there, or set {VERIFY}=1 to verify the port on another NVIDIA GPU."
+        f"leaves. Choose the K80's dies there, or set VLLM_KEPLER_VERIFY=1 to verify the port on another NVIDIA GPU."
     )

@@ -17,14 +17,14 @@ logging.getLogger("vllm.triton_utils.importing").setLevel(logging.WARNING)
 
 from vllm.model_executor.layers.fused_moe.layer import UnquantizedFusedMoEMethod  # noqa: E402
 
+from .errors import reject_if  # noqa: E402
 from .ops import moe  # noqa: E402
-from .settings import refuse_where  # noqa: E402
 
 
 class KeplerMoEMethod(UnquantizedFusedMoEMethod):
     """Float32 experts over vllm_kepler.ops.moe, tensor-parallel.
 
-    Raises ValueError, before any weight is read, for what a model asks and the port does not have.
+    Raises ModelError, before any weight is read, for what a model asks and the port does not have.
     """
 
     def create_weights(
@@ -37,11 +37,11 @@ class KeplerMoEMethod(UnquantizedFusedMoEMethod):
         weight_loader: Callable[..., Any],
         **named: Any,
     ) -> None:
-        refuse_where(layer.activation not in ("silu", "gelu"), f"experts with the activation {layer.activation}")
-        refuse_where(layer.apply_router_weight_on_input, "router weights on the experts' input")
-        refuse_where(layer.expert_map is not None, "experts spread over the ranks (enable_expert_parallel)")
+        reject_if(layer.activation not in ("silu", "gelu"), f"experts with the activation {layer.activation}")
+        reject_if(layer.apply_router_weight_on_input, "router weights on the experts' input")
+        reject_if(layer.expert_map is not None, "experts spread over the ranks (enable_expert_parallel)")
         for name, size in (("hidden", hidden_size), ("intermediate", intermediate_size_per_partition)):
-            refuse_where(size % moe.ALIGNMENT != 0, f"experts of {name} size {size} (a multiple of 4 is expected)")
+            reject_if(size % moe.ALIGNMENT != 0, f"experts of {name} size {size} (a multiple of 4 is expected)")
         self.create_parameters(
             layer, num_experts, hidden_size, intermediate_size_per_partition, params_dtype,
             weight_loader=noting(weight_loader), **named,

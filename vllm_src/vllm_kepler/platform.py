@@ -6,11 +6,11 @@ import os
 from typing import TYPE_CHECKING
 
 import torch
-from vllm import envs
+import vllm.envs
 from vllm.logger import init_logger
 from vllm.platforms.cpu import CpuPlatform
 
-from . import ops, settings
+from . import envs, ops, settings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -35,8 +35,8 @@ class KeplerCpuPlatform(settings.KeplerSettings, CpuPlatform):
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
         logger.info("VLLM_KEPLER_DEVICE=cpu: the CPU stands in for the Kepler GPU, V0 engine, eager, float32.")
-        if settings.wants_graphs():
-            logger.warning("%s=1 changes nothing here: the CPU has no CUDA graphs.", settings.GRAPHS)
+        if envs.VLLM_KEPLER_CUDA_GRAPHS:
+            logger.warning("VLLM_KEPLER_CUDA_GRAPHS=1 changes nothing here: the CPU has no CUDA graphs.")
         settings.settle(vllm_config)
         parallel = vllm_config.parallel_config
         if parallel.worker_cls == "auto":
@@ -45,7 +45,7 @@ class KeplerCpuPlatform(settings.KeplerSettings, CpuPlatform):
             parallel.distributed_executor_backend = "mp"
         if vllm_config.cache_config is not None:
             vllm_config.cache_config.cpu_kvcache_space_bytes = (
-                envs.VLLM_CPU_KVCACHE_SPACE * GIB or DEFAULT_CACHE // parallel.world_size
+                vllm.envs.VLLM_CPU_KVCACHE_SPACE * GIB or DEFAULT_CACHE // parallel.world_size
             )
         share_cores(parallel.world_size)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch._dynamo
 from vllm.logger import init_logger
 
-from . import absent_modules, ops, settings
+from . import absent_modules, envs, ops, settings
 from .ops import library
 
 # Upstream's CUDA platform imports vllm._C while it is imported: the operators must be there before.
@@ -35,11 +35,11 @@ class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
         capability = cls.get_device_capability()
-        graphs = settings.wants_graphs()
+        graphs = envs.VLLM_KEPLER_CUDA_GRAPHS
         logger.info(
             "%s: %s.",
             "Kepler GPU detected (sm < 70)" if capability < (7, 0) else "VLLM_KEPLER_VERIFY=1, as on a Kepler GPU",
-            f"{settings.GRAPHS}=1, CUDA graphs for decoding" if graphs
+            "VLLM_KEPLER_CUDA_GRAPHS=1, CUDA graphs for decoding" if graphs
             else "forcing eager mode and disabling CUDA graphs",
         )
         kernels = library.library()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from vllm.logger import init_logger
 
+from .errors import SettingError, reject_if
 from .quantization.files import check_files
 from .quantization.scheme import METHOD, WORKS
 
@@ -24,7 +25,6 @@ BLOCK_SIZES = (8, 16, 32)
 DEFAULT_BLOCK_SIZE = 16
 # What the KV cache may be: of the activations' dtype, or float16; by vLLM's names.
 CACHE_DTYPES = ("auto", "half")
-GRAPHS = "VLLM_KEPLER_CUDA_GRAPHS"
 # Numbers of sequences that a graph is captured for. Beyond 16 rows a step is arithmetic, which hides its launches.
 CAPTURE_SIZES = (1, 2, 4, 8, 16)
 
@@ -32,23 +32,6 @@ CAPTURE_SIZES = (1, 2, 4, 8, 16)
 def force_v0() -> None:
     """The V1 engine compiles; ours runs eagerly in V0."""
     os.environ["VLLM_USE_V1"] = "0"
-
-
-def wants_graphs() -> bool:
-    """Whether decoding steps are to be replayed as CUDA graphs.
-
-    Raises ValueError where the switch has a value that it does not know.
-    """
-    value = os.environ.get(GRAPHS, "")
-    if value not in ("", "0", "1"):
-        raise ValueError(f"{GRAPHS}: found {value!r}; expected 1 for CUDA graphs, or no value for eager decoding.")
-    return value == "1"
-
-
-def refuse_where(is_asked: bool, what: str) -> None:
-    """Raise ValueError where a model asks for `what`, which the port does not have."""
-    if is_asked:
-        raise ValueError(f"The model asks for {what}: the Kepler port does not have it. Serve another model.")
 
 
 class KeplerSettings:
@@ -64,15 +47,15 @@ class KeplerSettings:
 
     @classmethod
     def verify_quantization(cls, quant: str) -> None:
-        """Raise ValueError for a method that is asked for by name and has no quantization_config in config.json."""
+        """Raise SettingError for a method that is asked for by name and has no quantization_config in config.json."""
         if quant == "gguf":
             # So upstream takes a model that is a GGUF file.
-            raise ValueError(
+            raise SettingError(
                 "model: found a GGUF file; expected its directory, with the config.json and the tokenizer of its model "
                 "beside it: a file holds only parts of both."
             )
         if quant != METHOD:
-            raise ValueError(
+            raise SettingError(
                 f"quantization: found {quant}, and no quantization_config in the model's config.json; expected one of: "
                 f"{WORKS}. Leave quantization out, or choose such a checkpoint of the model."
             )
@@ -90,10 +73,10 @@ class KeplerSettings:
     ) -> str:
         """Dotted name of the attention backend.
 
-        Raises ValueError where the model's attention is of a kind that the port does not have.
+        Raises ModelError for attention of a kind that the port does not have.
         """
-        refuse_where(use_mla, "multi-head latent attention")
-        refuse_where(use_v1, "the V1 engine")
+        reject_if(use_mla, "multi-head latent attention")
+        reject_if(use_v1, "the V1 engine")
         logger.info("Using Torch SDPA attention backend for Kepler GPU (sm < 60).")
         return BACKEND
 
@@ -106,7 +89,7 @@ def settle(config: VllmConfig, graphs: bool = False) -> None:
     dtype half says how weights and KV cache are stored. vLLM calls this again for what it made of a config that went
     through here before.
 
-    Raises ValueError, before any weight is read, for a setting that a Kepler GPU cannot serve.
+    Raises SettingError, before any weight is read, for a setting that a Kepler GPU cannot serve.
     """
     # vllm.config itself asks for the platform while it is imported.
     from vllm.config import CompilationLevel, DecodingConfig
@@ -114,27 +97,29 @@ def settle(config: VllmConfig, graphs: bool = False) -> None:
     model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
     if model is not None:
         if model.dtype not in (torch.float32, torch.float16):
-            raise ValueError(
+            raise SettingError(
                 f"dtype: found {str(model.dtype).removeprefix('torch.')}; expected float32 or half: a Kepler GPU "
                 "computes in float32 and stores weights as float32 or float16. Leave dtype out for float32."
             )
         settle_storage(config)
         if graphs and (model.enforce_eager or model.runner_type == "pooling"):
             found = "enforce_eager: true" if model.enforce_eager else "a model that generates no tokens"
-            raise ValueError(f"{GRAPHS}: found 1 and {found}; expected one of the two. Leave {GRAPHS} out.")
+            raise SettingError(
+                f"VLLM_KEPLER_CUDA_GRAPHS: found 1 and {found}; expected one of the two. Leave the variable out."
+            )
         model.enforce_eager = not graphs
         model.disable_cascade_attn = True
     if config.speculative_config is not None:
-        raise ValueError("speculative_config: found one; the Kepler port has no speculative decoding. Leave it out.")
+        raise SettingError("speculative_config: found one; the Kepler port has no speculative decoding. Leave it out.")
     if config.lora_config is not None:
-        raise ValueError("enable_lora: found true; the Kepler port has no kernels for adapters. Leave it out.")
+        raise SettingError("enable_lora: found true; the Kepler port has no kernels for adapters. Leave it out.")
     if config.scheduler_config.num_scheduler_steps > 1:
-        raise ValueError(
+        raise SettingError(
             f"num_scheduler_steps: found {config.scheduler_config.num_scheduler_steps}; expected 1: the Kepler port "
             "schedules every step. Leave it out."
         )
     if parallel.enable_expert_parallel:
-        raise ValueError(
+        raise SettingError(
             "enable_expert_parallel: found true; the Kepler port splits every expert over the ranks. Leave it out."
         )
     # Upstream's default hands what xgrammar cannot (numeric ranges, lengths) to outlines, which ignores some of it.
@@ -144,11 +129,11 @@ def settle(config: VllmConfig, graphs: bool = False) -> None:
         if cache.block_size is None:
             cache.block_size = DEFAULT_BLOCK_SIZE
         if cache.block_size not in BLOCK_SIZES:
-            raise ValueError(
+            raise SettingError(
                 f"block_size: found {cache.block_size}; expected one of {', '.join(map(str, BLOCK_SIZES))}."
             )
         if cache.cache_dtype not in CACHE_DTYPES:
-            raise ValueError(
+            raise SettingError(
                 f"kv_cache_dtype: found {cache.cache_dtype}; expected auto: the cache is float32, or with dtype: half "
                 "float16."
             )
@@ -163,7 +148,7 @@ def settle(config: VllmConfig, graphs: bool = False) -> None:
 def settle_storage(config: VllmConfig) -> None:
     """Decide how the model's weights and the KV cache are stored, and who loads them.
 
-    Raises ValueError for damaged weight files, and for ranks that a quantized checkpoint cannot be split over.
+    Raises ValueError for damaged weight files, SettingError for ranks that a quantized checkpoint cannot be split over.
     """
     from vllm.config import LoadFormat
 
@@ -182,7 +167,7 @@ def settle_storage(config: VllmConfig) -> None:
         load.load_format = KeplerLoader
     elif load.load_format != LoadFormat.DUMMY and not isinstance(load.load_format, type):
         # The others would not miss a tensor that a quantized checkpoint lacks.
-        raise ValueError(
+        raise SettingError(
             f"load_format: found {getattr(load.load_format, 'value', load.load_format)}; expected auto, which reads "
             "safetensors, PyTorch's files and GGUF, or dummy. Leave it out."
         )
@@ -197,7 +182,7 @@ def settle_storage(config: VllmConfig) -> None:
     if checkpoint is None:
         return
     if ranks > 1 and any(scheme.act_order for scheme in checkpoint.schemes()):
-        raise ValueError(
+        raise SettingError(
             f"tensor_parallel_size: found {ranks} and {checkpoint.method} with act-order (desc_act); expected 1: the "
             "columns of a group lie on all ranks. Choose a checkpoint without act-order, or one die."
         )

@@ -14,9 +14,10 @@ from vllm.attention.backends.abstract import (
 )
 from vllm.platforms import current_platform
 
+from ..errors import reject_if
 from ..ops import attention as paged
 from ..ops import cache
-from ..settings import CACHE_DTYPES, refuse_where
+from ..settings import CACHE_DTYPES
 from .graphs import KeplerState
 from .metadata import CpuMetadataBuilder, GpuMetadataBuilder, KeplerMetadata
 
@@ -62,7 +63,7 @@ class KeplerBackend(AttentionBackend):
 class KeplerImpl(AttentionImpl[KeplerMetadata]):
     """One attention layer.
 
-    Raises ValueError at start for what the layer asks and the port does not have.
+    Raises ModelError at start for what the layer asks and the port does not have.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class KeplerImpl(AttentionImpl[KeplerMetadata]):
             f"attention of type {attn_type}": attn_type not in (AttentionType.DECODER, AttentionType.ENCODER_ONLY),
         }
         for what, is_asked in refused.items():
-            refuse_where(is_asked, what)
+            reject_if(is_asked, what)
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads or num_heads
         self.head_size = head_size

@@ -15,7 +15,6 @@ import torch
 from vllm.attention.backends.utils import CommonAttentionState
 from vllm.logger import init_logger
 
-from ..settings import GRAPHS
 from .metadata import KeplerMetadata
 
 logger = init_logger("vllm.kepler.graphs")
@@ -47,8 +46,8 @@ class KeplerState(CommonAttentionState):
                 yield
         except RuntimeError as error:
             raise RuntimeError(
-                f"CUDA graphs: the decoding step could not be captured: {error}. Serve without graphs (leave {GRAPHS} "
-                "out), or lower gpu_memory_utilization if memory ran out."
+                f"CUDA graphs: the decoding step could not be captured: {error}. Serve without graphs (leave "
+                "VLLM_KEPLER_CUDA_GRAPHS out), or lower gpu_memory_utilization if memory ran out."
             ) from error
         torch.cuda.empty_cache()
         sizes = sorted(self.runner.vllm_config.compilation_config.cudagraph_capture_sizes)

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .. import envs
+from ..errors import LibraryError
 from ..version import __version__
 
-LIBRARY = "VLLM_KEPLER_LIBRARY"
 DTYPES = {torch.float32: 0, torch.float16: 1}
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "gelu_quick": 3}
 
@@ -49,10 +48,6 @@ LAUNCHERS = {
 }
 
 
-class LibraryError(RuntimeError):
-    """The library cannot be used, or a launcher refused its arguments; one line that says why."""
-
-
 class KernelLibrary:
     """Each launcher of the library as a method of its name, which raises LibraryError where it does not launch.
 
@@ -67,7 +62,7 @@ class KernelLibrary:
         def __getattr__(self, launcher: str) -> Callable[..., Any]: ...
 
     def __init__(self, path: Path) -> None:
-        advice = f"Build it (role vllm, or vllm_src/csrc/build.py) and name it by {LIBRARY}."
+        advice = "Build it (role vllm, or vllm_src/csrc/build.py) and name it by VLLM_KEPLER_LIBRARY."
         if not path.is_file():
             raise LibraryError(f"{path}: no kernel library there. {advice}")
         try:
@@ -119,18 +114,13 @@ class KernelLibrary:
         )
 
 
-def library_path() -> Path:
-    """The file that VLLM_KEPLER_LIBRARY names, else the one of the serving environment."""
-    return Path(os.environ.get(LIBRARY) or Path(sys.prefix, "lib", "libvllm_kepler.so"))
-
-
 @functools.cache
 def library() -> KernelLibrary:
     """The library, loaded once in a process.
 
     Raises LibraryError where there is none, or it belongs to another version of the port.
     """
-    return KernelLibrary(library_path())
+    return KernelLibrary(envs.VLLM_KEPLER_LIBRARY)
 
 
 def stream_of(tensor: torch.Tensor) -> int:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .library import LibraryError, library, matrix, pointer, stream_of
+from ..errors import LibraryError
+from .library import library, matrix, pointer, stream_of
 from .operator import by_device
 
 # Rows of x up to which the kernels of few rows are faster than the kernel that cuts the product into tiles.

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ..errors import LibraryError
 from . import linear
 from .activation import FUNCTIONS
-from .library import ACTIVATIONS, LibraryError, library, matrix, pointer, stream_of
+from .library import ACTIVATIONS, library, matrix, pointer, stream_of
 from .operator import by_device
 
 # Matrices of all experts: float32 or float16 [num_experts, n, k], or packed as one of num_experts · n rows.
