@@ -19,8 +19,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .instance import CONFIGURATION, Refused, key_of, refuse_open_server
-from .limits import Limits, Turned, parse
+from . import envs
+from .errors import ConfigError, Rejected
+from .instance import CONFIGURATION, key_of, refuse_open_server
+from .limits import Limits, parse
 
 # A file of this name in the unit's runtime directory: the supervisor drains the server.
 DRAINING = "draining"
@@ -49,11 +51,11 @@ class AdmissionMiddleware:
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self.app = app
         self.key = key_of(os.environ)
-        self.limit = int(float(os.environ.get("VLLM_SERVING_BODY", "8")) * MEBIBYTE)
+        self.limit = int(envs.number(os.environ, "VLLM_SERVING_BODY") * MEBIBYTE)
         self.draining = Path(os.environ.get("RUNTIME_DIRECTORY", "/nonexistent")) / DRAINING
-        self.held = Path(os.environ.get("VLLM_SERVING_HELD", "/nonexistent"))
+        self.held = envs.quarantine_file(os.environ)
         self.running = 0
-        self.limits = Limits(sequences=int(os.environ.get("VLLM_SERVING_SEQUENCES", Limits.sequences)))
+        self.limits = Limits(sequences=int(envs.number(os.environ, "VLLM_SERVING_SEQUENCES")))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -70,20 +72,20 @@ class AdmissionMiddleware:
             if path in OPEN:
                 await self.app(scope, receive, send)
                 return
-        except Turned as turned:
-            await answer(send, turned)
+        except Rejected as rejected:
+            await answer(send, rejected)
             return
         self.running += 1
         try:
             if scope["method"] == "POST":
                 receive = await self.read(headers, receive)
             await self.app(scope, receive, send)
-        except Turned as turned:
-            await answer(send, turned)
+        except Rejected as rejected:
+            await answer(send, rejected)
         except Exception as error:
             if not from_validation(error):
                 raise
-            await answer(send, Turned(400, "A field of the body is not of the kind that it must be."))
+            await answer(send, Rejected(400, "A field of the body is not of the kind that it must be."))
         finally:
             self.running -= 1
 
@@ -95,36 +97,36 @@ class AdmissionMiddleware:
             if "app" in scope:
                 self.limits = await self.learn(scope["app"].state)
         except Exception as error:
-            known = isinstance(error, Refused)
+            known = isinstance(error, ConfigError)
             print(f"ERROR {error}" if known else traceback.format_exc(), flush=True)
             # uvicorn goes on after any exception of this task, SystemExit included.
             asyncio.get_running_loop().call_soon(sys.exit, CONFIGURATION if known else 1)
             await asyncio.Event().wait()
 
     async def learn(self, state: Any) -> Limits:
-        """Return the limits with those of the model. Raises Refused. state: of vLLM's application."""
+        """Return the limits with those of the model. Raises ConfigError. state: of vLLM's application."""
         return self.limits
 
     def admit(self, path: str, method: str, headers: dict[str, str]) -> None:
-        """Raise Turned for a request without the key, or one that came too late or too early."""
+        """Raise Rejected for a request without the key, or one that came too late or too early."""
         # A browser asks with OPTIONS, and without a key, whether it may ask.
         if self.key and path not in OPEN and method != "OPTIONS":
             brought = headers.get("authorization", "").encode()
             if not hmac.compare_digest(brought, f"Bearer {self.key}".encode()):
-                raise Turned(401, "The key is missing or wrong.", **{"www-authenticate": "Bearer"})
+                raise Rejected(401, "The key is missing or wrong.", **{"www-authenticate": "Bearer"})
         if path in ("/metrics", "/version"):
             return
         if self.draining.exists():
             running = {RUNNING: str(self.running)} if path in OPEN else {}
-            raise Turned(503, "The server is being stopped. Ask again.", **{"retry-after": RETRY_AFTER}, **running)
+            raise Rejected(503, "The server is being stopped. Ask again.", **{"retry-after": RETRY_AFTER}, **running)
         word = word_of(self.held)
         if word and not hmac.compare_digest(headers.get(HELD, "").encode(), word.encode()):
-            raise Turned(503, "The server takes requests once its answers were looked at. Ask again.",
-                         **{"retry-after": RETRY_AFTER})
+            raise Rejected(503, "The server takes requests once its answers were looked at. Ask again.",
+                           **{"retry-after": RETRY_AFTER})
 
     async def read(self, headers: dict[str, str], receive: Receive) -> Receive:
-        """Read the body, no more than the limit of it; a `receive` that gives it once more. Raises Turned."""
-        too_large = Turned(413, f"The body is larger than {self.limit} bytes.", connection="close")
+        """Read the body, no more than the limit of it; a `receive` that gives it once more. Raises Rejected."""
+        too_large = Rejected(413, f"The body is larger than {self.limit} bytes.", connection="close")
         length = headers.get("content-length", "0")
         # Who asks first whether to send it is told at once; the others hear the answer only once they have sent.
         if "expect" in headers and length.isdigit() and int(length) > self.limit:
@@ -135,7 +137,7 @@ class AdmissionMiddleware:
             try:
                 message = await asyncio.wait_for(receive(), end - asyncio.get_running_loop().time())
             except asyncio.TimeoutError:
-                raise Turned(408, f"The body did not arrive within {ARRIVAL} s.", connection="close") from None
+                raise Rejected(408, f"The body did not arrive within {ARRIVAL} s.", connection="close") from None
             if message["type"] == "http.disconnect":
                 break
             part = message.get("body", b"")
@@ -198,11 +200,11 @@ def from_validation(error: BaseException) -> bool:
         module == "fastapi.dependencies.utils" for module, _ in places)
 
 
-async def answer(send: Send, turned: Turned) -> None:
+async def answer(send: Send, rejected: Rejected) -> None:
     """Answer as vLLM words its own errors."""
-    error = {"object": "error", "message": str(turned), "type": "BadRequestError", "param": None, "code": turned.status}
-    content = json.dumps(error).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(content)), **turned.headers}
-    await send({"type": "http.response.start", "status": turned.status,
+    content = json.dumps({"object": "error", "message": str(rejected), "type": "BadRequestError", "param": None,
+                          "code": rejected.status}).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(content)), **rejected.headers}
+    await send({"type": "http.response.start", "status": rejected.status,
                 "headers": [(name.encode(), value.encode()) for name, value in headers.items()]})
     await send({"type": "http.response.body", "body": content})

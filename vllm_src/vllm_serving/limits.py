@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from . import envs
+from .errors import Rejected
+
 # Values in a body, token ids not counted, and how deep they may nest. vLLM reads them on the API's event loop: an item
 # of the wrong kind costs it up to 0.3 ms.
 MOST_VALUES, DEEPEST = 32_768, 64
@@ -48,14 +51,6 @@ OPERATORS = {
 }
 
 
-class Turned(Exception):
-    """A request that gets no further: status, what is wrong, further headers."""
-
-    def __init__(self, status: int, message: str, **headers: str) -> None:
-        super().__init__(message)
-        self.status, self.headers = status, headers
-
-
 @dataclass(frozen=True)
 class Limits:
     """What the served model and its operator allow.
@@ -68,23 +63,23 @@ class Limits:
         renderer: names of what chat_template_kwargs may not replace.
     """
 
-    sequences: int = 128
+    sequences: int = int(envs.NUMBERS["VLLM_SERVING_SEQUENCES"])
     vocabulary: int = 0
     length: int = 0
     logprobs: int = 20
     renderer: frozenset[str] = frozenset({"chat_template"})
 
     def check(self, body: dict[str, Any]) -> None:
-        """Raise Turned for a body that would hurt the server or be answered with 500."""
+        """Raise Rejected for a body that would hurt the server or be answered with 500."""
         for name, reason in OPERATORS.items():
             if body.get(name) is not None:
-                raise Turned(400, f"{name}: {reason}. Leave it out.")
+                raise Rejected(400, f"{name}: {reason}. Leave it out.")
         # A list of token ids is long; its items are checked below, one by one.
         tokens = {name for name in TOKEN_LISTS if isinstance(body.get(name), list)}
         prompts, inputs = self.prompts("prompt", body.get("prompt")), self.prompts("input", body.get("input"))
         check_size({name: value for name, value in body.items() if name not in tokens | {"prompt", "input"}})
         if len(inputs) > MOST_ITEMS:
-            raise Turned(400, f"input: found {len(inputs)} items; the server takes {MOST_ITEMS}.")
+            raise Rejected(400, f"input: found {len(inputs)} items; the server takes {MOST_ITEMS}.")
         for name in tokens:
             self.check_tokens(name, body[name])
         for name, several in (("prompt", prompts), ("input", inputs)):
@@ -96,10 +91,10 @@ class Limits:
         self.check_numbers(body, max(len(prompts), 1))
         given = body.get("chat_template_kwargs")
         if isinstance(given, dict) and (taken := sorted(self.renderer & given.keys())):
-            raise Turned(400, f"chat_template_kwargs: {taken[0]} is not the template's to receive. Leave it out.")
+            raise Rejected(400, f"chat_template_kwargs: {taken[0]} is not the template's to receive. Leave it out.")
 
     def prompts(self, name: str, prompt: Any) -> list[str | list[int]]:
-        """Return the prompts of a field that may hold a text, token ids, or a list of either. Raise Turned."""
+        """Return the prompts of a field that may hold a text, token ids, or a list of either. Raise Rejected."""
         if prompt is None:
             return []
         if isinstance(prompt, str):
@@ -110,19 +105,19 @@ class Limits:
                 return [prompt]
             if kinds in ({str}, {list}):
                 return prompt
-        raise Turned(400, f"{name}: expected a text, token ids, or a list of texts or of lists of token ids.")
+        raise Rejected(400, f"{name}: expected a text, token ids, or a list of texts or of lists of token ids.")
 
     def check_tokens(self, name: str, ids: list[Any]) -> None:
-        """Raise Turned for a list with anything but token ids of this model."""
+        """Raise Rejected for a list with anything but token ids of this model."""
         if self.length and len(ids) > max(self.length, self.vocabulary if name not in ("prompt", "input") else 0):
-            raise Turned(400, f"{name}: found {len(ids)} token ids; the model takes {self.length}.")
+            raise Rejected(400, f"{name}: found {len(ids)} token ids; the model takes {self.length}.")
         if set(map(type, ids)) - {int}:
-            raise Turned(400, f"{name}: expected integers of 0 to {self.vocabulary - 1}, the model's token ids.")
+            raise Rejected(400, f"{name}: expected integers of 0 to {self.vocabulary - 1}, the model's token ids.")
         if self.vocabulary and ids and not (min(ids) >= 0 and max(ids) < self.vocabulary):
             raise self.strange(name, next(one for one in ids if not 0 <= one < self.vocabulary))
 
     def check_text(self, prompts: dict[str, list[str | list[int]]], body: dict[str, Any]) -> None:
-        """Raise Turned for a text that is too long for the model whatever its tokens are."""
+        """Raise Rejected for a text that is too long for the model whatever its tokens are."""
         if not self.length:
             return
         one = CHARACTERS * self.length
@@ -134,79 +129,79 @@ class Limits:
             found += [(name, max(texts, default=0), one), (name, sum(texts), max(one, MOST_CHARACTERS))]
         for name, number, most in found:
             if number > most:
-                raise Turned(400, f"{name}: found {number} characters; a model of {self.length} tokens takes {most}.")
+                raise Rejected(400, f"{name}: found {number} characters; a model of {self.length} tokens takes {most}.")
 
-    def strange(self, name: str, token: int) -> Turned:
+    def strange(self, name: str, token: int) -> Rejected:
         """Return the answer to a token id that the model lacks."""
-        return Turned(400, f"{name}: found the token id {token}; the model's vocabulary has 0 to "
-                           f"{self.vocabulary - 1}.")
+        return Rejected(400, f"{name}: found the token id {token}; the model's vocabulary has 0 to "
+                             f"{self.vocabulary - 1}.")
 
     def check_lists(self, body: dict[str, Any]) -> None:
-        """Raise Turned for lists whose items cost too much, or are of a kind that upstream answers with 500."""
+        """Raise Rejected for lists whose items cost too much, or are of a kind that upstream answers with 500."""
         tools = body.get("tools")
         if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-            raise Turned(400, "tools: expected a list of objects.")
+            raise Rejected(400, "tools: expected a list of objects.")
         choice = body.get("tool_choice", "auto")
         if not isinstance(choice, dict) and choice not in ("none", "auto", "required"):
-            raise Turned(400, "tool_choice: expected none, auto, required, or an object that names a function.")
+            raise Rejected(400, "tool_choice: expected none, auto, required, or an object that names a function.")
         for name, most in MOST_OF.items():
             if isinstance(found := body.get(name), list) and len(found) > most:
-                raise Turned(400, f"{name}: found {len(found)} items; the server takes {most}.")
+                raise Rejected(400, f"{name}: found {len(found)} items; the server takes {most}.")
         for name in ("stop", "bad_words"):
             words = [body[name]] if isinstance(body.get(name), str) else body.get(name) or []
             if isinstance(words, list) and any(isinstance(word, str) and len(word) > LONGEST_WORD for word in words):
-                raise Turned(400, f"{name}: expected at most {LONGEST_WORD} characters each.")
+                raise Rejected(400, f"{name}: expected at most {LONGEST_WORD} characters each.")
         words = body.get("bad_words")
         if isinstance(words, list) and any(isinstance(word, str) and not word.strip() for word in words):
-            raise Turned(400, "bad_words: expected words that are not blank.")
+            raise Rejected(400, "bad_words: expected words that are not blank.")
         biases = body.get("logit_bias")
         if isinstance(biases, dict):
             for key in biases:
                 if not (key.isascii() and key.removeprefix("-").isdigit() and len(key) <= 20):
-                    raise Turned(400, "logit_bias: expected token ids, which are integers, as names.")
+                    raise Rejected(400, "logit_bias: expected token ids, which are integers, as names.")
                 if self.vocabulary and not 0 <= int(key) < self.vocabulary:
                     raise self.strange("logit_bias", int(key))
 
     def check_numbers(self, body: dict[str, Any], prompts: int) -> None:
-        """Raise Turned for counts that multiply work, and for numbers that float32 does not hold."""
+        """Raise Rejected for counts that multiply work, and for numbers that float32 does not hold."""
         for name, (least, most) in RANGES.items():
             if (found := body.get(name)) is not None and not (type(found) in (int, float) and least <= found <= most):
-                raise Turned(400, f"{name}: expected a number of {least} to {most}.")
+                raise Rejected(400, f"{name}: expected a number of {least} to {most}.")
         for name in LOGPROBS:
             # In a chat `logprobs` is true or false.
             if type(found := body.get(name)) is int and found > self.logprobs:
-                raise Turned(400, f"{name}: found {found}; the server gives {self.logprobs}.")
+                raise Rejected(400, f"{name}: found {found}; the server gives {self.logprobs}.")
         counts = {name: body[name] for name in ("n", "best_of") if body.get(name) is not None}
         for name, count in counts.items():
             if type(count) is not int or count < 1:
-                raise Turned(400, f"{name}: expected an integer of at least 1.")
+                raise Rejected(400, f"{name}: expected an integer of at least 1.")
         found = prompts * max(counts.values(), default=1)
         if found > self.sequences:
-            raise Turned(400, f"The request asks for {found} sequences, which are its prompts times n or best_of; the "
-                              f"server takes {self.sequences} at once.")
+            raise Rejected(400, f"The request asks for {found} sequences, which are its prompts times n or best_of; "
+                                f"the server takes {self.sequences} at once.")
         for name, most in MOST_FOR_ALL.items():
             items = body.get(name)
             if isinstance(items, (list, dict)) and found * len(items) > most:
-                raise Turned(400, f"{name}: found {len(items)} for each of {found} sequences; the server takes {most} "
-                                  "for all.")
+                raise Rejected(400, f"{name}: found {len(items)} for each of {found} sequences; the server takes "
+                                    f"{most} for all.")
         if found * (size := characters(body.get("bad_words"))) > MOST_BAD_CHARACTERS:
-            raise Turned(400, f"bad_words: found {size} characters for each of {found} sequences; the server takes "
-                              f"{MOST_BAD_CHARACTERS} for all.")
+            raise Rejected(400, f"bad_words: found {size} characters for each of {found} sequences; the server takes "
+                                f"{MOST_BAD_CHARACTERS} for all.")
         # For each beam upstream asks for twice as many log-probabilities as there are beams.
         if body.get("use_beam_search") and 2 * counts.get("n", 1) > self.logprobs:
-            raise Turned(400, f"n: found {counts['n']}; a beam search takes {self.logprobs // 2}.")
+            raise Rejected(400, f"n: found {counts['n']}; a beam search takes {self.logprobs // 2}.")
 
 
 def parse(content: bytes) -> dict[str, Any]:
-    """Return the object that a body holds. Raise Turned for JSON that vLLM answers with 500."""
+    """Return the object that a body holds. Raise Rejected for JSON that vLLM answers with 500."""
     try:
         body = json.loads(content, parse_constant=constant, parse_int=integer)
     except (ValueError, RecursionError) as error:
         # Never repeat the body: it may be confidential.
         where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        raise Turned(400, f"The body is no JSON, or holds a number of more than 64 bits{where}.") from None
+        raise Rejected(400, f"The body is no JSON, or holds a number of more than 64 bits{where}.") from None
     if not isinstance(body, dict):
-        raise Turned(400, "The body must be a JSON object.")
+        raise Rejected(400, "The body must be a JSON object.")
     return body
 
 
@@ -235,22 +230,22 @@ def characters(found: Any) -> int:
 
 
 def check_size(body: dict[str, Any]) -> None:
-    """Raise Turned for more values, longer lists or deeper nesting than the API's event loop can stand."""
+    """Raise Rejected for more values, longer lists or deeper nesting than the API's event loop can stand."""
     level: list[Any] = [body]
     seen = 0
     for _ in range(DEEPEST):
         level = [value for found in level for value in children(found)]
         seen += len(level)
         if seen > MOST_VALUES:
-            raise Turned(400, f"The body holds more than {MOST_VALUES} values.")
+            raise Rejected(400, f"The body holds more than {MOST_VALUES} values.")
         if not level:
             return
-    raise Turned(400, f"The body nests deeper than {DEEPEST} levels.")
+    raise Rejected(400, f"The body nests deeper than {DEEPEST} levels.")
 
 
 def children(found: Any) -> Iterator[Any]:
-    """Yield the items of a list or object. Raise Turned if there are too many."""
+    """Yield the items of a list or object. Raise Rejected if there are too many."""
     if isinstance(found, (dict, list)):
         if len(found) > MOST_ITEMS:
-            raise Turned(400, f"A list or an object in the body has {len(found)} items; the server takes {MOST_ITEMS}.")
+            raise Rejected(400, f"A list or object in the body has {len(found)} items; the server takes {MOST_ITEMS}.")
         yield from found.values() if isinstance(found, dict) else found

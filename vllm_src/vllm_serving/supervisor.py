@@ -20,7 +20,8 @@ from typing import Any
 
 from .admission import DRAINING, RUNNING, AdmissionMiddleware
 from .client import QUESTION, ask, has_token, total
-from .instance import CONFIGURATION, Instance, Refused, read_instance
+from .errors import ConfigError
+from .instance import CONFIGURATION, Instance, read_instance
 from .log import Log
 from .starts import LIMIT, Starts
 from .systemd import notify
@@ -333,7 +334,7 @@ def main(arguments: list[str]) -> int:
     try:
         instance = read_instance(name, Path(options), generation, os.environ)
         table = table_of(metadata.version("vllm"))
-    except (Refused, ValueError, metadata.PackageNotFoundError) as refused:
+    except (ConfigError, ValueError, metadata.PackageNotFoundError) as refused:
         print(f"vllm@{name} ends: {refused}", flush=True)
         notify(STATUS=f"ended: {refused}")
         return CONFIGURATION

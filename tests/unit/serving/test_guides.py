@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from vllm_kepler.api import guides
-from vllm_serving.limits import Turned
+from vllm_serving.errors import Rejected
 
 ANSWER = {"error": "", "text": None, "seconds": 0.1, "bytes": 1 << 20}
 
@@ -34,7 +34,7 @@ def test_requests_with_one_guide_compile_it_once(text):
     assert asyncio.run(ask()) == ([[text] * 9] * 2, 1)
 
 
-@pytest.mark.parametrize("answer", [Turned(503, "gone"), {**ANSWER, "text": "x" * (guides.KEPT_CHARACTERS + 1)}])
+@pytest.mark.parametrize("answer", [Rejected(503, "gone"), {**ANSWER, "text": "x" * (guides.KEPT_CHARACTERS + 1)}])
 def test_answers_that_are_large_or_none_are_not_kept(answer):
     async def ask():
         compiler = Compiler(answer)
@@ -71,7 +71,7 @@ def test_a_guide_counts_for_each_sequence(sequences, refused):
         await Compiler().check({"grammar": "a"}, sequences)
 
     if refused:
-        with pytest.raises(Turned, match=f"each of the {sequences} sequences"):
+        with pytest.raises(Rejected, match=f"each of the {sequences} sequences"):
             asyncio.run(ask())
     else:
         asyncio.run(ask())

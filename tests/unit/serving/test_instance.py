@@ -6,7 +6,8 @@ import os
 import pytest
 import yaml
 from vllm_serving import supervisor
-from vllm_serving.instance import LONGEST, Refused, read_instance
+from vllm_serving.errors import ConfigError
+from vllm_serving.instance import LONGEST, read_instance
 
 ENVIRONMENT = {
     "RUNTIME_DIRECTORY": "/run/vllm/main", "CUDA_VISIBLE_DEVICES": "0,1,2,3", "VLLM_API_KEY": "x",
@@ -77,7 +78,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("options", "variables", "message"), REFUSED)
 def test_refusals(read, options, variables, message):
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ConfigError) as refused:
         read(options, **variables)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -87,7 +88,7 @@ def test_refusals(read, options, variables, message):
 @pytest.mark.parametrize("key", [None, "", " ", "\t\r\n"])
 def test_server_beyond_loopback_needs_a_key(read, host, key):
     options = OPTIONS if host is None else {**OPTIONS, "host": host}
-    with pytest.raises(Refused, match=r"VLLM_API_KEY: found no key .* that api_key_file names\.$"):
+    with pytest.raises(ConfigError, match=r"VLLM_API_KEY: found no key .* that api_key_file names\.$"):
         read(options, VLLM_API_KEY=key)
     assert read(options).key == "x"
 
@@ -142,7 +143,7 @@ UNSERVABLE = [
 @pytest.mark.parametrize(("config", "tokenizer", "named"), UNSERVABLE)
 def test_a_model_that_no_start_can_serve(read, model, tmp_path, monkeypatch, config, tokenizer, named):
     options = model(config, tokenizer)
-    with pytest.raises(Refused, match=named):
+    with pytest.raises(ConfigError, match=named):
         read(options)
     monkeypatch.setattr(os, "environ", ENVIRONMENT)
     assert supervisor.main(["main", str(tmp_path / "main.yaml"), "7"]) == 78
@@ -156,7 +157,7 @@ def test_a_model_of_the_hub_is_looked_at_in_the_cache(read, tmp_path):
     (tmp_path / "hub/models--owner--name/refs/main").write_text("abc")
     hub = {"model": "owner/name", "port": 8000}
     for options in (hub, {**hub, "revision": "abc"}):
-        with pytest.raises(Refused, match="smollm3"):
+        with pytest.raises(ConfigError, match="smollm3"):
             read(options, HF_HOME=str(tmp_path))
     assert read({**hub, "revision": "def"}, HF_HOME=str(tmp_path))
 

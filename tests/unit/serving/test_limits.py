@@ -5,7 +5,8 @@ import time
 
 import pytest
 from vllm_serving import limits
-from vllm_serving.limits import Limits, Turned
+from vllm_serving.errors import Rejected
+from vllm_serving.limits import Limits
 
 VOCABULARY, LENGTH = 512, 1024
 LIMITS = Limits(vocabulary=VOCABULARY, length=LENGTH, logprobs=20, renderer=frozenset({"chat_template", "tokenize"}))
@@ -15,8 +16,8 @@ def refusal(body, given=LIMITS):
     """Return what is said of a body, or None."""
     try:
         given.check(limits.parse(json.dumps(body).encode()))
-    except Turned as turned:
-        return str(turned) if turned.status == 400 else f"{turned.status}"
+    except Rejected as rejected:
+        return str(rejected) if rejected.status == 400 else f"{rejected.status}"
     return None
 
 
@@ -152,7 +153,7 @@ def nested(depth, kind):
 @pytest.mark.parametrize("kind", ["object", "list"])
 def test_deep_bodies_are_refused(kind):
     LIMITS.check(limits.parse(nested(limits.DEEPEST - 3, kind).encode()))
-    with pytest.raises(Turned, match="deeper than"):
+    with pytest.raises(Rejected, match="deeper than"):
         LIMITS.check(limits.parse(nested(limits.DEEPEST + 1, kind).encode()))
 
 
@@ -172,6 +173,6 @@ def test_largest_bodies_are_judged_at_once():
         began = time.process_time()
         json.loads(body, parse_int=len)
         read = time.process_time()
-        with pytest.raises(Turned):
+        with pytest.raises(Rejected):
             LIMITS.check(limits.parse(body))
         assert time.process_time() - read < 50 * (read - began) + 0.5

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from hashlib import sha256
 from typing import Any
 
-from vllm_serving.limits import Turned
+from vllm_serving.errors import Rejected
 
 # Answers of the compiler that are kept, and characters of a grammar up to which they are: most clients send the same
 # guide with every request.
@@ -31,21 +31,21 @@ class Guides:
         self.kept: OrderedDict[bytes, asyncio.Future[dict[str, Any]]] = OrderedDict()
 
     async def check(self, guide: dict[str, str], sequences: int) -> str | None:
-        """Return a grammar's text in the form that the engine reads at once. Raise Turned for a guide it cannot take.
+        """Return a grammar's text in the form that the engine reads at once. Raise Rejected for a guide it cannot take.
 
         guide: as guide_compiler.compile_guide takes it.
         """
         if self.first["tokenizer"] is None:
-            raise Turned(400, "The guide cannot be used: the compiler cannot read the model's tokenizer.")
+            raise Rejected(400, "The guide cannot be used: the compiler cannot read the model's tokenizer.")
         line = json.dumps(guide).encode()
         # A client that leaves must not leave half an exchange.
         found = await asyncio.shield(self.compiled(line))
         if found["error"]:
-            raise Turned(400, f"The guide cannot be compiled: {found['error']}.")
+            raise Rejected(400, f"The guide cannot be compiled: {found['error']}.")
         seconds, size = found["seconds"], found["bytes"]
         if sequences * seconds > SECONDS or sequences * size > MEMORY:
-            raise Turned(400, f"The guide takes {seconds:.2f} s and {size >> 20} MiB for each of the {sequences} "
-                              f"sequences; the server takes {SECONDS:.0f} s and {MEMORY >> 20} MiB for all.")
+            raise Rejected(400, f"The guide takes {seconds:.2f} s and {size >> 20} MiB for each of the {sequences} "
+                                f"sequences; the server takes {SECONDS:.0f} s and {MEMORY >> 20} MiB for all.")
         return found["text"]
 
     def compiled(self, line: bytes) -> asyncio.Future[dict[str, Any]]:
@@ -65,7 +65,7 @@ class Guides:
         return self.kept[key]
 
     async def ask(self, line: bytes) -> dict[str, Any]:
-        """Return the compiler's answer. Raise Turned if it gives none."""
+        """Return the compiler's answer. Raise Rejected if it gives none."""
         async with self.turn:
             try:
                 if self.process is None:
@@ -81,4 +81,4 @@ class Guides:
                 if self.process is not None and self.process.returncode is None:
                     self.process.kill()
                 self.process = None
-                raise Turned(503, "The guides' compiler does not answer. Ask again.") from None
+                raise Rejected(503, "The guides' compiler does not answer. Ask again.") from None

@@ -16,8 +16,8 @@ from dataclasses import replace
 from typing import Any
 
 from jinja2 import TemplateError
-from vllm_serving.instance import Refused
-from vllm_serving.limits import Limits, Turned
+from vllm_serving.errors import ConfigError, Rejected
+from vllm_serving.limits import Limits
 
 from .guides import Guides
 
@@ -33,12 +33,12 @@ HANDLERS = {
 async def guard(state: Any, limits: Limits) -> Limits:
     """Wrap the handlers of a vLLM that is about to serve, and return the limits of its model.
 
-    state: of vLLM's application. Raises Refused for a server whose guides nobody could check.
+    state: of vLLM's application. Raises ConfigError for a server whose guides nobody could check.
     """
     backend = state.vllm_config.decoding_config.backend
     if backend != BACKEND:
-        raise Refused(f"guided-decoding-backend: found {backend}; expected {BACKEND}: a guide that another one cannot "
-                      "read ends the engine. Leave it out.")
+        raise ConfigError(f"guided-decoding-backend: found {backend}; expected {BACKEND}: a guide that another one "
+                          "cannot read ends the engine. Leave it out.")
     from vllm.engine.multiprocessing import client as engine_client
 
     engine_client.build_guided_decoding_logits_processor_async = leave_guide
@@ -97,8 +97,8 @@ def checked_queue(queue: Any, limits: Limits) -> Any:
     def checked(prompt: Any, *arguments: Any, **options: Any) -> Any:
         try:
             limits.check_tokens("prompt", prompt.get("prompt_token_ids") or [])
-        except Turned as turned:
-            raise ValueError(str(turned)) from None
+        except Rejected as rejected:
+            raise ValueError(str(rejected)) from None
         return queue(prompt, *arguments, **options)
 
     return checked
@@ -111,8 +111,8 @@ def checked_handler(handler: Any, create: Any, check: RequestCheck) -> Any:
     async def checked(request: Any, *arguments: Any, **options: Any) -> Any:
         try:
             await check(request)
-        except Turned as turned:
-            return refusal(handler, turned.status, str(turned))
+        except Rejected as rejected:
+            return refusal(handler, rejected.status, str(rejected))
         try:
             answer = await create(request, *arguments, **options)
         except (NotImplementedError, TemplateError) as error:
@@ -176,7 +176,7 @@ class RequestCheck:
         self.guides = Guides(fast.to_str() if fast is not None else None, getattr(tokenizer, "eos_token_id", None))
 
     async def __call__(self, request: Any) -> None:
-        """Raise Turned for what upstream would answer with 500, and for a guide that the compiler refuses."""
+        """Raise Rejected for what upstream would answer with 500, and for a guide that the compiler refuses."""
         if not hasattr(request, "to_sampling_params"):
             return
         complete_format(request)
@@ -184,11 +184,11 @@ class RequestCheck:
             guided, sequences = self.guided_of(request)
             guide = guided and ({"text": guided.grammar} if guided.grammar else {"grammar": self.grammar_of(guided)})
         except Exception as error:
-            raise Turned(400, str(error) or "A field of the body is not of the kind that it must be.") from None
+            raise Rejected(400, str(error) or "A field of the body is not of the kind that it must be.") from None
         if guide is None:
             return
         if request.use_beam_search:
-            raise Turned(400, "use_beam_search: a beam search knows no guide. Leave one of them out.")
+            raise Rejected(400, "use_beam_search: a beam search knows no guide. Leave one of them out.")
         text = await self.guides.check(guide, sequences)
         if guided.grammar:
             # Else upstream converts it again, on the API's event loop.
@@ -231,14 +231,14 @@ class RequestCheck:
 
 
 def complete_format(request: Any) -> None:
-    """Raise Turned for a response_format that upstream would ignore, and let a completion obey a schema in its own."""
+    """Raise Rejected for a response_format that upstream ignores, and let a completion obey a schema in its own."""
     asked = request.response_format
     if asked is None or asked.type in ("text", "json_object"):
         return
     if asked.type == "structural_tag":
-        raise Turned(400, "response_format: the server has no structural tags; use json_schema.")
+        raise Rejected(400, "response_format: the server has no structural tags; use json_schema.")
     schema = asked.json_schema and asked.json_schema.json_schema
     if schema is None:
-        raise Turned(400, "response_format: expected json_schema with a schema in it.")
+        raise Rejected(400, "response_format: expected json_schema with a schema in it.")
     if not hasattr(request, "messages"):
         request.guided_json = schema

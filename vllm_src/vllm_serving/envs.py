@@ -1,0 +1,43 @@
+"""Environment variables of a unit vllm@NAME, which the role vllm_service writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from .errors import ConfigError
+
+# Variables that hold a number from 0, and their defaults.
+NUMBERS: dict[str, float] = {
+    # Longest time in seconds from start to ready.
+    "VLLM_SERVING_START": 1800,
+    # Longest time in seconds without progress while the server starts.
+    "VLLM_SERVING_STALL": 600,
+    # Longest time in seconds that running requests get when the server is stopped.
+    "VLLM_SERVING_DRAIN": 300,
+    # Largest body of a request in MiB.
+    "VLLM_SERVING_BODY": 8,
+    # Most sequences of one request: its prompts times n, or times best_of.
+    "VLLM_SERVING_SEQUENCES": 128,
+    # Set by systemd: microseconds without a sign of life after which it ends the unit; 0 for never.
+    "WATCHDOG_USEC": 0,
+}
+
+
+def number(environment: Mapping[str, str], name: str) -> float:
+    """Return a variable of NUMBERS. Raises ConfigError for a text that is no number from 0."""
+    text = environment.get(name, str(NUMBERS[name]))
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < float("inf"):
+        raise ConfigError(
+            f"{name}: found {text!r}; expected a number from 0. Correct the instance's environment file."
+        )
+    return value
+
+
+def quarantine_file(environment: Mapping[str, str]) -> Path:
+    """Return the file that puts the server in quarantine while it exists, and holds the token that is answered."""
+    return Path(environment.get("VLLM_SERVING_HELD", "/nonexistent"))
