@@ -4,6 +4,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 step() { echo "== $1"; shift; "$@"; }
+# Quiet if all contracts hold.
+imports() {
+    local report
+    report=$(PYTHONPATH=collections:vllm_src lint-imports --no-logo --no-cache) || { echo "$report"; return 1; }
+}
 
 step ruff ruff check --quiet .
 step yamllint yamllint --strict .
@@ -17,6 +22,7 @@ step ansible-lint ansible-lint --offline -q --profile production
 mapfile -t programs < <(git ls-files 'roles/*/files/*.py')
 step mypy mypy --no-error-summary collections/ansible_collections/kepler/vllm/plugins molecule/shared/standin files/lock vllm_src "${programs[@]}" \
     tests/run.py tests/mutants.py
+step import-linter imports
 # What runs on managed hosts stays on EL8's Python 3.6.
 step vermin vermin --quiet --no-tips --violations --target=3.6- plugins/modules plugins/module_utils \
     roles/store/files roles/monitoring/files vllm_src/csrc/build.py molecule/shared/standin/door.py
