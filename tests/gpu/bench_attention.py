@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import machine
 import torch
@@ -39,7 +40,7 @@ def gather_then_sdpa(problem: Problem) -> torch.Tensor:
 
 
 def decode_row(copy: float, batch: int, length: int, kv_heads=KV_HEADS, group=GROUP, head_size=HEAD_SIZE,
-               dtype=torch.float32, compared=False) -> dict[str, object]:
+               dtype=torch.float32, compared=False) -> dict[str, Any]:
     problem = Problem([1] * batch, [length] * batch, kv_heads, group, head_size, 16, dtype)
     took = machine.seconds(problem.decode)
     rate = 2 * batch * length * kv_heads * head_size * problem.cache.element_size() / took
@@ -56,7 +57,7 @@ def decode_row(copy: float, batch: int, length: int, kv_heads=KV_HEADS, group=GR
     return row
 
 
-def decode_rows(copy: float) -> Iterator[dict[str, object]]:
+def decode_rows(copy: float) -> Iterator[dict[str, Any]]:
     yield decode_row(copy, 32, 8192, compared=True)
     yield decode_row(copy, 32, 8192, dtype=torch.float16, compared=True)
     for kv_heads, group, head_size in ((8, 1, 128), (8, 8, 128), (4, 7, 128), (8, 4, 64), (8, 4, 80), (1, 32, 128)):
@@ -65,7 +66,7 @@ def decode_rows(copy: float) -> Iterator[dict[str, object]]:
     yield decode_row(copy, 32, 4096, 4, 2, 512)
 
 
-def sweep(copy: float) -> Iterator[dict[str, object]]:
+def sweep(copy: float) -> Iterator[dict[str, Any]]:
     """What the plot shows: from lone short sequences to full batches."""
     for batch in (1, 4, 16, 64):
         for length in (512, 2048, 8192, 32768):
@@ -73,7 +74,7 @@ def sweep(copy: float) -> Iterator[dict[str, object]]:
                 yield decode_row(copy, batch, length)
 
 
-def prefill_rows(matmul: float, peak: float | None) -> Iterator[dict[str, object]]:
+def prefill_rows(matmul: float, peak: float | None) -> Iterator[dict[str, Any]]:
     cases = [(n, KV_HEADS, GROUP, 128, d) for d in (torch.float32, torch.float16) for n in (2048, 16384)]
     cases += [(4096, 8, 4, size, torch.float32) for size in (32, 64, 96, 160, 192, 256)]
     cases.append((2048, 4, 2, 512, torch.float32))
@@ -109,7 +110,7 @@ def prefill_rows(matmul: float, peak: float | None) -> Iterator[dict[str, object
         torch.cuda.empty_cache()
 
 
-def plot(rows: list[dict[str, object]], title: str, path: Path) -> None:
+def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     """Share of the copy's bandwidth over the context, a line for each batch."""
     import matplotlib
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("VLLM_KEPLER_VERIFY", "1")
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
@@ -29,7 +30,7 @@ RANKS = (1, 2, 4)
 BARS = {1: 340, 8: 1050, 16: 1300, 32: 1500, 64: 2200}
 PROMPT_BAR = 75e-3
 GROUP = 128
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_size": 4096,

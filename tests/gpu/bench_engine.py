@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("VLLM_KEPLER_VERIFY", "1")
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
@@ -25,7 +26,7 @@ BATCH, CONTEXT, STEPS, WARM_UP, ROUNDS = 32, 512, 60, 10, 4
 # A plain read on one die with ECC on reaches 148 to 157 GB/s, as K80 owners measured.
 K80_BANDWIDTH = 150e9
 BAR = 0.15
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_size": 2048,

@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("VLLM_KEPLER_VERIFY", "1")
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
@@ -48,7 +49,7 @@ def measure(directory: str) -> None:
                   max_num_seqs=max(BATCHES), gpu_memory_utilization=0.5, num_gpu_blocks_override=4096,
                   swap_space=0).llm_engine
     sampling = SamplingParams(temperature=0, max_tokens=10**6, ignore_eos=True, detokenize=False)
-    medians = {batch: [] for batch in BATCHES}
+    medians: dict[int, list[float]] = {batch: [] for batch in BATCHES}
     for batch in BATCHES * ROUNDS:
         names = [f"{batch}-{index}" for index in range(batch)]
         for name in names:
@@ -83,7 +84,7 @@ def main() -> None:
         Path(directory, "config.json").write_text(json.dumps(CONFIG))
         eager, _ = decoding(__file__, directory, "0", MARK)
         graphs, printed = decoding(__file__, directory, "1", MARK)
-    captured = re.search(r"captured decoding steps of (.*) sequences.*they take (\d+) MiB", printed)
+    captured: Any = re.search(r"captured decoding steps of (.*) sequences.*they take (\d+) MiB", printed)
     rows = [
         {
             "sequences": batch, "eager, tok/s": round(int(batch) / eager[batch]),

@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import k80_model
 import machine
@@ -58,7 +59,7 @@ def weight_of(name: str, n: int, k: int) -> torch.Tensor | linear.Packed:
     return linear.pack(codes, torch.rand(n, k // GROUP, device="cuda") + 0.1, None, bits)
 
 
-def product(name: str, x: torch.Tensor, weight: torch.Tensor | linear.Packed) -> Callable[[], object]:
+def product(name: str, x: torch.Tensor, weight: Any) -> Callable[[], object]:
     if name == "float32":
         return (lambda: torch.mv(weight, x[0])) if len(x) == 1 else (lambda: torch.mm(x, weight.T))
     return lambda: (linear.half if name == "float16" else linear.packed)(x, weight)
@@ -78,7 +79,7 @@ def measured(shapes: list[tuple[int, int]], rows: tuple[int, ...]) -> dict[tuple
     return times
 
 
-def layer_rows(times: dict[tuple[str, int, int, int], float], copy: float) -> list[dict[str, object]]:
+def layer_rows(times: dict[tuple[str, int, int, int], float], copy: float) -> list[dict[str, Any]]:
     """A layer's products one after the other, beside the same in float32."""
     found = []
     for model, shapes in LAYERS.items():
@@ -86,7 +87,7 @@ def layer_rows(times: dict[tuple[str, int, int, int], float], copy: float) -> li
             for count in ROWS:
                 took, single = (sum(times[which, count, n, k] for n, k in shapes) for which in (name, "float32"))
                 moved = sum(n * k for n, k in shapes) * size
-                row = {
+                row: dict[str, Any] = {
                     "layer of": model, "weights": name, "rows": count, "µs": took * 1e6, "float32 µs": single * 1e6,
                     "ratio": single / took, "bound": 4 / size, "of the copy": moved / took / copy,
                 }
@@ -97,7 +98,7 @@ def layer_rows(times: dict[tuple[str, int, int, int], float], copy: float) -> li
     return found
 
 
-def shape_rows(times: dict[tuple[str, int, int, int], float]) -> list[dict[str, object]]:
+def shape_rows(times: dict[tuple[str, int, int, int], float]) -> list[dict[str, Any]]:
     """Ratios of the shapes one by one."""
     return [
         {"n": n, "k": k, "weights": name, "float32 µs at 1 row": times["float32", 1, n, k] * 1e6,
@@ -106,7 +107,7 @@ def shape_rows(times: dict[tuple[str, int, int, int], float]) -> list[dict[str, 
     ]
 
 
-def prefill_rows() -> list[dict[str, object]]:
+def prefill_rows() -> list[dict[str, Any]]:
     """More rows than sequences decode."""
     n, k = 22016, 4096
     found = []

@@ -53,7 +53,7 @@ def measured(layer: dict[str, int], tokens: int, matrices: tuple[moe.Experts, mo
 def rows_of(copy: float) -> list[dict[str, object]]:
     found = []
     for name, layer in LAYERS.items():
-        single = {}
+        single: dict[int, float] = {}
         for storage, size in STORAGES.items():
             matrices = (
                 experts_of(storage, layer["experts"], 2 * layer["size"], layer["hidden"]),

@@ -37,7 +37,7 @@ def engine():
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     import_engine()
-    made: list[Any] = []
+    made = []
 
     def end() -> None:
         made.clear()

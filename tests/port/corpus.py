@@ -25,7 +25,7 @@ WITHOUT_ANSWERS: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 # JSON schemas that llguidance does not compile, or not within bounds.
-SCHEMAS = [
+SCHEMAS: list[tuple[dict[str, Any], str]] = [
     ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "uniqueItems"),
     ({"type": "string", "format": "uri"}, "format: uri"),
     ({"type": "object", "if": {"required": ["a"]}, "then": {"required": ["b"]}}, '"if", "then"'),
@@ -43,7 +43,7 @@ SCHEMAS = [
 ]  # fmt: skip
 # Guides of other kinds.
 LONG_CHAIN = "\n".join(["root ::= r0", *(f'r{one} ::= "a" r{one + 1} | "b"' for one in range(5000)), 'r5000 ::= "z"'])
-GUIDES = [
+GUIDES: list[tuple[dict[str, Any], str]] = [
     ({"guided_regex": "(?!a)b"}, "look-around"), ({"guided_regex": "(a)\\1"}, "backreferences"),
     ({"guided_regex": "[^\\s\\S]"}, "NoExtension"), ({"guided_regex": "(?<=a)b"}, "look-around"),
     ({"guided_regex": "a{2000000000}"}, "to compile"), ({"guided_regex": "("}, "unclosed group"),
@@ -100,6 +100,8 @@ def hurting(vocabulary: int, extra: str | None = None) -> Iterator[Case]:
     prompts: list[Any] = [[vocabulary], [vocabulary, 1], [[1], [1, vocabulary]], [-1], [1 << 40]]
     prompts += [extra, ["a", extra]] if extra else []
     message = {"role": "user", "content": "x"}
+    body: dict[str, Any]
+    choice: Any
     for stream in (False, True):
         for prompt in prompts:
             yield COMPLETIONS, {"prompt": prompt, "stream": stream, "max_tokens": 4}, strange
@@ -156,6 +158,7 @@ def pooling(vocabulary: int) -> Iterator[Case]:
     """Yield requests to an embedding model that name what it lacks, or ask for too much work."""
     strange = f"the model's vocabulary has 0 to {vocabulary - 1}"
     message = {"role": "user", "content": "x"}
+    body: dict[str, Any]
     for path in (EMBEDDINGS, POOLING, INVOCATIONS):
         for tokens in ([vocabulary], [vocabulary, 1], [[1], [1, vocabulary]], [-1], [1 << 40]):
             yield path, {"input": tokens}, strange

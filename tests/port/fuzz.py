@@ -149,7 +149,7 @@ def of_schema(schema: dict[str, Any], parts: dict[str, Any]) -> st.SearchStrateg
                                      optional={name: made[name] for name in known if name not in needed})
     return {"string": st.text(max_size=12), "integer": st.integers(-3, 600), "number": NUMBERS,
             "boolean": st.booleans(), "null": st.none(),
-            "object": st.dictionaries(st.text(max_size=8), JUNK, max_size=3)}.get(kind, JUNK)
+            "object": st.dictionaries(st.text(max_size=8), JUNK, max_size=3)}.get(str(kind), JUNK)
 
 
 def of_model(vocabulary: int) -> dict[str, st.SearchStrategy[Any]]:
@@ -158,8 +158,8 @@ def of_model(vocabulary: int) -> dict[str, st.SearchStrategy[Any]]:
     ids = st.sampled_from(near) | st.integers(0, vocabulary + 3)
     lists = st.lists(ids, max_size=4)
     prompts = st.text(max_size=9) | lists | st.lists(lists, max_size=3) | st.lists(st.text(max_size=9), max_size=3)
-    address = st.sampled_from(["http://127.0.0.1:9/x", "file:///etc/hosts", "data:,x", ""])
-    address = st.fixed_dictionaries({"url": address})
+    addresses = st.sampled_from(["http://127.0.0.1:9/x", "file:///etc/hosts", "data:,x", ""])
+    address = st.fixed_dictionaries({"url": addresses})
     kinds = ["text", "image_url", "audio_url", "video_url", "input_audio", "refusal", "file", "x"]
     part = st.fixed_dictionaries(
         {"type": st.sampled_from(kinds)},
@@ -363,7 +363,8 @@ def ask(port: int, key: str, request: Request) -> tuple[int, bytes] | None:
 
 def memory_of(processes: list[int]) -> int:
     """Return the bytes that processes have in memory, what they share counted once for each."""
-    return sum(int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{one}/status").read_text())[1]) << 10 for one in processes)
+    found = [re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{one}/status").read_text()) for one in processes]
+    return sum(int(size) << 10 for (size,) in found)
 
 
 def children_of(process: int) -> list[int]:

@@ -17,7 +17,7 @@ KINDS = {
 }
 NUMBERS = [None, 2, 3, 4, 8, 16, 4.0, "4", True, -1, 0, 24, 32, 64, 96, 128, 256, "128"]
 # What a config may say at one place, by method.
-SAID = {
+SAID: dict[str, dict[tuple[str, ...], list]] = {
     "gptq": {
         ("bits",): NUMBERS, ("group_size",): NUMBERS, ("desc_act",): [None, True, False],
         ("sym",): [None, True, False], ("lm_head",): [None, True, False], ("is_marlin_format",): [None, True, False],

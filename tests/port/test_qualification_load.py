@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+torch: Any = pytest.importorskip("torch")
 
 LOAD = Path(__file__).resolve().parents[2] / "roles" / "qualification" / "files" / "load.py"
 CPU = torch.device("cpu")
 
-specification = importlib.util.spec_from_file_location("load", LOAD)
-load: Any = importlib.util.module_from_spec(specification)
+specification: Any = importlib.util.spec_from_file_location("load", LOAD)
+load = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(load)
 
 
@@ -111,7 +111,7 @@ def test_a_rank_does_not_outlive_its_watcher(tmp_path):
         time.sleep(0.1)
 
 
-def flip(tensor: torch.Tensor) -> None:
+def flip(tensor: Any) -> None:
     """Change the lowest bit of one element."""
     tensor.view(torch.int32).view(-1)[7] ^= 1
 
@@ -139,7 +139,7 @@ def test_a_first_product_that_is_garbage_is_found(garbage):
 def test_one_wrong_element_of_a_sum_is_found(monkeypatch):
     total = load.Sum(CPU, 100, 1, 4)
 
-    def all_reduce(vector: torch.Tensor) -> None:
+    def all_reduce(vector: Any) -> None:
         """What four ranks give, none of which votes."""
         vector[:-1] = torch.arange(99) % 1000 * 4 + 6
 
@@ -152,7 +152,7 @@ def test_one_wrong_element_of_a_sum_is_found(monkeypatch):
 
 
 def test_garbage_is_said_with_a_status(monkeypatch, capsys, tmp_path):
-    def garbage(arguments: Any, device: torch.device) -> dict:
+    def garbage(arguments: Any, device: Any) -> dict:
         raise load.WrongResult("3 of 4 elements")
 
     monkeypatch.setattr(load, "load", garbage)

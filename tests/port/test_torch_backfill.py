@@ -81,7 +81,8 @@ class TestLibrary:
 
         def optional(x: torch.Tensor | None, sizes: list[int], *, flag: bool = False) -> None: ...
 
-        def several(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]: ...
+        def several(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+            return x, x
 
         infer = torch.library.infer_schema
         assert infer(plain, mutates_args=()) == (

@@ -18,7 +18,7 @@ CONTEXT = 512
 NEW_TOKENS = 24
 PROMPT_LENGTHS = (1, 7, 16, 33, 120)
 # One common shape; 32 is the smallest head that the CUDA kernels take.
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 128,
     "intermediate_size": 192,
@@ -109,7 +109,7 @@ def make(
     kind, differs = FAMILIES[family]
     torch.manual_seed(seed)
     positions = {name: context for name in ("max_position_embeddings", "n_positions") if name in {**SHAPE, **differs}}
-    config = transformers.AutoConfig.for_model(kind, **{**SHAPE, **differs, **positions})
+    config = transformers.AutoConfig.for_model(kind, **(SHAPE | differs | positions))
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for name, parameter in model.named_parameters():
         # Biases and norms start at 0 and 1: give them a say.

@@ -1,6 +1,5 @@
 """tests/mutants.py and its table: what applies, what is noticed, and what it says of the rest."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-specification = importlib.util.spec_from_file_location("mutants", ROOT / "tests" / "mutants.py")
-mutants = importlib.util.module_from_spec(specification)
-sys.modules["mutants"] = mutants  # dataclasses look their module up
-specification.loader.exec_module(mutants)
+sys.path.insert(0, str(ROOT / "tests"))
+import mutants  # noqa: E402
 
 KNOWN = mutants.read_table(ROOT / mutants.TABLE)
 ENTRY = """[[mutant]]

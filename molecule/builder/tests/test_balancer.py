@@ -132,7 +132,7 @@ def cached(fleet) -> tuple[float, float]:
             "the server says nothing of its prefix cache", seconds=60,
         )
         metrics = fleet[server].check_output("curl --silent --fail http://127.0.0.1:8000/metrics")
-        tokens = float(re.search(r"^vllm:prompt_tokens_total{.*} (.*)$", metrics, re.MULTILINE)[1])
+        tokens = float(re.findall(r"^vllm:prompt_tokens_total{.*} (.*)$", metrics, re.MULTILINE)[0])
         found, asked = found + float(rates[-1]) / 100 * tokens, asked + tokens
     return found, asked
 

@@ -39,9 +39,9 @@ def inventory(example: Path, directory: Path) -> tuple[Path, dict]:
     # The stand-ins' own values for all hosts would win over those of a group in the same file.
     for name, group in groups.items():
         (variables / f"{name}.yml").write_text(yaml.safe_dump(group.pop("vars", {})))
-    standin = {"load_balancer_address": "{{ ansible_facts.default_ipv4.address }}", "qualification": "skip"}
+    on_stand_in = {"load_balancer_address": "{{ ansible_facts.default_ipv4.address }}", "qualification": "skip"}
     with (variables / "k80-hosts.yml").open("a") as file:
-        file.write(yaml.safe_dump(standin))
+        file.write(yaml.safe_dump(on_stand_in))
     (directory / "hosts.yml").write_text(yaml.safe_dump({**groups, "k80_builder": {"hosts": {"k80-builder": None}}}))
     return directory, yaml.safe_load(text)
 

@@ -1,15 +1,8 @@
 """The filters that turn lock entries into sources."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 from ansible.errors import AnsibleFilterError
-
-PROJECT = Path(__file__).resolve().parents[3]
-spec = importlib.util.spec_from_file_location("lock_sources", PROJECT / "plugins" / "filter" / "lock_sources.py")
-lock_sources = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(lock_sources)
+from ansible_collections.kepler.vllm.plugins.filter import lock_sources
 
 PACKAGES = [
     {"project": name, "version": "1", "file": f"{name}-1-py3-none-any.whl", "sha256": "0" * 64}

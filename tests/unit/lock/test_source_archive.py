@@ -1,15 +1,10 @@
 """source_archive: equal content gives equal bytes, whatever the checkout looks like."""
 
-import importlib.util
 import io
 import os
 import tarfile
-from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[3]
-spec = importlib.util.spec_from_file_location("source_archive", PROJECT / "plugins" / "modules" / "source_archive.py")
-source_archive = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(source_archive)
+from ansible_collections.kepler.vllm.plugins.modules import source_archive
 
 
 def checkout(root, order, mtime, mode=0o644):

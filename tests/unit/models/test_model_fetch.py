@@ -1,6 +1,5 @@
 """The module model_fetch on a host whose systemd does what a test says."""
 
-import importlib.util
 import json
 import os
 import pwd
@@ -9,13 +8,9 @@ from pathlib import Path
 import pytest
 from ansible.module_utils import basic
 from ansible_collections.kepler.vllm.plugins.filter.kepler_models import hub_models, model_record, model_record_file
+from ansible_collections.kepler.vllm.plugins.modules import model_fetch as fetch_module
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-specification = importlib.util.spec_from_file_location("fetch_module", ROOT / "plugins" / "modules" / "model_fetch.py")
-fetch_module = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(fetch_module)
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 # Keeps what systemd would read.

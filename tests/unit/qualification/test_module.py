@@ -1,16 +1,12 @@
 """The module qualification_run on a host with one board: when it runs, when it does not, and what it leaves."""
 
-import importlib.util
 import json
 import os
 
 import pytest
 from ansible.module_utils import basic
-from simulated import PROFILE, ROOT
-
-specification = importlib.util.spec_from_file_location("run_module", ROOT / "plugins/modules/qualification_run.py")
-run_module = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(run_module)
+from ansible_collections.kepler.vllm.plugins.modules import qualification_run as run_module
+from simulated import PROFILE
 
 
 @pytest.fixture

@@ -318,7 +318,7 @@ def judged(play, tmp_path, facts, programs=None, **variables):
     return json.loads(asked.read_text()), *done
 
 
-READY = {
+READY: dict = {
     "streams": {}, "packages": [], "driver_package": None, "runfile": False, "kernel": KERNEL, "kernels": [KERNEL],
     "secure_boot": False, "signing_key": None, "enrollment": "missing", "modules": [], "nvidia_version": None,
 }
