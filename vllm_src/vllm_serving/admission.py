@@ -26,8 +26,8 @@ from .limits import Limits, parse
 
 # A file of this name in the unit's runtime directory: the supervisor drains the server.
 DRAINING = "draining"
-# Header of the questions that a held server answers: what the file holds that holds it.
-HELD = "x-kepler-held"
+# Header with the quarantine token. The wire keeps the name that older servers know.
+QUARANTINE_HEADER = "x-kepler-held"
 # Header of /health while the server drains: how many requests still run.
 RUNNING = "x-requests-running"
 # Seconds after which a client may come back to a server that drains; another one can be asked at once.
@@ -53,7 +53,7 @@ class AdmissionMiddleware:
         self.key = key_of(os.environ)
         self.limit = int(envs.number(os.environ, "VLLM_SERVING_BODY") * MEBIBYTE)
         self.draining = Path(os.environ.get("RUNTIME_DIRECTORY", "/nonexistent")) / DRAINING
-        self.held = envs.quarantine_file(os.environ)
+        self.quarantine = envs.quarantine_file(os.environ)
         self.running = 0
         self.limits = Limits(sequences=int(envs.number(os.environ, "VLLM_SERVING_SEQUENCES")))
 
@@ -119,8 +119,8 @@ class AdmissionMiddleware:
         if self.draining.exists():
             running = {RUNNING: str(self.running)} if path in OPEN else {}
             raise Rejected(503, "The server is being stopped. Ask again.", **{"retry-after": RETRY_AFTER}, **running)
-        word = word_of(self.held)
-        if word and not hmac.compare_digest(headers.get(HELD, "").encode(), word.encode()):
+        token = quarantine_token(self.quarantine)
+        if token and not hmac.compare_digest(headers.get(QUARANTINE_HEADER, "").encode(), token.encode()):
             raise Rejected(503, "The server takes requests once its answers were looked at. Ask again.",
                            **{"retry-after": RETRY_AFTER})
 
@@ -181,10 +181,10 @@ def unused_sockets() -> Iterator[str]:
                 yield address
 
 
-def word_of(held: Path) -> str:
+def quarantine_token(quarantine: Path) -> str:
     """Return the quarantine token, or "" if the server is not quarantined."""
     try:
-        return held.read_text().strip()
+        return quarantine.read_text().strip()
     except FileNotFoundError:
         return ""
 

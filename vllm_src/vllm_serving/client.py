@@ -9,7 +9,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from .admission import HELD, word_of
+from .admission import QUARANTINE_HEADER, quarantine_token
 from .instance import Instance
 
 # Marks the supervisor's own questions in the server's access log; nobody else can hide behind it.
@@ -48,8 +48,8 @@ async def exchange(instance: Instance, path: str, body: Any) -> Answer:
         lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
     if instance.key:
         lines.append(f"Authorization: Bearer {instance.key}")
-    if word := word_of(instance.held):
-        lines.append(f"{HELD}: {word}")
+    if token := quarantine_token(instance.quarantine):
+        lines.append(f"{QUARANTINE_HEADER}: {token}")
     reader, writer = await asyncio.open_connection(instance.address, instance.port)
     try:
         writer.write("\r\n".join([*lines, "", ""]).encode() + content)

@@ -34,7 +34,7 @@ class Instance:
         generation: number of the store's generation that it runs.
         gpus: numbers of the GPUs that serve it; `cpu` if CUDA is to see none.
         directory: its own, in memory; gone with the last stop.
-        held: file that is there as long as nobody but those who know its word are answered.
+        quarantine: file; while it exists, only requests with the token in it are answered.
         key: what a request must bring; none for a server without a key.
         start: longest time in seconds from start to ready.
         stall: longest time in seconds without progress while it starts.
@@ -50,7 +50,7 @@ class Instance:
     generation: str
     gpus: str
     directory: Path
-    held: Path
+    quarantine: Path
     key: str | None
     start: float
     stall: float
@@ -107,7 +107,7 @@ def read_instance(name: str, options: Path, generation: str, environment: Mappin
         generation=generation,
         gpus=environment.get("CUDA_VISIBLE_DEVICES", "all").replace(",", ", ") or "cpu",
         directory=directory,
-        held=envs.quarantine_file(environment),
+        quarantine=envs.quarantine_file(environment),
         key=key,
         start=envs.number(environment, "VLLM_SERVING_START"),
         stall=envs.number(environment, "VLLM_SERVING_STALL"),

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from supervised import ROOT
 from vllm_serving import admission
+from vllm_serving.admission import QUARANTINE_HEADER
 
 KEY = "a-key-that-nobody-else-has"
 BEARER = ("authorization", f"Bearer {KEY}")
@@ -375,7 +376,7 @@ def test_draining(entrance, tmp_path):
     asyncio.run(scene())
 
 
-def test_a_held_server_answers_who_knows_the_word(monkeypatch, tmp_path, entrance):
+def test_server_in_quarantine_answers_only_with_its_token(monkeypatch, tmp_path, entrance):
     """Before its answers were looked at, and no longer."""
     held = tmp_path / "held"
     monkeypatch.setenv("VLLM_SERVING_HELD", str(held))
@@ -383,12 +384,12 @@ def test_a_held_server_answers_who_knows_the_word(monkeypatch, tmp_path, entranc
     assert entrance.ask()[0] == 200
     held.write_text("open-sesame")
     for path, known in (("/v1/completions", [BEARER, JSON]), ("/health", []), ("/ping", [])):
-        for word in ([], [(admission.HELD, "")], [(admission.HELD, "open-sesam")], [(admission.HELD, "open-sésame")]):
-            status, headers, _ = entrance.ask(path, headers=[*known, *word])
+        for wrong in ([], *([(QUARANTINE_HEADER, token)] for token in ("", "open-sesam", "open-sésame"))):
+            status, headers, _ = entrance.ask(path, headers=[*known, *wrong])
             assert status == 503
             assert int(headers["retry-after"]) > 0
-        assert entrance.ask(path, headers=[*known, (admission.HELD, "open-sesame")])[0] == 200
-    assert entrance.ask(headers=[JSON, (admission.HELD, "open-sesame")])[0] == 401
+        assert entrance.ask(path, headers=[*known, (QUARANTINE_HEADER, "open-sesame")])[0] == 200
+    assert entrance.ask(headers=[JSON, (QUARANTINE_HEADER, "open-sesame")])[0] == 401
     assert entrance.ask("/metrics", method="GET", headers=[])[0] == 200
     held.unlink()
     assert entrance.ask()[0] == 200
