@@ -1,4 +1,4 @@
-"""Asking the server: a small HTTP client, the question that proves life, and what its metrics say."""
+"""Ask the server: a small HTTP client, the probe that proves life, sums of metrics."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from .admission import QUARANTINE_HEADER, quarantine_token
 from .instance import Instance
 
-# Marks the supervisor's own questions in the server's access log; nobody else can hide behind it.
-PROBE = f"?probe-{secrets.token_hex(8)}"
-# One token from the model itself; no name of a model, so that any that is served answers.
-QUESTION = {"prompt": "1", "max_tokens": 1, "temperature": 0}
+# Marks the supervisor's probes in the server's access log. Random: no client can hide its requests behind it.
+PROBE_MARK = f"?probe-{secrets.token_hex(8)}"
+# Asks for one token. Without a model's name: any that is served answers.
+PROBE = {"prompt": "1", "max_tokens": 1, "temperature": 0}
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Answer:
 
 
 async def ask(instance: Instance, path: str, body: Any = None, timeout: float = 10) -> Answer | None:
-    """The server's answer to GET, or to POST where there is a body; None where it gives none within `timeout` s."""
+    """Return the answer to GET, or to POST if there is a body; None if there is none within `timeout` seconds."""
     # Not wait_for: until Python 3.12 it loses a cancellation that meets the answer.
     asking = asyncio.ensure_future(exchange(instance, path, body))
     try:
@@ -41,9 +41,9 @@ async def ask(instance: Instance, path: str, body: Any = None, timeout: float = 
 
 
 async def exchange(instance: Instance, path: str, body: Any) -> Answer:
-    """One question in HTTP/1.0: the answer ends where the connection does. Raises OSError, ValueError."""
+    """Send one request in HTTP/1.0: the answer ends with the connection. Raises OSError, ValueError."""
     content = b"" if body is None else json.dumps(body).encode()
-    lines = [f"{'GET' if body is None else 'POST'} {path}{PROBE} HTTP/1.0", f"Host: {instance.address}"]
+    lines = [f"{'GET' if body is None else 'POST'} {path}{PROBE_MARK} HTTP/1.0", f"Host: {instance.address}"]
     if body is not None:
         lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
     if instance.key:
@@ -66,7 +66,7 @@ async def exchange(instance: Instance, path: str, body: Any) -> Answer:
 
 
 def has_token(answer: Answer | None) -> bool:
-    """Whether an answer to QUESTION holds what the model said."""
+    """Return whether an answer to PROBE has a token of the model."""
     try:
         return answer is not None and answer.status == 200 and "text" in json.loads(answer.body)["choices"][0]
     except (ValueError, LookupError, TypeError):
@@ -74,5 +74,5 @@ def has_token(answer: Answer | None) -> bool:
 
 
 def total(metrics: str, *names: str) -> float:
-    """Sum of the samples of these metrics in the text format of Prometheus. Raises ValueError."""
+    """Return the sum of the samples of these metrics in the text format of Prometheus. Raises ValueError."""
     return sum(map(float, re.findall(rf"^(?:{'|'.join(names)})(?:{{.*}})? (\S+)$", metrics, re.MULTILINE)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .client import PROBE
+from .client import PROBE_MARK
 
 Phases = Sequence[tuple[str, str]]
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
@@ -36,9 +36,9 @@ def error_of(line: str) -> str | None:
     return message[:300] if message and not EMPTY.search(message) else None
 
 
-def is_own(line: str) -> bool:
-    """Whether a line of the access log is about a question of the supervisor."""
-    return PROBE in line
+def is_probe(line: str) -> bool:
+    """Return whether a line of the access log is about a probe of the supervisor."""
+    return PROBE_MARK in line
 
 
 class Log:
@@ -68,4 +68,4 @@ class Log:
             self.error = error_of(plain) or self.error
             if len(self.shapes) < SHAPES:
                 self.shapes.add(re.sub(r"\d+", "0", plain))
-        return [line for line in lines if not is_own(line)]
+        return [line for line in lines if not is_probe(line)]

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from .admission import DRAINING, RUNNING, AdmissionMiddleware
-from .client import QUESTION, ask, has_token, total
+from .client import PROBE, ask, has_token, total
 from .errors import ConfigError
 from .instance import CONFIGURATION, Instance, read_instance
 from .log import Log
@@ -248,7 +248,7 @@ class Supervisor:
                 notify(STATUS=f"{self.log.phase}; {stalled}")
             health = await ask(self.instance, "/health")
             if health is not None and health.status == 200:
-                answer = await ask(self.instance, "/v1/completions", QUESTION, self.instance.stall)
+                answer = await ask(self.instance, "/v1/completions", PROBE, self.instance.stall)
                 if has_token(answer):
                     return None
                 if answer is not None and 400 <= answer.status < 500:
@@ -266,7 +266,7 @@ class Supervisor:
         if self.tokens != before:
             return True
         before = self.tokens
-        answer = await ask(self.instance, "/v1/completions", QUESTION, self.instance.watchdog / 3 or LOOK_IDLE)
+        answer = await ask(self.instance, "/v1/completions", PROBE, self.instance.watchdog / 3 or LOOK_IDLE)
         # What others were answered meanwhile counts as well.
         return await self.read_tokens() and (has_token(answer) or self.tokens != before)
 

@@ -1,8 +1,8 @@
 """The server's log and its metrics, as vLLM 0.9.2 writes them."""
 
 import pytest
-from vllm_serving.client import PROBE, Answer, has_token, total
-from vllm_serving.log import SHAPES, Log, error_of, is_own, phase_of
+from vllm_serving.client import PROBE_MARK, Answer, has_token, total
+from vllm_serving.log import SHAPES, Log, error_of, is_probe, phase_of
 from vllm_serving.versions.v0_9_2 import PHASES
 
 WORKER = "\x1b[1;36m(VllmWorkerProcess pid=14283)\x1b[0;0m "
@@ -96,9 +96,9 @@ def test_lines_without_a_phase(line):
 
 def test_own_questions_are_not_passed_on():
     """And only those: nobody else knows the mark."""
-    own = f'INFO:     127.0.0.1:39072 - "GET /health{PROBE} HTTP/1.0" 200 OK'
+    own = f'INFO:     127.0.0.1:39072 - "GET /health{PROBE_MARK} HTTP/1.0" 200 OK'
     other = 'INFO:     127.0.0.1:39072 - "GET /health?probe-0123456789abcdef HTTP/1.1" 200 OK'
-    assert is_own(own)
+    assert is_probe(own)
     assert Log(PHASES).feed(f"{own}\n{other}\n{own}\n".encode()) == [other]
 
 
