@@ -9,20 +9,20 @@ from .client import PROBE_MARK
 
 Phases = Sequence[tuple[str, str]]
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
-# As Python (a worker, too), argparse and pydantic write it, and as this project does.
+# As Python, in a worker too, argparse and pydantic write an error, and as this project does.
 ERROR = re.compile(
     r"(?:^(?:\(\w+ pid=\d+\) )?|\] |^\S+(?: \w+)?: )((?:[\w.]*(?:Error|Exception|Exit)|error): .+)"
     r"|(Value error, .+)|^(\S+: found .+; expected .+)"
 )
-# These say that there is an error, and not which.
+# Lines that report an error without naming it.
 EMPTY = re.compile(r"[Ss]ee (?:the )?stack ?trace|Inspect the stacktrace|validation errors? for|CancelledError")
 
-# More shapes than a start has; a server that runs for months must not keep them all.
-SHAPES = 10_000
+# More patterns than a start has: a server that runs for months must not keep them all.
+MOST_PATTERNS = 10_000
 
 
 def phase_of(line: str, phases: Phases) -> str | None:
-    """What the server is at after this line; None where the line does not say."""
+    """Return the phase that a line begins, or None."""
     for pattern, phase in phases:
         if found := re.search(pattern, line):
             return phase.format(*found.groups())
@@ -30,7 +30,7 @@ def phase_of(line: str, phases: Phases) -> str | None:
 
 
 def error_of(line: str) -> str | None:
-    """The error that a line names; None for any other line."""
+    """Return the error that a line names, or None."""
     found = ERROR.search(line.strip())
     message = found[1] or found[2] or found[3] if found else None
     return message[:300] if message and not EMPTY.search(message) else None
@@ -44,18 +44,18 @@ def is_probe(line: str) -> bool:
 class Log:
     """The output of a server, line by line.
 
-    phases: of a start, as vLLM's table has them: pattern of a line, text.
+    phases: of a start, from the table of vLLM's version: pattern of a line, text.
 
     Attributes:
-        phase: what the server is at.
-        error: the last error that it named.
-        shapes: the lines so far, without their numbers: a line that only repeats is no progress.
+        phase: what the server is doing.
+        error: the last error that it reported.
+        seen_patterns: the lines so far without their numbers: one that only repeats is no progress.
     """
 
     def __init__(self, phases: Phases) -> None:
         self.phases, self.phase = phases, "starting vLLM"
         self.error: str | None = None
-        self.shapes: set[str] = set()
+        self.seen_patterns: set[str] = set()
         self._rest = b""
 
     def feed(self, output: bytes) -> list[str]:
@@ -66,6 +66,6 @@ class Log:
             plain = COLOR.sub("", line)
             self.phase = phase_of(plain, self.phases) or self.phase
             self.error = error_of(plain) or self.error
-            if len(self.shapes) < SHAPES:
-                self.shapes.add(re.sub(r"\d+", "0", plain))
+            if len(self.seen_patterns) < MOST_PATTERNS:
+                self.seen_patterns.add(re.sub(r"\d+", "0", plain))
         return [line for line in lines if not is_probe(line)]

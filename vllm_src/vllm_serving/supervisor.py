@@ -238,7 +238,7 @@ class Supervisor:
         """Wait for the first token; each progress buys the start more time. Returns why there can never be one."""
         before: object = None
         while True:
-            now = (self.log.phase, len(self.log.shapes), mebibytes_read(self.group))
+            now = (self.log.phase, len(self.log.seen_patterns), mebibytes_read(self.group))
             stalled = self.stalled()
             if now != before and not stalled:
                 before, self.moved = now, time.monotonic()

@@ -2,7 +2,7 @@
 
 import pytest
 from vllm_serving.client import PROBE_MARK, Answer, has_token, total
-from vllm_serving.log import SHAPES, Log, error_of, is_probe, phase_of
+from vllm_serving.log import MOST_PATTERNS, Log, error_of, is_probe, phase_of
 from vllm_serving.versions.v0_9_2 import PHASES
 
 WORKER = "\x1b[1;36m(VllmWorkerProcess pid=14283)\x1b[0;0m "
@@ -118,11 +118,12 @@ def test_a_line_that_repeats_is_no_progress():
     log = Log(PHASES)
     for number in range(100):
         log.feed(f"WARNING 11-21 09:06:{number:02} No available shared memory block in {number} s\n".encode())
-    assert len(log.shapes) == 1
-    log.feed("".join(f"{'a' * number}\n" for number in range(1, SHAPES // 10)).encode())
-    assert len(log.shapes) == SHAPES // 10
-    log.feed("".join(f"{'b' * (number // 200)}{'c' * (number % 200)}\n" for number in range(2 * SHAPES)).encode())
-    assert len(log.shapes) == SHAPES
+    assert len(log.seen_patterns) == 1
+    log.feed("".join(f"{'a' * number}\n" for number in range(1, MOST_PATTERNS // 10)).encode())
+    assert len(log.seen_patterns) == MOST_PATTERNS // 10
+    lines = (f"{'b' * (number // 200)}{'c' * (number % 200)}\n" for number in range(2 * MOST_PATTERNS))
+    log.feed("".join(lines).encode())
+    assert len(log.seen_patterns) == MOST_PATTERNS
 
 
 METRICS = """\
