@@ -36,9 +36,9 @@ class Instance:
         directory: its own, in memory; gone with the last stop.
         quarantine: file; while it exists, only requests with the token in it are answered.
         key: what a request must bring; none for a server without a key.
-        start: longest time in seconds from start to ready.
-        stall: longest time in seconds without progress while it starts.
-        drain: longest time in seconds that running requests get when the server is stopped.
+        start_timeout: longest time in seconds from start to ready.
+        stall_timeout: longest time in seconds without progress while it starts.
+        drain_timeout: longest time in seconds that running requests get when the server is stopped.
         watchdog: time in seconds without a sign of life after which systemd ends the unit; 0 for never.
     """
 
@@ -52,9 +52,9 @@ class Instance:
     directory: Path
     quarantine: Path
     key: str | None
-    start: float
-    stall: float
-    drain: float
+    start_timeout: float
+    stall_timeout: float
+    drain_timeout: float
     watchdog: float
 
     @property
@@ -109,8 +109,8 @@ def read_instance(name: str, options: Path, generation: str, environment: Mappin
         directory=directory,
         quarantine=envs.quarantine_file(environment),
         key=key,
-        start=envs.number(environment, "VLLM_SERVING_START"),
-        stall=envs.number(environment, "VLLM_SERVING_STALL"),
-        drain=envs.number(environment, "VLLM_SERVING_DRAIN"),
+        start_timeout=envs.number(environment, "VLLM_SERVING_START"),
+        stall_timeout=envs.number(environment, "VLLM_SERVING_STALL"),
+        drain_timeout=envs.number(environment, "VLLM_SERVING_DRAIN"),
         watchdog=envs.number(environment, "WATCHDOG_USEC") / 1e6,
     )

@@ -122,9 +122,9 @@ class Supervisor:
         """What keeps a start from being given more time; None while it gets on."""
         now = time.monotonic()
         # systemd's clock and ours may differ by a look.
-        if now - self.moved > self.instance.stall - 2 * LOOK:
+        if now - self.moved > self.instance.stall_timeout - 2 * LOOK:
             return f"no progress for {now - self.moved:.0f} s"
-        if now - self.began > self.instance.start - 2 * LOOK:
+        if now - self.began > self.instance.start_timeout - 2 * LOOK:
             return f"not ready after {now - self.began:.0f} s"
         return None
 
@@ -188,7 +188,7 @@ class Supervisor:
         number = self.starts.count + 1
         text = f"waits {seconds:.0f} s before start {number} of {LIMIT}; the last one: {self.starts.reason}"
         self.say(text)
-        notify(STATUS=text, EXTEND_TIMEOUT_USEC=int((seconds + self.instance.stall) * 1e6))
+        notify(STATUS=text, EXTEND_TIMEOUT_USEC=int((seconds + self.instance.stall_timeout) * 1e6))
         await asyncio.wait({asyncio.ensure_future(stop.wait())}, timeout=seconds)
         if stop.is_set():
             self.starts.forget()
@@ -242,13 +242,13 @@ class Supervisor:
             stalled = self.stalled()
             if now != before and not stalled:
                 before, self.moved = now, time.monotonic()
-                left = min(self.instance.stall, self.instance.start - (self.moved - self.began))
+                left = min(self.instance.stall_timeout, self.instance.start_timeout - (self.moved - self.began))
                 notify(STATUS=self.log.phase, EXTEND_TIMEOUT_USEC=int(left * 1e6))
             elif stalled:
                 notify(STATUS=f"{self.log.phase}; {stalled}")
             health = await ask(self.instance, "/health")
             if health is not None and health.status == 200:
-                answer = await ask(self.instance, "/v1/completions", PROBE, self.instance.stall)
+                answer = await ask(self.instance, "/v1/completions", PROBE, self.instance.stall_timeout)
                 if has_token(answer):
                     return None
                 if answer is not None and 400 <= answer.status < 500:
@@ -299,7 +299,7 @@ class Supervisor:
         """Let the middleware refuse new requests until no old one runs; how many still do when their time is over."""
         (self.instance.directory / DRAINING).touch()
         notify(STOPPING=1, STATUS="draining")
-        end, running = time.monotonic() + self.instance.drain, 0
+        end, running = time.monotonic() + self.instance.drain_timeout, 0
         while not gone.done():
             answer = await ask(self.instance, "/health")
             if answer is not None and RUNNING in answer.headers:

@@ -31,9 +31,13 @@ def read(tmp_path):
     return read
 
 
+def limits_of(instance):
+    return instance.start_timeout, instance.stall_timeout, instance.drain_timeout, instance.watchdog
+
+
 def test_what_is_read(read):
     instance = read()
-    assert (instance.start, instance.stall, instance.drain, instance.watchdog) == (1800, 600.5, 0, 180)
+    assert limits_of(instance) == (1800, 600.5, 0, 180)
     assert (instance.host, instance.address, instance.key) == ("0.0.0.0", "127.0.0.1", "x")
     assert str(instance) == "generation 7, model /srv/models/x, GPUs 0, 1, 2, 3, http://0.0.0.0:8000"
 
@@ -41,7 +45,7 @@ def test_what_is_read(read):
 def test_what_is_left_out(read):
     nothing = dict.fromkeys(ENVIRONMENT) | {"RUNTIME_DIRECTORY": "/run/vllm/main"}
     instance = read({**OPTIONS, "host": "127.0.0.1"}, **nothing)
-    assert (instance.start, instance.stall, instance.drain, instance.watchdog) == (1800, 600, 300, 0)
+    assert limits_of(instance) == (1800, 600, 300, 0)
     assert (instance.key, instance.gpus) == (None, "all")
 
 
