@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.kepler.vllm.plugins.module_utils.host import rpms
+from ansible_collections.kepler.vllm.plugins.module_utils import rpms
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import finding, shown
 from ansible_collections.kepler.vllm.plugins.plugin_utils.profiles import RPMS
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.kepler.vllm.plugins.module_utils.host.addresses import is_loopback
+from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import is_loopback
 from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
 from ansible_collections.kepler.vllm.plugins.plugin_utils.addresses import is_listening_address
 from ansible_collections.kepler.vllm.plugins.plugin_utils.argument_specs import correction, entry_points, has_type

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.kepler.vllm.plugins.module_utils.host import rpms
+from ansible_collections.kepler.vllm.plugins.module_utils import rpms
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.plugin_utils.profiles import RPMS
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.kepler.vllm.plugins.module_utils.host import dnf_settings, rpms
+from ansible_collections.kepler.vllm.plugins.module_utils import dnf_settings, rpms
 from ansible_collections.kepler.vllm.plugins.plugin_utils.profiles import RPMS
 
 NEVRA = re.compile(r"(?P<name>.+)-(?P<epoch>\d+):(?P<version>[^-]+)-(?P<release>[^-]+)\.(?P<arch>[^.]+)")

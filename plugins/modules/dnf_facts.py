@@ -87,7 +87,7 @@ import shutil
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.host import dnf_settings, facts, rpms
+from ansible_collections.kepler.vllm.plugins.module_utils import dnf_settings, facts, rpms
 
 DNF_CONF = "/etc/dnf/dnf.conf"
 # These are the directories that dnf reads unless dnf.conf names others.

@@ -101,7 +101,8 @@ import platform
 import stat
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.host import access, facts, facts_health, facts_pci, nvidia_smi
+from ansible_collections.kepler.vllm.plugins.module_utils import access, facts
+from ansible_collections.kepler.vllm.plugins.module_utils.gpu import pci, smi, xid
 
 EFI_SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 DKMS_SETTINGS = "/etc/dkms/framework.conf"
@@ -157,8 +158,8 @@ def ecc(module):
     program = module.get_bin_path("nvidia-smi")
     if facts.read(NVIDIA_VERSION) is None or not program:
         return []
-    fine, text = nvidia_smi.query(program, facts_health.ECC_FIELDS, SMI_TIMEOUT)
-    found = facts_health.ecc(text)
+    fine, text = smi.query(program, xid.ECC_FIELDS, SMI_TIMEOUT)
+    found = xid.ecc(text)
     if not fine and not any("fault" in die for die in found):
         found.append({"address": None, "fault": "nvidia-smi failed after its answer"})
     return found
@@ -187,13 +188,13 @@ def key_mode(path):
 
 
 def enrollment(module, certificate):
-    """Whether the firmware has `certificate`: see facts_health.enrollment; `missing` where there is no such file."""
+    """Whether the firmware has `certificate`: see xid.enrollment; `missing` where there is no such file."""
     if not certificate or not os.path.exists(certificate):
         return "missing"
     if not module.get_bin_path("mokutil"):
         return None
     _, out, err = module.run_command(["mokutil", "--test-key", certificate])
-    return facts_health.enrollment(out + err)
+    return xid.enrollment(out + err)
 
 
 def main():
@@ -228,9 +229,9 @@ def main():
         "cpu_flags": facts.cpu_flags(facts.read("/proc/cpuinfo")),
         "memory": facts.memory_bytes(facts.read("/proc/meminfo")),
         "secure_boot": secure_boot(),
-        "pci": facts_pci.nvidia_devices(module.params["pci_root"]),
-        "nvidia_gpus": facts_pci.driver_gpus(NVIDIA_GPUS),
-        "iommu": facts_pci.iommu("/sys/kernel/iommu_groups", facts.read("/proc/cmdline")),
+        "pci": pci.nvidia_devices(module.params["pci_root"]),
+        "nvidia_gpus": pci.driver_gpus(NVIDIA_GPUS),
+        "iommu": pci.iommu("/sys/kernel/iommu_groups", facts.read("/proc/cmdline")),
         "modules": facts.modules(facts.read("/proc/modules")),
         "nvidia_version": facts.read(NVIDIA_VERSION),
         "streams": facts.dnf_module_streams("/etc/dnf/modules.d"),
@@ -244,8 +245,8 @@ def main():
         "programs": [facts.executability(path) for path in module.params["programs"]],
         "dkms": facts.executability(dkms_tree()),
         "fapolicyd": fapolicyd(),
-        "xids": facts_health.xids(journal),
-        "driver_faults": facts_health.driver_faults(journal),
+        "xids": xid.xids(journal),
+        "driver_faults": xid.driver_faults(journal),
         "ecc": ecc(module) if module.params["health"] else [],
         "signing_key": key_mode(module.params["signing_key"]) if module.params["signing_key"] else None,
         "enrollment": enrollment(module, module.params["signing_certificate"]),

@@ -41,7 +41,7 @@ files:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.host.key_file import EXPECTED, KeyFileError, check_key_file
+from ansible_collections.kepler.vllm.plugins.module_utils.server.key_file import EXPECTED, KeyFileError, check_key_file
 
 
 def fault_of(path):

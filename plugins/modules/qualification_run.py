@@ -137,7 +137,7 @@ import platform
 import traceback
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.host import qualify, qualify_run
+from ansible_collections.kepler.vllm.plugins.module_utils.gpu import qualification, qualification_run
 from ansible_collections.kepler.vllm.plugins.module_utils.store.disk import Lock, write_atomically
 
 
@@ -164,16 +164,16 @@ class Files(object):
     def read(self, path):
         """Content of a JSON file; None where there is none, or half of one."""
         try:
-            return json.loads(qualify_run.read_text(path))
+            return json.loads(qualification_run.read_text(path))
         except ValueError:
             return None
 
     def records(self):
         """(name of the newest trace, its records); (None, []) where there is none."""
-        names = qualify_run.trace_names(self.directory) if os.path.isdir(self.directory) else []
+        names = qualification_run.trace_names(self.directory) if os.path.isdir(self.directory) else []
         if not names:
             return None, []
-        return names[-1], qualify.read_trace(qualify_run.read_text(os.path.join(self.directory, names[-1])))
+        return names[-1], qualification.read_trace(qualification_run.read_text(os.path.join(self.directory, names[-1])))
 
 
 def generation(root):
@@ -186,8 +186,8 @@ def generation(root):
 
 def read_host(params):
     """(what the stamp must hold for, what nvidia-smi said where it shows no GPU)."""
-    fine, text = qualify_run.query(params["nvidia_smi"], qualify.DESCRIBE.split(","))
-    dies = qualify.dies_of(text, params["device"], params["profile"]["gpu"]["products"]) if fine else []
+    fine, text = qualification_run.query(params["nvidia_smi"], qualification.DESCRIBE.split(","))
+    dies = qualification.dies_of(text, params["device"], params["profile"]["gpu"]["products"]) if fine else []
     driver = dies[0].pop("driver") if dies else None
     for die in dies[1:]:
         die.pop("driver")
@@ -200,23 +200,23 @@ def read_host(params):
 def left_by_halt(files, host):
     """The stamp of a run that the machine did not survive; None where there was none, or it says nothing of `host`."""
     name, records = files.records()
-    told = qualify.account(records)
+    told = qualification.account(records)
     if told["ended"] or not told["begin"]["stages"]:
         return None
-    if told["begin"]["boot"] == qualify_run.read_text(qualify_run.BOOT).strip():
+    if told["begin"]["boot"] == qualification_run.read_text(qualification_run.BOOT).strip():
         return None  # the machine kept running: only the process was killed
-    passed, fault = qualify.halted(told)
+    passed, fault = qualification.halted(told)
     p2p = told["step"]["p2p"] if told["step"] else None
-    stamp = qualify.stamp(told["begin"], "halted", passed, [fault], p2p, name)
-    return None if qualify.reasons_against(stamp, host) else stamp
+    stamp = qualification.stamp(told["begin"], "halted", passed, [fault], p2p, name)
+    return None if qualification.reasons_against(stamp, host) else stamp
 
 
 def without_load(files, params, host, stages):
     """The stamp that needs no load: of a host to be skipped, or of one that halted; else None."""
     if params["mode"] == "run":
         return None if params["retry"] else left_by_halt(files, host)
-    begin = dict(host, time=qualify_run.now(), seconds=params["seconds"], stages=stages)
-    return qualify.stamp(begin, "skipped", 0, [qualify.finding(
+    begin = dict(host, time=qualification_run.now(), seconds=params["seconds"], stages=stages)
+    return qualification.stamp(begin, "skipped", 0, [qualification.finding(
         "warning", "qualification", "skip", "a host that was qualified",
         "Remove `qualification: skip`, then run again: nobody knows whether this host stands its load.",
     )], None, None)
@@ -235,14 +235,14 @@ def options_of(params):
         "directory": params["directory"], "python": [python], "load": params["load"], "device": params["device"],
         "seconds": params["seconds"], "pair_timeout": params["pair_timeout"], "nvidia_smi": params["nvidia_smi"],
         "kmsg": params["kmsg"], "profile": params["profile"],
-        "stall": qualify_run.STALL, "interval": qualify_run.INTERVAL,
+        "stall": qualification_run.STALL, "interval": qualification_run.INTERVAL,
     }
 
 
 def work(files, lock, host, options):
     """Qualify and leave the stamp; a fault of this program leaves its message. Returns the stamp."""
     try:
-        stamp = qualify_run.Qualification(host, options).run()
+        stamp = qualification_run.Qualification(host, options).run()
         write_atomically(files.stamp, stamp)
         return stamp
     except Exception:
@@ -274,7 +274,7 @@ def detach(files, lock, host, options):
 def judge_stamp(params, files, host):
     """(stamp of the host, why it does not hold)."""
     stamp = files.read(files.stamp)
-    reasons = qualify.reasons_against(stamp, host, params["mode"] == "skip")
+    reasons = qualification.reasons_against(stamp, host, params["mode"] == "skip")
     if not reasons and params["retry"] and params["fresh"] and stamp["result"] in ("failed", "halted"):
         reasons = ["qualification_retry: the last result was: %s" % stamp["result"]]
     return stamp, reasons
@@ -287,7 +287,7 @@ def answer_while_busy(module, files, result):
         module.exit_json(changed=True, **result)
     if module.params["detach"]:
         records = files.records()[1]
-        module.exit_json(changed=True, **dict(result, running=True, progress=qualify.progress(records)))
+        module.exit_json(changed=True, **dict(result, running=True, progress=qualification.progress(records)))
     module.fail_json(msg="%s: another qualification is running on this host; wait for its end." % files.directory)
 
 
@@ -338,7 +338,7 @@ def main():
             module.fail_json(msg=said)
     result["fault"] = said or ""
     stamp, result["reasons"] = judge_stamp(params, files, host)
-    result["stages"] = qualify.stages(host["dies"], params["device"], params["profile"])
+    result["stages"] = qualification.stages(host["dies"], params["device"], params["profile"])
     if not result["reasons"]:
         module.exit_json(changed=False, stamp=stamp, **result)
     if module.check_mode:

@@ -66,7 +66,7 @@ import tarfile
 import traceback
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible_collections.kepler.vllm.plugins.module_utils.host.openpgp import fingerprints
+from ansible_collections.kepler.vllm.plugins.module_utils.openpgp import fingerprints
 
 try:
     import dnf

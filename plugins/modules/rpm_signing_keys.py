@@ -63,7 +63,7 @@ import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import fetch_url
-from ansible_collections.kepler.vllm.plugins.module_utils.host.openpgp import fingerprints
+from ansible_collections.kepler.vllm.plugins.module_utils.openpgp import fingerprints
 
 
 def known(module):

@@ -120,8 +120,8 @@ model:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.host.acceptance import CHECKS, Asked, Skipped
-from ansible_collections.kepler.vllm.plugins.module_utils.host.api import Api, Wrong
+from ansible_collections.kepler.vllm.plugins.module_utils.server.acceptance import CHECKS, Asked, Skipped
+from ansible_collections.kepler.vllm.plugins.module_utils.server.api import Api, Wrong
 
 
 def main():

@@ -93,8 +93,7 @@ import json
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.host.api import Api, Wrong
-from ansible_collections.kepler.vllm.plugins.module_utils.host.server import base_url
+from ansible_collections.kepler.vllm.plugins.module_utils.server.api import Api, Wrong, base_url
 
 FIGURES = ("completed", "duration", "request_throughput", "output_throughput", "total_token_throughput") + tuple(
     "%s_%s_ms" % (which, what) for what in ("ttft", "tpot", "e2el") for which in ("median", "p99")

@@ -62,8 +62,12 @@ progress:
 import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.host.api import UNANSWERED
-from ansible_collections.kepler.vllm.plugins.module_utils.host.server import base_url, open_url, pass_of
+from ansible_collections.kepler.vllm.plugins.module_utils.server.api import (
+    UNANSWERED,
+    base_url,
+    open_url,
+    quarantine_headers,
+)
 
 # Starts within the unit's limit of restarts; more than these are a loop.
 RESTARTS = 3
@@ -87,7 +91,7 @@ def journal(module, unit, lines):
 def is_healthy(name, host, port):
     """Whether /health answers 200; it needs no key."""
     try:
-        request = urllib.request.Request(base_url(host, port) + "/health", headers=pass_of(name))
+        request = urllib.request.Request(base_url(host, port) + "/health", headers=quarantine_headers(name))
         return open_url(request, 5).getcode() == 200
     except UNANSWERED + (ValueError,):
         return False

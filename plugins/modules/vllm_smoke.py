@@ -76,8 +76,7 @@ seconds:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.host.api import Api, Wrong, look_at
-from ansible_collections.kepler.vllm.plugins.module_utils.host.server import pass_of
+from ansible_collections.kepler.vllm.plugins.module_utils.server.api import Api, Wrong, look_at, quarantine_headers
 
 
 def main():
@@ -96,9 +95,8 @@ def main():
     )
     params = module.params
     try:
-        api = Api(
-            params["host"], params["port"], params["api_key_file"], params["timeout"], pass_of(params["name"])
-        )
+        headers = quarantine_headers(params["name"])
+        api = Api(params["host"], params["port"], params["api_key_file"], params["timeout"], headers)
         api.check_key_is_asked_for()
         model, _ = api.model()
         texts = []

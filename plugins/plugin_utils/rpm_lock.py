@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from ..module_utils.host import rpms
+from ..module_utils import rpms
 
 PROVEN = "cuda-"  # how the name of the repository of driver and CUDA begins
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from ansible_collections.kepler.vllm.plugins.module_utils.host import qualify, qualify_run
+from ansible_collections.kepler.vllm.plugins.module_utils.gpu import qualification, qualification_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILE = yaml.safe_load((ROOT / "profiles" / "k80" / "profile.yml").read_text())
@@ -27,12 +27,12 @@ OWNER = [f"{name}={os.environ[name]}" for name in ("LD_LIBRARY_PATH", "NCCL_NVLS
 WAY = re.compile(r"Channel .* via (\S+)")
 
 
-def qualification(directory, fault=None, **others):
+def run_qualification(directory, fault=None, **others):
     """(stamp, records of the trace) of this machine; fault: signal, mode and WITHOUT_P2P of faulty_rank.py."""
     faulty = [FAULTY, *fault, str(directory / "stops")] if fault else []
-    fine, text = qualify_run.query("nvidia-smi", qualify.DESCRIBE.split(","))
+    fine, text = qualification_run.query("nvidia-smi", qualification.DESCRIBE.split(","))
     assert fine, text
-    dies = qualify.dies_of(text, "verify", [])
+    dies = qualification.dies_of(text, "verify", [])
     host = {
         "kernel": os.uname().release, "driver": dies[0]["driver"], "generation": None, "device": "verify", "dies": dies,
     }
@@ -41,8 +41,8 @@ def qualification(directory, fault=None, **others):
         "device": "verify", "seconds": SECONDS, "pair_timeout": 120, "nvidia_smi": "nvidia-smi", "kmsg": "/dev/kmsg",
         "profile": PROFILE, "stall": 60, "interval": 1.0, **others,
     }
-    stamp = qualify_run.Qualification(host, options).run()
-    return stamp, qualify.read_trace((directory / stamp["trace"]).read_text())
+    stamp = qualification_run.Qualification(host, options).run()
+    return stamp, qualification.read_trace((directory / stamp["trace"]).read_text())
 
 
 def stops(directory):
@@ -72,7 +72,7 @@ def left_over(directory):
 
 
 def test_a_sound_machine_passes(tmp_path):
-    stamp, records = qualification(tmp_path)
+    stamp, records = run_qualification(tmp_path)
     largest = max(size for size in PROFILE["serve"]["sizes"] if size <= GPUS)
     assert (stamp["result"], stamp["size"]) == ("passed", largest), stamp
     assert stamp["p2p"] is (True if GPUS > 1 else None)
@@ -95,10 +95,10 @@ def test_a_sound_machine_passes(tmp_path):
 @two
 def test_a_rank_that_stops_is_found(tmp_path, name, found, seconds):
     """The other waits in a sum for ever; the watcher does not. All ranks are gone afterwards."""
-    stamp, _ = qualification(tmp_path, fault=(name, "load", "fails"), stall=8)
+    stamp, _ = run_qualification(tmp_path, fault=(name, "load", "fails"), stall=8)
     ended = time.monotonic()
     assert (stamp["result"], stamp["size"]) == ("failed", 1)
-    (said,) = [item["found"] for item in qualify.errors(stamp["findings"])]
+    (said,) = [item["found"] for item in qualification.errors(stamp["findings"])]
     assert said.startswith(found)
     took = ended - stops(tmp_path)[0]
     print(f"{name}: {said!r}, {took:.1f} s after it")
@@ -111,7 +111,7 @@ def test_a_rank_that_stops_is_found(tmp_path, name, found, seconds):
 @two
 def test_a_pair_that_hangs(tmp_path, without):
     """In a sum by NCCL, with peer-to-peer alone or either way; both tries end within their limit."""
-    stamp, records = qualification(tmp_path, fault=("SIGSTOP", "pair", without), pair_timeout=PAIR_TIMEOUT)
+    stamp, records = run_qualification(tmp_path, fault=("SIGSTOP", "pair", without), pair_timeout=PAIR_TIMEOUT)
     tried = steps(records)
     for name in ("pair 0-1", "pair 0-1 without P2P")[: 1 if without == "works" else 2]:
         print(f"{name}: {tried[name]:.1f} s")
@@ -128,7 +128,7 @@ def test_a_pair_that_hangs(tmp_path, without):
         assert (last["step"], last["p2p"]) == ("load", False)
     else:
         assert (stamp["result"], stamp["size"]) == ("failed", 1)
-        assert [item["found"] for item in qualify.errors(stamp["findings"])] == [
+        assert [item["found"] for item in qualification.errors(stamp["findings"])] == [
             f"{limit}; without peer-to-peer: {limit}"
         ]
 
@@ -147,7 +147,7 @@ def test_how_a_pair_reaches_one_another(tmp_path, p2p, environment, expected):
         "directory": str(tmp_path), "python": ["env", *OWNER, *logged, *environment, sys.executable], "load": LOAD,
         "device": "verify", "seconds": SECONDS,
     }
-    ranks = qualify_run.Ranks(options, "pair", [0, 1], p2p)
+    ranks = qualification_run.Ranks(options, "pair", [0, 1], p2p)
     try:
         latest = time.monotonic() + 120
         while None in ranks.statuses() and time.monotonic() < latest:

@@ -11,7 +11,7 @@ from test_versions import versions
 # What serves every profile.
 COMMON = ("roles", "playbooks", "plugins", "site.yml")
 # What is known of a release of the engine stands in the table of that release.
-TABLES = "plugins/module_utils/host/versions/"
+TABLES = "plugins/module_utils/server/versions/"
 KINDS = (
     r"(sm|compute)_[0-9]{2,3}", r"[KPVAHL][0-9]{2,3}(?= (die|board|host|GPU)s?)", r"driver [0-9]{3}", r"[0-9]{3}-dkms",
     r"cuda-[0-9]+[.-][0-9]+", r"CUDA [0-9.]+", r"cuda-rhel[0-9]+", r"gcc-toolset-[0-9]+", r"python3\.[0-9]+",

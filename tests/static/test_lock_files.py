@@ -134,7 +134,7 @@ def test_kernels_that_do_not_hold_are_refused(changes):
 
 
 def test_tested_kernels_are_of_the_range():
-    from ansible_collections.kepler.vllm.plugins.module_utils.host import rpms
+    from ansible_collections.kepler.vllm.plugins.module_utils import rpms
 
     assert RPMS["kernels"]["tested"]
     for release in RPMS["kernels"]["tested"]:

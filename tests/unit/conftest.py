@@ -6,6 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+# Host code under the name `module_utils`: it is tested with a Python that has no Ansible, too.
+sys.path.insert(0, str(ROOT / "plugins"))
 # Before anything of the collection is imported, which Ansible then finds; a host's Python has no Ansible.
 with contextlib.suppress(ImportError):
     from ansible.plugins.loader import init_plugin_loader

@@ -1,1 +1,1 @@
-../../plugins/module_utils/host/addresses.py
+../../plugins/module_utils/server/addresses.py

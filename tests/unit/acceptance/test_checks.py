@@ -6,8 +6,8 @@ from pathlib import Path
 
 import fake_server
 import pytest
-from ansible_collections.kepler.vllm.plugins.module_utils.host import acceptance, api
-from ansible_collections.kepler.vllm.plugins.module_utils.host.versions import v0_9_2
+from ansible_collections.kepler.vllm.plugins.module_utils.server import acceptance, api
+from ansible_collections.kepler.vllm.plugins.module_utils.server.versions import v0_9_2
 from fake_server import Server, tokens
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -7,7 +7,7 @@ import struct
 import tempfile
 
 import pytest
-from host.access import unreadable
+from module_utils.access import unreadable
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 NOBODY = "nobody"

@@ -3,52 +3,7 @@
 import os
 
 import pytest
-from host import facts, facts_pci
-
-K80, K40 = "0x102d", "0x1023"
-
-
-def pci(root, functions):
-    """A sysfs directory with `functions`: address -> (vendor, device, driver or None)."""
-    for address, (vendor, device, driver) in functions.items():
-        directory = root / address
-        directory.mkdir(parents=True)
-        (directory / "vendor").write_text(vendor + "\n")
-        (directory / "device").write_text(device + "\n")
-        if driver:
-            (directory / "driver").symlink_to("../../../bus/pci/drivers/" + driver)
-    return str(root)
-
-
-NEIGHBORS = {"0000:00:1f.2": ("0x8086", "0x8d02", "ahci"), "0000:03:00.0": ("0x8086", "0x1533", "igb")}
-BOARD = {"0000:06:00.0": ("0x10de", K80, "nvidia"), "0000:07:00.0": ("0x10de", K80, "nvidia")}
-BOARD_2 = {"0000:84:00.0": ("0x10de", K80, "nouveau"), "0000:85:00.0": ("0x10de", K80, None)}
-
-
-@pytest.mark.parametrize(
-    ("functions", "devices", "drivers"),
-    [
-        (dict(NEIGHBORS, **dict(BOARD, **BOARD_2)), [K80] * 4, ["nvidia", "nvidia", "nouveau", None]),
-        (dict(NEIGHBORS, **BOARD), [K80] * 2, ["nvidia", "nvidia"]),
-        (NEIGHBORS, [], []),
-        (dict(BOARD, **{"0000:82:00.0": ("0x10de", K40, None)}), [K80, K80, K40], ["nvidia", "nvidia", None]),
-    ],
-    ids=["four dies", "two dies", "none", "a K40 beside a K80"],
-)
-def test_nvidia_functions_on_the_pci_bus(tmp_path, functions, devices, drivers):
-    found = facts_pci.nvidia_devices(pci(tmp_path / "devices", functions))
-    assert [device["device"] for device in found] == devices
-    assert [device["driver"] for device in found] == drivers
-    assert [device["address"] for device in found] == sorted(device["address"] for device in found)
-
-
-def test_no_pci_bus(tmp_path):
-    assert facts_pci.nvidia_devices(str(tmp_path / "nothing")) == []
-
-
-def test_a_pci_function_without_vendor_is_passed_over(tmp_path):
-    (tmp_path / "0000:00:00.0").mkdir()
-    assert facts_pci.nvidia_devices(str(tmp_path)) == []
+from module_utils import facts
 
 
 def test_os_release():

@@ -4,7 +4,7 @@ import base64
 import struct
 
 import pytest
-from host import openpgp
+from module_utils import openpgp
 
 # An ed25519 key with a cv25519 subkey, made for this test by GnuPG 2.2, which names this fingerprint for it.
 FINGERPRINT = "EFE09979F172852BC1BF1173B6624DA1150CEA72"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.kepler.vllm.plugins.module_utils.host.versions import v0_9_2
+from ansible_collections.kepler.vllm.plugins.module_utils.server.versions import v0_9_2
 
 HERE = Path(__file__).resolve().parent
 FILES = HERE.parents[2] / "roles" / "monitoring" / "files"

@@ -22,13 +22,12 @@ UNIT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def bus(tmp_path, monkeypatch):
-    """The made-up tree of the tests of facts_pci."""
-    monkeypatch.syspath_prepend(str(UNIT.parents[1] / "plugins" / "module_utils"))
-    monkeypatch.syspath_prepend(str(UNIT / "host"))
-    from test_host_pci import Bus
+    """The made-up tree of the tests of `pci`."""
+    monkeypatch.syspath_prepend(str(UNIT / "gpu"))
+    from test_pci import Bus
 
     yield Bus(tmp_path)
-    sys.modules.pop("test_host_pci")
+    sys.modules.pop("test_pci")
 
 
 def judged(bus):
@@ -177,11 +176,11 @@ def test_class_of_a_function_is_read(bus):
 
 
 def test_gpus_of_the_driver_are_read(bus, tmp_path):
-    from ansible_collections.kepler.vllm.plugins.module_utils.host import facts_pci
+    from ansible_collections.kepler.vllm.plugins.module_utils.gpu import pci
 
-    assert facts_pci.driver_gpus(str(tmp_path / "none")) is None
+    assert pci.driver_gpus(str(tmp_path / "none")) is None
     (tmp_path / "gpus" / "0000:05:00.0").mkdir(parents=True)
-    assert facts_pci.driver_gpus(str(tmp_path / "gpus")) == ["0000:05:00.0"]
+    assert pci.driver_gpus(str(tmp_path / "gpus")) == ["0000:05:00.0"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from ansible_collections.kepler.vllm.plugins.module_utils.host import dnf_settings
+from ansible_collections.kepler.vllm.plugins.module_utils import dnf_settings
 
 CAPTURED = Path(__file__).resolve().parent / "dnf"
 

@@ -8,7 +8,7 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_repositories import (
     message_findings,
     repository_findings,
 )
-from ansible_collections.kepler.vllm.plugins.module_utils.host import rpms
+from ansible_collections.kepler.vllm.plugins.module_utils import rpms
 from fake_host import FakeHost
 
 CAPTURED = Path(__file__).resolve().parent / "dnf"

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from ansible_collections.kepler.vllm.plugins.module_utils.host import rpms
+from ansible_collections.kepler.vllm.plugins.module_utils import rpms
 
 KNOWN = [
     ("1.0", "1.0", 0), ("1.0", "2.0", -1), ("2.0.1", "2.0", 1), ("3.0.13", "3.0.9", 1), ("1.0a", "1.0", 1),

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from ansible_collections.kepler.vllm.plugins.module_utils.host import qualify, qualify_run
+from ansible_collections.kepler.vllm.plugins.module_utils.gpu import qualification, qualification_run
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -120,7 +120,7 @@ class Box:
 
     def becomes(self, index, **values):
         """An act of a rank: nvidia-smi answers otherwise from now on. Names are those of a sample."""
-        fields = {name: field for field, name in qualify.FIELDS}
+        fields = {name: field for field, name in qualification.FIELDS}
         state = json.loads(json.dumps(self.state))
         state["dies"][index].update({fields.get(name, name): value for name, value in values.items()})
         return ["state", str(self.directory / "state.json"), state]
@@ -130,7 +130,7 @@ class Box:
         return ["append", str(self.kmsg), f"4,2,2,-;{text}\n"]
 
     def host(self, device="kepler"):
-        dies = qualify.dies_of(LISTING, device, PROFILE["gpu"]["products"])
+        dies = qualification.dies_of(LISTING, device, PROFILE["gpu"]["products"])
         return {"kernel": "4.18", "driver": "470.1", "generation": "3", "device": device, "dies": dies}
 
     def options(self, **others):
@@ -144,5 +144,5 @@ class Box:
     def qualify(self, **others):
         """(stamp, records of the trace)."""
         options = self.options(**others)
-        stamp = qualify_run.Qualification(self.host(options["device"]), options).run()
-        return stamp, qualify.read_trace((self.kept / stamp["trace"]).read_text())
+        stamp = qualification_run.Qualification(self.host(options["device"]), options).run()
+        return stamp, qualification.read_trace((self.kept / stamp["trace"]).read_text())

@@ -4,11 +4,11 @@ import copy
 import json
 
 import pytest
-from ansible_collections.kepler.vllm.plugins.module_utils.host import qualify
+from ansible_collections.kepler.vllm.plugins.module_utils.gpu import qualification
 from simulated import LISTING, PROFILE
 
-DIES = qualify.dies_of(LISTING, "kepler", PROFILE["gpu"]["products"])
-NUMBERS = {qualify.bus_of(die["bus"]): die["index"] for die in DIES}
+DIES = qualification.dies_of(LISTING, "kepler", PROFILE["gpu"]["products"])
+NUMBERS = {qualification.bus_of(die["bus"]): die["index"] for die in DIES}
 FINE = {
     "temperature": 60, "power": 120.5, "clock": 614, "throttle": 4, "uncorrected": 0, "corrected": 0, "gen": 3,
     "width": 16, "replays": 0,
@@ -27,7 +27,7 @@ def samples(count=20, **of_die_1):
 
 
 def judged(readings):
-    return qualify.judge(readings, DIES, PROFILE)
+    return qualification.judge(readings, DIES, PROFILE)
 
 
 def only(findings, severity, where):
@@ -94,20 +94,20 @@ XID_79 = "4,2,2,-;NVRM: Xid (PCI:0000:06:00): 79, pid=1234, GPU has fallen off t
 
 def test_xids():
     readings = samples()
-    readings[5]["xids"] = readings[6]["xids"] = qualify.read_xids([XID_79, "NVRM: loading", "usb 1-1: reset"])
+    readings[5]["xids"] = readings[6]["xids"] = qualification.read_xids([XID_79, "NVRM: loading", "usb 1-1: reset"])
     found = only(judged(readings), "error", "GPU 1")
     assert found == "Xid 79 (the GPU has fallen off the bus): pid=1234, GPU has fallen off the bus."
     readings = samples()
-    readings[5]["xids"] = qualify.read_xids(["NVRM: Xid (PCI:0000:06:00): 45, Ch 00000010"])
+    readings[5]["xids"] = qualification.read_xids(["NVRM: Xid (PCI:0000:06:00): 45, Ch 00000010"])
     assert "Xid 45" in only(judged(readings), "warning", "GPU 1")
-    readings[5]["xids"] = qualify.read_xids(["NVRM: Xid (0000:42:00): 999"])
+    readings[5]["xids"] = qualification.read_xids(["NVRM: Xid (0000:42:00): 999"])
     assert "Xid 999 (see NVIDIA's list" in only(judged(readings), "error", "board at 0000:42:00")
 
 
-@pytest.mark.parametrize("number", sorted(qualify.XIDS))
+@pytest.mark.parametrize("number", sorted(qualification.XIDS))
 def test_every_xid_but_that_of_an_ended_process_is_an_error(number):
     readings = samples()
-    readings[5]["xids"] = qualify.read_xids([f"NVRM: Xid (PCI:0000:06:00): {number}, Ch 00000010"])
+    readings[5]["xids"] = qualification.read_xids([f"NVRM: Xid (PCI:0000:06:00): {number}, Ch 00000010"])
     assert f"Xid {number}" in only(judged(readings), "warning" if number == 45 else "error", "GPU 1")
 
 
@@ -121,14 +121,14 @@ def test_dies_that_are_gone():
 
 
 def test_reading_nvidia_smi():
-    fields = [field for field, _ in qualify.FIELDS]
+    fields = [field for field, _ in qualification.FIELDS]
     line = "{}, 00000000:{}:00.0, 71, 139.20, 562, 0x0000000000000044, 0, [N/A], 3, 16"
     text = "\n".join([
         # Die 1 has fallen off: nvidia-smi counts anew.
         line.format(0, "05"), line.format(1, "42"), line.format(2, "85"),
         line.format(3, "86").replace("71", "[GPU is lost]"), "Unable to determine the device handle",
     ])
-    read = qualify.read_smi(text, fields, NUMBERS)
+    read = qualification.read_smi(text, fields, NUMBERS)
     assert sorted(read) == ["0", "3"]
     assert read["3"] == {
         "temperature": 71, "power": 139.2, "clock": 562, "throttle": 0x44, "uncorrected": 0, "corrected": None,
@@ -141,18 +141,18 @@ def test_reading_nvidia_smi():
     [("26.51 W", 26.51), ("38", 38), ("0x00000041", 0x41), ("[N/A]", None), ("", None), ("ERR!", None)],
 )
 def test_numbers(text, value):
-    assert qualify.number_in(text) == value
+    assert qualification.number_in(text) == value
 
 
 @pytest.mark.parametrize("text", ["00000000:05:00.0", "0000:05:00", "05:00.0"])
 def test_addresses(text):
-    assert qualify.bus_of(text) == (0, 5, 0)
-    assert qualify.bus_of("no address") is None
+    assert qualification.bus_of(text) == (0, 5, 0)
+    assert qualification.bus_of("no address") is None
 
 
 def plan(listing, device="kepler"):
-    dies = qualify.dies_of(listing, device, PROFILE["gpu"]["products"])
-    return [stage["dies"] for stage in qualify.stages(dies, device, PROFILE)]
+    dies = qualification.dies_of(listing, device, PROFILE["gpu"]["products"])
+    return [stage["dies"] for stage in qualification.stages(dies, device, PROFILE)]
 
 
 def lines(*numbers):
@@ -190,25 +190,25 @@ def test_other_gpus_count_for_verification_alone():
 
 
 def test_pairs():
-    assert qualify.pairs({"dies": [0]}, []) == []
-    assert qualify.pairs({"dies": [0, 1, 3, 4]}, [(0, 1)]) == [(0, 3), (0, 4), (1, 3), (1, 4), (3, 4)]
+    assert qualification.pairs({"dies": [0]}, []) == []
+    assert qualification.pairs({"dies": [0, 1, 3, 4]}, [(0, 1)]) == [(0, 3), (0, 4), (1, 3), (1, 4), (3, 4)]
 
 
 HOST = {"kernel": "4.18", "driver": "470.1", "device": "kepler", "generation": "3", "dies": DIES}
 BEGIN = dict(
     HOST, event="begin", t=0.0, time="2026-01-01T00:00:00Z", boot="b", seconds=60,
-    stages=qualify.stages(DIES, "kepler", PROFILE), limits=PROFILE["limits"],
+    stages=qualification.stages(DIES, "kepler", PROFILE), limits=PROFILE["limits"],
 )
 
 
 def stamped(result="passed", passed=4):
-    return qualify.stamp(BEGIN, result, passed, [], True, "trace-0001.jsonl")
+    return qualification.stamp(BEGIN, result, passed, [], True, "trace-0001.jsonl")
 
 
 def test_a_stamp_holds_for_its_host():
-    assert qualify.reasons_against(stamped(), HOST) == []
-    assert qualify.reasons_against(stamped("failed", 2), HOST) == []
-    assert qualify.reasons_against(stamped(), dict(HOST, generation="4")) == []
+    assert qualification.reasons_against(stamped(), HOST) == []
+    assert qualification.reasons_against(stamped("failed", 2), HOST) == []
+    assert qualification.reasons_against(stamped(), dict(HOST, generation="4")) == []
     assert json.loads(json.dumps(stamped())) == stamped()
 
 
@@ -246,22 +246,22 @@ REASONS = {
 @pytest.mark.parametrize("what", sorted(REASONS))
 def test_a_stamp_of_another_host_does_not_hold(what):
     host, reasons = REASONS[what]
-    assert qualify.reasons_against(stamped(), host) == reasons
+    assert qualification.reasons_against(stamped(), host) == reasons
 
 
 @pytest.mark.parametrize("stamp", [None, [], {}, {"schema": 0}], ids=repr)
 def test_what_is_no_stamp(stamp):
-    assert qualify.reasons_against(stamp, HOST) == ["this host was never qualified"]
+    assert qualification.reasons_against(stamp, HOST) == ["this host was never qualified"]
 
 
 def test_skipping():
     skipped = stamped("skipped", 0)
-    assert qualify.reasons_against(skipped, HOST, skip=True) == []
-    assert qualify.reasons_against(skipped, HOST) == ["qualification: it was skipped before"]
-    assert qualify.reasons_against(stamped(), HOST, skip=True) == ["qualification: to be skipped"]
+    assert qualification.reasons_against(skipped, HOST, skip=True) == []
+    assert qualification.reasons_against(skipped, HOST) == ["qualification: it was skipped before"]
+    assert qualification.reasons_against(stamped(), HOST, skip=True) == ["qualification: to be skipped"]
 
 
 def test_half_a_line_and_zeros_are_no_records():
     text = json.dumps(BEGIN) + "\n[1]\n3\n" + "\0" * 100 + '\n{"event": "step", "st'
-    assert qualify.read_trace(text) == [BEGIN]
-    assert qualify.account(qualify.read_trace('{"event"'))["ended"], "nothing was begun"
+    assert qualification.read_trace(text) == [BEGIN]
+    assert qualification.account(qualification.read_trace('{"event"'))["ended"], "nothing was begun"

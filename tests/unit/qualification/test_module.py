@@ -13,7 +13,7 @@ from simulated import PROFILE
 def run(box, monkeypatch, capsys):
     """Function that runs the module to its end: what it answers."""
     root = box.install()
-    monkeypatch.setattr(run_module.qualify_run, "INTERVAL", 0.05)
+    monkeypatch.setattr(run_module.qualification_run, "INTERVAL", 0.05)
     monkeypatch.setattr(run_module.platform, "release", lambda: box.kernel)
     box.kernel = "4.18"
 

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.kepler.vllm.plugins.module_utils.host import nvidia_smi, qualify, qualify_run
+from ansible_collections.kepler.vllm.plugins.module_utils.gpu import qualification, qualification_run, smi
 
 
 def errors(stamp):
-    return [(item["variable"], item["found"]) for item in qualify.errors(stamp["findings"])]
+    return [(item["variable"], item["found"]) for item in qualification.errors(stamp["findings"])]
 
 
 def read_command(process):
@@ -44,7 +44,7 @@ def test_all_stages_pass(box):
 def test_a_line_is_on_the_disk_before_the_step_that_it_announces(box, monkeypatch):
     """The order of syncs and of starts, as a machine that halts would leave them."""
     order = []
-    real_sync, real_start = os.fsync, qualify_run.Ranks
+    real_sync, real_start = os.fsync, qualification_run.Ranks
 
     def sync(descriptor):
         path = Path(f"/proc/self/fd/{descriptor}").resolve()
@@ -57,7 +57,7 @@ def test_a_line_is_on_the_disk_before_the_step_that_it_announces(box, monkeypatc
         return real_start(options, mode, dies, p2p)
 
     monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(qualify_run, "Ranks", start)
+    monkeypatch.setattr(qualification_run, "Ranks", start)
     _, records = box.qualify()
     assert [event for event in order if event not in ("directory", "start load", "start pair")] == [
         record["event"] for record in records
@@ -166,8 +166,8 @@ def test_a_rank_that_fails_or_falls_silent(box):
 
 def test_an_nvidia_smi_that_hangs(box, monkeypatch):
     """With a driver that hangs it does so for ever."""
-    real = nvidia_smi.smi
-    monkeypatch.setattr(nvidia_smi, "smi", lambda command, arguments, timeout: real(command, arguments, 0.5))
+    real = smi.smi
+    monkeypatch.setattr(smi, "smi", lambda command, arguments, timeout: real(command, arguments, 0.5))
     state = json.loads(json.dumps(box.state))
     state["sleep"] = 60
     box.behave({"load 0": [["state", str(box.directory / "state.json"), state], ["sleep", 30]]})
@@ -180,7 +180,7 @@ def test_traces_are_numbered(box):
     assert box.qualify()[0]["trace"] == "trace-0001.jsonl"
     (box.kept / "trace-0009.jsonl").write_text("")
     assert box.qualify()[0]["trace"] == "trace-0010.jsonl"
-    assert qualify_run.trace_names(str(box.kept))[-1] == "trace-0010.jsonl"
+    assert qualification_run.trace_names(str(box.kept))[-1] == "trace-0010.jsonl"
 
 
 def test_a_halt_at_every_line(box):
@@ -190,14 +190,14 @@ def test_a_halt_at_every_line(box):
     ended = 0
     for count in range(len(whole)):
         lines = [json.dumps(record) for record in whole[:count]] + [json.dumps(whole[count])[:20]]
-        told = qualify.account(qualify.read_trace("\n".join(lines)))
+        told = qualification.account(qualification.read_trace("\n".join(lines)))
         if not count:
             assert told["ended"], "nothing was begun"
             continue
         assert not told["ended"]
         last = whole[count - 1]
         ended += last["event"] == "stage end"
-        passed, fault = qualify.halted(told)
+        passed, fault = qualification.halted(told)
         blamed = min(ended, 2)
         assert passed == [0, 1, 2][blamed]
         assert f"the machine stopped in stage {blamed + 1} of 3" in fault["found"]
@@ -209,13 +209,13 @@ def test_a_halt_at_every_line(box):
         assert last_words in fault["found"]
         assert "qualification_retry: true" in fault["next_step"]
     assert ended == 3
-    assert qualify.account(whole)["ended"]
+    assert qualification.account(whole)["ended"]
 
 
 def test_progress(box):
     _, whole = box.qualify()
-    assert qualify.progress([]) == "starting"
-    said = [qualify.progress(whole[:count]) for count in range(1, len(whole))]
+    assert qualification.progress([]) == "starting"
+    said = [qualification.progress(whole[:count]) for count in range(1, len(whole))]
     assert said[0] == "starting"
     assert said[-1].startswith("stage 3 of 3, GPUs 0, 1, 3, 4: load, 0 s, 60 degrees, 482 W in all")
     assert any(text.startswith("stage 2 of 3, GPUs 0, 1: pair 0-1") for text in said)
@@ -224,7 +224,7 @@ def test_progress(box):
     for second in range(1, 26):
         dies = {"0": dict(sample["dies"]["0"], temperature=second)}
         slow.append(dict(sample, t=float(second), dies=dies))
-    said = [qualify.progress(slow[:count]) for count in range(3, len(slow) + 1)]
+    said = [qualification.progress(slow[:count]) for count in range(3, len(slow) + 1)]
     assert [text.split("load, ")[1] for text in sorted(set(said))] == [
         "0 s, 1 degrees, 120 W in all", "10 s, 11 degrees, 120 W in all", "20 s, 21 degrees, 120 W in all",
     ]

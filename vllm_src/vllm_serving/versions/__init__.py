@@ -1,1 +1,1 @@
-../../../plugins/module_utils/host/versions/__init__.py
+../../../plugins/module_utils/server/versions/__init__.py

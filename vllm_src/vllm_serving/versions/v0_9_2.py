@@ -1,1 +1,1 @@
-../../../plugins/module_utils/host/versions/v0_9_2.py
+../../../plugins/module_utils/server/versions/v0_9_2.py

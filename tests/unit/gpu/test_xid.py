@@ -1,7 +1,7 @@
 """Xids, ECC counts and enrollment, from recorded answers."""
 
 import pytest
-from host import facts_health
+from module_utils.gpu import xid
 
 JOURNAL = """\
 2024-03-01T10:00:00+0000 k80-1 kernel: NVRM: Xid (PCI:0000:06:00): 79, pid=1234, GPU has fallen off the bus.
@@ -13,18 +13,18 @@ JOURNAL = """\
 
 
 def test_xids_by_die_and_number():
-    events = facts_health.xids(JOURNAL)
+    events = xid.xids(JOURNAL)
     assert [(event["address"], event["xid"], event["count"]) for event in events] == [
         ("0000:05:00", 48, 1), ("0000:06:00", 79, 2)
     ]
     assert events[1]["last"] == "2024-03-05T11:30:00+0000"
     assert "fallen off the bus" in events[1]["text"]
-    assert facts_health.xids("") == facts_health.xids(None) == []
+    assert xid.xids("") == xid.xids(None) == []
 
 
 def test_ecc_counts():
     table = "00000000:05:00.0, Enabled, 0, 12\n00000000:06:00.0, Enabled, [N/A], [N/A]\n"
-    assert facts_health.ecc(table) == [
+    assert xid.ecc(table) == [
         {"address": "00000000:05:00.0", "mode": "Enabled", "volatile": 0, "aggregate": 12},
         {"address": "00000000:06:00.0", "mode": "Enabled", "volatile": None, "aggregate": None},
     ]
@@ -32,7 +32,7 @@ def test_ecc_counts():
 
 @pytest.mark.parametrize("text", ["", None, "\n"])
 def test_no_ecc_counts(text):
-    assert facts_health.ecc(text) == []
+    assert xid.ecc(text) == []
 
 
 # Answers of nvidia-smi that are not well, and the address that each names.
@@ -55,12 +55,12 @@ WELL = "00000000:06:00.0, Enabled, 0, 0"
 
 @pytest.mark.parametrize(("line", "address"), UNWELL)
 def test_answer_that_is_not_well_is_kept(line, address):
-    faults = [die for die in facts_health.ecc(WELL + "\n" + line + "\n") if "fault" in die]
+    faults = [die for die in xid.ecc(WELL + "\n" + line + "\n") if "fault" in die]
     assert faults == [{"address": address, "fault": line}]
 
 
 def test_die_without_ecc_is_well():
-    assert [die["mode"] for die in facts_health.ecc("00000000:05:00.0, [N/A], [N/A], [N/A]\n")] == ["[N/A]"]
+    assert [die["mode"] for die in xid.ecc("00000000:05:00.0, [N/A], [N/A], [N/A]\n")] == ["[N/A]"]
 
 
 LOST = """\
@@ -73,12 +73,12 @@ LOST = """\
 
 
 def test_lost_gpus_of_the_journal():
-    events = facts_health.driver_faults(LOST + JOURNAL)
+    events = xid.driver_faults(LOST + JOURNAL)
     assert [(event["address"], event["count"]) for event in events] == [
         (None, 1), ("0000:05:00.0", 2), ("0000:06:00.0", 1)
     ]
     assert events[1]["last"] == "2024-03-01T10:00:09+0000"
-    assert facts_health.driver_faults(JOURNAL) == facts_health.driver_faults(None) == []
+    assert xid.driver_faults(JOURNAL) == xid.driver_faults(None) == []
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_lost_gpus_of_the_journal():
     ],
 )
 def test_enrollment(answer, state):
-    assert facts_health.enrollment(answer) == state
+    assert xid.enrollment(answer) == state

@@ -10,8 +10,8 @@ import subprocess
 import threading
 import time
 
+from ..gpu.qualification import bus_of
 from .api import Wrong, greedy, look_at, part_of
-from .qualify import bus_of
 from .versions import table_of
 
 PROMPT = "The quick brown fox"

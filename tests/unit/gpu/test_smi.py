@@ -1,7 +1,7 @@
 """An nvidia-smi that fails, says nothing or never answers."""
 
 import pytest
-from host import nvidia_smi
+from module_utils.gpu import smi
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def program(tmp_path):
 )
 def test_what_it_says_and_whether_it_succeeded(program, script, answer):
     path = program(script)
-    fine, text = nvidia_smi.smi(path, [], timeout=1)
+    fine, text = smi.smi(path, [], timeout=1)
     assert (fine, text) == (answer[0], answer[1].format(path))
 
 
 def test_a_program_that_is_missing(tmp_path):
-    fine, text = nvidia_smi.smi(str(tmp_path / "none"), [])
+    fine, text = smi.smi(str(tmp_path / "none"), [])
     assert not fine and "No such file" in text
 
 
 def test_query_asks_for_bare_values(program):
-    assert nvidia_smi.query(program('echo "$@"'), ("a", "b")) == (True, "--query-gpu=a,b --format=csv,noheader,nounits")
+    assert smi.query(program('echo "$@"'), ("a", "b")) == (True, "--query-gpu=a,b --format=csv,noheader,nounits")

@@ -4,8 +4,8 @@ import os
 import random
 
 import pytest
-from host import key_file
-from host.key_file import KeyFileError, assignments, check_key_file, key_of, read_key
+from module_utils.server import key_file
+from module_utils.server.key_file import KeyFileError, assignments, check_key_file, key_of, read_key
 
 KEY = "3f6c0b0011223344"
 

@@ -7,10 +7,33 @@ import urllib.error
 import urllib.request
 
 from .key_file import KeyFileError, read_key
-from .server import base_url, open_url
 
+# Where a server that listens everywhere is reached.
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+# While this file exists, the server answers only requests with the token in it: its answers are not checked yet.
+QUARANTINE = "/run/vllm-%s.held"
 # Raised for no answer, a truncated answer, or one that is not HTTP.
 UNANSWERED = (OSError, http.client.HTTPException)
+
+
+def base_url(host, port):
+    """http:// address of a server that listens on `host` and `port`, without a last slash."""
+    host = WILDCARDS.get(host, host)
+    return "http://%s:%d" % ("[%s]" % host if ":" in host else host, port)
+
+
+def quarantine_headers(name):
+    """Return the header with which the server `name` answers while it is quarantined; none if it is not."""
+    try:
+        with open(QUARANTINE % name) as stream:
+            return {"X-Kepler-Held": stream.read().strip()}
+    except OSError:
+        return {}
+
+
+def open_url(request, timeout):
+    """The answer to an address or request, whatever proxy the environment names. timeout: seconds. Raises OSError."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout)
 
 
 class Wrong(Exception):

@@ -4,7 +4,7 @@ import os
 import struct
 
 import pytest
-from host import facts_pci
+from module_utils.gpu import pci
 
 K80, K40 = "0x102d", "0x1023"
 MAPPED = "0x00000000c6000000 0x00000000c6ffffff 0x0000000000040200\n0x0000033800000000 0x0000033bffffffff 0x14220c\n"
@@ -63,7 +63,7 @@ class Bus:
         (directory / "address").write_text(address + "\n")
 
     def read(self):
-        return facts_pci.nvidia_devices(str(self.devices))
+        return pci.nvidia_devices(str(self.devices))
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_the_bar_of_a_dies_memory(bus, resource, start, size):
 
 @pytest.mark.parametrize("text", [None, "", "0x0 0x0 0x0"])
 def test_no_second_bar(text):
-    assert facts_pci.bar1(text) is None
+    assert pci.bar1(text) is None
 
 
 def test_links_of_die_and_board(bus):
@@ -125,11 +125,11 @@ def test_the_iommu_of_a_die(bus):
     (group / "type").write_text("DMA\n")
     (bus.root / "devices" / "pci0000:00" / "0000:05:00.0" / "iommu_group").symlink_to(group)
     assert bus.read()[0]["iommu"] == "DMA"
-    assert facts_pci.iommu(str(group.parent), "ro intel_iommu=on") == {"groups": 1, "passthrough": False}
-    assert facts_pci.iommu(str(group.parent), "ro iommu=pt")["passthrough"]
-    assert facts_pci.iommu(str(group.parent), "iommu.passthrough=1")["passthrough"]
-    assert not facts_pci.iommu(str(group.parent), "iommu=pt2")["passthrough"]
-    assert facts_pci.iommu(str(bus.root / "none"), None) == {"groups": 0, "passthrough": False}
+    assert pci.iommu(str(group.parent), "ro intel_iommu=on") == {"groups": 1, "passthrough": False}
+    assert pci.iommu(str(group.parent), "ro iommu=pt")["passthrough"]
+    assert pci.iommu(str(group.parent), "iommu.passthrough=1")["passthrough"]
+    assert not pci.iommu(str(group.parent), "iommu=pt2")["passthrough"]
+    assert pci.iommu(str(bus.root / "none"), None) == {"groups": 0, "passthrough": False}
 
 
 def test_acs_of_the_bridges(bus):
@@ -142,7 +142,7 @@ def test_acs_of_the_bridges(bus):
     ("control", "redirects"), [(0x00, False), (0x01, False), (0x04, True), (0x08, True), (0x1D, True), (0x50, False)]
 )
 def test_acs_redirection_is_two_bits_of_the_control_register(control, redirects):
-    assert facts_pci.acs_redirects(extended((0x0001, 0), (0x0019, 0xFFFF), (0x000D, control))) is redirects
+    assert pci.acs_redirects(extended((0x0001, 0), (0x0019, 0xFFFF), (0x000D, control))) is redirects
 
 
 def loop():
@@ -156,11 +156,11 @@ def loop():
     ids=["nothing", "no privileges", "no extended space", "empty", "gone", "another capability", "a loop"],
 )
 def test_no_acs(config):
-    assert facts_pci.acs_redirects(config) is None
+    assert pci.acs_redirects(config) is None
 
 
 def test_a_configuration_that_may_not_be_read(tmp_path):
-    assert facts_pci.read_bytes(str(tmp_path / "config")) == b""
+    assert pci.read_bytes(str(tmp_path / "config")) == b""
 
 
 def test_the_tree_is_only_read(bus):
@@ -175,3 +175,46 @@ def test_a_k40_beside_k80s(bus):
     bus.bridge("0000:00:03.0")
     bus.add("0000:00:03.0", "0000:82:00.0", device=K40)
     assert [device["device"] for device in bus.read()] == [K80, K80, K40]
+
+
+def functions_on(root, functions):
+    """A sysfs directory with `functions`: address -> (vendor, device, driver or None)."""
+    for address, (vendor, device, driver) in functions.items():
+        directory = root / address
+        directory.mkdir(parents=True)
+        (directory / "vendor").write_text(vendor + "\n")
+        (directory / "device").write_text(device + "\n")
+        if driver:
+            (directory / "driver").symlink_to("../../../bus/pci/drivers/" + driver)
+    return str(root)
+
+
+NEIGHBORS = {"0000:00:1f.2": ("0x8086", "0x8d02", "ahci"), "0000:03:00.0": ("0x8086", "0x1533", "igb")}
+BOARD = {"0000:06:00.0": ("0x10de", K80, "nvidia"), "0000:07:00.0": ("0x10de", K80, "nvidia")}
+BOARD_2 = {"0000:84:00.0": ("0x10de", K80, "nouveau"), "0000:85:00.0": ("0x10de", K80, None)}
+
+
+@pytest.mark.parametrize(
+    ("functions", "devices", "drivers"),
+    [
+        (dict(NEIGHBORS, **dict(BOARD, **BOARD_2)), [K80] * 4, ["nvidia", "nvidia", "nouveau", None]),
+        (dict(NEIGHBORS, **BOARD), [K80] * 2, ["nvidia", "nvidia"]),
+        (NEIGHBORS, [], []),
+        (dict(BOARD, **{"0000:82:00.0": ("0x10de", K40, None)}), [K80, K80, K40], ["nvidia", "nvidia", None]),
+    ],
+    ids=["four dies", "two dies", "none", "a K40 beside a K80"],
+)
+def test_nvidia_functions_on_the_pci_bus(tmp_path, functions, devices, drivers):
+    found = pci.nvidia_devices(functions_on(tmp_path / "devices", functions))
+    assert [device["device"] for device in found] == devices
+    assert [device["driver"] for device in found] == drivers
+    assert [device["address"] for device in found] == sorted(device["address"] for device in found)
+
+
+def test_no_pci_bus(tmp_path):
+    assert pci.nvidia_devices(str(tmp_path / "nothing")) == []
+
+
+def test_a_pci_function_without_vendor_is_passed_over(tmp_path):
+    (tmp_path / "0000:00:00.0").mkdir()
+    assert pci.nvidia_devices(str(tmp_path)) == []

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from host import acceptance, api
+from module_utils.server import acceptance, api
 from raw_server import answering
 
 OPTIONS = {"requests": 2, "concurrency": 1, "long_tokens": 20}

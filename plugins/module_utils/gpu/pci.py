@@ -4,7 +4,7 @@ import os
 import re
 import struct
 
-from .facts import read
+from ..facts import read
 
 NVIDIA = "0x10de"
 ADDRESS = re.compile(r"^[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")

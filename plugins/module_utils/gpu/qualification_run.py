@@ -10,8 +10,8 @@ import subprocess
 import tempfile
 import time
 
-from . import qualify
-from .nvidia_smi import query, smi
+from . import qualification
+from .smi import query, smi
 
 BOOT = "/proc/sys/kernel/random/boot_id"
 INTERVAL = 1.0  # seconds between two readings
@@ -29,13 +29,13 @@ PAIR = (
 
 def known_fields(command):
     """(fields that this nvidia-smi knows, those that it does not, what it says where it lacks one that is needed)."""
-    fields, absent = [field for field, _ in qualify.FIELDS], []
+    fields, absent = [field for field, _ in qualification.FIELDS], []
     while True:
         fine, text = query(command, fields)
         if fine:
             return fields, absent, None
-        unknown = qualify.UNKNOWN_FIELD.search(text)
-        if not unknown or unknown.group(1) not in fields or unknown.group(1) in qualify.NEEDED:
+        unknown = qualification.UNKNOWN_FIELD.search(text)
+        if not unknown or unknown.group(1) not in fields or unknown.group(1) in qualification.NEEDED:
             return fields, absent, text
         absent.append(unknown.group(1))
         fields.remove(unknown.group(1))
@@ -46,9 +46,9 @@ def replay_counters(text):
     found, bus = {}, None
     for line in text.splitlines():
         if line.startswith("GPU "):
-            bus = qualify.bus_of(line.split()[1])
+            bus = qualification.bus_of(line.split()[1])
         elif line.strip().startswith("Replays Since Reset") and bus:
-            value = qualify.number_in(line.partition(":")[2])
+            value = qualification.number_in(line.partition(":")[2])
             if value is not None:
                 found[bus] = value
     return found
@@ -167,7 +167,7 @@ class Ranks(object):
         for rank in range(len(self.processes)):
             text = read_text(self.output(rank))
             text = text[:text.rfind("\n") + 1]
-            for record in qualify.read_trace(text[self.read[rank]:]):
+            for record in qualification.read_trace(text[self.read[rank]:]):
                 found.append(dict(record, rank=rank))
             self.read[rank] = len(text)
         return found
@@ -205,20 +205,20 @@ class Qualification(object):
 
     def __init__(self, host, options):
         self.host, self.options = host, options
-        self.numbers = {qualify.bus_of(die["bus"]): die["index"] for die in host["dies"]}
+        self.numbers = {qualification.bus_of(die["bus"]): die["index"] for die in host["dies"]}
         self.samples, self.findings, self.p2p, self.passed, self.tried = [], [], True, 0, []
         self.log = KernelLog(options["kmsg"])
         self.trace = Trace(options["directory"])
 
     def note(self, severity, variable, found, expected, next_step):
         """Add a finding, and stop where it is an error."""
-        self.findings.append(qualify.finding(severity, variable, found, expected, next_step))
+        self.findings.append(qualification.finding(severity, variable, found, expected, next_step))
         if severity == "error":
             raise Stopped()
 
     def verdict(self):
         """All findings so far."""
-        return qualify.judge(self.samples, self.host["dies"], self.options["profile"]) + self.findings
+        return qualification.judge(self.samples, self.host["dies"], self.options["profile"]) + self.findings
 
     def replays(self):
         """PCIe replays by die. They are read beside the steps alone: the whole report of nvidia-smi takes a second."""
@@ -229,15 +229,15 @@ class Qualification(object):
     def sample(self, replays=None):
         """Take a reading, keep it, and judge all of them. Raises Stopped at a bad sign."""
         fine, text = query(self.options["nvidia_smi"], self.fields)
-        dies = qualify.read_smi(text, self.fields, self.numbers)
+        dies = qualification.read_smi(text, self.fields, self.numbers)
         for number, count in (replays or {}).items():
             if number in dies:
                 dies[number]["replays"] = count
-        sample = {"dies": dies, "xids": qualify.read_xids(self.log.lines())}
+        sample = {"dies": dies, "xids": qualification.read_xids(self.log.lines())}
         if not fine or len(dies) < len(self.numbers):
             sample["error"] = text[-300:]
         self.samples.append(self.trace.write("sample", **sample))
-        if qualify.errors(qualify.judge(self.samples, self.host["dies"], self.options["profile"])):
+        if qualification.errors(qualification.judge(self.samples, self.host["dies"], self.options["profile"])):
             raise Stopped()
 
     def watch(self, ranks, limit):
@@ -313,11 +313,11 @@ class Qualification(object):
     def stage(self, number, stage):
         """All steps of a stage."""
         self.trace.write("stage", stage=number)
-        for pair in qualify.pairs(stage, self.tried):
+        for pair in qualification.pairs(stage, self.tried):
             self.pair(number, pair)
         trouble = self.step(number, "load", "load", stage["dies"], self.options["seconds"] + START_TIMEOUT)
         if trouble:
-            name = qualify.stage_name(stage)
+            name = qualification.stage_name(stage)
             self.note("error", name, "under load: %s" % trouble, "right results to the end", DRIVER_HANGS)
         self.trace.write("stage end", stage=number, ok=True)
         self.passed = stage["size"]
@@ -327,7 +327,7 @@ class Qualification(object):
         self.fields, absent, said = known_fields(self.options["nvidia_smi"])
         self.begun = self.trace.write(
             "begin", time=now(), boot=read_text(BOOT).strip(),
-            stages=qualify.stages(self.host["dies"], self.host["device"], self.options["profile"]),
+            stages=qualification.stages(self.host["dies"], self.host["device"], self.options["profile"]),
             limits=self.options["profile"]["limits"],
             seconds=self.options["seconds"], **self.host
         )
@@ -353,8 +353,8 @@ class Qualification(object):
         except Stopped:
             pass
         findings = self.verdict()
-        result = "failed" if qualify.errors(findings) else "passed"
+        result = "failed" if qualification.errors(findings) else "passed"
         p2p = self.p2p if self.tried else None
-        made = qualify.stamp(self.begun, result, self.passed, findings, p2p, self.trace.name)
+        made = qualification.stamp(self.begun, result, self.passed, findings, p2p, self.trace.name)
         self.trace.write("end", result=result, findings=findings)
         return made
