@@ -7,7 +7,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible_collections.kepler.vllm.plugins.plugin_utils import bundle
-from ansible_collections.kepler.vllm.plugins.plugin_utils.progress import Progress
+from ansible_collections.kepler.vllm.plugins.plugin_utils.polling import Progress
 
 
 class ActionModule(ActionBase):

@@ -10,7 +10,7 @@ from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import St
 from ansible_collections.kepler.vllm.plugins.module_utils.store.fetch import fetch_sources
 from ansible_collections.kepler.vllm.plugins.plugin_utils import bundle
 from ansible_collections.kepler.vllm.plugins.plugin_utils.pip_index import pip_indexes
-from ansible_collections.kepler.vllm.plugins.plugin_utils.progress import Progress
+from ansible_collections.kepler.vllm.plugins.plugin_utils.polling import Progress
 
 
 class ActionModule(ActionBase):

@@ -1,4 +1,4 @@
-"""Runs the module store_output detached and shows how far it is."""
+"""Runs the module store_output until the output is there, and shows how far it is."""
 
 from __future__ import annotations
 
@@ -7,65 +7,54 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.parsing.convert_bool import boolean
-from ansible.plugins.action import ActionBase
 from ansible_collections.kepler.vllm.plugins.module_utils.store.fetch import sha256_of
 from ansible_collections.kepler.vllm.plugins.plugin_utils.pip_index import pip_indexes
-from ansible_collections.kepler.vllm.plugins.plugin_utils.progress import Progress
+from ansible_collections.kepler.vllm.plugins.plugin_utils.polling import PollingAction
 
 PASSWORD = re.compile("://[^/@ ]*@")
-STARTS = 2  # a worker that dies this often will die again
 
 
-class ActionModule(ActionBase):
+class ActionModule(PollingAction):
+    STARTS = 2
+
+    def title(self) -> str:
+        return f"{self._task.args.get('name')} {self._task.args.get('version')}"
+
+    def ask(self, fresh: bool) -> dict[str, Any]:
+        answer = self.execute(self.arguments, detach=True, fresh=fresh)
+        if not answer.get("needs_indexes"):
+            return answer
+        # Only if there is work: this copies files, and runs pip twice.
+        refused = self._hand_over(self.files, Path(answer["path"]).parents[1] / "sources", self.variables)
+        if refused:
+            return refused
+        self.arguments["index_urls"] = pip_indexes() if self.indexes is None else self.indexes
+        return self.ask(False)
+
+    def lost(self, answer: dict[str, Any]) -> str:
+        return (
+            f"{self._task.args['name']}: the work on {self.host} ended {self.STARTS} times without a result: the "
+            f"kernel may have killed it for its memory. Look at `journalctl -k` and at {answer['log']} there, then run "
+            "again."
+        )
+
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        self.arguments = dict(self._task.args)
+        self.indexes = self.arguments.pop("index_urls", None) or None
+        sources = self.arguments.get("sources") or []
+        self.files = {source["sha256"]: source["controller"] for source in sources if "controller" in source}
+        if not boolean(self.arguments.get("build", True)):
+            self.files = {}
+        self.arguments["sources"] = [{k: v for k, v in source.items() if k != "controller"} for source in sources]
         result = super().run(tmp, task_vars)
-        variables = task_vars or {}
-        arguments = dict(self._task.args)
-        indexes = arguments.pop("index_urls", None) or None
-        sources = arguments.get("sources") or []
-        files = {source["sha256"]: source["controller"] for source in sources if "controller" in source}
-        if not boolean(arguments.get("build", True)):
-            files = {}
-        arguments["sources"] = [{k: v for k, v in source.items() if k != "controller"} for source in sources]
-        host = variables.get("inventory_hostname", "")
-        progress = Progress(f"{host}: {arguments.get('name')} {arguments.get('version')}")
-        changed, starts, fresh = False, 0, True
-        while True:
-            answer = self._execute_module(
-                module_args=dict(arguments, detach=True, fresh=fresh), task_vars=variables
-            )
-            fresh = False
-            if answer.get("failed") or not answer.get("running"):
-                break
-            if answer.get("needs_indexes"):
-                # Only if there is work: this copies files, and runs pip twice.
-                refused = self._hand_over(files, Path(answer["path"]).parents[1] / "sources", variables)
-                if refused:
-                    answer = refused
-                    break
-                arguments["index_urls"] = pip_indexes() if indexes is None else indexes
-                continue
-            changed = True
-            starts += answer["started"]
-            if starts > STARTS:
-                message = (
-                    f"{arguments['name']}: the work on {host} ended {STARTS} times without a word: the kernel may have "
-                    f"killed it for its memory. Look at `journalctl -k` and at {answer['log']} there, then run again."
-                )
-                answer = {"failed": True, "msg": message}
-                break
-            progress.show(answer["progress"])
-            progress.wait()
         # Ansible prints the invocation at -vvv, and an address in it may hold a password.
-        called = answer.get("invocation", {}).get("module_args", {})
+        called = result.get("invocation", {}).get("module_args", {})
         for name in ("substituters", "index_urls"):
             if called.get(name):
                 called[name] = [PASSWORD.sub("://", address) for address in called[name]]
-        result.update(answer)
-        result["changed"] = not answer.get("failed") and bool(answer.get("changed") or changed)
-        if not answer.get("failed"):
-            outputs = dict(variables.get("store_outputs") or {})
-            outputs[arguments["name"]] = answer["path"]
+        if not result.get("failed"):
+            outputs = dict(self.variables.get("store_outputs") or {})
+            outputs[self._task.args["name"]] = result["path"]
             result["ansible_facts"] = {"store_outputs": outputs}
         return result
 

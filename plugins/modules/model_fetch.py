@@ -90,6 +90,7 @@ import pwd
 import re
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.kepler.vllm.plugins.module_utils import jobs
 
 # Where the environment of a unit stands until systemd has read it.
 RUN = "/run"
@@ -98,15 +99,6 @@ RUN = "/run"
 def slug(name):
     """Name of the model's directory of records, and part of its unit's name."""
     return re.sub("[^A-Za-z0-9._-]", "--", name)
-
-
-def read(path):
-    """Content of a JSON file; None where there is none, or half of one."""
-    try:
-        with open(path) as stream:
-            return json.load(stream)
-    except (OSError, ValueError):
-        return None
 
 
 def whole(record, params):
@@ -226,19 +218,18 @@ def main():
     unit = "kepler-model-%s.service" % slug(params["name"])
     answer = {"running": False, "progress": ""}
     if is_active(module, unit):
-        found = progress_text(read(os.path.join(directory, "progress.json")))
+        found = progress_text(jobs.read(os.path.join(directory, "progress.json")))
         module.exit_json(changed=True, **dict(answer, running=not module.check_mode, progress=found))
-    record = read(os.path.join(directory, "record.json"))
+    record = jobs.read(os.path.join(directory, "record.json"))
     if whole(record, params):
         module.exit_json(changed=False, record=record, **answer)
     if module.check_mode:
         module.exit_json(changed=True, **answer)
     if not params["fresh"]:
-        fault = read(os.path.join(directory, "fault.json"))
-        module.fail_json(
-            msg=fault["msg"] if fault else "model %s: its unit ended without a word. Look at `journalctl -u %s` on the "
-            "host, then run again: what was fetched is kept." % (params["name"], unit)
-        )
+        lost = "model %s: its unit ended without a result. Look at `journalctl -u %s` on the host, then run again: "
+        lost += "what was fetched is kept."
+        fault = jobs.read(os.path.join(directory, "fault.json"))
+        module.fail_json(msg=fault["msg"] if fault else lost % (params["name"], unit))
     prepare(module, params, directory)
     start(module, params, unit)
     module.exit_json(changed=True, **dict(answer, running=True, progress="starting"))

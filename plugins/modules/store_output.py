@@ -154,12 +154,12 @@ progress:
   returned: with detach
 """
 
-import os
 import platform
 import re
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.store import address, disk, schema, substitute
+from ansible_collections.kepler.vllm.plugins.module_utils import jobs
+from ansible_collections.kepler.vllm.plugins.module_utils.store import address, disk, substitute
 from ansible_collections.kepler.vllm.plugins.module_utils.store.build import Paths, is_present, log_tail, realise
 from ansible_collections.kepler.vllm.plugins.module_utils.store.disk import set_umask
 from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError
@@ -177,9 +177,8 @@ def recipe_of(params):
 
 def progress_of(paths):
     """One line about work that goes on."""
-    try:
-        state = schema.read_json(paths.state, {"phase": str, "text": str})
-    except (OSError, ValueError):
+    state = jobs.read(paths.state, {"phase": str, "text": str})
+    if state is None:
         return "starting"
     if state["phase"] != "building":
         return ("%s %s" % (state["phase"], state["text"])).strip()
@@ -193,68 +192,29 @@ def progress_of(paths):
     return "building"
 
 
-def leave(paths, **left):
-    """Write the result next to the build directory, or elsewhere if that disk is full."""
-    for path in paths.results:
-        try:
-            disk.write_atomically(path, left)
-            return
-        except OSError:
-            pass  # Try the next path. If all fail, the controller reports that no result was written.
-
-
-def what_was_left(paths):
-    """How work ended that was done since the last call: a mapping with "msg" or "origin", or an empty one."""
-    left = {}
-    for path in paths.results:
-        try:
-            left.update(schema.read_json(path, {str: str}))
-        except (OSError, ValueError):
-            pass  # A truncated result is ignored.
-        disk.remove_tree(path)
-    return left
-
-
 def origin_of(paths):
     """Origin of a committed output, if the work that just ended recorded one."""
-    return what_was_left(paths).get("origin", "present")
+    return jobs.take_result(paths.results).get("origin", "present")
 
 
-def work(paths, module, recipe):
+def work(paths, params, recipe):
     """Make the output in the detached process; a failure writes its message to the result."""
-    params, told = module.params, []
+    messages = []
 
     def failed(message):
-        told.append(message)
-        leave(paths, msg=message)
+        messages.append(message)
+        jobs.write_result(paths.results, msg=message)
 
     try:
         realise(
             params["root"], recipe, params["artifacts"], params["index_urls"], params["keep_failed"], failed,
-            params["substituters"], params["trusted_keys"], lambda origin: leave(paths, origin=origin),
-            params["build"],
+            params["substituters"], params["trusted_keys"],
+            lambda origin: jobs.write_result(paths.results, origin=origin), params["build"],
         )
     except StoreError as error:
         # Failures before the lock of the key is taken.
-        if not told:
-            leave(paths, msg=str(error))
-
-
-def detach(paths, module, recipe):
-    """Start `work` in a process of its own that outlives this one."""
-    if os.fork():
-        os.wait()
-        return
-    os.setsid()
-    if os.fork():
-        os._exit(0)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
-    try:
-        work(paths, module, recipe)
-    finally:
-        os._exit(0)
+        if not messages:
+            jobs.write_result(paths.results, msg=str(error))
 
 
 def main():
@@ -313,9 +273,9 @@ def main():
         except StoreError as error:
             module.fail_json(msg=str(error), log=paths.log)
         module.exit_json(changed=True, origin=origins[-1], **result)
-    left = what_was_left(paths)
-    if "msg" in left and not module.params["fresh"]:
-        module.fail_json(msg=left["msg"], log=paths.log)
+    ended = jobs.take_result(paths.results)
+    if "msg" in ended and not module.params["fresh"]:
+        module.fail_json(msg=ended["msg"], log=paths.log)
     try:
         paths.make()
         with disk.locked(paths.lock, wait=False) as free:
@@ -325,7 +285,7 @@ def main():
     if started and module.params["index_urls"] is None:
         module.exit_json(changed=False, needs_indexes=True, **dict(result, running=True, started=False))
     if started:
-        detach(paths, module, recipe)
+        jobs.start(lambda: work(paths, module.params, recipe))
     result.update(running=True, started=started, progress=progress_of(paths))
     module.exit_json(changed=True, **result)
 

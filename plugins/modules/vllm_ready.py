@@ -49,7 +49,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-waiting:
+running:
   description: Whether the server does not answer yet.
   type: bool
   returned: success
@@ -118,7 +118,7 @@ def main():
     if state["ActiveState"] == "active" and not pending and is_healthy(
         module.params["name"], module.params["host"], module.params["port"]
     ):
-        module.exit_json(changed=False, waiting=False, progress=found)
+        module.exit_json(changed=False, running=False, progress=found)
     gave_up = not pending and (
         state["ActiveState"] in ("failed", "inactive") or int(state.get("NRestarts") or 0) >= RESTARTS
     )
@@ -129,7 +129,7 @@ def main():
             % (unit, found, "its last start" if gave_up else "%d s" % module.params["timeout"], module.params["host"],
                module.params["port"], unit, journal(module, unit, LOG_LINES))
         )
-    module.exit_json(changed=False, waiting=True, progress=status or found)
+    module.exit_json(changed=False, running=True, progress=status or found)
 
 
 if __name__ == "__main__":

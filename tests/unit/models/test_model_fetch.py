@@ -150,7 +150,7 @@ def test_what_went_wrong_is_told_once(box):
 
 def test_a_unit_that_was_killed(box):
     answer = box.run(fresh=False)
-    assert "ended without a word" in answer["msg"]
+    assert "ended without a result" in answer["msg"]
     assert "journalctl -u kepler-model-owner--tiny.service" in answer["msg"]
 
 

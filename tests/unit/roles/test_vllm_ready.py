@@ -27,7 +27,7 @@ def look(monkeypatch, capsys):
 ])
 def test_unit_on_its_way_is_waited_for(look, state):
     answer = look(**state)
-    assert (answer["waiting"], "failed" in answer) == (True, False)
+    assert (answer["running"], "failed" in answer) == (True, False)
 
 
 @pytest.mark.parametrize("state", [

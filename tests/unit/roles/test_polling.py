@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from ansible_collections.kepler.vllm.plugins.plugin_utils import progress
+from ansible_collections.kepler.vllm.plugins.plugin_utils import polling
 
 LOOK = 1.5
 
@@ -12,10 +12,10 @@ LOOK = 1.5
 def test_looks_are_few_and_lines_do_not_stop(monkeypatch, text):
     """Over two hours, where a look takes a second and a half."""
     clock, lines, looks = [1000.0], [1000.0], 0
-    monkeypatch.setattr(progress.time, "time", lambda: clock[0])
-    monkeypatch.setattr(progress.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
-    monkeypatch.setattr(progress.display, "display", lambda _line, **_how: lines.append(clock[0]))
-    shown = progress.Progress("box: pytorch")
+    monkeypatch.setattr(polling.time, "time", lambda: clock[0])
+    monkeypatch.setattr(polling.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
+    monkeypatch.setattr(polling.display, "display", lambda _line, **_how: lines.append(clock[0]))
+    shown = polling.Progress("box: pytorch")
     while clock[0] < 1000 + 7200:
         looks += 1
         shown.show(text.format(looks))
@@ -29,6 +29,6 @@ def test_looks_are_few_and_lines_do_not_stop(monkeypatch, text):
 
 def test_short_work_is_seen_to_end_at_once(monkeypatch):
     slept = []
-    monkeypatch.setattr(progress.time, "sleep", slept.append)
-    progress.Progress("box: serving").wait()
+    monkeypatch.setattr(polling.time, "sleep", slept.append)
+    polling.Progress("box: serving").wait()
     assert slept == [1]
