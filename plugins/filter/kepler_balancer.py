@@ -10,12 +10,12 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import instances_with_defaults
 from ansible_collections.kepler.vllm.plugins.filter.kepler_variables import role_number_findings
+from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import is_loopback
 from ansible_collections.kepler.vllm.plugins.module_utils.server.key_file import KeyFileError, key_of
 from ansible_collections.kepler.vllm.plugins.plugin_utils.addresses import address_of
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import (
     PLAIN_PATH_FORM,
-    finding,
     is_integer,
     is_plain_path,
     shown,

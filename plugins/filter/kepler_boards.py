@@ -8,7 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import finding
+from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
+from ansible_collections.kepler.vllm.plugins.module_utils.gpu.boards import by_switch
+from ansible_collections.kepler.vllm.plugins.module_utils.gpu.pci import bus_of
+from ansible_collections.kepler.vllm.plugins.module_utils.gpu.xid import describe
 
 # Drivers that reserve a GPU for a virtual machine; NVIDIA's driver cannot take it from them.
 GIVEN_AWAY = ("vfio-pci", "pci-stub", "xen-pciback")
@@ -38,18 +41,13 @@ def product(host: dict) -> str:
     return host["gpu"]["products"][0]
 
 
-def same(address: str) -> str:
-    """A PCI address as all who write it agree on: some pad its domain, some leave out its function."""
-    return address.lower().lstrip("0").removesuffix(".0")
-
-
 def unlisted(host: dict) -> Callable[[dict], bool]:
     """A test of a function that the driver holds: whether nvidia-smi, and so CUDA, passes over it."""
     rows = host.get("ecc", [])
-    listed = {same(row["address"]) for row in rows if row["address"]}
-    lost = {same(row["address"]) for row in rows if row["address"] and LOST.search(row.get("fault", ""))}
+    listed = {bus_of(row["address"]) for row in rows if row["address"]}
+    lost = {bus_of(row["address"]) for row in rows if row["address"] and LOST.search(row.get("fault", ""))}
     answered = any("mode" in row for row in rows)
-    return lambda device: same(device["address"]) in lost or (answered and same(device["address"]) not in listed)
+    return lambda device: bus_of(device["address"]) in lost or (answered and bus_of(device["address"]) not in listed)
 
 
 def seen_by_cuda(host: dict) -> list[dict]:
@@ -62,12 +60,12 @@ def seen_by_cuda(host: dict) -> list[dict]:
         device for device in host["pci"]
         if device["address"].endswith(".0") and (device.get("class") or DISPLAY).startswith(DISPLAY)
     ]
-    held = {same(address) for address in host.get("nvidia_gpus") or []} or {
-        same(device["address"]) for device in gpus if device["driver"] == "nvidia"
+    held = {bus_of(address) for address in host.get("nvidia_gpus") or []} or {
+        bus_of(device["address"]) for device in gpus if device["driver"] == "nvidia"
     }
-    if any(same(die["address"]) in held for die in gpus_of(host)):
+    if any(bus_of(die["address"]) in held for die in gpus_of(host)):
         passed_over = unlisted(host)
-        return [device for device in gpus if same(device["address"]) in held and not passed_over(device)]
+        return [device for device in gpus if bus_of(device["address"]) in held and not passed_over(device)]
     return [
         device for device in gpus
         if device["driver"] not in GIVEN_AWAY
@@ -83,18 +81,6 @@ def gpu_numbers(host: dict) -> list[int]:
     return [number for number, device in enumerate(seen_by_cuda(host)) if is_gpu(host, device)]
 
 
-def boards(host: dict) -> dict[str, list[dict]]:
-    """Dies by the upstream port of their board's PCIe switch; dies with no switch above them are left out.
-
-    A die hangs on a downstream port of the switch, so the upstream port is the second bridge above it.
-    """
-    found: dict[str, list[dict]] = {}
-    for die in gpus_of(host):
-        if len(die["bridges"]) > 1:
-            found.setdefault(die["bridges"][-2]["address"], []).append(die)
-    return found
-
-
 def place(die: dict) -> str:
     """A die as people find it: its address, and the slot where the firmware names one."""
     return die["address"] + (f" (slot {die['slot']})" if die["slot"] else "")
@@ -106,7 +92,7 @@ def missing_dies(host: dict) -> list[dict[str, str]]:
     if size == 1:
         return []
     next_step = "Look for the other die in the firmware and in the kernel's log; a reseated board often has it again."
-    by_board = boards(host)
+    by_board = by_switch(gpus_of(host))
     halves = [dies for dies in by_board.values() if len(dies) < size]
     count = len(gpus_of(host))
     if sum(len(dies) for dies in by_board.values()) < count:  # the tree does not show every switch
@@ -207,22 +193,6 @@ def isolation_findings(host: dict, container: bool) -> list[dict[str, str]]:
     return found
 
 
-# Meaning of the most frequent Xids, after NVIDIA's list.
-XIDS = {
-    13: "an exception of the graphics engine, mostly a program's fault",
-    31: "a memory page fault, mostly a program's fault",
-    43: "a stopped channel, mostly a program's fault",
-    45: "a channel that was taken down",
-    48: "an ECC error of two bits",
-    61: "a fault of the internal micro-controller",
-    62: "a halted internal micro-controller",
-    63: "a retired memory page",
-    64: "a memory page that could not be retired",
-    74: "a link fault",
-    79: "a die that fell off the bus: mostly power or heat",
-}
-
-
 LOST_DIE = (
     "Look at `journalctl -k -g NVRM` on the host, power it off and on, check the board's seat and its power plug; "
     "replace a board that is lost again."
@@ -234,11 +204,10 @@ def history_findings(host: dict) -> list[dict[str, str]]:
     """Findings about what the kernel's journal and the driver remember."""
     found = []
     for event in host["xids"]:
-        meaning = XIDS.get(event["xid"])
         found.append(finding(
             "warning", "host",
-            f"Xid {event['xid']}" + (f" ({meaning})" if meaning else "")
-            + f" of {event['address']}, {event['count']} times, the last at {event['last']}: {event['text']}",
+            f"{describe(event['xid'])} of {event['address']}, {event['count']} times, the last at {event['last']}: "
+            f"{event['text']}",
             "no Xid in the kernel's journal",
             "Check power plugs and cooling, and qualify the host again before it serves.",
         ))
@@ -273,14 +242,15 @@ def history_findings(host: dict) -> list[dict[str, str]]:
 
 def unlisted_findings(host: dict) -> list[dict[str, str]]:
     """Findings about dies that the driver holds and nvidia-smi passes over without a word."""
-    named = {same(row["address"]) for row in host["ecc"] if row["address"]}
+    named = {bus_of(row["address"]) for row in host["ecc"] if row["address"]}
     passed_over = unlisted(host)
     return [
         finding(
             "warning", "host", f"the die {place(die)}, which nvidia-smi does not list",
             "every die that the driver holds", LOST_DIE,
         )
-        for die in gpus_of(host) if die["driver"] == "nvidia" and passed_over(die) and same(die["address"]) not in named
+        for die in gpus_of(host)
+        if die["driver"] == "nvidia" and passed_over(die) and bus_of(die["address"]) not in named
     ]
 
 

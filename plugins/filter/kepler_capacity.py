@@ -9,9 +9,10 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 from ansible_collections.kepler.vllm.plugins.filter.kepler_host import RANK_GIB, swap_gib
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, setting
+from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.plugin_utils import capacity, engine_options
 from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import Options, Storage, gib, need, storage_of
-from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import finding, shown
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import shown
 from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import (
     DEFAULT_POSITIONS,
     CapacityError,

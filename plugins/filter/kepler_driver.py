@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.kepler.vllm.plugins.module_utils import rpms
-from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import finding, shown
+from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import shown
 from ansible_collections.kepler.vllm.plugins.plugin_utils.profiles import RPMS
 
 # Packages of the same driver from elsewhere, by the start of their names.

@@ -17,7 +17,8 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import (
 )
 from ansible_collections.kepler.vllm.plugins.filter.kepler_driver import driver_findings
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, setting
-from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import finding, is_plain_path, shown
+from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import is_plain_path, shown
 
 # Options of vLLM that name files.
 PATH_OPTIONS = ("chat-template", "generation-config", "hf-config-path", "tokenizer", "tool-parser-plugin")

@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import is_loopback
 from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
 from ansible_collections.kepler.vllm.plugins.plugin_utils.addresses import is_listening_address
 from ansible_collections.kepler.vllm.plugins.plugin_utils.argument_specs import correction, entry_points, has_type
 from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import UTILIZATION
-from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import PLAIN_PATH_FORM, finding, is_plain_path, shown
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import PLAIN_PATH_FORM, is_plain_path, shown
 
 INSTANCES = "vllm_service_instances"
 

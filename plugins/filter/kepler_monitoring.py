@@ -8,9 +8,10 @@ from typing import Any
 
 from ansible_collections.kepler.vllm.plugins.filter.kepler_balancer import balancer_pools
 from ansible_collections.kepler.vllm.plugins.filter.kepler_variables import role_number_findings
+from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import is_loopback
 from ansible_collections.kepler.vllm.plugins.plugin_utils.addresses import address_of
-from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import PLAIN_PATH_FORM, finding, is_plain_path, shown
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import PLAIN_PATH_FORM, is_plain_path, shown
 
 
 def error(name: str, found: str, expected: str, next_step: str) -> dict[str, str]:

@@ -1,10 +1,10 @@
-"""Filters that report findings; see plugin_utils/findings.py for what a finding is."""
+"""Filters that report findings; see module_utils/findings.py for their form."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import SEVERITIES
+from ansible_collections.kepler.vllm.plugins.module_utils.findings import SEVERITIES, errors
 
 
 def worst_first(findings: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -21,7 +21,7 @@ def findings_report(findings: list[dict[str, str]]) -> list[str]:
 
 def findings_errors(findings: list[dict[str, str]]) -> int:
     """How many of the findings are errors."""
-    return sum(item["severity"] == "error" for item in findings)
+    return len(errors(findings))
 
 
 class FilterModule:

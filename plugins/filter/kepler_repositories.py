@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.kepler.vllm.plugins.module_utils import rpms
-from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import finding
+from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.plugin_utils.profiles import RPMS
 
 DNF_CONF = "/etc/dnf/dnf.conf"

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from ansible import context
 from ansible.parsing.splitter import parse_kv
+from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.plugin_utils.argument_specs import (
     ROLES,
     TYPES,
@@ -20,7 +21,6 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.argument_specs import 
 )
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import (
     PLAIN_PATH_FORM,
-    finding,
     is_integer,
     is_plain_path,
     shown,

@@ -171,3 +171,16 @@ def dnf_module_streams(directory):
         if values.get("state") == "enabled":
             found[name[:-len(".module")]] = values.get("stream", "")
     return found
+
+
+def enrollment(answer):
+    """`enrolled`, `pending` (until a reboot) or `absent`: from the answer of `mokutil --test-key`; None without one.
+
+    Its exit status differs between versions; its words do not.
+    """
+    text = (answer or "").lower()
+    if "already enrolled" in text:
+        return "enrolled"
+    if "already in the enrollment request" in text:
+        return "pending"
+    return "absent" if "is not enrolled" in text else None

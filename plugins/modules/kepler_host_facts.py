@@ -148,7 +148,7 @@ def driver_journal(module):
         return ""
     _, lines, _ = module.run_command([
         "journalctl", "--quiet", "--no-pager", "--output=short-iso",
-        "--grep=NVRM: .*(Xid|RmInitAdapter failed|fallen off the bus)", "_TRANSPORT=kernel",
+        "--grep=" + xid.GREP, "_TRANSPORT=kernel",
     ])
     return lines
 
@@ -158,8 +158,8 @@ def ecc(module):
     program = module.get_bin_path("nvidia-smi")
     if facts.read(NVIDIA_VERSION) is None or not program:
         return []
-    fine, text = smi.query(program, xid.ECC_FIELDS, SMI_TIMEOUT)
-    found = xid.ecc(text)
+    fine, text = smi.query(program, smi.ECC_FIELDS, SMI_TIMEOUT)
+    found = smi.ecc(text)
     if not fine and not any("fault" in die for die in found):
         found.append({"address": None, "fault": "nvidia-smi failed after its answer"})
     return found
@@ -188,13 +188,13 @@ def key_mode(path):
 
 
 def enrollment(module, certificate):
-    """Whether the firmware has `certificate`: see xid.enrollment; `missing` where there is no such file."""
+    """Whether the firmware has `certificate`: see facts.enrollment; `missing` where there is no such file."""
     if not certificate or not os.path.exists(certificate):
         return "missing"
     if not module.get_bin_path("mokutil"):
         return None
     _, out, err = module.run_command(["mokutil", "--test-key", certificate])
-    return xid.enrollment(out + err)
+    return facts.enrollment(out + err)
 
 
 def main():
@@ -246,7 +246,7 @@ def main():
         "dkms": facts.executability(dkms_tree()),
         "fapolicyd": fapolicyd(),
         "xids": xid.xids(journal),
-        "driver_faults": xid.driver_faults(journal),
+        "driver_faults": xid.losses(journal),
         "ecc": ecc(module) if module.params["health"] else [],
         "signing_key": key_mode(module.params["signing_key"]) if module.params["signing_key"] else None,
         "enrollment": enrollment(module, module.params["signing_certificate"]),

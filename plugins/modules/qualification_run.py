@@ -130,15 +130,15 @@ progress:
   returned: always
 """
 
-import fcntl
-import json
 import os
 import platform
 import traceback
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.gpu import qualification, qualification_run
-from ansible_collections.kepler.vllm.plugins.module_utils.store.disk import Lock, write_atomically
+from ansible_collections.kepler.vllm.plugins.module_utils import jobs
+from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
+from ansible_collections.kepler.vllm.plugins.module_utils.gpu import qualification, qualification_run, smi
+from ansible_collections.kepler.vllm.plugins.module_utils.store.disk import Lock, is_locked, write_atomically
 
 
 class Files(object):
@@ -150,26 +150,8 @@ class Files(object):
         self.fault = os.path.join(directory, "fault.json")
         self.lock = os.path.join(directory, "lock")
 
-    def busy(self):
-        """Whether a process qualifies this host. Writes nothing."""
-        try:
-            with open(self.lock) as stream:
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # the host was never qualified
-            pass
-        return False
-
-    def read(self, path):
-        """Content of a JSON file; None where there is none, or half of one."""
-        try:
-            return json.loads(qualification_run.read_text(path))
-        except ValueError:
-            return None
-
     def records(self):
-        """(name of the newest trace, its records); (None, []) where there is none."""
+        """(name of the newest trace, its records); (None, []) if there is none."""
         names = qualification_run.trace_names(self.directory) if os.path.isdir(self.directory) else []
         if not names:
             return None, []
@@ -185,38 +167,39 @@ def generation(root):
 
 
 def read_host(params):
-    """(what the stamp must hold for, what nvidia-smi said where it shows no GPU)."""
-    fine, text = qualification_run.query(params["nvidia_smi"], qualification.DESCRIBE.split(","))
-    dies = qualification.dies_of(text, params["device"], params["profile"]["gpu"]["products"]) if fine else []
-    driver = dies[0].pop("driver") if dies else None
-    for die in dies[1:]:
-        die.pop("driver")
+    """(facts that the stamp must fit, the answer of nvidia-smi if it shows no GPU)."""
+    fine, text = smi.query(params["nvidia_smi"], smi.IDENTITY)
+    products = None if params["device"] == "verify" else params["profile"]["gpu"]["products"]
+    gpus = smi.gpus_of(text, products) if fine else []
+    driver = gpus[0].pop("driver") if gpus else None
+    for gpu in gpus[1:]:
+        gpu.pop("driver")
     return {
-        "kernel": platform.release(), "driver": driver, "device": params["device"], "dies": dies,
+        "kernel": platform.release(), "driver": driver, "device": params["device"], "dies": gpus,
         "generation": generation(params["root"]),
-    }, None if dies else (text or "no GPU")
+    }, None if gpus else (text or "no GPU")
 
 
-def left_by_halt(files, host):
-    """The stamp of a run that the machine did not survive; None where there was none, or it says nothing of `host`."""
+def record_of_interrupted_run(files, host):
+    """The stamp of a run that the machine did not survive; None without one, or if it says nothing of `host`."""
     name, records = files.records()
-    told = qualification.account(records)
-    if told["ended"] or not told["begin"]["stages"]:
+    summary = qualification.summarize(records)
+    if summary["ended"] or not summary["begin"]["stages"]:
         return None
-    if told["begin"]["boot"] == qualification_run.read_text(qualification_run.BOOT).strip():
+    if summary["begin"]["boot"] == qualification_run.read_text(qualification_run.BOOT).strip():
         return None  # the machine kept running: only the process was killed
-    passed, fault = qualification.halted(told)
-    p2p = told["step"]["p2p"] if told["step"] else None
-    stamp = qualification.stamp(told["begin"], "halted", passed, [fault], p2p, name)
-    return None if qualification.reasons_against(stamp, host) else stamp
+    passed, fault = qualification.interrupted(summary)
+    p2p = summary["step"]["p2p"] if summary["step"] else None
+    stamp = qualification.stamp(summary["begin"], "halted", passed, [fault], p2p, name)
+    return None if qualification.stale_reasons(stamp, host) else stamp
 
 
-def without_load(files, params, host, stages):
+def skip_load(files, params, host, stages):
     """The stamp that needs no load: of a host to be skipped, or of one that halted; else None."""
     if params["mode"] == "run":
-        return None if params["retry"] else left_by_halt(files, host)
+        return None if params["retry"] else record_of_interrupted_run(files, host)
     begin = dict(host, time=qualification_run.now(), seconds=params["seconds"], stages=stages)
-    return qualification.stamp(begin, "skipped", 0, [qualification.finding(
+    return qualification.stamp(begin, "skipped", 0, [finding(
         "warning", "qualification", "skip", "a host that was qualified",
         "Remove `qualification: skip`, then run again: nobody knows whether this host stands its load.",
     )], None, None)
@@ -246,35 +229,17 @@ def work(files, lock, host, options):
         write_atomically(files.stamp, stamp)
         return stamp
     except Exception:
-        write_atomically(files.fault, {
-            "msg": "unexpected fault in the qualification; please report it:\n%s" % traceback.format_exc()
-        })
+        text = "unexpected fault in the qualification; please report it:\n%s" % traceback.format_exc()
+        jobs.write_result([files.fault], msg=text)
         raise
     finally:
         lock.release()
 
 
-def detach(files, lock, host, options):
-    """Start `work` in a process of its own that outlives this one; it inherits the lock."""
-    if os.fork():
-        os.wait()
-        return
-    os.setsid()
-    if os.fork():
-        os._exit(0)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
-    try:
-        work(files, lock, host, options)
-    finally:
-        os._exit(0)
-
-
-def judge_stamp(params, files, host):
-    """(stamp of the host, why it does not hold)."""
-    stamp = files.read(files.stamp)
-    reasons = qualification.reasons_against(stamp, host, params["mode"] == "skip")
+def read_stamp(params, files, host):
+    """(stamp of the host, reasons why it is not valid)."""
+    stamp = jobs.read(files.stamp)
+    reasons = qualification.stale_reasons(stamp, host, params["mode"] == "skip")
     if not reasons and params["retry"] and params["fresh"] and stamp["result"] in ("failed", "halted"):
         reasons = ["qualification_retry: the last result was: %s" % stamp["result"]]
     return stamp, reasons
@@ -291,13 +256,11 @@ def answer_while_busy(module, files, result):
     module.fail_json(msg="%s: another qualification is running on this host; wait for its end." % files.directory)
 
 
-def tell_fault(module, files):
-    """Fail with what a detached run could not say itself; one that nobody waited for is no news."""
-    fault = files.read(files.fault)
-    if fault:
-        os.unlink(files.fault)
-        if not module.params["fresh"]:
-            module.fail_json(msg=fault["msg"])
+def fail_with_fault(module, files):
+    """Fail with the message of a detached run that ended by a fault of its own; a fresh call drops an older one."""
+    fault = jobs.take_result([files.fault])
+    if fault and not module.params["fresh"]:
+        module.fail_json(msg=fault["msg"])
 
 
 def main():
@@ -325,19 +288,19 @@ def main():
         params["profile"]["limits"]["temperature"] = params["temperature"]
     files = Files(params["directory"])
     result = {"running": False, "started": False, "progress": "", "reasons": []}
-    if files.busy():
+    if is_locked(files.lock):
         answer_while_busy(module, files, result)
     if not module.check_mode:
-        tell_fault(module, files)
-    host, said = read_host(params)
-    if said:
-        said = "nvidia-smi: found %s; expected the %s dies of the host. Run playbooks/host.yml first." % (
-            said, params["profile"]["gpu"]["products"][0]
+        fail_with_fault(module, files)
+    host, error = read_host(params)
+    if error:
+        error = "nvidia-smi: found %s; expected the %s dies of the host. Run playbooks/host.yml first." % (
+            error, params["profile"]["gpu"]["products"][0]
         )
         if not module.check_mode:
-            module.fail_json(msg=said)
-    result["fault"] = said or ""
-    stamp, result["reasons"] = judge_stamp(params, files, host)
+            module.fail_json(msg=error)
+    result["fault"] = error or ""
+    stamp, result["reasons"] = read_stamp(params, files, host)
     result["stages"] = qualification.stages(host["dies"], params["device"], params["profile"])
     if not result["reasons"]:
         module.exit_json(changed=False, stamp=stamp, **result)
@@ -346,18 +309,19 @@ def main():
     lock = Lock(files.lock)
     if not lock.acquire(wait=False):  # another run has started meanwhile
         module.exit_json(changed=True, **dict(result, running=True))
-    made = without_load(files, params, host, result["stages"])
+    made = skip_load(files, params, host, result["stages"])
     if made:
         write_atomically(files.stamp, made)
         module.exit_json(changed=True, stamp=made, **result)
     try:
         options = options_of(params)
-    except ValueError as error:
-        module.fail_json(msg=str(error))
+    except ValueError as fault:
+        module.fail_json(msg=str(fault))
     if os.path.exists(files.stamp):  # the record is out of date now, and must not survive a halt of the machine
         os.unlink(files.stamp)
     if params["detach"]:
-        detach(files, lock, host, options)
+        # The process inherits the lock.
+        jobs.start(lambda: work(files, lock, host, options))
         result.update(running=True, started=True, progress="starting")
         module.exit_json(changed=True, **result)
     module.exit_json(changed=True, stamp=work(files, lock, host, options), **result)

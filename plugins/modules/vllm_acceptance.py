@@ -120,8 +120,8 @@ model:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.server.acceptance import CHECKS, Asked, Skipped
-from ansible_collections.kepler.vllm.plugins.module_utils.server.api import Api, Wrong
+from ansible_collections.kepler.vllm.plugins.module_utils.server.acceptance import CHECKS, CheckContext, CheckSkipped
+from ansible_collections.kepler.vllm.plugins.module_utils.server.api import Api, CheckFailed
 
 
 def main():
@@ -150,13 +150,13 @@ def main():
     started = time.time()
     answer = {"result": "passed", "figures": {}, "model": "", "name": params["name"], "check": params["check"]}
     try:
-        asked = Asked(Api(params["host"], params["port"], params["api_key_file"], params["timeout"]), params)
-        answer["model"] = asked.model
-        answer["found"], answer["figures"] = CHECKS[params["check"]](asked)
-    except Skipped as why:
-        answer.update(result="skipped", found=str(why))
-    except Wrong as wrong:
-        answer.update(result="failed", found=str(wrong))
+        context = CheckContext(Api(params["host"], params["port"], params["api_key_file"], params["timeout"]), params)
+        answer["model"] = context.model
+        answer["found"], answer["figures"] = CHECKS[params["check"]](context)
+    except CheckSkipped as reason:
+        answer.update(result="skipped", found=str(reason))
+    except CheckFailed as error:
+        answer.update(result="failed", found=str(error))
     module.exit_json(changed=False, seconds=round(time.time() - started, 1), **answer)
 
 

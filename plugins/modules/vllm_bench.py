@@ -93,7 +93,7 @@ import json
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.server.api import Api, Wrong, base_url
+from ansible_collections.kepler.vllm.plugins.module_utils.server.api import Api, CheckFailed, base_url
 
 FIGURES = ("completed", "duration", "request_throughput", "output_throughput", "total_token_throughput") + tuple(
     "%s_%s_ms" % (which, what) for what in ("ttft", "tpot", "e2el") for which in ("median", "p99")
@@ -156,8 +156,8 @@ def main():
     try:
         api = Api(params["host"], params["port"], params["api_key_file"], params["timeout"])
         served, longest = api.model()
-    except Wrong as wrong:
-        module.fail_json(msg="%sfound %s; expected a server that answers. Start it, then run again." % (where, wrong))
+    except CheckFailed as error:
+        module.fail_json(msg="%sfound %s; expected a server that answers. Start it, then run again." % (where, error))
     asked = params["input_tokens"] + params["output_tokens"]
     if longest and asked > longest:
         module.fail_json(

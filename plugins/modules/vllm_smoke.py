@@ -76,7 +76,12 @@ seconds:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.server.api import Api, Wrong, look_at, quarantine_headers
+from ansible_collections.kepler.vllm.plugins.module_utils.server.api import (
+    Api,
+    CheckFailed,
+    check_answer,
+    quarantine_headers,
+)
 
 
 def main():
@@ -97,23 +102,23 @@ def main():
     try:
         headers = quarantine_headers(params["name"])
         api = Api(params["host"], params["port"], params["api_key_file"], params["timeout"], headers)
-        api.check_key_is_asked_for()
+        api.check_key_is_required()
         model, _ = api.model()
         texts = []
         for _ in range(2):
             started = time.time()
             text, _, probabilities = api.complete(model, params["prompt"], params["tokens"])
-            look_at(text, probabilities, params["tokens"])
+            check_answer(text, probabilities, params["tokens"])
             texts.append(text)
         if texts[0] != texts[1]:
-            raise Wrong("two answers to one greedy question: %r and %r" % tuple(texts))
+            raise CheckFailed("two answers to one greedy question: %r and %r" % tuple(texts))
         if params["expect"] not in texts[0]:
-            raise Wrong("%r, which does not hold %r" % (texts[0], params["expect"]))
-    except Wrong as wrong:
+            raise CheckFailed("%r, which does not hold %r" % (texts[0], params["expect"]))
+    except CheckFailed as error:
         module.fail_json(
-            msg="vllm@{name}: asked to go on from {prompt!r}, found {wrong}; expected {tokens} tokens that a working "
+            msg="vllm@{name}: asked to go on from {prompt!r}, found {error}; expected {tokens} tokens that a working "
             "model gives. Look at `journalctl -u vllm@{name}` on the host; `ansible-playbook playbooks/rollback.yml` "
-            "goes back to the generation before.".format(wrong=wrong, **params)
+            "goes back to the generation before.".format(error=error, **params)
         )
     module.exit_json(changed=False, text=texts[0], seconds=round(time.time() - started, 3))
 

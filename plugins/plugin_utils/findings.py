@@ -1,21 +1,10 @@
-"""One form for all that is found wrong.
-
-A finding is a mapping of five strings: severity (`error` or `warning`), variable (what to look at: a variable, or
-`host` where no variable has a say), found, expected and next_step. A judgment returns all findings, never the first.
-"""
+"""Values in findings, and checks that more than one filter makes."""
 
 from __future__ import annotations
 
 import json
 import re
 from typing import Any
-
-SEVERITIES = ("error", "warning")
-
-
-def finding(severity: str, variable: str, found: str, expected: str, next_step: str) -> dict[str, str]:
-    """One finding."""
-    return {"severity": severity, "variable": variable, "found": found, "expected": expected, "next_step": next_step}
 
 
 def shown(value: Any) -> str:

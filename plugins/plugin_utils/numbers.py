@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .findings import finding, is_integer, shown
+from ..module_utils.findings import finding
+from .findings import is_integer, shown
 
 DAY = 24 * 60 * 60
 PORT = (1, 65535)

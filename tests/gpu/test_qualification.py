@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from ansible_collections.kepler.vllm.plugins.module_utils.gpu import qualification, qualification_run
+from ansible_collections.kepler.vllm.plugins.module_utils import findings
+from ansible_collections.kepler.vllm.plugins.module_utils.gpu import qualification, qualification_run, smi
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILE = yaml.safe_load((ROOT / "profiles" / "k80" / "profile.yml").read_text())
@@ -30,9 +31,9 @@ WAY = re.compile(r"Channel .* via (\S+)")
 def run_qualification(directory, fault=None, **others):
     """(stamp, records of the trace) of this machine; fault: signal, mode and WITHOUT_P2P of faulty_rank.py."""
     faulty = [FAULTY, *fault, str(directory / "stops")] if fault else []
-    fine, text = qualification_run.query("nvidia-smi", qualification.DESCRIBE.split(","))
+    fine, text = smi.query("nvidia-smi", smi.IDENTITY)
     assert fine, text
-    dies = qualification.dies_of(text, "verify", [])
+    dies = smi.gpus_of(text)
     host = {
         "kernel": os.uname().release, "driver": dies[0]["driver"], "generation": None, "device": "verify", "dies": dies,
     }
@@ -98,7 +99,7 @@ def test_a_rank_that_stops_is_found(tmp_path, name, found, seconds):
     stamp, _ = run_qualification(tmp_path, fault=(name, "load", "fails"), stall=8)
     ended = time.monotonic()
     assert (stamp["result"], stamp["size"]) == ("failed", 1)
-    (said,) = [item["found"] for item in qualification.errors(stamp["findings"])]
+    (said,) = [item["found"] for item in findings.errors(stamp["findings"])]
     assert said.startswith(found)
     took = ended - stops(tmp_path)[0]
     print(f"{name}: {said!r}, {took:.1f} s after it")
@@ -128,7 +129,7 @@ def test_a_pair_that_hangs(tmp_path, without):
         assert (last["step"], last["p2p"]) == ("load", False)
     else:
         assert (stamp["result"], stamp["size"]) == ("failed", 1)
-        assert [item["found"] for item in qualification.errors(stamp["findings"])] == [
+        assert [item["found"] for item in findings.errors(stamp["findings"])] == [
             f"{limit}; without peer-to-peer: {limit}"
         ]
 

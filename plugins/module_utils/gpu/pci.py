@@ -13,6 +13,18 @@ ACS = 0x000D  # the capability's number: Access Control Services
 REDIRECTS = 0x04 | 0x08  # request and completion redirect, two bits of its control register
 
 
+def bus_of(text):
+    """(domain, bus, device) of a PCI address as nvidia-smi, sysfs and the kernel log write it; None of no address."""
+    parts = text.split(".")[0].split(":")
+    if len(parts) not in (2, 3):
+        return None
+    try:
+        numbers = [int(part, 16) for part in parts]
+    except ValueError:
+        return None
+    return tuple([0] * (3 - len(numbers)) + numbers)
+
+
 def names(directory):
     """Sorted names in a directory; none where it cannot be read."""
     try:

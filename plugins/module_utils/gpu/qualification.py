@@ -1,30 +1,16 @@
-"""Qualification of a host: which stages there are, what a reading says, what a trace tells, what a stamp is worth.
+"""Qualification of a host: its stages, findings about readings, the summary of a trace, the validity of a stamp.
 
-A finding is a mapping of five strings, as those of the preflight: severity (`error` or `warning`), variable (what to
-look at), found, expected, next_step. Nothing here acts on a host.
+Nothing here acts on a host. Traces and stamps call GPUs `dies`, by their index.
 """
 
 import json
-import re
+
+from ..findings import finding
+from .boards import by_serial
+from .pci import bus_of
+from .xid import describe
 
 SCHEMA = 1
-
-# What is asked of nvidia-smi for each GPU, and its name in a sample.
-FIELDS = (
-    ("index", "index"),
-    ("pci.bus_id", "bus"),
-    ("temperature.gpu", "temperature"),
-    ("power.draw", "power"),
-    ("clocks.sm", "clock"),
-    ("clocks_throttle_reasons.active", "throttle"),
-    ("ecc.errors.uncorrected.volatile.total", "uncorrected"),
-    ("ecc.errors.corrected.volatile.total", "corrected"),
-    ("pcie.link.gen.current", "gen"),
-    ("pcie.link.width.current", "width"),
-)
-# Without these there is nothing to judge.
-NEEDED = ("index", "pci.bus_id", "temperature.gpu")
-UNKNOWN_FIELD = re.compile(r'Field "([^"]+)" is not a valid field')
 
 # Bits of clocks_throttle_reasons.active that hardware sets. The power cap (0x4) is no fault: a passive board lives
 # there under load.
@@ -34,182 +20,55 @@ HARDWARE_THROTTLE = (
     (0x80, "power brake: the supply asks for less"),
 )
 
-XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d+)(?:, *(.*))?")
-# NVIDIA's numbers for what went wrong on a GPU.
-XIDS = {
-    13: "graphics engine exception",
-    31: "memory page fault",
-    32: "invalid or corrupted push buffer: often the PCIe link",
-    38: "driver firmware error",
-    43: "the GPU stopped processing",
-    45: "cleaning up after a process that was ended",
-    48: "double-bit ECC error",
-    61: "internal microcontroller breakpoint",
-    62: "internal microcontroller halt",
-    63: "a page with ECC errors is retired",
-    64: "a page with ECC errors could not be retired",
-    69: "graphics engine class error",
-    79: "the GPU has fallen off the bus",
-    92: "high rate of single-bit ECC errors",
-}
 CABLES = (
     "Look at the board's seat, its own 8-pin EPS cable and the air flow, reboot, then run again with "
     "qualification_retry: true."
 )
 
 
-def finding(severity, variable, found, expected, next_step):
-    """One finding."""
-    return {"severity": severity, "variable": variable, "found": found, "expected": expected, "next_step": next_step}
+def stages(gpus, device, profile):
+    """Stages of a host: [{size, dies}], `dies` being indices; larger stages hold the GPUs of smaller ones.
 
-
-def errors(findings):
-    """Those that end a qualification."""
-    return [item for item in findings if item["severity"] == "error"]
-
-
-def bus_of(text):
-    """(domain, bus, device) of a PCI address as nvidia-smi, sysfs and the kernel log write it; None of no address."""
-    parts = text.split(".")[0].split(":")
-    if len(parts) not in (2, 3):
-        return None
-    try:
-        numbers = [int(part, 16) for part in parts]
-    except ValueError:
-        return None
-    return tuple([0] * (3 - len(numbers)) + numbers)
-
-
-def number_in(text):
-    """The number that a value of nvidia-smi is, with or without its unit; None of `[N/A]` and the like."""
-    words = text.split()
-    try:
-        value = float(int(words[0], 16)) if words[0].startswith("0x") else float(words[0])
-    except (IndexError, ValueError):
-        return None
-    return int(value) if value == int(value) else value
-
-
-def dies_of(text, device, products):
-    """Dies that are qualified: [{index, name, bus, serial, driver}] of the answer to DESCRIBE.
-
-    device: with `verify` every GPU counts, else those of `products` alone.
-    """
-    found = []
-    for line in text.splitlines():
-        values = [value.strip() for value in line.split(",")]
-        if len(values) != 5 or bus_of(values[2]) is None or not values[0].isdigit():
-            continue
-        if device == "verify" or any(product in values[1] for product in products):
-            found.append({
-                "index": int(values[0]), "name": values[1], "bus": values[2], "serial": values[3], "driver": values[4],
-            })
-    return sorted(found, key=lambda die: bus_of(die["bus"]))
-
-
-# What dies_of reads.
-DESCRIBE = "index,name,pci.bus_id,serial,driver_version"
-
-
-def boards(dies, per_board):
-    """The dies of each board, in the order of the bus: [[die, ...], ...].
-
-    The dies of a board have its serial number. Where nvidia-smi tells none, dies on buses that follow one another
-    behind the board's switch are one board.
-    """
-    found = []
-    for die in dies:
-        mates = found[-1] if found else []
-        if 0 < len(mates) < per_board:
-            mate = mates[-1]
-            serials = {mate["serial"], die["serial"]}
-            if all(serial.isdigit() and int(serial) for serial in serials):
-                same = len(serials) == 1
-            else:
-                first, second = bus_of(mate["bus"]), bus_of(die["bus"])
-                same = first[0] == second[0] and second[1] - first[1] == 1
-            if same:
-                mates.append(die)
-                continue
-        found.append([die])
-    return found
-
-
-def stages(dies, device, profile):
-    """Stages of a host: [{size, dies}], `dies` being numbers; larger stages hold the GPUs of smaller ones.
+    gpus: as smi.gpus_of returns them.
 
     Whole boards come first, and from two GPUs on there are whole boards alone: a board's GPUs share its switch. With
     `verify` each GPU is a board of its own, and any two do.
     """
     per_board = 1 if device == "verify" else profile["gpu"]["per_board"]
-    known = boards(dies, per_board)
+    known = by_serial(gpus, per_board)
     whole = sorted(known, key=lambda board: -len(board))
-    order = [die["index"] for board in whole for die in board]
+    order = [gpu["index"] for board in whole for gpu in board]
     usable = sum(len(board) for board in whole if len(board) == per_board)
     sizes = profile["serve"]["sizes"]
     return [{"size": size, "dies": order[:size]} for size in sizes if size <= max(usable, min(len(order), 1))]
 
 
 def pairs(stage, done):
-    """Pairs of a stage that no stage before has tried: [(die, die)]."""
-    dies = stage["dies"]
-    found = [(first, second) for place, first in enumerate(dies) for second in dies[place + 1:]]
+    """Pairs of a stage that no stage before has tried: [(index, index)]."""
+    gpus = stage["dies"]
+    found = [(first, second) for place, first in enumerate(gpus) for second in gpus[place + 1:]]
     return [pair for pair in found if pair not in done]
 
 
-def read_smi(text, fields, numbers):
-    """Readings of an answer of nvidia-smi, by die: {number: {name: value}}.
-
-    fields: what was asked for, in order. numbers: {address as bus_of gives it: number of the GPU}. A GPU keeps the
-    number that it had at the start: nvidia-smi counts anew where one has gone. One without a temperature is left out:
-    a GPU that has fallen off the bus is listed so.
-    """
-    names, found = dict(FIELDS), {}
-    for line in text.splitlines():
-        values = [value.strip() for value in line.split(",")]
-        if len(values) != len(fields):
-            continue
-        reading = {names[field]: values[place] for place, field in enumerate(fields)}
-        number = numbers.get(bus_of(reading.pop("bus")))
-        reading.pop("index")
-        reading = {name: number_in(value) for name, value in reading.items()}
-        if number is not None and reading["temperature"] is not None:
-            found[str(number)] = reading
-    return found
-
-
-def read_xids(lines):
-    """Xid lines of the kernel log: [{bus, xid, text}]."""
-    found = []
-    for line in lines:
-        match = XID.search(line)
-        if match:
-            found.append({"bus": match.group(1), "xid": int(match.group(2)), "text": (match.group(3) or "").strip()})
-    return found
-
-
-def xid_findings(samples, numbers, harmless):
-    """Findings about Xid lines, each number of a GPU once; those of `harmless` are warnings."""
+def xid_findings(samples, indices, harmless):
+    """Findings about Xids, each number of a GPU once; those of `harmless` are warnings."""
     found, seen = [], set()
     for sample in samples:
         for line in sample.get("xids", []):
-            number = numbers.get(bus_of(line["bus"]))
-            where = "GPU %d" % number if number is not None else "board at %s" % line["bus"]
+            index = indices.get(bus_of(line["address"]))
+            where = "GPU %d" % index if index is not None else "board at %s" % line["address"]
             if (where, line["xid"]) in seen:
                 continue
             seen.add((where, line["xid"]))
             found.append(finding(
                 "warning" if line["xid"] in harmless else "error", where,
-                "Xid %d (%s)%s" % (
-                    line["xid"], XIDS.get(line["xid"], "see NVIDIA's list of Xid errors"),
-                    ": " + line["text"] if line["text"] else "",
-                ),
+                describe(line["xid"]) + (": " + line["text"] if line["text"] else ""),
                 "no Xid in the kernel log", CABLES,
             ))
     return found
 
 
-def held(readings, begins, ends, patience):
+def first_sustained(readings, begins, ends, patience):
     """Return the first (time, value) after the condition has lasted `patience` seconds, or None.
 
     readings: [(time, value)]. The state begins where `begins(value)` holds and ends where `ends(value)` does.
@@ -230,7 +89,7 @@ def heat_findings(name, readings, limits, gpu):
     passive = "A %s has no fan: give it" % gpu["products"][0] if gpu["cooling"] == "passive" else "Give it"
     limit, margin, patience = limits["temperature"], limits["hysteresis"], limits["patience"]
     at_once = [(time, value) for time, value in readings if value >= limit + margin]
-    hot = held(readings, lambda value: value >= limit, lambda value: value < limit - margin, patience)
+    hot = first_sustained(readings, lambda value: value >= limit, lambda value: value < limit - margin, patience)
     if not (hot or at_once):
         return []
     return [finding(
@@ -246,8 +105,10 @@ def throttle_findings(name, readings, limits):
     """Findings about throttling by hardware, of masks [(time, mask)]."""
     found = []
     for bit, meaning in HARDWARE_THROTTLE:
-        long = held(readings, lambda mask, bit=bit: mask & bit, lambda mask, bit=bit: not mask & bit,
-                    limits["throttle_patience"])
+        long = first_sustained(
+            readings, lambda mask, bit=bit: mask & bit, lambda mask, bit=bit: not mask & bit,
+            limits["throttle_patience"],
+        )
         if long:
             found.append(finding(
                 "error", name, "%s for %d s, at %d s" % (meaning, limits["throttle_patience"], long[0]),
@@ -287,34 +148,33 @@ def count_findings(name, readings, key):
     return []
 
 
-def presence_findings(samples, dies):
-    """Findings about dies that nvidia-smi no longer reads."""
+def presence_findings(samples, indices):
+    """Findings about GPUs that nvidia-smi no longer reads."""
     for sample in samples:
-        gone = [number for number in dies if str(number) not in sample["dies"]]
-        said = sample.get("error") or "no line for it"
-        if gone and len(gone) == len(dies):
-            found = "%s, at %d s" % (said, sample["t"])
+        gone = [index for index in indices if str(index) not in sample["dies"]]
+        error = sample.get("error") or "no line for it"
+        if gone and len(gone) == len(indices):
+            found = "%s, at %d s" % (error, sample["t"])
             return [finding("error", "nvidia-smi", found, "a reading of each GPU", CABLES)]
         if gone:
             return [
-                finding("error", "GPU %d" % number, "gone at %d s: %s" % (sample["t"], said), "a reading", CABLES)
-                for number in gone
+                finding("error", "GPU %d" % index, "gone at %d s: %s" % (sample["t"], error), "a reading", CABLES)
+                for index in gone
             ]
     return []
 
 
-def judge(samples, dies, profile):
-    """All findings about `samples`, oldest first: [{t, dies: {number: reading}, xids: [...], error}].
+def sample_findings(samples, gpus, profile):
+    """All findings about `samples`, oldest first: [{t, dies: {index: reading}, xids: [...], error}].
 
-    dies: those of the host, as dies_of returns them. profile: the host's, with its `gpu` and `limits`.
+    gpus: those of the host, as smi.gpus_of returns them. profile: the host's, with its `gpu` and `limits`.
     """
     limits = profile["limits"]
-    numbers = {bus_of(die["bus"]): die["index"] for die in dies}
-    indices = [die["index"] for die in dies]
-    found = xid_findings(samples, numbers, limits["xid_harmless"]) + presence_findings(samples, indices)
-    for number in indices:
-        name = "GPU %d" % number
-        read = [(sample["t"], sample["dies"][str(number)]) for sample in samples if str(number) in sample["dies"]]
+    indices = {bus_of(gpu["bus"]): gpu["index"] for gpu in gpus}
+    found = xid_findings(samples, indices, limits["xid_harmless"]) + presence_findings(samples, indices.values())
+    for index in indices.values():
+        name = "GPU %d" % index
+        read = [(sample["t"], sample["dies"][str(index)]) for sample in samples if str(index) in sample["dies"]]
         heat = [(time, reading["temperature"]) for time, reading in read]
         found += heat_findings(name, heat, limits, profile["gpu"])
         masks = [(time, reading["throttle"]) for time, reading in read if reading.get("throttle") is not None]
@@ -337,21 +197,21 @@ def read_trace(text):
     return found
 
 
-def account(records):
+def summarize(records):
     """Summarize a trace: {begin, step, sample, passed, ended}.
 
     begin: its first record, or None. step: the step that was begun last. sample: the last reading. passed: numbers of
-    the stages that passed. ended: whether it has its end.
+    the stages that passed. ended: whether it has its end, or no beginning.
     """
-    told = {"begin": None, "step": None, "sample": None, "passed": [], "ended": False}
+    summary = {"begin": None, "step": None, "sample": None, "passed": [], "ended": False}
     for record in records:
         if record["event"] in ("begin", "step", "sample"):
-            told[record["event"]] = record
+            summary[record["event"]] = record
         elif record["event"] == "stage end" and record["ok"]:
-            told["passed"].append(record["stage"])
+            summary["passed"].append(record["stage"])
         elif record["event"] == "end":
-            told["ended"] = True
-    return told if told["begin"] else dict(told, ended=True)
+            summary["ended"] = True
+    return summary if summary["begin"] else dict(summary, ended=True)
 
 
 def reading_text(sample):
@@ -359,26 +219,26 @@ def reading_text(sample):
     if not sample:
         return "none"
     parts = []
-    for number, reading in sorted(sample["dies"].items(), key=lambda item: int(item[0])):
+    for index, reading in sorted(sample["dies"].items(), key=lambda item: int(item[0])):
         power = "" if reading.get("power") is None else " %s W" % reading["power"]
-        parts.append("GPU %s %s degrees%s" % (number, reading["temperature"], power))
+        parts.append("GPU %s %s degrees%s" % (index, reading["temperature"], power))
     return "%s, at %d s" % (", ".join(parts) or sample.get("error") or "no GPU", sample["t"])
 
 
-def halted(told):
-    """(size that passed, finding) of the account of a trace without its end.
+def interrupted(summary):
+    """(size that passed, finding) of the summary of a trace without its end.
 
-    The stage that is to blame is the one after the last that passed. Where all have passed it is the last: nobody
-    knows what it set off.
+    The stage to blame is the one after the last that passed. If all have passed it is the last: nobody knows what it
+    set off.
     """
-    known = told["begin"]["stages"]
-    blamed = min(len(told["passed"]), len(known) - 1)
-    step = told["step"] or {}
+    known = summary["begin"]["stages"]
+    blamed = min(len(summary["passed"]), len(known) - 1)
+    step = summary["step"] or {}
     where = "stage %d of %d (%s)" % (blamed + 1, len(known), stage_name(known[blamed]))
     if step.get("stage") == blamed:
         where += ', in the step "%s"' % step["step"]
     return known[blamed - 1]["size"] if blamed else 0, finding(
-        "error", "host", "the machine stopped in %s; the last reading: %s" % (where, reading_text(told["sample"])),
+        "error", "host", "the machine stopped in %s; the last reading: %s" % (where, reading_text(summary["sample"])),
         "a machine that goes on under load",
         "Give each board an EPS cable of its own from a supply with 300 W for each, look at the air flow and at the "
         "firmware's log (ipmitool sel list), then run again with qualification_retry: true.",
@@ -387,30 +247,30 @@ def halted(told):
 
 def stage_name(stage):
     """A stage for people."""
-    dies = ", ".join(str(number) for number in stage["dies"])
-    return "GPU %s" % dies if stage["size"] == 1 else "GPUs %s" % dies
+    indices = ", ".join(str(index) for index in stage["dies"])
+    return "GPU %s" % indices if stage["size"] == 1 else "GPUs %s" % indices
 
 
 def stamp(begin, result, passed, findings, p2p, trace):
     """The record that a host keeps of its qualification.
 
     begin: first record of the trace. result: `passed`, `failed`, `halted` or `skipped`. passed: largest size that
-    passed. p2p: whether dies may reach one another directly; None where nobody knows. trace: name of its file or None.
+    passed. p2p: whether GPUs may reach one another directly; None if nobody knows. trace: name of its file or None.
     """
     known = begin["stages"]
     # With `skip` the operator vouches for all GPUs of the host.
     allowed = known[-1]["size"] if result == "skipped" and known else passed
-    dies = [number for stage in known if stage["size"] == allowed for number in stage["dies"]]
+    indices = [index for stage in known if stage["size"] == allowed for index in stage["dies"]]
     return {
         "schema": SCHEMA, "time": begin["time"], "result": result, "passed_size": passed, "size": allowed,
-        "dies": dies, "p2p": p2p, "findings": findings, "trace": trace, "stages": known,
+        "dies": indices, "p2p": p2p, "findings": findings, "trace": trace, "stages": known,
         "kernel": begin["kernel"], "driver": begin["driver"], "device": begin["device"],
         "generation": begin["generation"], "boards": begin["dies"], "seconds": begin["seconds"],
     }
 
 
-def reasons_against(found, host, skip=False):
-    """Why the stamp `found` (None where there is none) says nothing about `host`: [text], empty where it holds.
+def stale_reasons(found, host, skip=False):
+    """Why the stamp `found` (None if there is none) says nothing about `host`: [text], empty if it is valid.
 
     host: {kernel, driver, device, dies}. skip: whether the operator skips the qualification. Which generation was
     qualified is recorded and no reason: upgrades ask their servers for sense.
@@ -422,9 +282,9 @@ def reasons_against(found, host, skip=False):
         if found[what] != host[what]:
             reasons.append("%s: now %s, qualified with %s" % (what, host[what], found[what]))
     text = "GPU %(index)s at %(bus)s (board %(serial)s)"
-    before, now = [{text % die for die in dies} for dies in (found["boards"], host["dies"])]
-    reasons += ["boards: %s has gone" % die for die in sorted(before - now)]
-    reasons += ["boards: %s is new" % die for die in sorted(now - before)]
+    before, now = [{text % gpu for gpu in gpus} for gpus in (found["boards"], host["dies"])]
+    reasons += ["boards: %s has gone" % gpu for gpu in sorted(before - now)]
+    reasons += ["boards: %s is new" % gpu for gpu in sorted(now - before)]
     if (found["result"] == "skipped") != skip:
         reasons.append("qualification: %s" % ("to be skipped" if skip else "it was skipped before"))
     return reasons
@@ -432,10 +292,10 @@ def reasons_against(found, host, skip=False):
 
 def progress(records):
     """One line about the work whose trace has `records`. It changes with each step, and every ten seconds."""
-    told = account(records)
-    if not told["begin"] or not told["step"]:
+    summary = summarize(records)
+    if not summary["begin"] or not summary["step"]:
         return "starting"
-    step, known = told["step"], told["begin"]["stages"]
+    step, known = summary["step"], summary["begin"]["stages"]
     text = "stage %d of %d, %s: %s" % (
         step["stage"] + 1, len(known), stage_name(known[step["stage"]]), step["step"]
     )

@@ -10,8 +10,10 @@ import subprocess
 import tempfile
 import time
 
-from . import qualification
-from .smi import query, smi
+from ..findings import errors, finding
+from . import qualification, smi
+from .pci import bus_of
+from .xid import xid_of
 
 BOOT = "/proc/sys/kernel/random/boot_id"
 INTERVAL = 1.0  # seconds between two readings
@@ -25,33 +27,6 @@ PAIR = (
     "Look at ACS and IOMMU (lspci -vvv, intel_iommu=off on the kernel's command line) and at the board's seat, then "
     "run again with qualification_retry: true."
 )
-
-
-def known_fields(command):
-    """(fields that this nvidia-smi knows, those that it does not, what it says where it lacks one that is needed)."""
-    fields, absent = [field for field, _ in qualification.FIELDS], []
-    while True:
-        fine, text = query(command, fields)
-        if fine:
-            return fields, absent, None
-        unknown = qualification.UNKNOWN_FIELD.search(text)
-        if not unknown or unknown.group(1) not in fields or unknown.group(1) in qualification.NEEDED:
-            return fields, absent, text
-        absent.append(unknown.group(1))
-        fields.remove(unknown.group(1))
-
-
-def replay_counters(text):
-    """PCIe replays since the driver was loaded, of `nvidia-smi -q`: {address as bus_of gives it: count}."""
-    found, bus = {}, None
-    for line in text.splitlines():
-        if line.startswith("GPU "):
-            bus = qualification.bus_of(line.split()[1])
-        elif line.strip().startswith("Replays Since Reset") and bus:
-            value = qualification.number_in(line.partition(":")[2])
-            if value is not None:
-                found[bus] = value
-    return found
 
 
 def now():
@@ -128,7 +103,7 @@ class Trace(object):
 class Ranks(object):
     """The processes of one step, one for each GPU."""
 
-    def __init__(self, options, mode, dies, p2p):
+    def __init__(self, options, mode, gpus, p2p):
         self.directory = tempfile.mkdtemp(prefix="ranks-", dir=options["directory"])
         environment = {
             "PATH": "/usr/bin:/bin",
@@ -136,7 +111,7 @@ class Ranks(object):
             "LC_ALL": "C.UTF-8",
             "PYTHONDONTWRITEBYTECODE": "1",
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-            "CUDA_VISIBLE_DEVICES": ",".join(str(die) for die in dies),
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
             # All ranks are of this host: no firewall and no name of the host is in their way.
             "NCCL_SOCKET_IFNAME": "lo",
             "GLOO_SOCKET_IFNAME": "lo",
@@ -146,11 +121,11 @@ class Ranks(object):
             environment["NCCL_P2P_DISABLE"] = "1"
         command = options["python"] + [
             options["load"], "--mode", mode, "--device", "cpu" if options["device"] == "cpu" else "cuda",
-            "--world", str(len(dies)), "--seconds", str(options["seconds"]),
+            "--world", str(len(gpus)), "--seconds", str(options["seconds"]),
             "--rendezvous", os.path.join(self.directory, "rendezvous"),
         ]
         self.processes, self.read = [], []
-        for rank in range(len(dies)):
+        for rank in range(len(gpus)):
             with open(self.output(rank), "wb") as output:
                 self.processes.append(subprocess.Popen(
                     command + ["--rank", str(rank)], env=environment, cwd=self.directory, stdin=subprocess.DEVNULL,
@@ -205,39 +180,39 @@ class Qualification(object):
 
     def __init__(self, host, options):
         self.host, self.options = host, options
-        self.numbers = {qualification.bus_of(die["bus"]): die["index"] for die in host["dies"]}
+        self.indices = {bus_of(gpu["bus"]): gpu["index"] for gpu in host["dies"]}
         self.samples, self.findings, self.p2p, self.passed, self.tried = [], [], True, 0, []
         self.log = KernelLog(options["kmsg"])
         self.trace = Trace(options["directory"])
 
     def note(self, severity, variable, found, expected, next_step):
-        """Add a finding, and stop where it is an error."""
-        self.findings.append(qualification.finding(severity, variable, found, expected, next_step))
+        """Add a finding, and stop if it is an error."""
+        self.findings.append(finding(severity, variable, found, expected, next_step))
         if severity == "error":
             raise Stopped()
 
-    def verdict(self):
+    def all_findings(self):
         """All findings so far."""
-        return qualification.judge(self.samples, self.host["dies"], self.options["profile"]) + self.findings
+        return qualification.sample_findings(self.samples, self.host["dies"], self.options["profile"]) + self.findings
 
     def replays(self):
-        """PCIe replays by die. They are read beside the steps alone: the whole report of nvidia-smi takes a second."""
-        fine, text = smi(self.options["nvidia_smi"], ["-q"])
-        counters = replay_counters(text) if fine else {}
-        return {str(self.numbers[bus]): count for bus, count in counters.items() if bus in self.numbers}
+        """PCIe replays by GPU. They are read beside the steps alone: the whole report of nvidia-smi takes a second."""
+        fine, text = smi.smi(self.options["nvidia_smi"], ["-q"])
+        counters = smi.replay_counters(text) if fine else {}
+        return {str(self.indices[bus]): count for bus, count in counters.items() if bus in self.indices}
 
     def sample(self, replays=None):
-        """Take a reading, keep it, and judge all of them. Raises Stopped at a bad sign."""
-        fine, text = query(self.options["nvidia_smi"], self.fields)
-        dies = qualification.read_smi(text, self.fields, self.numbers)
-        for number, count in (replays or {}).items():
-            if number in dies:
-                dies[number]["replays"] = count
-        sample = {"dies": dies, "xids": qualification.read_xids(self.log.lines())}
-        if not fine or len(dies) < len(self.numbers):
+        """Take a reading, keep it, and check all of them. Raises Stopped at a bad sign."""
+        fine, text = smi.query(self.options["nvidia_smi"], self.fields)
+        readings = smi.readings(text, self.fields, self.indices)
+        for index, count in (replays or {}).items():
+            if index in readings:
+                readings[index]["replays"] = count
+        sample = {"dies": readings, "xids": list(filter(None, map(xid_of, self.log.lines())))}
+        if not fine or len(readings) < len(self.indices):
             sample["error"] = text[-300:]
         self.samples.append(self.trace.write("sample", **sample))
-        if qualification.errors(qualification.judge(self.samples, self.host["dies"], self.options["profile"])):
+        if errors(qualification.sample_findings(self.samples, self.host["dies"], self.options["profile"])):
             raise Stopped()
 
     def watch(self, ranks, limit):
@@ -269,11 +244,11 @@ class Qualification(object):
                 return "no result for %d s" % self.options["stall"], results
             time.sleep(self.options["interval"] - (now - begun) % self.options["interval"])
 
-    def step(self, stage, name, mode, dies, limit):
+    def step(self, stage, name, mode, gpus, limit):
         """One step, with its lines in the trace. Returns what was wrong, or None."""
-        self.trace.write("step", stage=stage, step=name, dies=dies, p2p=self.p2p)
+        self.trace.write("step", stage=stage, step=name, dies=gpus, p2p=self.p2p)
         self.sample(self.replays())
-        ranks = Ranks(self.options, mode, dies, self.p2p)
+        ranks = Ranks(self.options, mode, gpus, self.p2p)
         try:
             trouble, results = self.watch(ranks, limit)
         finally:
@@ -292,7 +267,7 @@ class Qualification(object):
         return trouble
 
     def pair(self, stage, pair):
-        """Two dies: direct copies and a sum by NCCL; without direct access where that does not work."""
+        """Two GPUs: direct copies and a sum by NCCL; without direct access where that does not work."""
         name = "pair %d-%d" % pair
         self.tried.append(pair)
         trouble = self.step(stage, name, "pair", list(pair), self.options["pair_timeout"])
@@ -324,19 +299,19 @@ class Qualification(object):
 
     def begin(self):
         """The first record of the trace, and what of the host's instruments is missing."""
-        self.fields, absent, said = known_fields(self.options["nvidia_smi"])
+        self.fields, absent, error = smi.known_fields(self.options["nvidia_smi"])
         self.begun = self.trace.write(
             "begin", time=now(), boot=read_text(BOOT).strip(),
             stages=qualification.stages(self.host["dies"], self.host["device"], self.options["profile"]),
             limits=self.options["profile"]["limits"],
             seconds=self.options["seconds"], **self.host
         )
-        if said:
-            self.note("error", "nvidia-smi", said, "an answer to --query-gpu=%s" % ",".join(self.fields), DRIVER_HANGS)
+        if error:
+            self.note("error", "nvidia-smi", error, "an answer to --query-gpu=%s" % ",".join(self.fields), DRIVER_HANGS)
         if absent:
             self.note(
                 "warning", "nvidia-smi", "it does not know " + ", ".join(absent), "all fields",
-                "Nothing now: these were not judged.",
+                "Nothing now: these were not checked.",
             )
         if self.log.descriptor is None:
             self.note(
@@ -352,8 +327,8 @@ class Qualification(object):
                 self.stage(number, stage)
         except Stopped:
             pass
-        findings = self.verdict()
-        result = "failed" if qualification.errors(findings) else "passed"
+        findings = self.all_findings()
+        result = "failed" if errors(findings) else "passed"
         p2p = self.p2p if self.tried else None
         made = qualification.stamp(self.begun, result, self.passed, findings, p2p, self.trace.name)
         self.trace.write("end", result=result, findings=findings)

@@ -1,72 +1,72 @@
-"""Parse what a host's programs print about its boards and its keys."""
+"""GPUs in the kernel log: the Xids that NVIDIA's driver reports, and GPUs that it has lost.
+
+Self-contained: the role monitoring installs this file beside its program.
+"""
 
 import re
 
-XID = re.compile(r"^(\S+) .*NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),?\s*(.*)$")
-LOST = re.compile(r"^(\S+) .*NVRM: (.*(?:RmInitAdapter failed|fallen off the bus).*)$")
+XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d+),? *(.*)$")
+# Texts of a driver that has lost a GPU.
+LOSSES = "RmInitAdapter failed|fallen off the bus"
+LOST = re.compile("NVRM: (.*(?:%s).*)$" % LOSSES)
+# Expression of journalctl for lines that hold either.
+GREP = "NVRM: .*(Xid|%s)" % LOSSES
 ADDRESS = re.compile(r"\b[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?\b")
-# Values of a die that is well, with and without ECC.
-MODES = ("Enabled", "Disabled", "N/A", "[N/A]", "[Not Supported]")
-COUNT = re.compile(r"(?:[0-9]+|\[?N/A\]?|\[Not Supported\])$")
-ECC_FIELDS = ("pci.bus_id", "ecc.mode.current", "ecc.errors.uncorrected.volatile.total",
-              "ecc.errors.uncorrected.aggregate.total")
+# What went wrong on a GPU, by NVIDIA's number, and the usual cause.
+MEANINGS = {
+    13: "graphics engine exception, mostly a program's fault",
+    31: "memory page fault, mostly a program's fault",
+    32: "invalid or corrupted push buffer, often the PCIe link",
+    38: "driver firmware error",
+    43: "the GPU stopped processing, mostly a program's fault",
+    45: "cleaning up after a process that was ended",
+    48: "double-bit ECC error",
+    61: "internal microcontroller breakpoint",
+    62: "internal microcontroller halt",
+    63: "a page with ECC errors is retired",
+    64: "a page with ECC errors could not be retired",
+    69: "graphics engine class error",
+    74: "NVLink error",
+    79: "the GPU has fallen off the bus, mostly power or heat",
+    92: "high rate of single-bit ECC errors",
+}
+
+
+def describe(number):
+    """The number of an Xid with its meaning."""
+    return "Xid %d (%s)" % (number, MEANINGS.get(number, "see NVIDIA's list of Xid errors"))
+
+
+def xid_of(line):
+    """Return {address, xid, text} of an Xid in a line of the kernel log, or None."""
+    match = XID.search(line)
+    return match and {"address": match.group(1), "xid": int(match.group(2)), "text": match.group(3).strip()}
+
+
+def loss_of(line):
+    """Return {address, text} of a line that says that the driver lost a GPU, or None. The address may be None."""
+    match = None if XID.search(line) else LOST.search(line)
+    address = match and ADDRESS.search(match.group(1))
+    return match and {"address": address and address.group(), "text": match.group(1)}
+
+
+def count(journal, parse, *key):
+    """Return what `parse` finds in lines with a time in front, each `key` once, with `count` and the time `last`."""
+    found = {}
+    for line in (journal or "").splitlines():
+        event = parse(line)
+        if event:
+            place = tuple(event[name] or "" for name in key)
+            before = found[place]["count"] if place in found else 0
+            found[place] = dict(event, count=before + 1, last=line.partition(" ")[0])
+    return [found[place] for place in sorted(found)]
 
 
 def xids(journal):
-    """Xid events in kernel lines with an ISO time in front: [{address, xid, count, last, text}], by address and xid."""
-    found = {}
-    for line in (journal or "").splitlines():
-        match = XID.match(line)
-        if match:
-            time, address, xid, text = match.groups()
-            event = found.setdefault((address, int(xid)), {"address": address, "xid": int(xid), "count": 0})
-            event.update(count=event["count"] + 1, last=time, text=text)
-    return [found[key] for key in sorted(found)]
+    """Xids in kernel lines with a time in front: [{address, xid, text, count, last}], by address and number."""
+    return count(journal, xid_of, "address", "xid")
 
 
-def driver_faults(journal):
-    """Kernel lines that say that the driver has lost a GPU: [{address, count, last, text}], by address and text.
-
-    `address` is None if the line names none. Xids are left to xids().
-    """
-    found = {}
-    for line in (journal or "").splitlines():
-        match = LOST.match(line)
-        if match and not XID.match(line):
-            time, text = match.groups()
-            address = ADDRESS.search(text)
-            address = address.group() if address else None
-            event = found.setdefault((address or "", text), {"address": address, "count": 0, "text": text})
-            event.update(count=event["count"] + 1, last=time)
-    return [found[key] for key in sorted(found)]
-
-
-def ecc(table):
-    """Dies of nvidia-smi's CSV with the columns ECC_FIELDS: [{address, mode, volatile, aggregate}].
-
-    The counts are None where the driver gives none. What is no such line, and a die whose values are none, is kept as
-    {address, fault}: the line, with the address that it names or None.
-    """
-    found = []
-    for line in (table or "").splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) == len(ECC_FIELDS) and fields[1] in MODES and all(map(COUNT.match, fields[2:])):
-            counts = [int(field) if field.isdigit() else None for field in fields[2:]]
-            found.append({"address": fields[0], "mode": fields[1], "volatile": counts[0], "aggregate": counts[1]})
-        elif line.strip():
-            address = ADDRESS.search(line)
-            found.append({"address": address.group() if address else None, "fault": line.strip()[:300]})
-    return found
-
-
-def enrollment(answer):
-    """`enrolled`, `pending` (until a reboot) or `absent`: what `mokutil --test-key` answered; None without an answer.
-
-    Its exit status differs between versions; its words do not.
-    """
-    text = (answer or "").lower()
-    if "already enrolled" in text:
-        return "enrolled"
-    if "already in the enrollment request" in text:
-        return "pending"
-    return "absent" if "is not enrolled" in text else None
+def losses(journal):
+    """GPUs that the driver lost, in kernel lines with a time in front: [{address, text, count, last}]."""
+    return count(journal, loss_of, "address", "text")

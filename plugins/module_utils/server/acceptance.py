@@ -1,17 +1,17 @@
 """Acceptance checks of a server, one function for each.
 
-Each takes an Asked and returns (what was found, figures). Raises api.Wrong where the server does not pass, and Skipped
-where the check says nothing about this server.
+Each takes a CheckContext and returns (what was found, figures). Raises CheckFailed if the server does not pass, and
+CheckSkipped if the check does not apply to it.
 """
 
 import math
-import re
 import subprocess
 import threading
 import time
 
-from ..gpu.qualification import bus_of
-from .api import Wrong, greedy, look_at, part_of
+from .. import facts
+from ..gpu import smi
+from .api import CheckFailed, check_answer, greedy, part_of
 from .versions import table_of
 
 PROMPT = "The quick brown fox"
@@ -27,12 +27,12 @@ LEAST_MEAN = -5.0
 TIES = 0.05
 
 
-class Skipped(Exception):
-    """Why a check says nothing about this server."""
+class CheckSkipped(Exception):
+    """A check does not apply to this server. The text says why."""
 
 
-class Asked(object):
-    """One server and what is asked of it.
+class CheckContext(object):
+    """One server and the options of its checks.
 
     api: an api.Api. options: of the module vllm_acceptance; `model` and `max_model_len` are added here.
     """
@@ -56,117 +56,117 @@ def latencies(values):
     return {name: round(percentile(values, share), 4) for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))}
 
 
-def completion(asked):
+def completion(context):
     """The same greedy answer twice, with probabilities that are some."""
-    answers = [asked.api.complete(asked.model, PROMPT, 16) for _ in range(2)]
+    answers = [context.api.complete(context.model, PROMPT, 16) for _ in range(2)]
     for text, _, probabilities in answers:
-        look_at(text, probabilities, 16)
+        check_answer(text, probabilities, 16)
     if answers[0][0] != answers[1][0]:
-        raise Wrong("two answers to one greedy question: %r and %r" % (answers[0][0], answers[1][0]))
+        raise CheckFailed("two answers to one greedy question: %r and %r" % (answers[0][0], answers[1][0]))
     return repr(answers[0][0]), {}
 
 
-def chat_body(asked):
+def chat_body(context):
     """A question, in the form of a chat."""
     return {
-        "model": asked.model, "messages": [{"role": "user", "content": "Say in a few words what a river is."}],
+        "model": context.model, "messages": [{"role": "user", "content": "Say in a few words what a river is."}],
         "max_tokens": 24, "temperature": 0,
     }
 
 
 def skip_without_template(error):
-    """Raise Skipped where the server says that the model has no chat template; else the error."""
+    """Raise CheckSkipped where the server says that the model has no chat template; else the error."""
     if "chat template" in str(error):
-        raise Skipped("the model has no chat template")
+        raise CheckSkipped("the model has no chat template")
     raise error
 
 
-def chat_text(asked):
-    """The answer to a chat, in one piece. Raises Skipped."""
+def chat_text(context):
+    """The answer to a chat, in one piece. Raises CheckSkipped."""
     path = "/v1/chat/completions"
     try:
-        answer = asked.api.ask(path, chat_body(asked))
-    except Wrong as error:
+        answer = context.api.ask(path, chat_body(context))
+    except CheckFailed as error:
         skip_without_template(error)
     return part_of(answer, path, str, "choices", 0, "message", "content", missing="")
 
 
-def chat(asked):
+def chat(context):
     """A chat's answer."""
-    text = chat_text(asked)
+    text = chat_text(context)
     if not text.strip():
-        raise Wrong("an empty answer")
+        raise CheckFailed("an empty answer")
     return repr(text), {}
 
 
-def chat_stream(asked):
+def chat_stream(context):
     """The same answer, token by token."""
     path = "/v1/chat/completions"
-    whole, parts = chat_text(asked), []
-    for _, part in asked.api.stream(path, chat_body(asked)):
+    whole, parts = chat_text(context), []
+    for _, part in context.api.stream(path, chat_body(context)):
         for choice in part_of(part, path, list, "choices"):
             parts.append(part_of(choice, path, str, "delta", "content", missing=""))
     if "".join(parts) != whole:
-        raise Wrong("%r streamed, %r in one piece" % ("".join(parts), whole))
+        raise CheckFailed("%r streamed, %r in one piece" % ("".join(parts), whole))
     filled = sum(1 for part in parts if part)
     if filled < 2:
-        raise Wrong("%d part: it was held back until it was whole" % filled)
+        raise CheckFailed("%d part: it was held back until it was whole" % filled)
     return "%d parts, equal to the answer in one piece" % filled, {}
 
 
-def coherent(asked):
+def coherent(context):
     """A long answer that neither repeats one token nor is noise."""
-    tokens = min(asked.long_tokens, asked.max_model_len - 32)
-    text, pieces, probabilities = asked.api.complete(asked.model, PROMPT, tokens)
-    look_at(text, probabilities, tokens)
+    tokens = min(context.long_tokens, context.max_model_len - 32)
+    text, pieces, probabilities = context.api.complete(context.model, PROMPT, tokens)
+    check_answer(text, probabilities, tokens)
     mean = sum(probabilities) / tokens
     distinct = len(set(pieces))
     if distinct < max(DISTINCT * tokens, 5):
-        raise Wrong("%d different tokens among %d: %r" % (distinct, tokens, text[:80]))
+        raise CheckFailed("%d different tokens among %d: %r" % (distinct, tokens, text[:80]))
     if mean < LEAST_MEAN:
-        raise Wrong("a mean log-probability of %.2f, which is that of noise: %r" % (mean, text[:80]))
+        raise CheckFailed("a mean log-probability of %.2f, which is that of noise: %r" % (mean, text[:80]))
     if text.count(u"\N{REPLACEMENT CHARACTER}") > 0.1 * tokens:
-        raise Wrong("text that is none: %r" % text[:80])
+        raise CheckFailed("text that is none: %r" % text[:80])
     figures = {"tokens": tokens, "distinct": distinct, "mean_logprob": round(mean, 3)}
     return "%d tokens, %d of them different, mean log-probability %.2f" % (tokens, distinct, mean), figures
 
 
-def golden(asked):
+def golden(context):
     """The answers that were recorded for this model."""
-    if not asked.golden:
-        raise Skipped("no answers are recorded for this model; -e acceptance_record=true records them")
-    for answer in asked.golden:
-        text, _, probabilities = asked.api.complete(asked.model, answer["prompt"], answer["tokens"])
-        look_at(text, probabilities, answer["tokens"])
+    if not context.golden:
+        raise CheckSkipped("no answers are recorded for this model; -e acceptance_record=true records them")
+    for answer in context.golden:
+        text, _, probabilities = context.api.complete(context.model, answer["prompt"], answer["tokens"])
+        check_answer(text, probabilities, answer["tokens"])
         if text != answer["text"]:
-            raise Wrong("%r after %r; recorded was %r" % (text, answer["prompt"], answer["text"]))
-    return "%d answers as recorded" % len(asked.golden), {}
+            raise CheckFailed("%r after %r; recorded was %r" % (text, answer["prompt"], answer["text"]))
+    return "%d answers as recorded" % len(context.golden), {}
 
 
-def record(asked):
+def record(context):
     """The answers to compare with from now on."""
     answers = []
-    for prompt in asked.golden_prompts:
-        text, _, probabilities = asked.api.complete(asked.model, prompt, asked.golden_tokens)
-        look_at(text, probabilities, asked.golden_tokens)
-        answers.append({"prompt": prompt, "tokens": asked.golden_tokens, "text": text})
+    for prompt in context.golden_prompts:
+        text, _, probabilities = context.api.complete(context.model, prompt, context.golden_tokens)
+        check_answer(text, probabilities, context.golden_tokens)
+        answers.append({"prompt": prompt, "tokens": context.golden_tokens, "text": text})
     return "%d answers" % len(answers), {"golden": answers}
 
 
-def streamed(asked, prompt, tokens):
+def streamed(context, prompt, tokens):
     """One streamed answer: (text, seconds to its first token, seconds from there to its last)."""
     path = "/v1/completions"
     parts, times = [], []
-    for seconds, part in asked.api.stream(path, greedy(asked.model, prompt, tokens)):
+    for seconds, part in context.api.stream(path, greedy(context.model, prompt, tokens)):
         for choice in part_of(part, path, list, "choices"):
             parts.append(part_of(choice, path, str, "text"))
             times.append(seconds)
     if not times:
-        raise Wrong("a stream without a token")
+        raise CheckFailed("a stream without a token")
     return "".join(parts), times[0], times[-1] - times[0]
 
 
-def together(jobs, concurrency):
+def run_concurrently(jobs, concurrency):
     """Results of `jobs` (functions), `concurrency` at a time, in their order. Raises the first error."""
     results, errors, turn, lock = [None] * len(jobs), [], iter(range(len(jobs))), threading.Lock()
 
@@ -191,63 +191,64 @@ def together(jobs, concurrency):
     return results
 
 
-def load(asked):
+def load(context):
     """Many streams at once: none is lost, and each answers its own question."""
-    tokens = min(32, asked.max_model_len - 64)
-    prompts = ["%d. A story about %s:" % (number, SUBJECTS[number % len(SUBJECTS)]) for number in range(asked.requests)]
-    alone = [streamed(asked, prompt, tokens)[0] for prompt in prompts]
+    tokens = min(32, context.max_model_len - 64)
+    subjects = [SUBJECTS[number % len(SUBJECTS)] for number in range(context.requests)]
+    prompts = ["%d. A story about %s:" % item for item in enumerate(subjects)]
+    alone = [streamed(context, prompt, tokens)[0] for prompt in prompts]
     started = time.time()
-    jobs = [lambda prompt=prompt: streamed(asked, prompt, tokens) for prompt in prompts]
-    answers = together(jobs, asked.concurrency)
+    jobs = [lambda prompt=prompt: streamed(context, prompt, tokens) for prompt in prompts]
+    answers = run_concurrently(jobs, context.concurrency)
     seconds = time.time() - started
     differ = [number for number, answer in enumerate(answers) if answer[0] != alone[number]]
     if len(differ) > TIES * len(prompts):
         number = differ[0]
-        raise Wrong("%d of %d answers are not those given alone, such as %r instead of %r" % (
+        raise CheckFailed("%d of %d answers are not those given alone, such as %r instead of %r" % (
             len(differ), len(prompts), answers[number][0], alone[number]
         ))
     figures = {
-        "requests": len(prompts), "concurrency": asked.concurrency, "tokens": tokens, "seconds": round(seconds, 2),
+        "requests": len(prompts), "concurrency": context.concurrency, "tokens": tokens, "seconds": round(seconds, 2),
         "tokens_per_second": round(len(prompts) * tokens / seconds, 1), "differ": len(differ),
         "first_token": latencies([first for _, first, _ in answers]),
         "each_token": latencies([rest / max(tokens - 1, 1) for _, _, rest in answers]),
     }
     return "%d streams, %d at a time: %.1f tok/s, first token %.2f s, each %.0f ms (median)" % (
-        len(prompts), asked.concurrency, figures["tokens_per_second"], figures["first_token"]["p50"],
+        len(prompts), context.concurrency, figures["tokens_per_second"], figures["first_token"]["p50"],
         1000 * figures["each_token"]["p50"],
     ), figures
 
 
-def decide(asked, question):
-    """One decision: (token, seconds). Raises Wrong where its probabilities are none."""
+def choose(context, question):
+    """One decision: (token, seconds). Raises CheckFailed where its probabilities are none."""
     prompt = "Question: %s\nAnswer with yes or no.\nAnswer:" % question
-    body = dict(greedy(asked.model, prompt, 1), logprobs=5)
+    body = dict(greedy(context.model, prompt, 1), logprobs=5)
     path = "/v1/completions"
     started = time.time()
-    answer = asked.api.ask(path, body)
+    answer = context.api.ask(path, body)
     seconds = time.time() - started
     text = part_of(answer, path, str, "choices", 0, "text")
-    look_at(text, part_of(answer, path, list, "choices", 0, "logprobs", "token_logprobs"), 1)
+    check_answer(text, part_of(answer, path, list, "choices", 0, "logprobs", "token_logprobs"), 1)
     likely = part_of(answer, path, dict, "choices", 0, "logprobs", "top_logprobs", 0)
-    look_at(text, list(likely.values()), len(likely))
+    check_answer(text, list(likely.values()), len(likely))
     if not likely or sum(math.exp(value) for value in likely.values()) > 1.001:
-        raise Wrong("probabilities that add up to more than one: %s" % likely)
+        raise CheckFailed("probabilities that add up to more than one: %s" % likely)
     return text, seconds
 
 
-def decisions(asked):
+def multiple_choice(context):
     """Many questions of one token each, with probabilities; one question has one answer."""
-    questions = [QUESTIONS[number % len(QUESTIONS)] for number in range(asked.requests)]
+    questions = [QUESTIONS[number % len(QUESTIONS)] for number in range(context.requests)]
     given = {question: set() for question in QUESTIONS}
     started = time.time()
-    jobs = [lambda question=question: decide(asked, question) for question in questions]
-    answers = together(jobs, asked.concurrency)
+    jobs = [lambda question=question: choose(context, question) for question in questions]
+    answers = run_concurrently(jobs, context.concurrency)
     seconds = time.time() - started
     for number, (answer, _) in enumerate(answers):
         given[questions[number]].add(answer)
     for question, texts in sorted(given.items()):
         if len(texts) > 1:
-            raise Wrong("%s answered to %r" % (sorted(texts), question))
+            raise CheckFailed("%s answered to %r" % (sorted(texts), question))
     figures = {
         "decisions": len(questions), "per_second": round(len(questions) / seconds, 2),
         "latency": latencies([taken for _, taken in answers]),
@@ -258,95 +259,83 @@ def decisions(asked):
 
 
 def output_of(*command):
-    """Return the output of a command. Raises Wrong."""
+    """Return the output of a command. Raises CheckFailed."""
     try:
         return subprocess.check_output(command, stderr=subprocess.STDOUT, universal_newlines=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        raise Wrong("%s: %s" % (command[0], getattr(error, "output", None) or error))
+        raise CheckFailed("%s: %s" % (command[0], getattr(error, "output", None) or error))
 
 
 def unit_of(pid):
-    """The systemd unit of a process; empty where it has none or is gone."""
-    try:
-        with open("/proc/%s/cgroup" % pid) as stream:
-            found = re.search(r"/([^/]+\.service)\s", stream.read())
-    except OSError:
-        found = None
-    return found.group(1) if found else ""
+    """The systemd unit of a process; empty if it has none or is gone."""
+    return facts.unit_of(facts.read("/proc/%s/cgroup" % pid)) or ""
 
 
-def dies_in_use(listed, apps):
-    """[(number of the GPU, pid, MiB)] of nvidia-smi's lists `index, pci.bus_id` and `pid, gpu_bus_id, used_memory`."""
-    numbers = {}
-    for line in listed.splitlines():
-        index, _, bus = line.partition(",")
-        numbers[bus_of(bus.strip())] = int(index)
-    found = []
-    for line in apps.splitlines():
-        pid, bus, memory = [value.strip() for value in line.split(",")]
-        found.append((numbers.get(bus_of(bus)), int(pid), memory))
-    return found
+def query(what, *fields):
+    """Return nvidia-smi's answer to a query. Raises CheckFailed."""
+    fine, text = smi.query("nvidia-smi", fields, what=what)
+    if not fine:
+        raise CheckFailed(text)
+    return text
 
 
-def memory(asked):
+def memory(context):
     """The server's ranks on each of its GPUs, and nobody else there."""
-    if asked.device == "cpu":
-        raise Skipped("the CPU computes")
-    form = "--format=csv,noheader,nounits"
-    used = dies_in_use(
-        output_of("nvidia-smi", "--query-gpu=index,pci.bus_id", form),
-        output_of("nvidia-smi", "--query-compute-apps=pid,gpu_bus_id,used_memory", form),
+    if context.device == "cpu":
+        raise CheckSkipped("the CPU computes")
+    used = smi.processes(
+        query("gpu", "index", "pci.bus_id"), query("compute-apps", "pid", "gpu_bus_id", "used_memory")
     )
-    return judge_memory(used, asked.dies, "vllm@%s.service" % asked.name, unit_of)
+    return check_memory(used, context.dies, "vllm@%s.service" % context.name, unit_of)
 
 
-def judge_memory(used, dies, unit, unit_of_pid):
-    """As `memory`. used: what dies_in_use returned. unit_of_pid: function of a process id."""
-    ours = {die for die, pid, _ in used if unit_of_pid(pid) == unit}
-    missing = [die for die in dies if die not in ours]
+def check_memory(used, gpus, unit, unit_of_pid):
+    """As `memory`. used: what smi.processes returned. unit_of_pid: function of a process id."""
+    ours = {gpu for gpu, pid, _ in used if unit_of_pid(pid) == unit}
+    missing = [gpu for gpu in gpus if gpu not in ours]
     if missing:
-        raise Wrong("no process of %s on GPU %s" % (unit, ", ".join(map(str, missing))))
+        raise CheckFailed("no process of %s on GPU %s" % (unit, ", ".join(map(str, missing))))
     # Another server of this project may share a GPU: the inventory says so.
     foreign = [
-        "process %d on GPU %s" % (pid, die) for die, pid, _ in used
-        if die in dies and not unit_of_pid(pid).startswith("vllm@")
+        "process %d on GPU %s" % (pid, gpu) for gpu, pid, _ in used
+        if gpu in gpus and not unit_of_pid(pid).startswith("vllm@")
     ]
     if foreign:
-        raise Wrong("beside it: " + ", ".join(foreign))
-    held = {str(die): amount for die, pid, amount in used if unit_of_pid(pid) == unit}
-    return ", ".join("GPU %s: %s MiB" % item for item in sorted(held.items())), {"mib": held}
+        raise CheckFailed("beside it: " + ", ".join(foreign))
+    amounts = {str(gpu): amount for gpu, pid, amount in used if unit_of_pid(pid) == unit}
+    return ", ".join("GPU %s: %s MiB" % item for item in sorted(amounts.items())), {"mib": amounts}
 
 
-def log(asked):
+def log(context):
     """Check the log since the server's start: our engine and backend, and nothing that the GPUs cannot do."""
-    unit = "vllm@%s.service" % asked.name
+    unit = "vllm@%s.service" % context.name
     invocation = output_of("systemctl", "show", unit, "--property", "InvocationID").strip().partition("=")[2]
     if not invocation:
-        raise Wrong("%s does not run" % unit)
+        raise CheckFailed("%s does not run" % unit)
     try:
-        table = table_of(asked.api.version())
+        table = table_of(context.api.version())
     except ValueError as error:
-        raise Wrong(str(error))
-    return judge_log(
+        raise CheckFailed(str(error))
+    return check_log(
         output_of("journalctl", "--quiet", "--no-pager", "--output", "cat", "_SYSTEMD_INVOCATION_ID=" + invocation),
-        table, asked.dtype, asked.cuda_graphs and asked.device != "cpu",
+        table, context.dtype, context.cuda_graphs and context.device != "cpu",
     )
 
 
-def judge_log(text, table, dtype, cuda_graphs=False):
+def check_log(text, table, dtype, cuda_graphs=False):
     """As `log`, of the log's text. table: of this version of vLLM."""
     wanted = table.LOG_WANTED + (table.LOG_WANTED_HALF if dtype == "half" else ())
     wanted += table.LOG_WANTED_GRAPHS if cuda_graphs else table.LOG_WANTED_EAGER
     missing = [line for line in wanted if line not in text]
     if missing:
-        raise Wrong("no line with: " + ", ".join(missing))
+        raise CheckFailed("no line with: " + ", ".join(missing))
     found = [word for word in table.LOG_UNWANTED if word in text]
     if found:
-        raise Wrong("lines with: " + ", ".join(found))
+        raise CheckFailed("lines with: " + ", ".join(found))
     return ", ".join(wanted), {}
 
 
 CHECKS = {
     "completion": completion, "chat": chat, "chat_stream": chat_stream, "log": log, "memory": memory,
-    "coherent": coherent, "golden": golden, "load": load, "decisions": decisions, "record": record,
+    "coherent": coherent, "golden": golden, "load": load, "decisions": multiple_choice, "record": record,
 }

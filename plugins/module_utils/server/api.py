@@ -1,4 +1,4 @@
-"""Asking an OpenAI-compatible server of this host."""
+"""Client of an OpenAI-compatible server of this host, and the check of its answers."""
 
 import http.client
 import json
@@ -6,6 +6,7 @@ import time
 import urllib.error
 import urllib.request
 
+from ..errors import KeplerError
 from .key_file import KeyFileError, read_key
 
 # Where a server that listens everywhere is reached.
@@ -36,8 +37,8 @@ def open_url(request, timeout):
     return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout)
 
 
-class Wrong(Exception):
-    """A wrong answer. `status` is that of HTTP, if the server answered with an error."""
+class CheckFailed(KeplerError):
+    """A server does not answer as it must. `status` is that of HTTP, if it answered with an error."""
 
     status = None
 
@@ -48,9 +49,9 @@ def reason_of(error):
 
 
 def part_of(answer, path, kind, *keys, missing=None):
-    """The part of a decoded answer at `keys`. Raises Wrong where it is no `kind`.
+    """Return the part of a decoded answer at `keys`. Raises CheckFailed if it is no `kind`.
 
-    path: what was asked, for people. kind: a type. missing: what stands for a part that is not there, or null.
+    path: what was requested, for people. kind: a type. missing: replaces a part that is not there, or null.
     """
     part = answer
     try:
@@ -61,7 +62,7 @@ def part_of(answer, path, kind, *keys, missing=None):
     part = missing if part is None else part
     if not isinstance(part, kind) or isinstance(part, bool):
         where = ".".join(map(str, keys))
-        raise Wrong("%s answered %.200s; expected %s: %s" % (path, json.dumps(answer), where, kind.__name__))
+        raise CheckFailed("%s answered %.200s; expected %s: %s" % (path, json.dumps(answer), where, kind.__name__))
     return part
 
 
@@ -74,15 +75,15 @@ class Api(object):
     """
 
     def __init__(self, host, port, key_file, timeout, headers=()):
-        """Raise Wrong for a file without a key."""
+        """Raise CheckFailed for a file without a key."""
         self.base, self.timeout, self.headers = base_url(host, port), timeout, dict(headers)
         try:
             self.key = read_key(key_file) if key_file else None
         except KeyFileError as error:
-            raise Wrong("the key file %s: %s" % (key_file, error))
+            raise CheckFailed("the key file %s: %s" % (key_file, error))
 
     def open(self, path, body, with_key=True):
-        """The open answer to one request. Raises Wrong."""
+        """The open answer to one request. Raises CheckFailed."""
         headers = dict(self.headers, **{"Content-Type": "application/json"})
         if self.key and with_key:
             headers["Authorization"] = "Bearer " + self.key
@@ -94,37 +95,37 @@ class Api(object):
                 text = error.read().decode("utf-8", "replace")[:500]
             except UNANSWERED as fault:
                 text = reason_of(fault)
-            wrong = Wrong("%s answered %d: %s" % (path, error.code, text))
-            wrong.status = error.code
-            raise wrong
+            failed = CheckFailed("%s answered %d: %s" % (path, error.code, text))
+            failed.status = error.code
+            raise failed
         except UNANSWERED as error:
-            raise Wrong("%s: %s" % (path, reason_of(error)))
+            raise CheckFailed("%s: %s" % (path, reason_of(error)))
         except ValueError:  # its text would show the key
-            raise Wrong("%s: an address or a key that a request cannot have" % path)
+            raise CheckFailed("%s: an address or a key that a request cannot have" % path)
 
-    def check_key_is_asked_for(self):
-        """Raise Wrong if the server has a key and answers without it."""
+    def check_key_is_required(self):
+        """Raise CheckFailed if the server has a key and answers without it."""
         path = "/v1/models"
         if not self.key:
             return
         try:
             self.open(path, None, with_key=False).close()
-        except Wrong as wrong:
-            if wrong.status in (401, 403):
+        except CheckFailed as error:
+            if error.status in (401, 403):
                 return
             raise
-        raise Wrong("%s answered without the key: systemd took none from the key file" % path)
+        raise CheckFailed("%s answered without the key: systemd took none from the key file" % path)
 
     def ask(self, path, body=None):
-        """The answer to one request, decoded. Raises Wrong."""
+        """The answer to one request, decoded. Raises CheckFailed."""
         answer = self.open(path, body)
         try:
             return json.loads(answer.read().decode("utf-8"))
         except UNANSWERED + (ValueError,) as error:
-            raise Wrong("%s: %s" % (path, reason_of(error)))
+            raise CheckFailed("%s: %s" % (path, reason_of(error)))
 
     def stream(self, path, body):
-        """The parts of a streamed answer as (seconds since the request, decoded part). Raises Wrong without its end."""
+        """Parts of a streamed answer: (seconds since the request, decoded part). Raises CheckFailed without its end."""
         started = time.time()
         answer = self.open(path, dict(body, stream=True))
         try:
@@ -136,15 +137,15 @@ class Api(object):
                     return
                 yield time.time() - started, json.loads(value)
         except UNANSWERED + (ValueError,) as error:
-            raise Wrong("%s: %s" % (path, reason_of(error)))
-        raise Wrong("%s: the stream ended without [DONE]" % path)
+            raise CheckFailed("%s: %s" % (path, reason_of(error)))
+        raise CheckFailed("%s: the stream ended without [DONE]" % path)
 
     def version(self):
-        """The version of its vLLM. Raises Wrong."""
+        """The version of its vLLM. Raises CheckFailed."""
         return part_of(self.ask("/version"), "/version", str, "version")
 
     def model(self):
-        """(name of the first model, longest prompt and answer together in tokens). Raises Wrong."""
+        """(name of the first model, longest prompt and answer together in tokens). Raises CheckFailed."""
         path = "/v1/models"
         answer = self.ask(path)
         # 0 if the server does not report it.
@@ -152,7 +153,7 @@ class Api(object):
         return part_of(answer, path, str, "data", 0, "id"), longest or None
 
     def complete(self, model, prompt, tokens):
-        """The greedy answer to `prompt`, `tokens` long: (text, tokens, their log-probabilities). Raises Wrong."""
+        """The greedy answer to `prompt`, `tokens` long: (text, tokens, their log-probabilities). Raises CheckFailed."""
         path = "/v1/completions"
         answer = self.ask(path, greedy(model, prompt, tokens))
         part_of(answer, path, dict, "choices", 0)
@@ -170,13 +171,13 @@ def greedy(model, prompt, tokens):
     }
 
 
-def look_at(text, probabilities, tokens):
-    """Raise Wrong for an answer that no working model gives.
+def check_answer(text, probabilities, tokens):
+    """Raise CheckFailed for an answer that no working model gives.
 
     probabilities: natural logarithms, one for each of its `tokens` tokens.
     """
     if len(probabilities) != tokens:
-        raise Wrong("%d tokens instead of %d: %r" % (len(probabilities), tokens, text))
+        raise CheckFailed("%d tokens instead of %d: %r" % (len(probabilities), tokens, text))
     # Comparisons with NaN are always false.
     if not all(isinstance(value, (int, float)) and -1e4 < value <= 1e-3 for value in probabilities):
-        raise Wrong("log-probabilities that no model has: %s" % probabilities[:20])
+        raise CheckFailed("log-probabilities that no model has: %s" % probabilities[:20])

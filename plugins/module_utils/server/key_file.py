@@ -1,11 +1,13 @@
 """The file that holds the key of a server, as systemd reads it (EnvironmentFile= in systemd.exec(5)).
 
-Self-contained, so that the serving environment can have a copy of it. No message shows what a file holds.
+No message shows what a file holds.
 """
 
 import os
 import re
 import stat
+
+from ..errors import KeplerError
 
 NAME = "VLLM_API_KEY"
 # Far more than a key needs.
@@ -28,12 +30,11 @@ ESCAPE = re.compile(r"\\(.|\Z)", re.DOTALL)
 AMBIGUOUS = "a backslash in quotes or at the end of a comment, which systemd's versions read differently"
 
 
-class KeyFileError(Exception):
-    """A file from which a server gets no key, or that others can read. `found` is for people."""
+class KeyFileError(KeplerError):
+    """A file from which a server gets no key, or that others can read."""
 
     def __init__(self, found):
-        super(KeyFileError, self).__init__("found %s; expected %s" % (found, EXPECTED))
-        self.found = found
+        super(KeyFileError, self).__init__(found, EXPECTED)
 
 
 def assignments(text):

@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 
+import xid  # the role installs it beside this program
+
 # Everything that is ever written: name -> (type, help).
 METRICS = {
     "kepler_xid_total": ("counter", "Xid events in the kernel log since the machine started."),
@@ -32,7 +34,6 @@ METRICS = {
     "kepler_host_metrics_unreadable": ("gauge", "How many sources of this file could not be read."),
     "kepler_host_metrics_timestamp_seconds": ("gauge", "When this file was written."),
 }
-XID = re.compile(r"^(\d+)(?:\.\d+)? .*NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d+)")
 UNITS = ["vllm@*.service", "kepler-balancer.service"]
 MODULE = "/sys/module/nvidia/version"
 LIBRARY = "/usr/lib64/libcuda.so.1"
@@ -55,19 +56,11 @@ def text_of(path):
 
 
 def xids(journal):
-    """Samples of Xid events in kernel lines with the time in seconds in front."""
-    found = {}
-    for line in journal.splitlines():
-        match = XID.match(line)
-        if match:
-            moment, address, number = match.groups()
-            event = found.setdefault((address, number), [0, 0])
-            event[0] += 1
-            event[1] = max(event[1], int(moment))
-    for (address, number), (count, last) in sorted(found.items()):
-        labels = {"pci": address, "xid": number}
-        yield "kepler_xid_total", labels, count
-        yield "kepler_xid_last_timestamp_seconds", labels, last
+    """Samples of Xids in kernel lines with the time in seconds in front."""
+    for event in xid.xids(journal):
+        labels = {"pci": event["address"], "xid": str(event["xid"])}
+        yield "kepler_xid_total", labels, event["count"]
+        yield "kepler_xid_last_timestamp_seconds", labels, int(float(event["last"]))
 
 
 def units(shown):

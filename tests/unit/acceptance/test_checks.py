@@ -6,6 +6,7 @@ from pathlib import Path
 
 import fake_server
 import pytest
+from ansible_collections.kepler.vllm.plugins.module_utils.gpu import smi
 from ansible_collections.kepler.vllm.plugins.module_utils.server import acceptance, api
 from ansible_collections.kepler.vllm.plugins.module_utils.server.versions import v0_9_2
 from fake_server import Server, tokens
@@ -31,7 +32,7 @@ def check(server):
     """Function that makes a check against the server: (what was found, figures)."""
 
     def run(name, **options):
-        asked = acceptance.Asked(api.Api("127.0.0.1", server.port, None, 10), {**OPTIONS, **options})
+        asked = acceptance.CheckContext(api.Api("127.0.0.1", server.port, None, 10), {**OPTIONS, **options})
         return acceptance.CHECKS[name](asked)
 
     return run
@@ -102,19 +103,19 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_wrong_is_found(check, server, what):
     name, server.answer, said = WRONG[what]
-    with pytest.raises(api.Wrong, match=said):
+    with pytest.raises(api.CheckFailed, match=said):
         check(name)
 
 
 def test_a_stream_that_comes_in_one_piece(check, monkeypatch):
     monkeypatch.setattr(fake_server, "tokens", lambda prompt, count: ["".join(tokens(prompt, count))])
-    with pytest.raises(api.Wrong, match="held back"):
+    with pytest.raises(api.CheckFailed, match="held back"):
         check("chat_stream")
 
 
 def test_a_stream_without_its_end(check, server):
     server.end_of_stream = None
-    with pytest.raises(api.Wrong, match=r"ended without \[DONE\]"):
+    with pytest.raises(api.CheckFailed, match=r"ended without \[DONE\]"):
         check("load")
 
 
@@ -148,7 +149,7 @@ def test_answers_of_one_another_under_load_are_found(check, server, monkeypatch)
             gate.wait()
 
     server.answer = two_at_once
-    with pytest.raises(api.Wrong, match="are not those given alone"):
+    with pytest.raises(api.CheckFailed, match="are not those given alone"):
         check("load", concurrency=2)
 
 
@@ -166,7 +167,7 @@ def test_few_ties_pass_under_load_and_more_do_not(check, monkeypatch, others, pa
     if passes:
         assert check("load", requests=40)[1]["differ"] == others
         return
-    with pytest.raises(api.Wrong, match="3 of 40 answers are not those given alone"):
+    with pytest.raises(api.CheckFailed, match="3 of 40 answers are not those given alone"):
         check("load", requests=40)
 
 
@@ -176,25 +177,25 @@ def test_recorded_answers(check):
     assert [answer["prompt"] for answer in recorded] == ["one", "two"]
     check("golden", golden=recorded)
     recorded[1]["text"] += "!"
-    with pytest.raises(api.Wrong, match="recorded was"):
+    with pytest.raises(api.CheckFailed, match="recorded was"):
         check("golden", golden=recorded)
 
 
 def test_nothing_recorded_is_skipped(check):
-    with pytest.raises(acceptance.Skipped, match="acceptance_record"):
+    with pytest.raises(acceptance.CheckSkipped, match="acceptance_record"):
         check("golden")
 
 
 @pytest.mark.parametrize("name", ["chat", "chat_stream"])
 def test_a_model_without_a_chat_template_is_skipped(check, server, name):
     server.answer = lambda path, body: (400, {"message": "no chat template is defined"})
-    with pytest.raises(acceptance.Skipped, match="no chat template"):
+    with pytest.raises(acceptance.CheckSkipped, match="no chat template"):
         check(name)
 
 
 def test_a_server_that_is_not_there():
-    with pytest.raises(api.Wrong, match="v1/models"):
-        acceptance.Asked(api.Api("127.0.0.1", 9, None, 5), OPTIONS)
+    with pytest.raises(api.CheckFailed, match="v1/models"):
+        acceptance.CheckContext(api.Api("127.0.0.1", 9, None, 5), OPTIONS)
 
 
 LISTED = "0, 00000000:05:00.0\n1, 00000000:06:00.0\n"
@@ -203,8 +204,8 @@ UNITS = {10: "vllm@main.service", 11: "vllm@main.service", 12: "vllm@other.servi
 
 def judged(*apps, dies=(0, 1)):
     lines = "".join(f"{pid}, 00000000:0{5 + die}:00.0, {memory}\n" for die, pid, memory in apps)
-    used = acceptance.dies_in_use(LISTED, lines)
-    return acceptance.judge_memory(used, list(dies), "vllm@main.service", UNITS.get)
+    used = smi.processes(LISTED, lines)
+    return acceptance.check_memory(used, list(dies), "vllm@main.service", UNITS.get)
 
 
 def test_memory_of_each_die():
@@ -214,12 +215,12 @@ def test_memory_of_each_die():
 
 
 def test_a_rank_that_is_missing():
-    with pytest.raises(api.Wrong, match=r"no process of vllm@main\.service on GPU 1"):
+    with pytest.raises(api.CheckFailed, match=r"no process of vllm@main\.service on GPU 1"):
         judged((0, 10, 9000), (1, 13, 9000))
 
 
 def test_a_foreign_process():
-    with pytest.raises(api.Wrong, match="process 13 on GPU 1"):
+    with pytest.raises(api.CheckFailed, match="process 13 on GPU 1"):
         judged((0, 10, 9000), (1, 11, 9000), (1, 13, 200))
 
 
@@ -241,17 +242,17 @@ HALF_LOG = "dtype: half: weights and KV cache are stored as float16, activations
 
 
 def test_a_log_as_it_should_be():
-    acceptance.judge_log(GOOD_LOG, v0_9_2, "float32")
-    acceptance.judge_log(GOOD_LOG + HALF_LOG, v0_9_2, "half")
+    acceptance.check_log(GOOD_LOG, v0_9_2, "float32")
+    acceptance.check_log(GOOD_LOG + HALF_LOG, v0_9_2, "half")
 
 
 def test_a_log_of_cuda_graphs():
     """They are there where they were asked for, and nowhere else."""
-    acceptance.judge_log(GRAPHS_LOG, v0_9_2, "float32", cuda_graphs=True)
-    with pytest.raises(api.Wrong, match="no line with: enforce_eager=True"):
-        acceptance.judge_log(GRAPHS_LOG, v0_9_2, "float32")
-    with pytest.raises(api.Wrong, match="no line with: enforce_eager=False, CUDA graphs: captured"):
-        acceptance.judge_log(GOOD_LOG, v0_9_2, "float32", cuda_graphs=True)
+    acceptance.check_log(GRAPHS_LOG, v0_9_2, "float32", cuda_graphs=True)
+    with pytest.raises(api.CheckFailed, match="no line with: enforce_eager=True"):
+        acceptance.check_log(GRAPHS_LOG, v0_9_2, "float32")
+    with pytest.raises(api.CheckFailed, match="no line with: enforce_eager=False, CUDA graphs: captured"):
+        acceptance.check_log(GOOD_LOG, v0_9_2, "float32", cuda_graphs=True)
 
 
 @pytest.mark.parametrize(("device", "line"), [("kepler", "enforce_eager=False"), ("cpu", "enforce_eager=True")])
@@ -267,13 +268,13 @@ def test_log_of_a_vllm_without_a_table(check, server, monkeypatch, version):
     monkeypatch.setattr(acceptance, "output_of", lambda *_: "InvocationID=7")
     server.version = version
     said = f"found version {version}; expected 0.9.2" if version else "expected version: str"
-    with pytest.raises(api.Wrong, match=re.escape(said)):
+    with pytest.raises(api.CheckFailed, match=re.escape(said)):
         check("log")
 
 
 def test_weights_that_are_not_stored_as_asked():
-    with pytest.raises(api.Wrong, match="no line with: dtype: half"):
-        acceptance.judge_log(GOOD_LOG, v0_9_2, "half")
+    with pytest.raises(api.CheckFailed, match="no line with: dtype: half"):
+        acceptance.check_log(GOOD_LOG, v0_9_2, "half")
 
 
 @pytest.mark.parametrize(
@@ -287,5 +288,5 @@ def test_weights_that_are_not_stored_as_asked():
     ],
 )
 def test_a_log_that_is_another(text, said):
-    with pytest.raises(api.Wrong, match=said):
-        acceptance.judge_log(text, v0_9_2, "float32")
+    with pytest.raises(api.CheckFailed, match=said):
+        acceptance.check_log(text, v0_9_2, "float32")

@@ -1,4 +1,4 @@
-"""An nvidia-smi that fails, says nothing or never answers."""
+"""nvidia-smi: one that fails or never answers, and what its answers say."""
 
 import pytest
 from module_utils.gpu import smi
@@ -40,3 +40,44 @@ def test_a_program_that_is_missing(tmp_path):
 
 def test_query_asks_for_bare_values(program):
     assert smi.query(program('echo "$@"'), ("a", "b")) == (True, "--query-gpu=a,b --format=csv,noheader,nounits")
+
+
+def test_ecc_counts():
+    table = "00000000:05:00.0, Enabled, 0, 12\n00000000:06:00.0, Enabled, [N/A], [N/A]\n"
+    assert smi.ecc(table) == [
+        {"address": "00000000:05:00.0", "mode": "Enabled", "volatile": 0, "aggregate": 12},
+        {"address": "00000000:06:00.0", "mode": "Enabled", "volatile": None, "aggregate": None},
+    ]
+
+
+@pytest.mark.parametrize("text", ["", None, "\n"])
+def test_no_ecc_counts(text):
+    assert smi.ecc(text) == []
+
+
+# Answers of nvidia-smi that are not well, and the address that each names.
+UNWELL = [
+    ("Unable to determine the device handle for GPU 0000:05:00.0: GPU is lost.  Reboot the system to recover this GPU",
+     "0000:05:00.0"),
+    ("00000000:05:00.0, [GPU is lost], [GPU is lost], [GPU is lost]", "00000000:05:00.0"),
+    ("00000000:05:00.0, Enabled, [Unknown Error], [Unknown Error]", "00000000:05:00.0"),
+    ("00000000:05:00.0, ERR!, ERR!, ERR!", "00000000:05:00.0"),
+    ("00000000:05:00.0, [GPU requires reset], [N/A], [N/A]", "00000000:05:00.0"),
+    ("00000000:05:00.0, Enabled, 0, -1", "00000000:05:00.0"),
+    ("Failed to initialize NVML: Driver/library version mismatch", None),
+    ("Failed to initialize NVML: Unknown Error", None),
+    ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", None),
+    ("No devices were found", None),
+    ("WARNING: infoROM is corrupted at gpu 0000:05:00.0", "0000:05:00.0"),
+]
+WELL = "00000000:06:00.0, Enabled, 0, 0"
+
+
+@pytest.mark.parametrize(("line", "address"), UNWELL)
+def test_answer_that_is_not_well_is_kept(line, address):
+    faults = [die for die in smi.ecc(WELL + "\n" + line + "\n") if "fault" in die]
+    assert faults == [{"address": address, "fault": line}]
+
+
+def test_die_without_ecc_is_well():
+    assert [die["mode"] for die in smi.ecc("00000000:05:00.0, [N/A], [N/A], [N/A]\n")] == ["[N/A]"]

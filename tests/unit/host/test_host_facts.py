@@ -155,3 +155,18 @@ def test_a_mount_that_runs_nothing(tmp_path):
     assert facts.executability("/proc/sys") == {"path": "/proc/sys", "mount": "/proc", "noexec": True} or not (
         os.statvfs("/proc").f_flag & os.ST_NOEXEC
     )
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [
+        ("/var/lib/dkms/mok.pub is already enrolled\n", "enrolled"),
+        ("/var/lib/dkms/mok.pub is already in the enrollment request\n", "pending"),
+        ("/var/lib/dkms/mok.pub is not enrolled\n", "absent"),
+        ("EFI variables are not supported on this system\n", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_enrollment(answer, state):
+    assert facts.enrollment(answer) == state

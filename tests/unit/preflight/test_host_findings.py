@@ -368,8 +368,8 @@ def test_an_iommu_that_translates(kind, iommu, translated):
 def test_xids_of_earlier_boots():
     event = {"address": "0000:06:00", "xid": 79, "count": 3, "last": "2024-03-05T11:30:00+0000", "text": "fallen"}
     found = only(judge(host(xids=[event])), "warning")
-    assert "Xid 79 (a die that fell off the bus: mostly power or heat) of 0000:06:00, 3 times" in found["found"]
-    assert "Xid 999 of" in only(judge(host(xids=[{**event, "xid": 999}])), "warning")["found"]
+    assert "Xid 79 (the GPU has fallen off the bus, mostly power or heat) of 0000:06:00, 3 times" in found["found"]
+    assert "Xid 999 (see NVIDIA" in only(judge(host(xids=[{**event, "xid": 999}])), "warning")["found"]
 
 
 @pytest.mark.parametrize(

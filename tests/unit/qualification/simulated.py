@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from ansible_collections.kepler.vllm.plugins.module_utils.gpu import qualification, qualification_run
+from ansible_collections.kepler.vllm.plugins.module_utils.gpu import qualification, qualification_run, smi
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -120,7 +120,7 @@ class Box:
 
     def becomes(self, index, **values):
         """An act of a rank: nvidia-smi answers otherwise from now on. Names are those of a sample."""
-        fields = {name: field for field, name in qualification.FIELDS}
+        fields = {name: field for field, name in smi.FIELDS}
         state = json.loads(json.dumps(self.state))
         state["dies"][index].update({fields.get(name, name): value for name, value in values.items()})
         return ["state", str(self.directory / "state.json"), state]
@@ -130,7 +130,8 @@ class Box:
         return ["append", str(self.kmsg), f"4,2,2,-;{text}\n"]
 
     def host(self, device="kepler"):
-        dies = qualification.dies_of(LISTING, device, PROFILE["gpu"]["products"])
+        products = None if device == "verify" else PROFILE["gpu"]["products"]
+        dies = smi.gpus_of(LISTING, products)
         return {"kernel": "4.18", "driver": "470.1", "generation": "3", "device": device, "dies": dies}
 
     def options(self, **others):

@@ -4,11 +4,11 @@ import copy
 import json
 
 import pytest
-from ansible_collections.kepler.vllm.plugins.module_utils.gpu import qualification
+from ansible_collections.kepler.vllm.plugins.module_utils.gpu import pci, qualification, smi, xid
 from simulated import LISTING, PROFILE
 
-DIES = qualification.dies_of(LISTING, "kepler", PROFILE["gpu"]["products"])
-NUMBERS = {qualification.bus_of(die["bus"]): die["index"] for die in DIES}
+DIES = smi.gpus_of(LISTING, PROFILE["gpu"]["products"])
+NUMBERS = {pci.bus_of(die["bus"]): die["index"] for die in DIES}
 FINE = {
     "temperature": 60, "power": 120.5, "clock": 614, "throttle": 4, "uncorrected": 0, "corrected": 0, "gen": 3,
     "width": 16, "replays": 0,
@@ -27,7 +27,7 @@ def samples(count=20, **of_die_1):
 
 
 def judged(readings):
-    return qualification.judge(readings, DIES, PROFILE)
+    return qualification.sample_findings(readings, DIES, PROFILE)
 
 
 def only(findings, severity, where):
@@ -89,25 +89,30 @@ def test_values_that_a_die_does_not_tell():
     assert judged(samples(**nothing)) == []
 
 
+def xids(*lines):
+    return [found for found in map(xid.xid_of, lines) if found]
+
+
 XID_79 = "4,2,2,-;NVRM: Xid (PCI:0000:06:00): 79, pid=1234, GPU has fallen off the bus."
 
 
 def test_xids():
     readings = samples()
-    readings[5]["xids"] = readings[6]["xids"] = qualification.read_xids([XID_79, "NVRM: loading", "usb 1-1: reset"])
+    readings[5]["xids"] = readings[6]["xids"] = xids(XID_79, "NVRM: loading", "usb 1-1: reset")
     found = only(judged(readings), "error", "GPU 1")
-    assert found == "Xid 79 (the GPU has fallen off the bus): pid=1234, GPU has fallen off the bus."
+    meaning = "the GPU has fallen off the bus, mostly power or heat"
+    assert found == f"Xid 79 ({meaning}): pid=1234, GPU has fallen off the bus."
     readings = samples()
-    readings[5]["xids"] = qualification.read_xids(["NVRM: Xid (PCI:0000:06:00): 45, Ch 00000010"])
+    readings[5]["xids"] = xids("NVRM: Xid (PCI:0000:06:00): 45, Ch 00000010")
     assert "Xid 45" in only(judged(readings), "warning", "GPU 1")
-    readings[5]["xids"] = qualification.read_xids(["NVRM: Xid (0000:42:00): 999"])
+    readings[5]["xids"] = xids("NVRM: Xid (0000:42:00): 999")
     assert "Xid 999 (see NVIDIA's list" in only(judged(readings), "error", "board at 0000:42:00")
 
 
-@pytest.mark.parametrize("number", sorted(qualification.XIDS))
+@pytest.mark.parametrize("number", sorted(xid.MEANINGS))
 def test_every_xid_but_that_of_an_ended_process_is_an_error(number):
     readings = samples()
-    readings[5]["xids"] = qualification.read_xids([f"NVRM: Xid (PCI:0000:06:00): {number}, Ch 00000010"])
+    readings[5]["xids"] = xids(f"NVRM: Xid (PCI:0000:06:00): {number}, Ch 00000010")
     assert f"Xid {number}" in only(judged(readings), "warning" if number == 45 else "error", "GPU 1")
 
 
@@ -121,14 +126,14 @@ def test_dies_that_are_gone():
 
 
 def test_reading_nvidia_smi():
-    fields = [field for field, _ in qualification.FIELDS]
+    fields = [field for field, _ in smi.FIELDS]
     line = "{}, 00000000:{}:00.0, 71, 139.20, 562, 0x0000000000000044, 0, [N/A], 3, 16"
     text = "\n".join([
         # Die 1 has fallen off: nvidia-smi counts anew.
         line.format(0, "05"), line.format(1, "42"), line.format(2, "85"),
         line.format(3, "86").replace("71", "[GPU is lost]"), "Unable to determine the device handle",
     ])
-    read = qualification.read_smi(text, fields, NUMBERS)
+    read = smi.readings(text, fields, NUMBERS)
     assert sorted(read) == ["0", "3"]
     assert read["3"] == {
         "temperature": 71, "power": 139.2, "clock": 562, "throttle": 0x44, "uncorrected": 0, "corrected": None,
@@ -141,17 +146,17 @@ def test_reading_nvidia_smi():
     [("26.51 W", 26.51), ("38", 38), ("0x00000041", 0x41), ("[N/A]", None), ("", None), ("ERR!", None)],
 )
 def test_numbers(text, value):
-    assert qualification.number_in(text) == value
+    assert smi.number_in(text) == value
 
 
 @pytest.mark.parametrize("text", ["00000000:05:00.0", "0000:05:00", "05:00.0"])
 def test_addresses(text):
-    assert qualification.bus_of(text) == (0, 5, 0)
-    assert qualification.bus_of("no address") is None
+    assert pci.bus_of(text) == (0, 5, 0)
+    assert pci.bus_of("no address") is None
 
 
 def plan(listing, device="kepler"):
-    dies = qualification.dies_of(listing, device, PROFILE["gpu"]["products"])
+    dies = smi.gpus_of(listing, None if device == "verify" else PROFILE["gpu"]["products"])
     return [stage["dies"] for stage in qualification.stages(dies, device, PROFILE)]
 
 
@@ -206,9 +211,9 @@ def stamped(result="passed", passed=4):
 
 
 def test_a_stamp_holds_for_its_host():
-    assert qualification.reasons_against(stamped(), HOST) == []
-    assert qualification.reasons_against(stamped("failed", 2), HOST) == []
-    assert qualification.reasons_against(stamped(), dict(HOST, generation="4")) == []
+    assert qualification.stale_reasons(stamped(), HOST) == []
+    assert qualification.stale_reasons(stamped("failed", 2), HOST) == []
+    assert qualification.stale_reasons(stamped(), dict(HOST, generation="4")) == []
     assert json.loads(json.dumps(stamped())) == stamped()
 
 
@@ -246,22 +251,22 @@ REASONS = {
 @pytest.mark.parametrize("what", sorted(REASONS))
 def test_a_stamp_of_another_host_does_not_hold(what):
     host, reasons = REASONS[what]
-    assert qualification.reasons_against(stamped(), host) == reasons
+    assert qualification.stale_reasons(stamped(), host) == reasons
 
 
 @pytest.mark.parametrize("stamp", [None, [], {}, {"schema": 0}], ids=repr)
 def test_what_is_no_stamp(stamp):
-    assert qualification.reasons_against(stamp, HOST) == ["this host was never qualified"]
+    assert qualification.stale_reasons(stamp, HOST) == ["this host was never qualified"]
 
 
 def test_skipping():
     skipped = stamped("skipped", 0)
-    assert qualification.reasons_against(skipped, HOST, skip=True) == []
-    assert qualification.reasons_against(skipped, HOST) == ["qualification: it was skipped before"]
-    assert qualification.reasons_against(stamped(), HOST, skip=True) == ["qualification: to be skipped"]
+    assert qualification.stale_reasons(skipped, HOST, skip=True) == []
+    assert qualification.stale_reasons(skipped, HOST) == ["qualification: it was skipped before"]
+    assert qualification.stale_reasons(stamped(), HOST, skip=True) == ["qualification: to be skipped"]
 
 
 def test_half_a_line_and_zeros_are_no_records():
     text = json.dumps(BEGIN) + "\n[1]\n3\n" + "\0" * 100 + '\n{"event": "step", "st'
     assert qualification.read_trace(text) == [BEGIN]
-    assert qualification.account(qualification.read_trace('{"event"'))["ended"], "nothing was begun"
+    assert qualification.summarize(qualification.read_trace('{"event"'))["ended"], "nothing was begun"

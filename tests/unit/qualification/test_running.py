@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+from ansible_collections.kepler.vllm.plugins.module_utils import findings
 from ansible_collections.kepler.vllm.plugins.module_utils.gpu import qualification, qualification_run, smi
 
 
 def errors(stamp):
-    return [(item["variable"], item["found"]) for item in qualification.errors(stamp["findings"])]
+    return [(item["variable"], item["found"]) for item in findings.errors(stamp["findings"])]
 
 
 def read_command(process):
@@ -167,7 +168,7 @@ def test_a_rank_that_fails_or_falls_silent(box):
 def test_an_nvidia_smi_that_hangs(box, monkeypatch):
     """With a driver that hangs it does so for ever."""
     real = smi.smi
-    monkeypatch.setattr(smi, "smi", lambda command, arguments, timeout: real(command, arguments, 0.5))
+    monkeypatch.setattr(smi, "smi", lambda command, arguments, _timeout=None: real(command, arguments, 0.5))
     state = json.loads(json.dumps(box.state))
     state["sleep"] = 60
     box.behave({"load 0": [["state", str(box.directory / "state.json"), state], ["sleep", 30]]})
@@ -190,14 +191,14 @@ def test_a_halt_at_every_line(box):
     ended = 0
     for count in range(len(whole)):
         lines = [json.dumps(record) for record in whole[:count]] + [json.dumps(whole[count])[:20]]
-        told = qualification.account(qualification.read_trace("\n".join(lines)))
+        told = qualification.summarize(qualification.read_trace("\n".join(lines)))
         if not count:
             assert told["ended"], "nothing was begun"
             continue
         assert not told["ended"]
         last = whole[count - 1]
         ended += last["event"] == "stage end"
-        passed, fault = qualification.halted(told)
+        passed, fault = qualification.interrupted(told)
         blamed = min(ended, 2)
         assert passed == [0, 1, 2][blamed]
         assert f"the machine stopped in stage {blamed + 1} of 3" in fault["found"]
@@ -209,7 +210,7 @@ def test_a_halt_at_every_line(box):
         assert last_words in fault["found"]
         assert "qualification_retry: true" in fault["next_step"]
     assert ended == 3
-    assert qualification.account(whole)["ended"]
+    assert qualification.summarize(whole)["ended"]
 
 
 def test_progress(box):

@@ -34,18 +34,18 @@ BROKEN = {
 @pytest.mark.parametrize("what", sorted(BROKEN))
 def test_an_answer_that_is_none(what):
     answer, said = BROKEN[what]
-    with answering(answer) as port, pytest.raises(api.Wrong, match="^/v1/models.*" + said):
+    with answering(answer) as port, pytest.raises(api.CheckFailed, match="^/v1/models.*" + said):
         api.Api("127.0.0.1", port, None, 10).model()
 
 
 def test_a_stream_that_breaks_off():
     half = b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n40\r\ndata: 1\n\n"
-    with answering(half) as port, pytest.raises(api.Wrong, match="^/v1/completions: IncompleteRead"):
+    with answering(half) as port, pytest.raises(api.CheckFailed, match="^/v1/completions: IncompleteRead"):
         list(api.Api("127.0.0.1", port, None, 10).stream("/v1/completions", {}))
 
 
 def test_an_address_that_is_none():
-    with pytest.raises(api.Wrong, match="^/v1/models: InvalidURL"):
+    with pytest.raises(api.CheckFailed, match="^/v1/models: InvalidURL"):
         api.Api("a b", 1, None, 10).model()
 
 
@@ -53,7 +53,7 @@ def test_a_key_that_no_request_can_have_is_not_shown(tmp_path):
     key = tmp_path / "key"
     for odd in ("\N{EURO SIGN}".encode(), b"\xff"):
         key.write_bytes(b"VLLM_API_KEY=secret" + odd)
-        with pytest.raises(api.Wrong, match="the key file .* found .*; expected") as caught:
+        with pytest.raises(api.CheckFailed, match="the key file .* found .*; expected") as caught:
             api.Api("127.0.0.1", 1, str(key), 10).model()
         assert "secret" not in str(caught.value)
 
@@ -64,7 +64,7 @@ def test_a_key_that_no_request_can_have_is_not_shown(tmp_path):
 ])  # fmt: skip
 def test_a_list_of_models_that_is_none(document):
     said = "^/v1/models answered .*; expected data.0"
-    with answering(spoken(document)) as port, pytest.raises(api.Wrong, match=said):
+    with answering(spoken(document)) as port, pytest.raises(api.CheckFailed, match=said):
         api.Api("127.0.0.1", port, None, 10).model()
 
 
@@ -79,7 +79,8 @@ def test_a_server_that_does_not_say_how_much_it_takes():
     {"choices": [{"text": "a", "logprobs": {"tokens": 7}}]},
 ])  # fmt: skip
 def test_a_completion_that_is_none(document):
-    with answering(spoken(document)) as port, pytest.raises(api.Wrong, match="^/v1/completions answered .*; expected "):
+    expected = "^/v1/completions answered .*; expected "
+    with answering(spoken(document)) as port, pytest.raises(api.CheckFailed, match=expected):
         api.Api("127.0.0.1", port, None, 10).complete("m", "p", 3)
 
 
@@ -87,8 +88,8 @@ def test_a_completion_that_is_none(document):
     ["a"], [{}], [[]], [None], [float("nan")], [float("-inf")], [float("inf")], [-1e5], [0.5],
 ])
 def test_probabilities_that_are_no_numbers(values):
-    with pytest.raises(api.Wrong, match="no model has"):
-        api.look_at("a", values, 1)
+    with pytest.raises(api.CheckFailed, match="no model has"):
+        api.check_answer("a", values, 1)
 
 
 STREAMED = 'data: {"choices": %s}\n\ndata: [DONE]\n\n'
@@ -113,8 +114,8 @@ def test_checks_of_a_server_that_answers_something_else(name, number):
     """Each says what is wrong, and none ends with another error."""
     answers = ODD[name] if name == "chat_stream" else [ODD[name][number]]
     with answering(MODELS, *answers) as port:
-        asked = acceptance.Asked(api.Api("127.0.0.1", port, None, 10), OPTIONS)
-        with pytest.raises(api.Wrong):
+        asked = acceptance.CheckContext(api.Api("127.0.0.1", port, None, 10), OPTIONS)
+        with pytest.raises(api.CheckFailed):
             acceptance.CHECKS[name](asked)
 
 
@@ -129,12 +130,12 @@ def key_file(tmp_path):
     [(MODELS, "answered without the key"), (http("busy", status=503), "answered 503"), (b"", "closed connection")],
 )
 def test_server_that_does_not_ask_for_its_key_is_wrong(tmp_path, answer, wrong):
-    with answering(answer) as port, pytest.raises(api.Wrong, match="^/v1/models.*" + wrong):
-        api.Api("127.0.0.1", port, key_file(tmp_path), 10).check_key_is_asked_for()
+    with answering(answer) as port, pytest.raises(api.CheckFailed, match="^/v1/models.*" + wrong):
+        api.Api("127.0.0.1", port, key_file(tmp_path), 10).check_key_is_required()
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_server_that_asks_for_its_key_is_right(tmp_path, status):
     with answering(http("{}", status=status)) as port:
-        api.Api("127.0.0.1", port, key_file(tmp_path), 10).check_key_is_asked_for()
-    api.Api("127.0.0.1", port, None, 10).check_key_is_asked_for()
+        api.Api("127.0.0.1", port, key_file(tmp_path), 10).check_key_is_required()
+    api.Api("127.0.0.1", port, None, 10).check_key_is_required()

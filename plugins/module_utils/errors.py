@@ -1,0 +1,18 @@
+"""The errors of host code and of the plugins above it, one tree. Each is one message for the operator.
+
+KeplerError
+    StoreError          module_utils/store: a recipe, a source, an output, the disk
+    KeyFileError        module_utils/server: a file that gives a server no key, or that others can read
+    CheckFailed         module_utils/server: a server that does not answer as it must
+    BundleError         plugin_utils/bundle: a file that is no bundle for these hosts
+    CapacityError       plugin_utils/model_families: a model that the planner cannot read
+        UnknownModelError
+"""
+
+
+class KeplerError(Exception):
+    """What was found, what is expected, what to do next. `found` and `expected` are kept where they are separate."""
+
+    def __init__(self, found, expected=None):
+        super(KeplerError, self).__init__("found %s; expected %s" % (found, expected) if expected else found)
+        self.found = found
