@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError
+from ansible_collections.kepler.vllm.plugins.module_utils.errors import KeplerError
 from ansible_collections.kepler.vllm.plugins.module_utils.store.fetch import fetch_sources
 from ansible_collections.kepler.vllm.plugins.plugin_utils import bundle
 from ansible_collections.kepler.vllm.plugins.plugin_utils.pip_index import pip_indexes
@@ -40,7 +40,7 @@ class ActionModule(ActionBase):
             fetch_sources(given["sources"], given["cache"], given["artifacts"], pip_indexes(), progress.show, "file")
             files = [Path(given["cache"], source["file"]) for source in given["sources"]]
             bundle.make(dest, identity, rpms, files, requirements, progress.show)
-        except (StoreError, bundle.BundleError) as error:
+        except KeplerError as error:
             return {**result, "failed": True, "msg": str(error)}
         except OSError as error:
             message = f"bundle_dest: {dest}: {error}. Nothing was made. Make room there, or name another file."

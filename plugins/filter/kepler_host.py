@@ -18,6 +18,7 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import (
 from ansible_collections.kepler.vllm.plugins.filter.kepler_driver import driver_findings
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, setting
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
+from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import WILDCARDS
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import is_plain_path, shown
 
 # Options of vLLM that name files.
@@ -62,9 +63,8 @@ def platform_findings(host: dict) -> list[dict[str, str]]:
 
 def overlap(first: str, second: str) -> bool:
     """Whether listening on address `first` takes a port of address `second` too."""
-    wildcards = ("0.0.0.0", "::")
     second = "127.0.0.1" if second == "localhost" else second
-    return first == second or first in wildcards or second in wildcards
+    return first == second or first in WILDCARDS or second in WILDCARDS
 
 
 def unit_of(instance: dict) -> str:

@@ -11,8 +11,11 @@ KeplerError
 
 
 class KeplerError(Exception):
-    """What was found, what is expected, what to do next. `found` and `expected` are kept where they are separate."""
+    """A failure as one message: what was found, what is expected, what to do next.
+
+    found, expected: parts of the message, for those who build a finding of it; without `expected`, the whole of it.
+    """
 
     def __init__(self, found, expected=None):
         super(KeplerError, self).__init__("found %s; expected %s" % (found, expected) if expected else found)
-        self.found = found
+        self.found, self.expected = found, expected

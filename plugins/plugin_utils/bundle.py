@@ -25,6 +25,8 @@ from typing import IO, Any, cast
 
 import createrepo_c
 
+from ..module_utils.errors import KeplerError
+
 NAME = "kepler-bundle"
 STATEMENT = f"{NAME}/bundle.json"
 SCHEMA = 1
@@ -32,7 +34,7 @@ BLOCK = 1 << 22
 Report = Callable[[str], None]
 
 
-class BundleError(Exception):
+class BundleError(KeplerError):
     """A bundle that cannot be made or taken; the message says what was found, what is expected and the next step."""
 
 

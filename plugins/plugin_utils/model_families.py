@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..module_utils.errors import KeplerError
 from ..module_utils.host import engine, gguf_file, model_config, quantized
 from ..module_utils.host.engine_models import DEFAULTS, LANGUAGE_PARTS
 
@@ -15,12 +16,8 @@ from ..module_utils.host.engine_models import DEFAULTS, LANGUAGE_PARTS
 DEFAULT_POSITIONS = 2048
 
 
-class CapacityError(Exception):
+class CapacityError(KeplerError):
     """A config that the planner cannot take: what was found and what is expected."""
-
-    def __init__(self, found: str, expected: str) -> None:
-        super().__init__(f"found {found}; expected {expected}")
-        self.found, self.expected = found, expected
 
 
 class UnknownModelError(CapacityError):

@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins" / "module_utils"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins"))
 
-from store import build, substitute
+from module_utils.store import build, substitute
 
 ROUNDS = 3
 

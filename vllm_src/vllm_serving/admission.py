@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from . import envs
+from .addresses import QUARANTINE_HEADER
 from .errors import ConfigError, Rejected
 from .instance import CONFIGURATION, key_of, refuse_open_server
 from .limits import Limits, parse
 
 # A file of this name in the unit's runtime directory: the supervisor drains the server.
 DRAINING = "draining"
-# Header with the quarantine token. The wire keeps the name that older servers know.
-QUARANTINE_HEADER = "x-kepler-held"
 # Header of /health while the server drains: how many requests still run.
 RUNNING = "x-requests-running"
 # Seconds after which a client may come back to a server that drains; another one can be asked at once.

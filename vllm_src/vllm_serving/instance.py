@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import envs, models
-from .addresses import is_loopback
+from .addresses import WILDCARDS, is_loopback
 from .errors import ConfigError
 
-# Where a server that listens everywhere is reached.
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 # Characters of the runtime directory. A socket's path has 107 at most, and vLLM adds "/tmp/", a UUID and
 # "_health_socket"; where they do not fit, it never becomes ready.
 LONGEST = 107 - 5 - 36 - 14

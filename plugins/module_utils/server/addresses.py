@@ -1,6 +1,11 @@
-"""Which addresses the network reaches. Self-contained: the serving environment has a copy."""
+"""How a server is reached, for itself and its clients. Self-contained: the serving environment has a copy."""
 
 import ipaddress
+
+# Where a server that listens everywhere is reached.
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+# Header with the quarantine token. The wire keeps the name that older servers know.
+QUARANTINE_HEADER = "x-kepler-held"
 
 
 def is_loopback(address):

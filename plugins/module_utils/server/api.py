@@ -7,10 +7,9 @@ import urllib.error
 import urllib.request
 
 from ..errors import KeplerError
+from .addresses import QUARANTINE_HEADER, WILDCARDS
 from .key_file import KeyFileError, read_key
 
-# Where a server that listens everywhere is reached.
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 # While this file exists, the server answers only requests with the token in it: its answers are not checked yet.
 QUARANTINE = "/run/vllm-%s.held"
 # Raised for no answer, a truncated answer, or one that is not HTTP.
@@ -27,7 +26,7 @@ def quarantine_headers(name):
     """Return the header with which the server `name` answers while it is quarantined; none if it is not."""
     try:
         with open(QUARANTINE % name) as stream:
-            return {"X-Kepler-Held": stream.read().strip()}
+            return {QUARANTINE_HEADER: stream.read().strip()}
     except OSError:
         return {}
 

@@ -1,5 +1,7 @@
 """The one exception of the store."""
 
+from ..errors import KeplerError
 
-class StoreError(Exception):
-    """A failure as one message for the operator: what was found, what was expected, what to do next."""
+
+class StoreError(KeplerError):
+    """A failure of the store: what was found, what was expected, what to do next."""

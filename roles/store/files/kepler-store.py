@@ -9,9 +9,9 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
-from store import address, collect, generation, sbom, verify
-from store.disk import set_umask
-from store.errors import StoreError
+from module_utils.store import address, collect, generation, sbom, verify
+from module_utils.store.disk import set_umask
+from module_utils.store.errors import StoreError
 
 
 def size(count):

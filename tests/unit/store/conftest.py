@@ -11,8 +11,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from module_utils.store import build
 from recipes import RangeHandler
-from store import build
 
 
 @pytest.fixture

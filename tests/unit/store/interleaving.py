@@ -15,10 +15,10 @@ import time
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "plugins" / "module_utils"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "plugins"))
 
-from store import address, build, collect, generation
-from store.errors import StoreError
+from module_utils.store import address, build, collect, generation
+from module_utils.store.errors import StoreError
 
 LEVELS, CHAINS = 4, 12
 # A chain whose lower part another generation has left behind may be collected before its upper part is built, and what

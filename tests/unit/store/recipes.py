@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 PLUGINS = Path(__file__).resolve().parents[3] / "plugins"
-sys.path.insert(0, str(PLUGINS / "module_utils"))
+sys.path.insert(0, str(PLUGINS))
 
-from store import address  # noqa: E402
+from module_utils.store import address  # noqa: E402
 
 PLAIN_BUILDER = """\
 mkdir -p "$out/bin"

@@ -5,9 +5,9 @@ import hashlib
 import json
 
 import pytest
+from module_utils.store import address
+from module_utils.store.errors import StoreError
 from recipes import recipe
-from store import address
-from store.errors import StoreError
 
 SOURCE = {"name": "a", "file": "a.tar", "sha256": "1" * 64}
 OTHER = {"name": "b", "file": "b.tar", "sha256": "2" * 64}

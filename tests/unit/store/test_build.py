@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from module_utils.store import address, build, fetch, tree, verify
+from module_utils.store.errors import StoreError
 from recipes import PLUGINS, committed, needs_namespaces, recipe, small_disk, source
-from store import address, build, fetch, tree, verify
-from store.errors import StoreError
 
 pytestmark = needs_namespaces
 
@@ -271,7 +271,7 @@ def test_pipe_in_an_output_is_found(root):
 WORKER = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
-from store import build, fetch, tree
+from module_utils.store import build, fetch, tree
 build.LOGS = sys.argv[2]
 point, root, recipe = sys.argv[3], sys.argv[4], json.loads(sys.argv[5])
 def die(*arguments, **options):
@@ -290,7 +290,7 @@ print("built" if point == "none" else "survived")
 
 def worker(root, tmp_path, made, point="none"):
     """Start a process that makes `made` and dies by SIGKILL at a point."""
-    command = [sys.executable, "-c", WORKER, str(PLUGINS / "module_utils"), str(tmp_path / "log"), point, root]
+    command = [sys.executable, "-c", WORKER, str(PLUGINS), str(tmp_path / "log"), point, root]
     return subprocess.Popen([*command, json.dumps(made)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from module_utils.store import address, build, collect, generation, substitute
+from module_utils.store.errors import StoreError
 from recipes import PLUGINS, fill, needs_namespaces, recipe, small_disk, source
-from store import address, build, collect, generation, substitute
-from store.errors import StoreError
 from test_faults import assert_whole
 
 pytestmark = needs_namespaces
@@ -118,7 +118,7 @@ def test_what_is_being_built_stays(root):
 WORKER = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from store import build
+from module_utils.store import build
 build.LOGS = sys.argv[2]
 build.realise(sys.argv[3], json.loads(sys.argv[4]), [], [])
 """
@@ -136,7 +136,7 @@ def test_what_a_build_needs_stays(root, tmp_path):
         builder='echo $$ > "%s/pid"; while [ ! -e "%s/go" ]; do sleep 0.1; done; cp "$src/a" "$out/"' % (
             tmp_path, tmp_path),
     )
-    command = [sys.executable, "-c", WORKER, str(PLUGINS / "module_utils"), str(tmp_path / "log"), root]
+    command = [sys.executable, "-c", WORKER, str(PLUGINS), str(tmp_path / "log"), root]
     process = subprocess.Popen(command + [json.dumps(made)], stderr=subprocess.PIPE)
     try:
         while not (tmp_path / "pid").exists():
@@ -205,7 +205,7 @@ def test_downloads_that_nobody_is_at_go(root):
 PUBLISHER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from store import substitute
+from module_utils.store import substitute
 def waits(*arguments):
     print("publishing", flush=True)
     time.sleep(60)
@@ -218,7 +218,7 @@ substitute.publish(sys.argv[2], sys.argv[3], "/nowhere", "nobody")
 def test_what_a_killed_publisher_left_goes(root, tmp_path):
     published = tmp_path / "published"
     path = generations(root, 1)[0][1]
-    command = [sys.executable, "-c", PUBLISHER, str(PLUGINS / "module_utils"), path, str(published)]
+    command = [sys.executable, "-c", PUBLISHER, str(PLUGINS), path, str(published)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     process.stdout.readline()
     (left,) = published.iterdir()

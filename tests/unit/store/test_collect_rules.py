@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from faults import walk
+from module_utils.store import address, build, collect, disk, generation, processes, verify
+from module_utils.store.errors import StoreError
+from module_utils.store.references import References
 from recipes import PLUGINS, needs_namespaces, recipe, source
-from store import address, build, collect, disk, generation, processes, verify
-from store.errors import StoreError
-from store.references import References
 from test_faults import assert_whole
 
 pytestmark = needs_namespaces
@@ -823,11 +823,11 @@ def test_killed_collector_frees_its_locks(root):
     loose = make(root, "loose")
     activate(root, make(root, "kept"))
     program = (
-        "import os, sys, time; sys.path.insert(0, sys.argv[1]); from store import collect, disk\n"
+        "import os, sys, time; sys.path.insert(0, sys.argv[1]); from module_utils.store import collect, disk\n"
         "disk.set_aside = lambda *arguments: print('at it', flush=True) or time.sleep(60)\n"
         "collect.collect(sys.argv[2])\n"
     )
-    command = [sys.executable, "-c", program, str(PLUGINS / "module_utils"), root]
+    command = [sys.executable, "-c", program, str(PLUGINS), root]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"at it\n"
     process.send_signal(signal.SIGKILL)

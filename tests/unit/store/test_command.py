@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from module_utils.store import address, build, generation
 from recipes import PLUGINS, needs_namespaces, recipe
-from store import address, build, generation
 
 pytestmark = needs_namespaces
 
@@ -17,7 +17,9 @@ pytestmark = needs_namespaces
 def command(root, tmp_path):
     """Function that runs the installed command on the store: (exit status, output)."""
     installed = tmp_path / "libexec"
-    shutil.copytree(str(PLUGINS / "module_utils" / "store"), str(installed / "store"))
+    shutil.copytree(str(PLUGINS / "module_utils" / "store"), str(installed / "module_utils" / "store"))
+    for name in ("__init__.py", "errors.py"):
+        shutil.copy(str(PLUGINS / "module_utils" / name), str(installed / "module_utils"))
     shutil.copy(str(PLUGINS.parent / "roles" / "store" / "files" / "kepler-store.py"), str(installed))
 
     def run(*arguments):

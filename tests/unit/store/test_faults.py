@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from faults import walk
+from module_utils.store import address, build, generation, tree
 from recipes import committed, needs_namespaces, recipe, source
-from store import address, build, generation, tree
 
 pytestmark = needs_namespaces
 

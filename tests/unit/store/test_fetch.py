@@ -11,9 +11,9 @@ import threading
 import time
 
 import pytest
+from module_utils.store import fetch
+from module_utils.store.errors import StoreError
 from recipes import PLUGINS, source
-from store import fetch
-from store.errors import StoreError
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ class SlowHandler(http.server.BaseHTTPRequestHandler):
 WORKER = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from store import fetch
+from module_utils.store import fetch
 fetch.fetch_sources([json.loads(sys.argv[2])], sys.argv[3], [], [], lambda text: print(text, flush=True))
 """
 
@@ -138,7 +138,7 @@ def test_two_runs_that_share_a_source(tmp_path, original, killed):
     served = SlowServer(original.read_bytes())
     threading.Thread(target=served.serve_forever, daemon=True).start()
     wanted = source(original, urls=["http://127.0.0.1:%d/a" % served.server_port])
-    command = [sys.executable, "-c", WORKER, str(PLUGINS / "module_utils"), json.dumps(wanted)]
+    command = [sys.executable, "-c", WORKER, str(PLUGINS), json.dumps(wanted)]
     command.append(str(sources_of(tmp_path)))
     part = sources_of(tmp_path) / (".%s.part" % wanted["sha256"])
     try:

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+from module_utils.store import address, build, generation
+from module_utils.store.errors import StoreError
 from recipes import fill, needs_namespaces, recipe, small_disk
-from store import address, build, generation
-from store.errors import StoreError
 
 pytestmark = needs_namespaces
 

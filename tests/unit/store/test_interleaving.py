@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import interleaving
+from module_utils.store import address, build, collect, generation, verify
 from recipes import needs_namespaces, recipe
-from store import address, build, collect, generation, verify
 from test_faults import assert_whole
 
 pytestmark = needs_namespaces

@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from module_utils.store import address, build, disk, fetch, generation, substitute
 from recipes import needs_namespaces, recipe
-from store import address, build, disk, fetch, generation, substitute
 
 pytestmark = needs_namespaces
 

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("ansible")
 
 from ansible_run import ansible_playbook
+from module_utils.store import address, build, collect, generation
 from recipes import PLUGINS, fill, needs_namespaces, recipe, small_disk
-from store import address, build, collect, generation
 
 pytestmark = needs_namespaces
 

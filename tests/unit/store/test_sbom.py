@@ -4,8 +4,8 @@ import json
 import re
 
 import pytest
+from module_utils.store import address, build, generation, sbom
 from recipes import needs_namespaces, recipe, source
-from store import address, build, generation, sbom
 
 pytestmark = needs_namespaces
 METADATA = """\

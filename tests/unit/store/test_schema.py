@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from module_utils.store import address, build, collect, generation, schema, verify
+from module_utils.store.errors import StoreError
 from recipes import PLUGINS, needs_namespaces, recipe
-from store import address, build, collect, generation, schema, verify
-from store.errors import StoreError
 
 COMMAND = str(PLUGINS.parent / "roles" / "store" / "files" / "kepler-store.py")
 

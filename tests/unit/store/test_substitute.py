@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 from faults import walk
+from module_utils.store import address, build, fetch, substitute
+from module_utils.store.errors import StoreError
 from recipes import PLUGINS, committed, needs_namespaces, recipe, small_disk
-from store import address, build, fetch, substitute
-from store.errors import StoreError
 
 pytestmark = [
     needs_namespaces,
@@ -565,7 +565,7 @@ def test_a_full_disk_is_said_and_given_back(root, made, published, keys):
 WORKER = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from store import build
+from module_utils.store import build
 build.LOGS = sys.argv[2]
 build.realise(
     sys.argv[3], json.loads(sys.argv[4]), [], [], substituters=[sys.argv[5]], trusted_keys=sys.argv[6], origin=print
@@ -574,7 +574,7 @@ build.realise(
 
 
 def test_concurrent_requests_make_one_substitution(root, made, published, keys, tmp_path):
-    command = [sys.executable, "-c", WORKER, str(PLUGINS / "module_utils"), str(tmp_path / "log"), root]
+    command = [sys.executable, "-c", WORKER, str(PLUGINS), str(tmp_path / "log"), root]
     command += [json.dumps(made), str(published), keys[0][2]]
     workers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(8)]
     printed = [process.communicate() for process in workers]
@@ -607,7 +607,7 @@ def test_a_kill_at_every_step(root, keys, tmp_path, monkeypatch):
 
 def test_a_kill_in_the_middle_of_unpacking(root, made, published, keys, tmp_path):
     """By time instead of by step: wherever it happens to be."""
-    command = [sys.executable, "-c", WORKER, str(PLUGINS / "module_utils"), str(tmp_path / "log"), root]
+    command = [sys.executable, "-c", WORKER, str(PLUGINS), str(tmp_path / "log"), root]
     command += [json.dumps(made), str(published), keys[0][2]]
     for part in range(6):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

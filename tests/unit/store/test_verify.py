@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+from module_utils.store import address, build, tree, verify
+from module_utils.store.errors import StoreError
 from recipes import needs_namespaces, recipe, source
-from store import address, build, tree, verify
-from store.errors import StoreError
 
 pytestmark = needs_namespaces
 
