@@ -23,12 +23,12 @@ class ActionModule(ActionBase):
         })
         path = Path(given["path"])
         try:
-            said = bundle.statement(path)
-            bundle.check_wanted(said, path, given)
+            statement = bundle.read_statement(path)
+            bundle.check_wanted(statement, path, given)
             if given["content"]:
                 bundle.check_content(path, Progress(path.name).show)
         except bundle.BundleError as error:
             return {**result, "failed": True, "msg": str(error)}
-        keys = sorted(Path(name).stem for name in said["files"] if name.startswith("keys/"))
-        packages = sorted(Path(name).name for name in said["files"] if name.endswith(".rpm"))
-        return {**result, "changed": False, "id": said["id"], "keys": keys, "packages": packages}
+        keys = sorted(Path(name).stem for name in statement["files"] if name.startswith("keys/"))
+        packages = sorted(Path(name).name for name in statement["files"] if name.endswith(".rpm"))
+        return {**result, "changed": False, "id": statement["id"], "keys": keys, "packages": packages}

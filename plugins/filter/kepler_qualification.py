@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from html import escape
 from typing import Any
 
+from ansible_collections.kepler.vllm.plugins.module_utils.gpu.qualification import read_trace
 from ansible_collections.kepler.vllm.plugins.plugin_utils import page
 
 # Plots: what of a reading, its title and its unit.
@@ -21,19 +21,6 @@ RESULTS = {
     "halted": "The machine stopped",
     "skipped": "Skipped",
 }
-
-
-def records_of(trace: str) -> list[dict[str, Any]]:
-    """Records of a trace; what a halt left of its last line is passed over."""
-    found = []
-    for line in trace.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "event" in record:
-            found.append(record)
-    return found
 
 
 def begin_of(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -214,7 +201,7 @@ def qualification_report(stamp: dict[str, Any], trace: str, host: str, mark: str
 
     trace: text of the trace, empty where there is none. mark: tells this report from that of another run.
     """
-    records = records_of(trace)
+    records = read_trace(trace)
     limits = begin_of(records).get("limits", {})
     keys = page.legend(f"GPU {die['index']}" for die in stamp["boards"])
     figures = "".join(

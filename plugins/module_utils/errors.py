@@ -9,6 +9,8 @@ KeplerError
         UnknownModelError
 """
 
+import http.client
+
 
 class KeplerError(Exception):
     """A failure as one message: what was found, what is expected, what to do next.
@@ -19,3 +21,8 @@ class KeplerError(Exception):
     def __init__(self, found, expected=None):
         super(KeplerError, self).__init__("found %s; expected %s" % (found, expected) if expected else found)
         self.found, self.expected = found, expected
+
+
+def reason_of(error):
+    """Text of an error for people. That of an HTTPException alone says too little."""
+    return repr(error) if isinstance(error, http.client.HTTPException) else str(error)

@@ -139,8 +139,8 @@ def identity(solution, metadata):
     return {"packages": ["%s %s" % (one, one.chksum[1].hex()) for one in solution], "modules": digests}
 
 
-def held(path):
-    """The identity of the solution that the tar `path` holds; None where there is no whole one."""
+def read_identity(path):
+    """Return the identity of the solution in the tar `path`; None without a whole one."""
     try:
         with tarfile.open(path) as tar:
             return json.loads(tar.extractfile(IDENTITY).read().decode("utf-8"))
@@ -174,7 +174,7 @@ def run(module, base):
     dest = module.params["dest"]
     solution = resolve(base, module.params["packages"], module.params["streams"])
     metadata = module_metadata(base)
-    if held(dest) == identity(solution, metadata):
+    if read_identity(dest) == identity(solution, metadata):
         return False, solution
     if not module.check_mode:
         base.download_packages(solution)

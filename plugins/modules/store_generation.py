@@ -134,7 +134,7 @@ def prepare(root, params):
         outputs = generation.read(root, number)["outputs"]
         return number, outputs, number != generation.number_of(os.path.join(root, "current"))
     wanted = {field: params[field] for field in generation.SAME}
-    return None, wanted["outputs"], generation.differs(root, wanted)
+    return None, wanted["outputs"], generation.changed(root, wanted)
 
 
 def main():

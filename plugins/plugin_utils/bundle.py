@@ -38,7 +38,7 @@ class BundleError(KeplerError):
     """A bundle that cannot be made or taken; the message says what was found, what is expected and the next step."""
 
 
-def statement(path: Path) -> dict[str, Any]:
+def read_statement(path: Path) -> dict[str, Any]:
     """Read the bundle's statement. Raises BundleError if the bundle is not whole."""
     again = "Make it with `make bundle` on a controller that has a network, and copy the whole file."
     try:
@@ -46,7 +46,7 @@ def statement(path: Path) -> dict[str, Any]:
             member = tar.extractfile(STATEMENT)
             if member is None:
                 raise KeyError(STATEMENT)
-            said = json.load(member)
+            statement = json.load(member)
     except FileNotFoundError:
         raise BundleError(f"offline_bundle: found nothing at {path}; expected a bundle. {again}") from None
     except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
@@ -54,32 +54,32 @@ def statement(path: Path) -> dict[str, Any]:
             f"offline_bundle: found {path}, which is no whole bundle ({error}); expected one that ends with "
             f"{STATEMENT}. {again}"
         ) from error
-    if said.get("schema") != SCHEMA:
+    if statement.get("schema") != SCHEMA:
         raise BundleError(
-            f"offline_bundle: found {path} of schema {said.get('schema')}; expected {SCHEMA}. {again}"
+            f"offline_bundle: found {path} of schema {statement.get('schema')}; expected {SCHEMA}. {again}"
         )
-    said["id"] = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
-    return said
+    statement["id"] = hashlib.sha256(json.dumps(statement, sort_keys=True).encode()).hexdigest()[:12]
+    return statement
 
 
-def check_wanted(said: dict[str, Any], path: Path, wanted: dict[str, Any]) -> None:
+def check_wanted(statement: dict[str, Any], path: Path, wanted: dict[str, Any]) -> None:
     """Raise BundleError where the bundle was made for something else than `wanted`: lock_hash and providers."""
-    if said["lock_hash"] != wanted["lock_hash"]:
+    if statement["lock_hash"] != wanted["lock_hash"]:
         raise BundleError(
-            f"offline_bundle: found {path}, made from another lock ({said['lock_hash'][:12]}); expected the lock of "
-            f"this checkout ({wanted['lock_hash'][:12]}). Make the bundle again, or take the checkout that made it."
+            f"offline_bundle: found {path}, made from another lock ({statement['lock_hash'][:12]}); expected the lock "
+            f"of this checkout ({wanted['lock_hash'][:12]}). Make the bundle again, or take the checkout that made it."
         )
     for variable, value in wanted["providers"].items():
-        if said["providers"].get(variable) != value:
+        if statement["providers"].get(variable) != value:
             raise BundleError(
-                f"offline_bundle: found {path}, made for {variable}: {said['providers'].get(variable)}; expected "
+                f"offline_bundle: found {path}, made for {variable}: {statement['providers'].get(variable)}; expected "
                 f"{value}, as the inventory says. Make the bundle again, or change {variable}."
             )
 
 
 def check_content(path: Path, report: Report) -> None:
     """Raise BundleError where a file of the bundle is not the one that was put in, or leads anywhere else."""
-    files = dict(statement(path)["files"])
+    files = dict(read_statement(path)["files"])
     total, done = sum(entry["size"] for entry in files.values()), 0
 
     def refuse(found: str, expected: str) -> None:
@@ -132,7 +132,7 @@ def make_repository(downloaded: Path, directory: Path) -> dict[str, str]:
 
 
 def run(*command: str | Path) -> None:
-    """Run a program of this environment; raises BundleError with what it said."""
+    """Run a program of this environment; raises BundleError with its message."""
     program = Path(sys.executable).parent / str(command[0])
     done = subprocess.run([program, *command[1:]], capture_output=True, text=True)
     if done.returncode:
@@ -142,10 +142,10 @@ def run(*command: str | Path) -> None:
 def is_made(path: Path, identity: dict[str, Any]) -> bool:
     """Whether the bundle was made from this very identity."""
     try:
-        said = statement(path)
+        statement = read_statement(path)
     except BundleError:
         return False
-    return all(said.get(field) == value for field, value in identity.items())
+    return all(statement.get(field) == value for field, value in identity.items())
 
 
 def identity_of(downloaded: Path, wanted: dict[str, Any], requirements: Path) -> dict[str, Any]:
@@ -175,19 +175,19 @@ def make(
         files = {f"artifacts/{artifact.name}": artifact for artifact in artifacts}
         files |= {str(found.relative_to(work)): found for found in sorted(work.rglob("*")) if found.is_file()}
         total, done = sum(found.stat().st_size for found in files.values()), 0
-        said: dict[str, Any] = {**identity, "files": {}}
+        statement: dict[str, Any] = {**identity, "files": {}}
         with tarfile.open(work / "new.tar", "w", format=tarfile.PAX_FORMAT) as tar:
             for name, found in files.items():
                 member = tarfile.TarInfo(f"{NAME}/{name}")
                 member.size, member.mode = found.stat().st_size, 0o644
                 with found.open("rb") as stream:
                     digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                    said["files"][name] = {"size": member.size, "sha256": digest}
+                    statement["files"][name] = {"size": member.size, "sha256": digest}
                     stream.seek(0)
                     tar.addfile(member, stream)
                 done += member.size
                 report(f"packing {done / 1e6:.0f} of {total / 1e6:.0f} MB")
-            last = json.dumps(said, indent=1, sort_keys=True).encode()
+            last = json.dumps(statement, indent=1, sort_keys=True).encode()
             member = tarfile.TarInfo(STATEMENT)
             member.size, member.mode = len(last), 0o644
             tar.addfile(member, io.BytesIO(last))

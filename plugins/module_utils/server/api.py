@@ -6,7 +6,7 @@ import time
 import urllib.error
 import urllib.request
 
-from ..errors import KeplerError
+from ..errors import KeplerError, reason_of
 from .addresses import QUARANTINE_HEADER, WILDCARDS
 from .key_file import KeyFileError, read_key
 
@@ -40,11 +40,6 @@ class CheckFailed(KeplerError):
     """A server does not answer as it must. `status` is that of HTTP, if it answered with an error."""
 
     status = None
-
-
-def reason_of(error):
-    """One of UNANSWERED, or what is no JSON, for people: the text of an HTTPException alone says too little."""
-    return repr(error) if isinstance(error, http.client.HTTPException) else str(error)
 
 
 def part_of(answer, path, kind, *keys, missing=None):

@@ -251,7 +251,7 @@ def check_inputs(recipe):
             )
 
 
-def tidy(paths, keep):
+def cleanup(paths, keep):
     """Remove temporary files of a build. With `keep`, leave the build directory."""
     if not keep:
         remove_tree(paths.build)
@@ -309,7 +309,7 @@ def realise(
         raise
     finally:
         try:
-            tidy(paths, keep)
+            cleanup(paths, keep)
         finally:
             if message:
                 failed(message)

@@ -179,7 +179,7 @@ def plan(root, keep=KEEP, sources=False, published=None, archives=False, referen
     for name in address.listing(directory):
         path, part = os.path.join(directory, name), PART.match(name)
         if part:
-            goes = part.group(1) not in fetched and fetch.is_forsaken(path)
+            goes = part.group(1) not in fetched and fetch.is_abandoned(path)
         else:
             goes = REJECTED.match(name) or (sources and name not in fetched and address.SHA256.match(name))
         if goes:
@@ -226,7 +226,7 @@ def leave_sources(root, path, references):
     name, fetched = os.path.basename(path), needs(root)[1]
     part = PART.match(name)
     if part:
-        return path if part.group(1) not in fetched and fetch.is_forsaken(path, remove_tree) else None
+        return path if part.group(1) not in fetched and fetch.is_abandoned(path, remove_tree) else None
     if name in fetched or references.is_source(name):
         return None
     remove_tree(path)

@@ -18,6 +18,7 @@ import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+from ..errors import reason_of
 from . import disk, schema
 from .errors import StoreError
 
@@ -72,11 +73,11 @@ def is_the_file(stream, path):
 
 
 @contextlib.contextmanager
-def alone(part, waits):
-    """Hold the unfinished file `part`, made where it is missing: nobody else writes to it meanwhile.
+def exclusive(part, waits):
+    """Lock the partial file `part`, made if it is missing, against other writers.
 
-    The kernel takes the right back when the holder dies. waits: called where somebody else has it. What is still empty
-    in the end does not stay.
+    The kernel releases the lock when its owner dies. waits: called if another process has it. A file that is still
+    empty in the end is removed.
     """
     while True:
         if disk.is_no_file(part):
@@ -99,7 +100,7 @@ def alone(part, waits):
         stream.close()
 
 
-def is_forsaken(part, act=lambda path: None):
+def is_abandoned(part, act=lambda path: None):
     """Return True if a partial download has no owner, after calling `act` on it."""
     try:
         if disk.is_no_file(part):
@@ -140,11 +141,6 @@ def index_entries(address):
     return {name: urllib.parse.urljoin(address, link) for name, link in found.items()}
 
 
-def words(error):
-    """Text of an error, with the name of those of http.client, whose text alone says little."""
-    return repr(error) if isinstance(error, http.client.HTTPException) else str(error)
-
-
 def addresses(source, index_urls):
     """Addresses of a source, found as they are asked for; with each the reason why one could not be had.
 
@@ -161,7 +157,7 @@ def addresses(source, index_urls):
         try:
             entries = index_entries(page)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            yield None, "%s: %s" % (page, words(error))
+            yield None, "%s: %s" % (page, reason_of(error))
             continue
         if source["file"] in entries:
             yield entries[source["file"]], None
@@ -254,7 +250,7 @@ def download_patiently(address, part, progress, limit=None):
         except (OSError, http.client.HTTPException, ValueError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:
                 raise
-            reason = "%s: %s" % (address, words(error))
+            reason = "%s: %s" % (address, reason_of(error))
             if address.startswith("file:") or isinstance(error, http.client.InvalidURL):
                 break
     return reason
@@ -292,7 +288,7 @@ def fetch_one(source, final, artifacts, index_urls, progress):
     if is_there(final, source, progress):
         return
     part = os.path.join(os.path.dirname(final), ".%s.part" % source["sha256"])
-    with alone(part, lambda: progress.say("waiting for %s, which another run fetches" % source["file"])):
+    with exclusive(part, lambda: progress.say("waiting for %s, which another run fetches" % source["file"])):
         # The former owner of the lock may have fetched the file.
         if not is_there(final, source, progress):
             if os.path.exists(final):

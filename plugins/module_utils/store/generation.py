@@ -95,8 +95,8 @@ def read(root, number):
         )
 
 
-def differs(root, wanted):
-    """Whether the active generation is another one than `wanted` (a mapping with the fields of SAME)."""
+def changed(root, wanted):
+    """Return whether `wanted`, a mapping with the fields of SAME, is not the active generation."""
     current = number_of(os.path.join(root, "current"))
     if current is None:
         return True
@@ -107,8 +107,8 @@ def differs(root, wanted):
     return any(found[field] != wanted[field] for field in SAME)
 
 
-def point(root, name, number):
-    """Let the link `name` name generation `number`: one rename, so that it always names a whole one."""
+def set_link(root, name, number):
+    """Point the link `name` to generation `number` by one rename, so that it always names a whole one."""
     link = os.path.join(root, name)
     temporary = link + ".new"
     remove_tree(temporary)
@@ -120,8 +120,8 @@ def activate(root, number, back=False):
     """Make `number` the active generation. back: whether "previous" led to it, and is to lead there again."""
     link = os.path.join(root, BACK)
     if back:
-        point(root, BACK, number)
-    point(root, "current", number)
+        set_link(root, BACK, number)
+    set_link(root, "current", number)
     if not back and os.path.lexists(link):
         os.unlink(link)
 
@@ -167,7 +167,7 @@ def ensure(root, wanted, packages=()):
     packages: NEVRAs of what is installed on the host, which a new generation records.
     """
     with locked(root):
-        if not differs(root, wanted):
+        if not changed(root, wanted):
             return number_of(os.path.join(root, "current")), False
         number = create(root, wanted, list(packages))
         try:

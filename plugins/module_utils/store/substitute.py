@@ -145,17 +145,17 @@ def write_archive(path, entries, stream):
 
 
 def run_gpg(home, arguments):
-    """Run gpg in batch mode. Raises StoreError with what it said."""
+    """Run gpg in batch mode. Raises StoreError with its message."""
     command = ["gpg", "--homedir", home, "--batch", "--no-tty", "--pinentry-mode", "loopback", "--passphrase", ""]
     done = subprocess.Popen(
         command + arguments,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )
-    printed, said = done.communicate()
+    printed, errors = done.communicate()
     if done.returncode:
         raise StoreError(
             "gpg %s: ended with status %d: %s. Expected a secret key without a passphrase in %s."
-            % (arguments[0], done.returncode, said.decode("utf-8", "replace").strip(), home)
+            % (arguments[0], done.returncode, errors.decode("utf-8", "replace").strip(), home)
         )
     return printed
 
@@ -203,16 +203,16 @@ def is_published(path, directory, home, fingerprint):
     try:
         manifest = read_output(path)
         base = os.path.join(directory, stem_of(manifest))
-        said = schema.read_json(base + ".manifest.json", STATEMENT)
-        if said["manifest"] != manifest or said["path"] != path:
+        statement = schema.read_json(base + ".manifest.json", STATEMENT)
+        if statement["manifest"] != manifest or statement["path"] != path:
             return False
         status = run_gpg(home, ["--status-fd", "1", "--verify", base + ".manifest.json.asc", base + ".manifest.json"])
         status = status.decode("ascii", "replace")
         if worthless(status) or ("VALIDSIG " + fingerprint) not in status:
             return False
-        if os.path.getsize(base + ".tar") != said["archive"]["size"]:
+        if os.path.getsize(base + ".tar") != statement["archive"]["size"]:
             return False
-        return fetch.sha256_of(base + ".tar") == said["archive"]["sha256"]
+        return fetch.sha256_of(base + ".tar") == statement["archive"]["sha256"]
     except (OSError, ValueError, StoreError):
         return False
 
@@ -247,12 +247,12 @@ def publish(path, directory, home, fingerprint):
             digest = write_archive(path, manifest["files"], stream)
             stream.flush()
             os.fsync(stream.fileno())
-        said = {
+        statement = {
             "schema": 1, "path": path, "manifest": manifest,
             "archive": {"file": stem_of(manifest) + ".tar", "size": size, "sha256": digest},
         }
         with open(new + ".manifest.json", "w") as stream:
-            json.dump(said, stream, sort_keys=True)
+            json.dump(statement, stream, sort_keys=True)
             stream.flush()
             os.fsync(stream.fileno())
         run_gpg(home, [
@@ -331,16 +331,16 @@ def keyring(trusted_keys, directory):
 def worthless(status):
     """Why what gpg or gpgv says of a signature makes it worth nothing; None if it is good."""
     lines = [line.split()[1:] for line in status.splitlines() if line.startswith("[GNUPG:] ")]
-    said = {line[0]: line[1:] for line in lines if line}
-    if "NO_PUBKEY" in said:
-        return "a signature by the key %s, which is not trusted" % said["NO_PUBKEY"][0]
+    status_lines = {line[0]: line[1:] for line in lines if line}
+    if "NO_PUBKEY" in status_lines:
+        return "a signature by the key %s, which is not trusted" % status_lines["NO_PUBKEY"][0]
     for word, found in WORTHLESS:
-        if word in said:
+        if word in status_lines:
             return found
     # Its fields: fingerprint, date, time, expiry, version, reserved, algorithm of the key, digest.
-    if "GOODSIG" not in said or len(said.get("VALIDSIG", ())) < 8:
+    if "GOODSIG" not in status_lines or len(status_lines.get("VALIDSIG", ())) < 8:
         return "no valid signature"
-    if said["VALIDSIG"][7] in WEAK_DIGESTS:
+    if status_lines["VALIDSIG"][7] in WEAK_DIGESTS:
         return "a signature over a digest that can be forged"
     return None
 
@@ -349,20 +349,20 @@ def check_signature(signed, signature, trusted, where, trusted_keys, home):
     """Raise StoreError where no trusted key has signed the file `signed`."""
     command = ["gpgv", "--homedir", home, "--keyring", trusted, "--status-fd", "1", signature, signed]
     done = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    status, said = (stream.decode("utf-8", "replace") for stream in done.communicate())
+    status, errors = (stream.decode("utf-8", "replace") for stream in done.communicate())
     found = worthless(status)
     if done.returncode == 0 and not found:
         return
     raise StoreError(
         "%s: found %s; expected a signature by a key of %s. Nothing was unpacked. Publish it again with the right key, "
         "or remove that substituter. gpgv said: %s"
-        % (fetch.shown(where), found or "no valid signature", trusted_keys, " ".join(said.split()))
+        % (fetch.shown(where), found or "no valid signature", trusted_keys, " ".join(errors.split()))
     )
 
 
-def check_wanted(said, recipe, final, where):
+def check_wanted(statement, recipe, final, where):
     """Raise StoreError where the signed manifest is of another output than the one wanted."""
-    manifest = said["manifest"]
+    manifest = statement["manifest"]
     expected = {
         "key": address.key(recipe), "name": recipe["name"], "version": recipe["version"],
         "references": sorted(recipe["inputs"].values()),
@@ -373,10 +373,10 @@ def check_wanted(said, recipe, final, where):
                 "%s: found the %s %s; expected %s. Nothing was unpacked. Publish the output that belongs there, or "
                 "remove that substituter." % (where, field, manifest.get(field), wanted)
             )
-    if said["path"] != final:
+    if statement["path"] != final:
         raise StoreError(
             "%s: found an output of %s; expected one of %s: outputs hold their own path. Build with the same "
-            "store_root as the builder." % (where, said["path"], final)
+            "store_root as the builder." % (where, statement["path"], final)
         )
 
 
@@ -458,7 +458,7 @@ def targets_known(recipe):
     return found
 
 
-def said_of(stream, offset):
+def describe_header(stream, offset):
     """Describe the entry at an offset of an archive, for a message."""
     try:
         stream.seek(offset)
@@ -476,7 +476,7 @@ def said_of(stream, offset):
     return text + (", to %s" % member.linkname if member.linkname else "")
 
 
-def said_of_entry(entry):
+def describe_entry(entry):
     """Describe a manifest entry in the same words."""
     mode = MODES["executable" if entry.get("executable") else entry["type"]]
     text = "%s %s, mode %04o, %d bytes" % (entry["type"], entry["path"], mode, entry.get("size", 0))
@@ -510,7 +510,7 @@ def check_header(archive, offset, before, entry, where):
     if archive.read(len(before)) != before:
         raise StoreError(
             "%s: found %s; expected %s, as the signed manifest says. Nothing was unpacked. Do not trust that origin; "
-            "publish the output again." % (where, said_of(archive, offset), said_of_entry(entry))
+            "publish the output again." % (where, describe_header(archive, offset), describe_entry(entry))
         )
 
 
@@ -553,7 +553,7 @@ def check_archive(archive, members, size, where):
         if stream.read() != END:
             raise StoreError(
                 "%s: found %s after the last file; expected the end. Nothing was unpacked. Do not trust that origin; "
-                "publish the output again." % (where, said_of(stream, size - len(END)))
+                "publish the output again." % (where, describe_header(stream, size - len(END)))
             )
 
 
@@ -618,9 +618,9 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
     where = fetch.shown(base + stem + ".manifest.json")
     check_signature(held + ".manifest.json", held + ".manifest.json.asc", trusted, where, trusted_keys, paths.build)
     try:
-        said = schema.read_json(held + ".manifest.json", STATEMENT)
-        manifest = said["manifest"]
-        check_wanted(said, recipe, paths.final, where)
+        statement = schema.read_json(held + ".manifest.json", STATEMENT)
+        manifest = statement["manifest"]
+        check_wanted(statement, recipe, paths.final, where)
         wrong = schema.misfit(manifest, address.FIELDS)
         if wrong:
             raise ValueError(wrong)
@@ -640,8 +640,8 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
         put_in_place(archive, members, size, out, where, report)
         return manifest, None
     # Beside the sources: the partial file survives an interrupted run, and the next run resumes it.
-    part = os.path.join(paths.sources, ".%s.part" % said["archive"]["sha256"])
-    with fetch.alone(part, lambda: report("waiting for the archive, which another run fetches")):
+    part = os.path.join(paths.sources, ".%s.part" % statement["archive"]["sha256"])
+    with fetch.exclusive(part, lambda: report("waiting for the archive, which another run fetches")):
         try:
             if os.path.getsize(part) != size:
                 reason = fetch.download_patiently(origin, part, Progress("fetching ", size, report), size)

@@ -26,8 +26,8 @@ def compare(wanted, found):
     return problems
 
 
-def look(top, path):
-    """(path, its manifest entry, None), or (path, None, why it cannot be read)."""
+def describe_or_error(top, path):
+    """Return (path, its manifest entry, None), or (path, None, why it cannot be read)."""
     try:
         return path, tree.describe(top, path), None
     except OSError as error:
@@ -36,8 +36,8 @@ def look(top, path):
         return path, None, str(error).partition(": ")[2]
 
 
-def rights(top, path):
-    """(path, what is wrong with its mode or owner); None where nothing is. A frozen tree is root's and read-only."""
+def check_mode_and_owner(top, path):
+    """Return (path, what is wrong with its mode or owner, or None). A frozen tree is root's and read-only."""
     try:
         status = os.lstat(os.path.join(top, path))
     except OSError as error:
@@ -56,9 +56,9 @@ def verify(path):
     except StoreError as error:
         return [{"path": address.MANIFEST, "problem": str(error)}]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        looked = list(pool.map(lambda name: look(path, name), tree.entries(path)))
-    unread = {name: problem for name, _entry, problem in looked if problem}
-    found = [entry for name, entry, _problem in looked if entry and name != address.MANIFEST]
+        entries = list(pool.map(lambda name: describe_or_error(path, name), tree.entries(path)))
+    unread = {name: problem for name, _entry, problem in entries if problem}
+    found = [entry for name, entry, _problem in entries if entry and name != address.MANIFEST]
     problems = compare([entry for entry in described["files"] if entry["path"] not in unread], found)
     problems += [{"path": name, "problem": problem} for name, problem in sorted(unread.items())]
     if described["key"] != address.key_of_path(path):
@@ -67,7 +67,7 @@ def verify(path):
         problems.append({"path": address.MANIFEST, "problem": "is of the output %s" % address.stem_of(described)})
     paths = [entry["path"] for entry in found] + ["."]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for name, problem in pool.map(lambda name: rights(path, name), paths):
+        for name, problem in pool.map(lambda name: check_mode_and_owner(path, name), paths):
             if problem:
                 problems.append({"path": name, "problem": problem})
     return problems

@@ -66,7 +66,7 @@ def rewrite(path, change):
 
 
 def test_it_holds_what_it_is_made_of(made, tmp_path):
-    said = bundle.statement(made)
+    said = bundle.read_statement(made)
     bundle.check_wanted(said, made, WANTED)
     bundle.check_content(made, lambda text: None)
     names = set(said["files"])
@@ -90,7 +90,7 @@ def test_it_is_made_once(made, parts):
 
 def test_nothing_there(tmp_path):
     with pytest.raises(bundle.BundleError, match=r"found nothing at .*expected a bundle. Make it with `make bundle`"):
-        bundle.statement(tmp_path / "none.tar")
+        bundle.read_statement(tmp_path / "none.tar")
 
 
 @pytest.mark.parametrize("keep", [0, 100, 700, 0.5, -1024])
@@ -100,7 +100,7 @@ def test_a_copy_that_broke_off(made, keep):
     # The two blocks that end a tar may be missing: all files are there.
     made.write_bytes(content[:keep if keep >= 0 else bundle_end(made) + keep])
     with pytest.raises(bundle.BundleError, match=r"which is no whole bundle"):
-        bundle.statement(made)
+        bundle.read_statement(made)
 
 
 def bundle_end(path):
@@ -114,7 +114,7 @@ def test_something_else(tmp_path):
     path = tmp_path / "other.tar"
     path.write_text("no tar")
     with pytest.raises(bundle.BundleError, match=r"which is no whole bundle"):
-        bundle.statement(path)
+        bundle.read_statement(path)
 
 
 def test_another_schema(made):
@@ -125,18 +125,18 @@ def test_another_schema(made):
 
     rewrite(made, change)
     with pytest.raises(bundle.BundleError, match=r"of schema 2; expected 1"):
-        bundle.statement(made)
+        bundle.read_statement(made)
 
 
 def test_another_lock(made):
     with pytest.raises(bundle.BundleError, match=r"made from another lock .aaaaaaaaaaaa.; expected .*bbbbbbbbbbbb"):
-        bundle.check_wanted(bundle.statement(made), made, {**WANTED, "lock_hash": "b" * 64})
+        bundle.check_wanted(bundle.read_statement(made), made, {**WANTED, "lock_hash": "b" * 64})
 
 
 def test_another_provider(made):
     wanted = {**WANTED, "providers": {**WANTED["providers"], "pytorch_provider": "source"}}
     with pytest.raises(bundle.BundleError, match=r"made for pytorch_provider: wheel; expected source"):
-        bundle.check_wanted(bundle.statement(made), made, wanted)
+        bundle.check_wanted(bundle.read_statement(made), made, wanted)
 
 
 def test_a_file_that_was_changed(made):

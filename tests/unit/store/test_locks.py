@@ -30,7 +30,7 @@ def test_others_cannot_hold_a_lock(root, tmp_path):
         os.chmod(one, 0o644)
     build.realise(root, recipe(), [], [])
     generation.ensure(root, wanted)
-    with fetch.alone(part, lambda: None), substitute.shared(str(tmp_path / "published")):
+    with fetch.exclusive(part, lambda: None), substitute.shared(str(tmp_path / "published")):
         for one in [*found, part, str(tmp_path / "published.lock")]:
             assert os.stat(one).st_mode & 0o777 == 0o600, one
             tried = subprocess.Popen(
@@ -46,7 +46,7 @@ def test_download_that_was_open_is_closed(root):
     part = Path(root, "sources", ".%s.part" % ("0" * 64))
     part.write_text("half")
     part.chmod(0o644)
-    with fetch.alone(str(part), lambda: None):
+    with fetch.exclusive(str(part), lambda: None):
         assert part.stat().st_mode & 0o777 == 0o600
         assert part.read_text() == "half"
 
