@@ -157,6 +157,18 @@ class Api(object):
             part_of(answer, path, list, "choices", 0, "logprobs", "token_logprobs", missing=[]),
         )
 
+    def complete_twice(self, model, prompt, tokens):
+        """One greedy answer, requested twice: (text, seconds of the second). Raises CheckFailed if they differ."""
+        texts = []
+        for _ in range(2):
+            started = time.time()
+            text, _, probabilities = self.complete(model, prompt, tokens)
+            check_answer(text, probabilities, tokens)
+            texts.append(text)
+        if texts[0] != texts[1]:
+            raise CheckFailed("two answers to one greedy question: %r and %r" % tuple(texts))
+        return texts[0], time.time() - started
+
 
 def greedy(model, prompt, tokens):
     """Body of a request for the most probable answer, `tokens` long, with log-probabilities."""
