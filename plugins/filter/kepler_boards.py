@@ -1,4 +1,4 @@
-"""Filters that judge the boards of a host, the bus that they sit on, and what happened to them before.
+"""Findings about the boards of a host, the bus that they sit on, and what happened to them before.
 
 `host` is what the module kepler_host_facts returned, with `gpu` of the host's profile and `group`, where its hosts are.
 """
@@ -22,7 +22,7 @@ LOST = re.compile("is lost|device handle|fallen off")
 
 
 def is_gpu(host: dict, device: dict) -> bool:
-    """Whether a function on the PCI bus is a GPU of the profile."""
+    """Return whether a function on the PCI bus is a GPU of the profile."""
     return device["device"] in host["gpu"]["pci_ids"]
 
 

@@ -61,7 +61,7 @@ class AsStranger(object):
 
 
 def raises(function, *arguments):
-    """Whether a call ends with OSError."""
+    """Return whether a call ends with OSError."""
     try:
         function(*arguments)
     except OSError:

@@ -59,9 +59,9 @@ def exclusions(path, text):
 
 
 def truth_of(text, section, name, default=False):
-    """Whether an option is on; `default` if the section does not say."""
-    said = [option for option in options(text) if (option["section"], option["option"]) == (section, name)]
-    return value_of(said[-1]).lower() in TRUE if said else default
+    """Return whether an option is on; `default` if the section does not say."""
+    found = [option for option in options(text) if (option["section"], option["option"]) == (section, name)]
+    return value_of(found[-1]).lower() in TRUE if found else default
 
 
 def repositories(path, text, skips=False):
@@ -145,8 +145,8 @@ def failures(text):
 
 def error(text):
     """The text of dnf's error, or an empty one."""
-    said = text.partition("Error: ")[2]
-    return "\n".join(line.rstrip() for line in said.splitlines() if line.strip() and line.strip() != ABORTED).strip()
+    errors = text.partition("Error: ")[2]
+    return "\n".join(line.rstrip() for line in errors.splitlines() if line.strip() and line.strip() != ABORTED).strip()
 
 
 def transaction(text):

@@ -13,7 +13,7 @@ LISTEN = "0A"  # state of a listening socket in /proc/net/tcp
 
 
 def read_raw(path):
-    """Text of a small file, or None where there is none that can be read."""
+    """Text of a small file, or None if there is none that can be read."""
     try:
         with open(path) as stream:
             return stream.read()
@@ -22,7 +22,7 @@ def read_raw(path):
 
 
 def read(path):
-    """Stripped text of a small file, or None where there is none that can be read."""
+    """Stripped text of a small file, or None if there is none that can be read."""
     text = read_raw(path)
     return None if text is None else text.strip()
 
@@ -120,12 +120,12 @@ def dkms_tree(texts):
 
 
 def runs(command, proc="/proc"):
-    """Whether a process of this name runs."""
+    """Return whether a process of this name runs."""
     return any(read(os.path.join(proc, pid, "comm")) == command for pid in os.listdir(proc) if pid.isdigit())
 
 
 def is_permissive(text):
-    """Whether fapolicyd.conf has it report and refuse nothing."""
+    """Return whether fapolicyd.conf has it report and refuse nothing."""
     return re.search(r"^\s*permissive\s*=\s*1\b", text or "", re.MULTILINE) is not None
 
 
@@ -146,7 +146,7 @@ def cpu_flags(text):
 
 
 def memory_bytes(text):
-    """Bytes of memory in the text of /proc/meminfo; 0 where it does not say."""
+    """Bytes of memory in the text of /proc/meminfo; 0 if it does not say."""
     match = re.search(r"^MemTotal:\s+(\d+) kB$", text or "", re.MULTILINE)
     return int(match.group(1)) * 1024 if match else 0
 

@@ -62,12 +62,12 @@ def evr_text(package):
 
 
 def in_range(pattern, release):
-    """Whether a kernel's VERSION-RELEASE belongs to a range, whose `*` stands for further numbers such as .89.1."""
+    """Return whether a kernel's VERSION-RELEASE is in a range, whose `*` stands for further numbers such as .89.1."""
     return re.match(re.escape(pattern).replace(r"\*", r"(\.[0-9]+)*") + "$", release) is not None
 
 
 def is_of_range(pattern, kernel):
-    """Whether a kernel, as `uname -r` prints it, belongs to a range; a debug or real-time kernel does not."""
+    """Return whether a kernel, as `uname -r` prints it, belongs to a range; a debug or real-time kernel does not."""
     release, _, arch = kernel.rpartition(".")
     return arch == "x86_64" and in_range(pattern, release)
 
@@ -107,12 +107,12 @@ def of_kernel(entry, pattern, kernel=""):
 
 
 def is_exact(entry):
-    """Whether an entry of the lock names one version. Else it has a `minimum` or a `range`, or takes any version."""
+    """Return whether an entry names one version. Else it has a `minimum` or a `range`, or takes any version."""
     return "version" in entry
 
 
 def accepts(entry, package):
-    """Whether `package` is what an entry of the lock asks for."""
+    """Return whether `package` is what an entry of the lock asks for."""
     arches = (entry["arch"],) if "arch" in entry else ARCHES
     if package["name"] != entry["name"] or package["arch"] not in arches:
         return False
@@ -125,7 +125,7 @@ def accepts(entry, package):
 
 
 def is_wanted(entry, installed):
-    """Whether a host with the packages `installed` is to have an entry: an optional one if it has any version of it."""
+    """Return whether a host with the packages `installed` needs an entry: an optional one if it has a version of it."""
     return not entry.get("optional") or any(package["name"] == entry["name"] for package in installed)
 
 

@@ -114,7 +114,7 @@ PACKAGE_FORMAT = "%{NAME} %{VERSION} %{RELEASE} %{ARCH}\n"
 
 
 def secure_boot():
-    """Whether the firmware enforces signatures. The variable is four bytes of attributes and one of value."""
+    """Return whether the firmware enforces signatures. The variable is four bytes of attributes and one of value."""
     try:
         with open(EFI_SECURE_BOOT, "rb") as stream:
             return stream.read()[4:5] == b"\x01"
@@ -172,14 +172,14 @@ def dkms_tree():
 
 
 def fapolicyd():
-    """Directories that fapolicyd's rules open to everybody; None where it does not run, or refuses nothing."""
+    """Directories that fapolicyd's rules open to everybody; None if it does not run, or refuses nothing."""
     if not facts.runs("fapolicyd") or facts.is_permissive(facts.read(FAPOLICYD + "/fapolicyd.conf")):
         return None
     return facts.allowed_directories(facts.read(path) for path in glob.glob(FAPOLICYD + "/rules.d/*.rules"))
 
 
 def key_mode(path):
-    """{mode, owner} of a private key, or None where there is none."""
+    """{mode, owner} of a private key, or None if there is none."""
     try:
         status = os.stat(path)
     except OSError:
@@ -188,7 +188,7 @@ def key_mode(path):
 
 
 def enrollment(module, certificate):
-    """Whether the firmware has `certificate`: see facts.enrollment; `missing` where there is no such file."""
+    """Return whether the firmware has `certificate`: see facts.enrollment; `missing` where there is no such file."""
     if not certificate or not os.path.exists(certificate):
         return "missing"
     if not module.get_bin_path("mokutil"):

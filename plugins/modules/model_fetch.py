@@ -102,7 +102,7 @@ def slug(name):
 
 
 def whole(record, params):
-    """Whether the record is of this revision, says what is expected, and its files are there."""
+    """Return whether the record is of this revision, says what is expected, and its files are there."""
     if not record or params["revision"] not in (record["asked"], record["revision"]):
         return False
     files = record["files"]
@@ -169,13 +169,13 @@ def start(module, params, unit):
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as stream:
             os.fchmod(stream.fileno(), 0o600)
             stream.write(environment_of(params).encode("utf-8"))
-        status, _, said = module.run_command(command_of(params, unit, path))
+        status, _, errors = module.run_command(command_of(params, unit, path))
     finally:
         # systemd-run has waited until the program runs: systemd reads no file of it any more.
         if os.path.lexists(path):
             os.unlink(path)
     if status:
-        module.fail_json(msg="model %s: systemd-run: %s" % (params["name"], said.strip()))
+        module.fail_json(msg="model %s: systemd-run: %s" % (params["name"], errors.strip()))
 
 
 def command_of(params, unit, environment):
@@ -186,7 +186,7 @@ def command_of(params, unit, environment):
         "EnvironmentFile=" + environment,
     ]
     # In an argument, not a file: root writes nothing into a directory of the user. systemd takes $$ for $.
-    asked = json.dumps({
+    arguments = json.dumps({
         "name": params["name"], "revision": params["revision"], "expected": params["expected"],
         "directory": os.path.join(params["home"], "models", slug(params["name"])),
     }).replace("$", "$$")
@@ -194,7 +194,7 @@ def command_of(params, unit, environment):
         properties.append("EnvironmentFile=" + params["token_file"])
     for text in properties:
         command += ["--property", text]
-    return command + [os.path.join(params["root"], "current", "serving", "bin", "python"), params["fetch"], asked]
+    return command + [os.path.join(params["root"], "current", "serving", "bin", "python"), params["fetch"], arguments]
 
 
 def main():

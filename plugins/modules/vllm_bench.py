@@ -158,18 +158,18 @@ def main():
         served, longest = api.model()
     except CheckFailed as error:
         module.fail_json(msg="%sfound %s; expected a server that answers. Start it, then run again." % (where, error))
-    asked = params["input_tokens"] + params["output_tokens"]
-    if longest and asked > longest:
+    tokens = params["input_tokens"] + params["output_tokens"]
+    if longest and tokens > longest:
         module.fail_json(
             msg="%sbench_lengths: found %d tokens for prompt and answer; expected at most the %d that it takes. Ask "
-            "for fewer, or raise max_model_len." % (where, asked, longest)
+            "for fewer, or raise max_model_len." % (where, tokens, longest)
         )
     command = ["timeout", str(params["timeout"])] + command_of(params, served)
-    status, printed, said = module.run_command(command)
+    status, printed, errors = module.run_command(command)
     try:
         result = json.loads(printed)
     except ValueError:
-        tail = said.strip()[-2000:]
+        tail = errors.strip()[-2000:]
         module.fail_json(msg="%svllm bench serve left no result (status %d):\n%s" % (where, status, tail))
     if result["completed"] != params["requests"]:
         module.fail_json(

@@ -89,7 +89,7 @@ def journal(module, unit, lines):
 
 
 def is_healthy(name, host, port):
-    """Whether /health answers 200; it needs no key."""
+    """Return whether /health answers 200; it needs no key."""
     try:
         request = urllib.request.Request(base_url(host, port) + "/health", headers=quarantine_headers(name))
         return open_url(request, 5).getcode() == 200

@@ -26,7 +26,7 @@ def bus_of(text):
 
 
 def names(directory):
-    """Sorted names in a directory; none where it cannot be read."""
+    """Sorted names in a directory; none if it cannot be read."""
     try:
         return sorted(os.listdir(directory))
     except OSError:
@@ -34,12 +34,12 @@ def names(directory):
 
 
 def link_name(path):
-    """Last part of what the link `path` points at, or None where it is no link."""
+    """Last part of what the link `path` points at, or None if it is no link."""
     return os.path.basename(os.readlink(path)) if os.path.islink(path) else None
 
 
 def bar1(text):
-    """{start, size} of the second BAR in the text of `resource`, or None without it; start is 0 where it is unmapped.
+    """{start, size} of the second BAR in the text of `resource`, or None without it; start is 0 if it is unmapped.
 
     A GPU's memory may lie there, which a firmware without "above 4G decoding" cannot place.
     """
@@ -51,9 +51,9 @@ def bar1(text):
 
 
 def acs_redirects(config):
-    """Whether a bridge sends traffic between its functions up to the root, from the bytes of its configuration.
+    """Return whether a bridge sends traffic between its functions up to the root, from the bytes of its configuration.
 
-    None where the capability is missing or cannot be read: without privileges the kernel gives 64 bytes.
+    None if the capability is missing or cannot be read: without privileges the kernel gives 64 bytes.
     """
     offset, seen = EXTENDED, set()
     while offset and offset not in seen and offset + 8 <= len(config):
@@ -67,7 +67,7 @@ def acs_redirects(config):
 
 
 def read_bytes(path):
-    """Bytes of a file; none where it cannot be read."""
+    """Bytes of a file; none if it cannot be read."""
     try:
         with open(path, "rb") as stream:
             return stream.read()
@@ -76,13 +76,13 @@ def read_bytes(path):
 
 
 def width(directory, name):
-    """Lanes of a link, or None where sysfs does not say."""
+    """Lanes of a link, or None if sysfs does not say."""
     text = read(os.path.join(directory, name)) or ""
     return int(text) if text.isdigit() else None
 
 
 def link(directory):
-    """{width, max_width} of a function's link: lanes, or None where sysfs does not say."""
+    """{width, max_width} of a function's link: lanes, or None if sysfs does not say."""
     return {"width": width(directory, "current_link_width"), "max_width": width(directory, "max_link_width")}
 
 

@@ -45,7 +45,7 @@ class KernelLog(object):
             self.descriptor = None
 
     def lines(self):
-        """New lines; none where there is no log."""
+        """New lines; none if there is no log."""
         found = []
         while self.descriptor is not None:
             try:
@@ -67,7 +67,7 @@ def trace_names(directory):
 
 
 def read_text(path):
-    """Text of a file; empty where there is none, and what is no text replaced."""
+    """Text of a file; empty if there is none, and what is no text replaced."""
     try:
         with open(path, "rb") as stream:
             return stream.read().decode("utf-8", "replace")
@@ -148,7 +148,7 @@ class Ranks(object):
         return found
 
     def statuses(self):
-        """Exit status of each rank, None where it runs."""
+        """Exit status of each rank, None if it runs."""
         return [process.poll() for process in self.processes]
 
     def last_words(self, rank):

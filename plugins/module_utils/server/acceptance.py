@@ -70,7 +70,7 @@ def chat_body(context):
 
 
 def skip_without_template(error):
-    """Raise CheckSkipped where the server says that the model has no chat template; else the error."""
+    """Raise CheckSkipped if the server says that the model has no chat template; else the error."""
     if "chat template" in str(error):
         raise CheckSkipped("the model has no chat template")
     raise error
@@ -215,7 +215,7 @@ def load(context):
 
 
 def choose(context, question):
-    """One decision: (token, seconds). Raises CheckFailed where its probabilities are none."""
+    """One decision: (token, seconds). Raises CheckFailed if its probabilities are none."""
     prompt = "Question: %s\nAnswer with yes or no.\nAnswer:" % question
     body = dict(greedy(context.model, prompt, 1), logprobs=5)
     path = "/v1/completions"

@@ -9,7 +9,7 @@ QUARANTINE_HEADER = "x-kepler-held"
 
 
 def is_loopback(address):
-    """Whether `address`, a text, is one that its own host alone reaches."""
+    """Return whether `address`, a text, is one that its own host alone reaches."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
