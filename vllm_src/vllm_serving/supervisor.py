@@ -35,8 +35,8 @@ ENTRY_POINTS = {
 }
 # Exit status after too many starts that failed: systemd does not start the unit again.
 GAVE_UP = 69
-# Seconds between two looks while the server starts or drains, and while it serves without a watchdog.
-LOOK, LOOK_IDLE = 1.0, 30.0
+# Seconds between two polls of the server while it starts or drains, and while it serves without a watchdog.
+POLL, IDLE_POLL = 1.0, 30.0
 # Seconds that vLLM gets to stop once no request runs.
 STOP = 30
 
@@ -110,7 +110,7 @@ class Supervisor:
         self.log, self.starts = Log(table.PHASES), Starts(instance.directory)
         self.group = 0
         self.is_ready = False
-        self.began = self.moved = time.monotonic()
+        self.started_at = self.progress_at = time.monotonic()
         self.tokens: float | None = None
         self.serving = "serving"
 
@@ -121,11 +121,11 @@ class Supervisor:
     def stalled(self) -> str | None:
         """What keeps a start from being given more time; None while it gets on."""
         now = time.monotonic()
-        # systemd's clock and ours may differ by a look.
-        if now - self.moved > self.instance.stall_timeout - 2 * LOOK:
-            return f"no progress for {now - self.moved:.0f} s"
-        if now - self.began > self.instance.start_timeout - 2 * LOOK:
-            return f"not ready after {now - self.began:.0f} s"
+        # systemd's clock and ours may differ by one poll.
+        if now - self.progress_at > self.instance.stall_timeout - 2 * POLL:
+            return f"no progress for {now - self.progress_at:.0f} s"
+        if now - self.started_at > self.instance.start_timeout - 2 * POLL:
+            return f"not ready after {now - self.started_at:.0f} s"
         return None
 
     async def run(self) -> int:
@@ -162,14 +162,16 @@ class Supervisor:
             self.kill()
             relay.join(1)
             status = gone.result()
-            reason = f"vLLM {ending(status)} while {self.at()}" + (f": {self.log.error}" if self.log.error else "")
+            error = f": {self.log.error}" if self.log.error else ""
+            reason = f"vLLM {ending(status)} while {self.current_phase}{error}"
             # Nobody asked it to end: 0 is no success.
             return self.end(status if status > 0 else 128 - status if status else 1, reason)
         finally:
             self.kill()
             relay.join(1)
 
-    def at(self) -> str:
+    @property
+    def current_phase(self) -> str:
         return "serving" if self.is_ready else self.log.phase
 
     def end(self, status: int, reason: str) -> int:
@@ -207,7 +209,7 @@ class Supervisor:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         self.group = child.pid
-        self.began = self.moved = time.monotonic()
+        self.started_at = self.progress_at = time.monotonic()
         return child
 
     def relay(self, child: subprocess.Popen[bytes]) -> None:
@@ -224,15 +226,15 @@ class Supervisor:
         self.is_ready = True
         # Requests can end a server that is ready; only starts that fail may make the unit give up.
         self.starts.forget()
-        self.say(f"is ready after {time.monotonic() - self.began:.0f} s")
+        self.say(f"is ready after {time.monotonic() - self.started_at:.0f} s")
         notify(READY=1, STATUS=self.serving)
         while True:
-            await asyncio.sleep(self.instance.watchdog / 6 or LOOK_IDLE)
+            await asyncio.sleep(self.instance.watchdog / 6 or IDLE_POLL)
             if await self.is_alive():
-                self.moved = time.monotonic()
+                self.progress_at = time.monotonic()
                 notify(WATCHDOG=1, STATUS=self.serving)
             else:
-                notify(STATUS=f"no sign of life for {time.monotonic() - self.moved:.0f} s")
+                notify(STATUS=f"no sign of life for {time.monotonic() - self.progress_at:.0f} s")
 
     async def until_ready(self) -> str | None:
         """Wait for the first token; each progress buys the start more time. Returns why there can never be one."""
@@ -241,8 +243,9 @@ class Supervisor:
             now = (self.log.phase, len(self.log.seen_patterns), mebibytes_read(self.group))
             stalled = self.stalled()
             if now != before and not stalled:
-                before, self.moved = now, time.monotonic()
-                left = min(self.instance.stall_timeout, self.instance.start_timeout - (self.moved - self.began))
+                before, self.progress_at = now, time.monotonic()
+                end = self.started_at + self.instance.start_timeout
+                left = min(self.instance.stall_timeout, end - self.progress_at)
                 notify(STATUS=self.log.phase, EXTEND_TIMEOUT_USEC=int(left * 1e6))
             elif stalled:
                 notify(STATUS=f"{self.log.phase}; {stalled}")
@@ -253,7 +256,7 @@ class Supervisor:
                     return None
                 if answer is not None and 400 <= answer.status < 500:
                     return f"the server answered {answer.status} instead of a token: {answer.body[:200]}"
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL)
 
     async def is_alive(self) -> bool:
         """Whether tokens were made since the last look, or one is when asked for.
@@ -266,7 +269,7 @@ class Supervisor:
         if self.tokens != before:
             return True
         before = self.tokens
-        answer = await ask(self.instance, "/v1/completions", PROBE, self.instance.watchdog / 3 or LOOK_IDLE)
+        answer = await ask(self.instance, "/v1/completions", PROBE, self.instance.watchdog / 3 or IDLE_POLL)
         # What others were answered meanwhile counts as well.
         return await self.read_tokens() and (has_token(answer) or self.tokens != before)
 
@@ -310,7 +313,7 @@ class Supervisor:
             if left <= 0:
                 return running
             notify(WATCHDOG=1, STATUS=f"draining: {running} running, at most {left:.0f} s more")
-            await asyncio.wait({gone}, timeout=min(LOOK, left))
+            await asyncio.wait({gone}, timeout=min(POLL, left))
         return 0
 
     def kill(self) -> None:
@@ -321,7 +324,7 @@ class Supervisor:
     def abort(self, *_: object) -> None:
         """systemd's watchdog: no sign of life for too long."""
         self.kill()
-        self.end(1, f"hung: no sign of life for {time.monotonic() - self.moved:.0f} s while {self.at()}")
+        self.end(1, f"hung: no sign of life for {time.monotonic() - self.progress_at:.0f} s while {self.current_phase}")
         os._exit(1)
 
 

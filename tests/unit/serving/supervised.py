@@ -24,7 +24,7 @@ import asyncio, os, sys
 from pathlib import Path
 from vllm_serving import starts, supervisor
 from vllm_serving.versions import v0_9_2
-supervisor.LOOK = 0.1
+supervisor.POLL = 0.1
 starts.PAUSE = float(sys.argv[4])
 instance = supervisor.read_instance("main", Path(sys.argv[1]), "7", os.environ)
 print("torch" in sys.modules, "vllm" in sys.modules)

@@ -153,10 +153,10 @@ def test_a_start_is_not_bought_time_for_ever(unit):
     (97, 1, None), (99, 1, "not ready after 99 s"), (60, 47, None), (60, 49, "no progress for 49 s"),
 ])  # fmt: skip
 def test_start_has_no_more_than_its_own_time(bare, began, moved, reason):
-    """A look, and one for systemd's clock, before VLLM_SERVING_START and VLLM_SERVING_STALL are over."""
+    """One poll, and one for systemd's clock, before VLLM_SERVING_START and VLLM_SERVING_STALL are over."""
     supervised = supervisor.Supervisor(bare(VLLM_SERVING_START="100", VLLM_SERVING_STALL="50"), [], v0_9_2)
     now = time.monotonic()
-    supervised.began, supervised.moved = now - began, now - moved
+    supervised.started_at, supervised.progress_at = now - began, now - moved
     assert supervised.stalled() == reason
 
 
