@@ -1,8 +1,8 @@
-"""What a request meets before vLLM does: an ASGI middleware that vLLM loads by its option `--middleware`.
+"""Admission: an ASGI middleware in front of vLLM's API, which vLLM loads by its option `--middleware`.
 
-It keeps a server without a key from the network, asks for the key on every path (upstream asks on /v1 alone, and
-/invocations completes without one), refuses bodies that are too large, no JSON or known to end the engine, and turns
-new requests away while the server drains, or is held until somebody has looked at its answers.
+It keeps a server without an API key from the network, asks for the key on every path (upstream asks on /v1 alone, and
+/invocations completes without one), and rejects bodies that are too large, no JSON or known to end the engine. While
+the server drains or is in quarantine it rejects new requests.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from .errors import ConfigError, Rejected
 from .instance import CONFIGURATION, key_of, refuse_open_server
 from .limits import Limits, parse
 
-# A file of this name in the unit's runtime directory: the supervisor drains the server.
+# File in the unit's runtime directory with which the supervisor drains the server.
 DRAINING = "draining"
 # Header of /health while the server drains: how many requests still run.
 RUNNING = "x-requests-running"
 # Seconds after which a client may come back to a server that drains; another one can be asked at once.
 RETRY_AFTER = "10"
-# Paths that say how the server fares. They need no key, as upstream has it.
+# Paths of health and metrics. They need no API key, as with upstream.
 OPEN = ("/health", "/ping", "/metrics", "/version")
 MEBIBYTE = 1 << 20
-# How many times the limit of a body is read, and thrown away, before its sender is cut off.
+# A body of up to so many times the limit is read and discarded before the connection ends.
 PATIENCE = 8
-# Seconds in which a body must have arrived.
+# Seconds within which a body must arrive.
 ARRIVAL = 60
 
 Message = dict[str, Any]
@@ -62,7 +62,7 @@ class AdmissionMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        # Of a name that comes twice the first counts, as it does for vLLM.
+        # If a name comes twice, the first one counts, as for vLLM.
         found = reversed(scope["headers"])
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in found}
         path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -89,7 +89,7 @@ class AdmissionMiddleware:
             self.running -= 1
 
     async def open(self, scope: Message) -> None:
-        """Get to know the model, or end the process: with status 78 if somebody must correct its configuration."""
+        """Learn the model's limits, or end the process: with status 78 if the configuration must be corrected."""
         try:
             for address in unused_sockets():
                 refuse_open_server(address, self.key)
@@ -98,17 +98,17 @@ class AdmissionMiddleware:
         except Exception as error:
             known = isinstance(error, ConfigError)
             print(f"ERROR {error}" if known else traceback.format_exc(), flush=True)
-            # uvicorn goes on after any exception of this task, SystemExit included.
+            # uvicorn ignores every exception of this task, SystemExit included.
             asyncio.get_running_loop().call_soon(sys.exit, CONFIGURATION if known else 1)
             await asyncio.Event().wait()
 
     async def learn(self, state: Any) -> Limits:
-        """Return the limits with those of the model. Raises ConfigError. state: of vLLM's application."""
+        """Return the limits, with those of the model. Raises ConfigError. state: of vLLM's application."""
         return self.limits
 
     def admit(self, path: str, method: str, headers: dict[str, str]) -> None:
         """Raise Rejected for a request without the key, or one that came too late or too early."""
-        # A browser asks with OPTIONS, and without a key, whether it may ask.
+        # A browser sends OPTIONS without a key before its request.
         if self.key and path not in OPEN and method != "OPTIONS":
             brought = headers.get("authorization", "").encode()
             if not hmac.compare_digest(brought, f"Bearer {self.key}".encode()):
@@ -124,10 +124,10 @@ class AdmissionMiddleware:
                            **{"retry-after": RETRY_AFTER})
 
     async def read(self, headers: dict[str, str], receive: Receive) -> Receive:
-        """Read the body, no more than the limit of it; a `receive` that gives it once more. Raises Rejected."""
+        """Read the body up to the limit. Returns a `receive` that gives it once more. Raises Rejected."""
         too_large = Rejected(413, f"The body is larger than {self.limit} bytes.", connection="close")
         length = headers.get("content-length", "0")
-        # Who asks first whether to send it is told at once; the others hear the answer only once they have sent.
+        # A client that sends Expect gets the answer at once; others read it only after they have sent the body.
         if "expect" in headers and length.isdigit() and int(length) > self.limit:
             raise too_large
         content, size, more = bytearray(), 0, True
@@ -189,9 +189,9 @@ def quarantine_token(quarantine: Path) -> str:
 
 
 def from_validation(error: BaseException) -> bool:
-    """Return whether an error was raised where the fields of a body are read, before anything is answered.
+    """Return whether an error comes from reading the fields of a body, before anything is answered.
 
-    Upstream compares some before it knows their types, and reads those of /invocations outside of FastAPI.
+    Upstream compares some fields before it checks their types, and reads those of /invocations outside of FastAPI.
     """
     places = {(frame.f_globals.get("__name__"), frame.f_code.co_name)
               for frame, _ in traceback.walk_tb(error.__traceback__)}
@@ -200,7 +200,7 @@ def from_validation(error: BaseException) -> bool:
 
 
 async def answer(send: Send, rejected: Rejected) -> None:
-    """Answer as vLLM words its own errors."""
+    """Send an error in the form of vLLM's own."""
     content = json.dumps({"object": "error", "message": str(rejected), "type": "BadRequestError", "param": None,
                           "code": rejected.status}).encode()
     headers = {"content-type": "application/json", "content-length": str(len(content)), **rejected.headers}

@@ -6,11 +6,11 @@ class ServingError(Exception):
 
 
 class ConfigError(ServingError):
-    """Options or an environment that nobody can serve with: what was found, what is expected, the next step."""
+    """Options or an environment that no server can start with: what was found, what is expected, the next step."""
 
 
 class Rejected(ServingError):
-    """A request that vLLM does not get: the status and headers of the answer, and what is wrong."""
+    """A request that is not passed to vLLM: what is wrong, and the status and headers of the answer."""
 
     def __init__(self, status: int, message: str, **headers: str) -> None:
         super().__init__(message)

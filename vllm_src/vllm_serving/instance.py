@@ -1,4 +1,4 @@
-"""What one server is: the options that vLLM reads too, and the limits that the supervisor keeps."""
+"""One server: the options that vLLM reads too, and the limits that the supervisor keeps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .addresses import WILDCARDS, is_loopback
 from .errors import ConfigError
 
 # Characters of the runtime directory. A socket's path has 107 at most, and vLLM adds "/tmp/", a UUID and
-# "_health_socket"; where they do not fit, it never becomes ready.
+# "_health_socket". With a longer path it never becomes ready.
 LONGEST = 107 - 5 - 36 - 14
 # Exit status after which systemd does not start the unit again: somebody must correct its configuration first.
 CONFIGURATION = 78
@@ -31,9 +31,9 @@ class Instance:
         port: port that it listens on.
         generation: number of the store's generation that it runs.
         gpus: numbers of the GPUs that serve it; `cpu` if CUDA is to see none.
-        directory: its own, in memory; gone with the last stop.
+        directory: the unit's runtime directory, in memory; gone after the last stop.
         quarantine: file; while it exists, only requests with the token in it are answered.
-        key: what a request must bring; none for a server without a key.
+        key: API key that requests must bring; None for a server without one.
         start_timeout: longest time in seconds from start to ready.
         stall_timeout: longest time in seconds without progress while it starts.
         drain_timeout: longest time in seconds that running requests get when the server is stopped.
@@ -66,27 +66,27 @@ class Instance:
 
 
 def key_of(environment: Mapping[str, str]) -> str | None:
-    """Return the key that requests must bring, or None. No header can carry a key of spaces."""
+    """Return the API key that requests must bring, or None. No header can carry a key of spaces."""
     return environment.get("VLLM_API_KEY", "").strip() or None
 
 
 def refuse_open_server(host: str, key: str | None) -> None:
-    """Raise ConfigError for a server that the network reaches and that wants no key."""
+    """Raise ConfigError for a server without an API key that the network reaches."""
     if key is None and not is_loopback(host):
         raise ConfigError(f"VLLM_API_KEY: found no key for a server on {host}; expected one beyond 127.0.0.1, ::1 and "
                           "localhost. Write a line VLLM_API_KEY=KEY into the file that api_key_file names.")
 
 
 def read_instance(name: str, options: Path, generation: str, environment: Mapping[str, str]) -> Instance:
-    """The instance that a file of options and the unit's environment describe. Raises ConfigError."""
+    """Return the instance that a file of options and the unit's environment describe. Raises ConfigError."""
     try:
         # JSON below a comment: vLLM reads it as YAML.
-        said = json.loads(re.sub("^#.*", "", options.read_text(), flags=re.MULTILINE))
+        found = json.loads(re.sub("^#.*", "", options.read_text(), flags=re.MULTILINE))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{options}: cannot be read: {' '.join(str(error).split())}. Run the play again.") from None
-    if not isinstance(said, dict) or not isinstance(said.get("model"), str) or not isinstance(said.get("port"), int):
+    if not isinstance(found, dict) or not isinstance(found.get("model"), str) or not isinstance(found.get("port"), int):
         raise ConfigError(f"{options}: expected options of vLLM with at least model and port. Run the play again.")
-    if reason := models.refusal(said, environment):
+    if reason := models.refusal(found, environment):
         raise ConfigError(reason)
     if not environment.get("RUNTIME_DIRECTORY"):
         raise ConfigError("RUNTIME_DIRECTORY: found nothing; expected a directory in memory. Use vllm@NAME.service.")
@@ -94,14 +94,14 @@ def read_instance(name: str, options: Path, generation: str, environment: Mappin
     if len(str(directory)) > LONGEST:
         raise ConfigError(f"RUNTIME_DIRECTORY: found {len(str(directory))} characters; expected at most {LONGEST}, for "
                           "the sockets in it. Give the instance a shorter name.")
-    host, key = str(said.get("host") or "0.0.0.0"), key_of(environment)
+    host, key = str(found.get("host") or "0.0.0.0"), key_of(environment)
     refuse_open_server(host, key)
     return Instance(
         name=name,
         options=options,
-        model=said["model"],
+        model=found["model"],
         host=host,
-        port=said["port"],
+        port=found["port"],
         generation=generation,
         gpus=environment.get("CUDA_VISIBLE_DEVICES", "all").replace(",", ", ") or "cpu",
         directory=directory,

@@ -20,7 +20,7 @@ MOST_VALUES, DEEPEST = 32_768, 64
 # Items of a list or object that holds no token ids: messages, tools, biases and the rest.
 MOST_ITEMS = 4096
 # Characters of a text for each token that the model takes, four times what English has, and characters of all prompts
-# together. One thread makes tokens of them, 200,000 a second, and the supervisor's own question waits with the others.
+# together. One thread makes tokens of them, 200,000 a second, and the supervisor's probe waits with the others.
 CHARACTERS, MOST_CHARACTERS = 16, 1 << 20
 # Fields of a chat that become one text, and those that hold texts to compare.
 SPOKEN = ("messages", "tools", "documents", "chat_template_kwargs")
@@ -39,11 +39,11 @@ TOKEN_LISTS = ("tokens", "stop_token_ids", "allowed_token_ids")
 # Beyond these, float32 makes NaN or infinity of a result.
 RANGES = {"temperature": (0, 100), "repetition_penalty": (0.01, 100), "length_penalty": (-10, 10)}
 LOGPROBS = ("logprobs", "top_logprobs", "prompt_logprobs")
-# What only the operator decides, and why.
+# Fields that only the operator decides, and the reason that the message gives.
 OPERATORS = {
     # A pattern that another backend cannot read ends the engine.
     "guided_decoding_backend": "the server chooses it",
-    # Upstream decodes it before it says that it does not take it.
+    # Upstream decodes it before it refuses it.
     "prompt_embeds": "the server takes text and tokens",
     # A template is a program, and the API's event loop runs it.
     "chat_template": "the server's operator chooses it",
@@ -53,7 +53,7 @@ OPERATORS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What the served model and its operator allow.
+    """Limits of the served model and its operator.
 
     Attributes:
         sequences: most sequences of one request: its prompts times n, or times best_of.
@@ -74,7 +74,7 @@ class Limits:
         for name, reason in OPERATORS.items():
             if body.get(name) is not None:
                 raise Rejected(400, f"{name}: {reason}. Leave it out.")
-        # A list of token ids is long; its items are checked below, one by one.
+        # Lists of token ids may be long; their items are checked below.
         tokens = {name for name in TOKEN_LISTS if isinstance(body.get(name), list)}
         prompts, inputs = self.prompts("prompt", body.get("prompt")), self.prompts("input", body.get("input"))
         check_size({name: value for name, value in body.items() if name not in tokens | {"prompt", "input"}})
@@ -114,7 +114,7 @@ class Limits:
         if set(map(type, ids)) - {int}:
             raise Rejected(400, f"{name}: expected integers of 0 to {self.vocabulary - 1}, the model's token ids.")
         if self.vocabulary and ids and not (min(ids) >= 0 and max(ids) < self.vocabulary):
-            raise self.strange(name, next(one for one in ids if not 0 <= one < self.vocabulary))
+            raise self.unknown_token(name, next(one for one in ids if not 0 <= one < self.vocabulary))
 
     def check_text(self, prompts: dict[str, list[str | list[int]]], body: dict[str, Any]) -> None:
         """Raise Rejected for a text that is too long for the model whatever its tokens are."""
@@ -131,7 +131,7 @@ class Limits:
             if number > most:
                 raise Rejected(400, f"{name}: found {number} characters; a model of {self.length} tokens takes {most}.")
 
-    def strange(self, name: str, token: int) -> Rejected:
+    def unknown_token(self, name: str, token: int) -> Rejected:
         """Return the answer to a token id that the model lacks."""
         return Rejected(400, f"{name}: found the token id {token}; the model's vocabulary has 0 to "
                              f"{self.vocabulary - 1}.")
@@ -160,7 +160,7 @@ class Limits:
                 if not (key.isascii() and key.removeprefix("-").isdigit() and len(key) <= 20):
                     raise Rejected(400, "logit_bias: expected token ids, which are integers, as names.")
                 if self.vocabulary and not 0 <= int(key) < self.vocabulary:
-                    raise self.strange("logit_bias", int(key))
+                    raise self.unknown_token("logit_bias", int(key))
 
     def check_numbers(self, body: dict[str, Any], prompts: int) -> None:
         """Raise Rejected for counts that multiply work, and for numbers that float32 does not hold."""

@@ -1,4 +1,4 @@
-"""Count the starts in a row that failed before the server was ready: the back-off, and the limit."""
+"""Count of starts in a row that failed before the server was ready, for the back-off and the limit."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Starts:
             self.count = int(count)
 
     def pause(self) -> float:
-        """Seconds to wait before this start."""
+        """Return the seconds to wait before this start."""
         return PAUSE * 2.0 ** (self.count - 1) if self.count else 0.0
 
     def write(self, reason: str) -> None:
-        """Count this start, and say why it ended."""
+        """Count this start, and record why it ended."""
         self.path.write_text(f"{self.count + 1}\n{reason}")
 
     def forget(self) -> None:
-        """The server became ready, or was stopped as asked."""
+        """Begin anew: the server became ready, or was stopped."""
         self.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Starts one `vllm serve`, tells systemd when it is ready and whether it lives, drains it, and says why it ended."""
+"""Supervisor of one `vllm serve`: reports readiness and liveness to systemd, drains the server, logs why it ended."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .systemd import notify
 from .versions import table_of
 
 USAGE = "usage: python -m vllm_serving NAME OPTIONS.yaml GENERATION"
-# Upstream's command line, and what stands in front of its API. A port of vLLM may name its own.
+# Upstream's command line, and the middleware in front of its API. A port of vLLM may name its own.
 ENTRY_POINTS = {
     "command": "vllm.entrypoints.cli.main:main",
     "middleware": f"{AdmissionMiddleware.__module__}:{AdmissionMiddleware.__qualname__}",
@@ -42,17 +42,17 @@ STOP = 30
 
 
 def command_of(options: Path) -> list[str]:
-    """vLLM as it is, with our middleware in front of its API."""
+    """Return the command that starts vLLM with our middleware in front of its API."""
     own = {found.name: found.value for found in metadata.entry_points(group="vllm_serving")}
     command, middleware = ({**ENTRY_POINTS, **own}[name] for name in ("command", "middleware"))
     module, _, function = command.partition(":")
-    # Not `-m`: each process would import the module anew that this one was started with.
+    # Not `-m`: each spawned process would import the module of the command line again.
     return [sys.executable, "-c", f"from {module} import {function}; {function}()", "serve",
             "--config", str(options), "--middleware", middleware.replace(":", ".")]
 
 
 def port_holder(instance: Instance) -> str | None:
-    """What keeps the server from its port; None where it is free.
+    """Return why the server cannot have its port, or None if the port is free.
 
     vLLM binds with SO_REUSEPORT: two servers of one user would share the port, and answer each other's requests.
     """
@@ -67,16 +67,16 @@ def port_holder(instance: Instance) -> str | None:
 
 
 def members(group: int) -> Iterator[Path]:
-    """Directories in /proc of the processes of a process group."""
+    """Yield the directories in /proc of the processes of a group."""
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError):
-            # After the name in brackets, which may hold anything: state, parent, group.
+            # The name in brackets may hold anything. State, parent and group come after it.
             if int((directory / "stat").read_text().rpartition(")")[2].split()[2]) == group:
                 yield directory
 
 
 def mebibytes_read(group: int) -> int:
-    """What the processes of a group have read from disks."""
+    """Return the MiB that the processes of a group have read from disks."""
     found = 0
     for directory in members(group):
         with contextlib.suppress(OSError, ValueError):
@@ -87,7 +87,7 @@ def mebibytes_read(group: int) -> int:
 
 
 def ending(status: int) -> str:
-    """How a process ended, by the status that subprocess gives."""
+    """Describe how a process ended, by the status that subprocess gives."""
     if status < 0:
         return f"was killed by {signal.Signals(-status).name}"
     return f"ended by itself with status {status}"
@@ -100,9 +100,9 @@ def show(line: str) -> None:
 
 
 class Supervisor:
-    """One life of one server.
+    """One run of one server.
 
-    table: what is read of this version of vLLM.
+    table: phases and metrics of this version of vLLM.
     """
 
     def __init__(self, instance: Instance, command: list[str], table: ModuleType) -> None:
@@ -115,11 +115,11 @@ class Supervisor:
         self.serving = "serving"
 
     def say(self, text: str) -> None:
-        """One line for the journal."""
+        """Write a line for the journal."""
         show(f"vllm@{self.instance.name} {text}")
 
     def stalled(self) -> str | None:
-        """What keeps a start from being given more time; None while it gets on."""
+        """Return why a start gets no more time, or None while it makes progress."""
         now = time.monotonic()
         # systemd's clock and ours may differ by one poll.
         if now - self.progress_at > self.instance.stall_timeout - 2 * POLL:
@@ -129,7 +129,7 @@ class Supervisor:
         return None
 
     async def run(self) -> int:
-        """Exit status of the supervisor."""
+        """Run the server to its end. Returns the exit status."""
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
@@ -140,14 +140,14 @@ class Supervisor:
         if reason := port_holder(self.instance):
             return self.end(1, reason)
         self.say(f"starts: {self.instance}")
-        # Until the end is known.
+        # Overwritten with the reason at the end.
         self.starts.write("the supervisor was killed")
         child = self.spawn()
         signal.signal(signal.SIGABRT, self.abort)
-        # A thread of its own: a journal that takes no more lines must not stop the watch.
+        # In a thread: a journal that takes no more lines must not stop the watch.
         relay = threading.Thread(target=self.relay, args=(child,), daemon=True)
         relay.start()
-        # asyncio's own processes end only once nobody holds their pipe, and a rank that hangs does.
+        # Not asyncio's subprocess: it waits for the pipe to close, and a rank that hangs keeps it open.
         gone = loop.run_in_executor(None, child.wait)
         stopping, watch = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self.watch())
         events: set[asyncio.Future[Any]] = {stopping, gone, watch}
@@ -158,13 +158,13 @@ class Supervisor:
             if stopping.done() and not gone.done():
                 watch.cancel()
                 return await self.finish(child, gone)
-            # What a dead server wrote last says why.
+            # The last lines of a dead server name the reason.
             self.kill()
             relay.join(1)
             status = gone.result()
             error = f": {self.log.error}" if self.log.error else ""
             reason = f"vLLM {ending(status)} while {self.current_phase}{error}"
-            # Nobody asked it to end: 0 is no success.
+            # Status 0 is no success either: nobody stopped the server.
             return self.end(status if status > 0 else 128 - status if status else 1, reason)
         finally:
             self.kill()
@@ -175,7 +175,7 @@ class Supervisor:
         return "serving" if self.is_ready else self.log.phase
 
     def end(self, status: int, reason: str) -> int:
-        """Say why it ends, for the journal, for `systemctl status` and for the next start."""
+        """Report why the server ends to the journal, `systemctl status` and the next start. Returns the status."""
         self.say(f"ends: {reason}")
         notify(STATUS=f"ended: {reason}")
         if status and not self.is_ready:
@@ -185,7 +185,7 @@ class Supervisor:
         return status
 
     async def pause(self, stop: asyncio.Event) -> bool:
-        """Wait before another start; whether the unit was stopped meanwhile."""
+        """Wait before another start. Returns True if the unit was stopped meanwhile."""
         seconds = self.starts.pause()
         number = self.starts.count + 1
         text = f"waits {seconds:.0f} s before start {number} of {LIMIT}; the last one: {self.starts.reason}"
@@ -213,18 +213,18 @@ class Supervisor:
         return child
 
     def relay(self, child: subprocess.Popen[bytes]) -> None:
-        """Pass the server's output on, and read it."""
+        """Pass the server's output on to the journal, and parse it."""
         assert child.stdout is not None
         while output := os.read(child.stdout.fileno(), 1 << 16):
             for line in self.log.feed(output):
                 show(line)
 
     async def watch(self) -> str:
-        """Tell systemd how the server fares. Returns only where it can never become ready: why."""
+        """Report the server's state to systemd. Returns only if it can never become ready: the reason."""
         if reason := await self.until_ready():
             return reason
         self.is_ready = True
-        # Requests can end a server that is ready; only starts that fail may make the unit give up.
+        # Requests can end a server that is ready, so only failed starts count towards giving up.
         self.starts.forget()
         self.say(f"is ready after {time.monotonic() - self.started_at:.0f} s")
         notify(READY=1, STATUS=self.serving)
@@ -237,7 +237,7 @@ class Supervisor:
                 notify(STATUS=f"no sign of life for {time.monotonic() - self.progress_at:.0f} s")
 
     async def until_ready(self) -> str | None:
-        """Wait for the first token; each progress buys the start more time. Returns why there can never be one."""
+        """Wait for the first token; extend the start while it makes progress. Returns why there can never be one."""
         before: object = None
         while True:
             now = (self.log.phase, len(self.log.seen_patterns), mebibytes_read(self.group))
@@ -259,9 +259,9 @@ class Supervisor:
             await asyncio.sleep(POLL)
 
     async def is_alive(self) -> bool:
-        """Whether tokens were made since the last look, or one is when asked for.
+        """Return whether the server has made tokens since the last poll, or answers a probe with one.
 
-        A server with long requests makes tokens and is not asked; one whose ranks hang makes none and cannot answer.
+        A server busy with long requests makes tokens and gets no probe. One whose ranks hang can do neither.
         """
         before = self.tokens
         if not await self.read_tokens():
@@ -270,11 +270,11 @@ class Supervisor:
             return True
         before = self.tokens
         answer = await ask(self.instance, "/v1/completions", PROBE, self.instance.watchdog / 3 or IDLE_POLL)
-        # What others were answered meanwhile counts as well.
+        # Tokens of other requests count as well.
         return await self.read_tokens() and (has_token(answer) or self.tokens != before)
 
     async def read_tokens(self) -> bool:
-        """Read the server's counters; whether they could be read."""
+        """Read the server's counters. Returns whether they could be read."""
         answer = await ask(self.instance, "/metrics")
         if answer is None or answer.status != 200:
             return False
@@ -287,7 +287,7 @@ class Supervisor:
         return False
 
     async def finish(self, child: subprocess.Popen[bytes], gone: asyncio.Future[int]) -> int:
-        """Stop as asked: let the running requests end, then vLLM."""
+        """Drain the server, then end vLLM. Returns the exit status."""
         if not self.is_ready:
             stalled = self.stalled()
             reason = f"stopped while {self.log.phase}" + (f"; {stalled}" if stalled else "")
@@ -299,7 +299,7 @@ class Supervisor:
         return self.end(0, f"stopped as asked, {left} requests cut off" if left else "stopped as asked")
 
     async def drain(self, gone: asyncio.Future[int]) -> int:
-        """Let the middleware refuse new requests until no old one runs; how many still do when their time is over."""
+        """Refuse new requests until the running ones have ended. Returns how many still run after the timeout."""
         (self.instance.directory / DRAINING).touch()
         notify(STOPPING=1, STATUS="draining")
         end, running = time.monotonic() + self.instance.drain_timeout, 0
@@ -317,19 +317,19 @@ class Supervisor:
         return 0
 
     def kill(self) -> None:
-        """End every process of the server, stopped ones too."""
+        """Kill every process of the server, stopped ones too."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.group, signal.SIGKILL)
 
     def abort(self, *_: object) -> None:
-        """systemd's watchdog: no sign of life for too long."""
+        """Handle the signal of systemd's watchdog: no sign of life for too long."""
         self.kill()
         self.end(1, f"hung: no sign of life for {time.monotonic() - self.progress_at:.0f} s while {self.current_phase}")
         os._exit(1)
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status. Arguments: name, file of options, number of the generation."""
+    """Supervise a server: its name, file of options and number of the generation. Returns the exit status."""
     if len(arguments) != 3:
         print(USAGE, file=sys.stderr)
         return CONFIGURATION

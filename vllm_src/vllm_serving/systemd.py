@@ -1,4 +1,4 @@
-"""What a service tells systemd: sd_notify(3) in Python."""
+"""Notifications to systemd: sd_notify(3) in Python."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import socket
 
 
 def notify(**fields: object) -> None:
-    """Send fields such as READY=1 or STATUS="loading"; nothing where no systemd listens."""
+    """Send fields such as READY=1 or STATUS="loading", if systemd listens."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     message = "\n".join(f"{name}={value}" for name, value in fields.items())
-    # An at sign stands for the zero byte of Linux's abstract names. A lost message is sent again by the next look.
+    # An at sign stands for the zero byte of an abstract name. A lost message is repeated by the next poll.
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)
