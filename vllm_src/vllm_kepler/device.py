@@ -10,7 +10,7 @@ from . import envs
 from .errors import SettingError
 
 K80 = (3, 7)
-CPU_PLATFORM = "vllm_kepler.platform.KeplerCpuPlatform"
+CPU_PLATFORM = "vllm_kepler.platform_cpu.KeplerCpuPlatform"
 CUDA_PLATFORM = "vllm_kepler.platform_cuda.KeplerCudaPlatform"
 
 
