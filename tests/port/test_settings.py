@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from vllm.config import CacheConfig, CompilationConfig, DecodingConfig, ParallelConfig, SchedulerConfig
-from vllm_kepler.settings import settle
+from vllm_kepler.settings import apply_defaults
 
 
 def settings(**changes):
@@ -23,9 +23,9 @@ def settings(**changes):
     return made
 
 
-def test_defaults_are_settled():
+def test_defaults_are_applied():
     made = settings()
-    settle(made)
+    apply_defaults(made)
     assert made.parallel_config.disable_custom_all_reduce
     assert made.compilation_config.level == 0
     assert made.decoding_config.backend == "guidance"
@@ -41,4 +41,4 @@ def test_defaults_are_settled():
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")  # fmt: skip
 def test_unserved_setting_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        settle(settings(**changes))
+        apply_defaults(settings(**changes))

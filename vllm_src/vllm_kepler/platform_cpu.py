@@ -37,7 +37,7 @@ class KeplerCpuPlatform(settings.KeplerSettings, CpuPlatform):
         logger.info("VLLM_KEPLER_DEVICE=cpu: the CPU stands in for the Kepler GPU, V0 engine, eager, float32.")
         if envs.VLLM_KEPLER_CUDA_GRAPHS:
             logger.warning("VLLM_KEPLER_CUDA_GRAPHS=1 changes nothing here: the CPU has no CUDA graphs.")
-        settings.settle(vllm_config)
+        settings.apply_defaults(vllm_config)
         parallel = vllm_config.parallel_config
         if parallel.worker_cls == "auto":
             parallel.worker_cls = "vllm_kepler.cpu_worker.KeplerCpuWorker"

@@ -49,7 +49,7 @@ class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
             cls.get_device_name(), capability.as_version_str(), kernels.version, ", ".join(kernels.architectures),
             kernels.path,
         )
-        settings.settle(vllm_config, graphs)
+        settings.apply_defaults(vllm_config, graphs)
         parallel = vllm_config.parallel_config
         if parallel.worker_cls == "auto":
             parallel.worker_cls = "vllm.worker.worker.Worker"

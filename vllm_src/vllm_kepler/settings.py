@@ -81,7 +81,7 @@ class KeplerSettings:
         return BACKEND
 
 
-def settle(config: VllmConfig, graphs: bool = False) -> None:
+def apply_defaults(config: VllmConfig, graphs: bool = False) -> None:
     """Set the options the port requires: eager mode, float32 arithmetic, no custom all-reduce, no compilation.
 
     With `graphs`, decoding steps of few sequences are replayed as CUDA graphs; all else is eager.
@@ -101,7 +101,7 @@ def settle(config: VllmConfig, graphs: bool = False) -> None:
                 f"dtype: found {str(model.dtype).removeprefix('torch.')}; expected float32 or half: a Kepler GPU "
                 "computes in float32 and stores weights as float32 or float16. Leave dtype out for float32."
             )
-        settle_storage(config)
+        apply_storage(config)
         if graphs and (model.enforce_eager or model.runner_type == "pooling"):
             found = "enforce_eager: true" if model.enforce_eager else "a model that generates no tokens"
             raise SettingError(
@@ -145,7 +145,7 @@ def settle(config: VllmConfig, graphs: bool = False) -> None:
     compilation.init_with_cudagraph_sizes(compilation.cudagraph_capture_sizes)
 
 
-def settle_storage(config: VllmConfig) -> None:
+def apply_storage(config: VllmConfig) -> None:
     """Decide how the model's weights and the KV cache are stored, and who loads them.
 
     Raises ValueError for damaged weight files, SettingError for ranks that a quantized checkpoint cannot be split over.
