@@ -171,7 +171,7 @@ def loaded_layer(scheme, layout, tensors, ranks, rank):
                 whole = f"{'w2' if shard == 'w2' else 'w13'}_{name}"
                 parameter = getattr(layer, whole)
                 parameter.weight_loader(parameter, tensor, whole, shard_id=shard, expert_id=expert)
-    assert not any(getattr(parameter, "awaited", ()) for parameter in layer.parameters())
+    assert not any(getattr(parameter, "pending", ()) for parameter in layer.parameters())
     layer.quant_method.process_weights_after_loading(layer)
     return layer
 

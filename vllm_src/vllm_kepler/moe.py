@@ -44,13 +44,13 @@ class KeplerMoEMethod(UnquantizedFusedMoEMethod):
             reject_if(size % moe.ALIGNMENT != 0, f"experts of {name} size {size} (a multiple of 4 is expected)")
         self.create_parameters(
             layer, num_experts, hidden_size, intermediate_size_per_partition, params_dtype,
-            weight_loader=noting(weight_loader), **named,
+            weight_loader=track_loaded(weight_loader), **named,
         )
         for name, parameter in layer.named_parameters(recurse=False):
             if getattr(parameter, "optional", False):
                 continue
             shards = ("w1", "w3") if name.startswith("w13_") else ("w2",)
-            parameter.awaited = {(expert, shard) for expert in range(num_experts) for shard in shards}
+            parameter.pending = {(expert, shard) for expert in range(num_experts) for shard in shards}
 
     def create_parameters(self, *sizes: Any, **named: Any) -> None:
         """Parameters of the names and shapes that the layer's weight loader fills."""
@@ -94,18 +94,18 @@ class KeplerMoEMethod(UnquantizedFusedMoEMethod):
         return moe.experts_forward(x, *self.matrices(layer), weights.float(), experts.int(), activation)
 
 
-def noting(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a weight loader so that it removes each loaded (expert, shard) from `awaited`."""
+def track_loaded(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a weight loader so that it removes each loaded (expert, shard) from `pending`."""
 
-    def load_noted(parameter: torch.nn.Parameter, loaded: torch.Tensor, *shard: Any, **named: Any) -> Any:
+    def load_tracked(parameter: torch.nn.Parameter, loaded: torch.Tensor, *shard: Any, **named: Any) -> Any:
         if "expert_id" in named and loaded.dim() < 3:
-            parameter.awaited.discard((named["expert_id"], named.get("shard_id")))
+            parameter.pending.discard((named["expert_id"], named.get("shard_id")))
         else:
             # Some checkpoints have all experts in one tensor.
-            parameter.awaited.clear()
+            parameter.pending.clear()
         return load(parameter, loaded, *shard, **named)
 
-    return load_noted
+    return load_tracked
 
 
 def register() -> None:

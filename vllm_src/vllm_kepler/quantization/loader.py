@@ -103,7 +103,7 @@ class KeplerLoader(DefaultModelLoader):
         missing += [
             f"{name} of expert {expert} ({shard})"
             for name, parameter in model.named_parameters() if name not in missing
-            for expert, shard in sorted(getattr(parameter, "awaited", ()))
+            for expert, shard in sorted(getattr(parameter, "pending", ()))
         ]
         if missing:
             raise ValueError(
