@@ -66,7 +66,7 @@ def test_dies_by_name_are_refused(visible):
     """vLLM takes numbers alone; without a word the port would step aside."""
     status, printed = run(WHICH, (3, 7), CUDA_VISIBLE_DEVICES=visible)
     assert status != 0
-    assert f"CUDA_VISIBLE_DEVICES: found {visible}; expected numbers of dies" in printed
+    assert f"CUDA_VISIBLE_DEVICES: found {visible}; expected numbers of GPUs" in printed
     assert "Traceback" not in printed
 
 

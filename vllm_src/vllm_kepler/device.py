@@ -14,19 +14,19 @@ CPU_PLATFORM = "vllm_kepler.platform_cpu.KeplerCpuPlatform"
 CUDA_PLATFORM = "vllm_kepler.platform_cuda.KeplerCudaPlatform"
 
 
-def numbers(visible: str) -> list[int]:
+def visible_gpus(visible: str) -> list[int]:
     """Return the GPUs that CUDA_VISIBLE_DEVICES names, up to the first -1, as CUDA reads it. Raises SettingError."""
-    dies = []
-    for die in map(str.strip, visible.split(",")):
-        if die in ("", "-1", "NoDevFiles"):
+    gpus = []
+    for gpu in map(str.strip, visible.split(",")):
+        if gpu in ("", "-1", "NoDevFiles"):
             break
-        if not die.isdigit():
+        if not gpu.isdigit():
             raise SettingError(
-                f"CUDA_VISIBLE_DEVICES: found {visible}; expected numbers of dies, such as 0,1: vLLM takes no names. "
+                f"CUDA_VISIBLE_DEVICES: found {visible}; expected numbers of GPUs, such as 0,1: vLLM takes no names. "
                 "See `nvidia-smi -L` for the number of each."
             )
-        dies.append(int(die))
-    return dies
+        gpus.append(int(gpu))
+    return gpus
 
 
 def compute_capabilities() -> list[tuple[int, int]]:
@@ -44,11 +44,11 @@ def compute_capabilities() -> list[tuple[int, int]]:
     try:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         count = pynvml.nvmlDeviceGetCount()
-        dies = range(count) if visible is None else numbers(visible)
+        gpus = range(count) if visible is None else visible_gpus(visible)
         return [
-            tuple(pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(die)))
-            for die in dies
-            if die < count
+            tuple(pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(gpu)))
+            for gpu in gpus
+            if gpu < count
         ]
     finally:
         pynvml.nvmlShutdown()
@@ -71,5 +71,5 @@ def platform_class() -> str | None:
     found = ", ".join(f"{major}.{minor}" for major, minor in capabilities)
     raise SettingError(
         f"GPU: found compute capability {found}; expected 3.7 (Tesla K80) on every GPU that CUDA_VISIBLE_DEVICES "
-        f"leaves. Choose the K80's dies there, or set VLLM_KEPLER_VERIFY=1 to verify the port on another NVIDIA GPU."
+        "leaves. Choose the K80's GPUs there, or set VLLM_KEPLER_VERIFY=1 to verify the port on another NVIDIA GPU."
     )

@@ -184,6 +184,6 @@ def apply_storage(config: VllmConfig) -> None:
     if ranks > 1 and any(scheme.act_order for scheme in checkpoint.schemes()):
         raise SettingError(
             f"tensor_parallel_size: found {ranks} and {checkpoint.method} with act-order (desc_act); expected 1: the "
-            "columns of a group lie on all ranks. Choose a checkpoint without act-order, or one die."
+            "columns of a group lie on all ranks. Choose a checkpoint without act-order, or one GPU."
         )
     logger.info("%s checkpoint: weights are unpacked by the port's own kernels.", checkpoint.method)
