@@ -28,10 +28,7 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import (
 from ansible_collections.kepler.vllm.plugins.plugin_utils.numbers import RANGES, as_integer, number_findings
 
 # Paths that stand in a unit, its environment file or its command line.
-IN_UNITS = (
-    "monitoring_qualification_directory", "monitoring_store_root", "monitoring_textfile_directory",
-    "qualification_directory", "store_root", "vllm_service_home",
-)
+IN_UNITS = ("monitoring_textfile_directory", "qualification_directory", "store_root", "vllm_service_home")
 
 
 def is_template(value: Any) -> bool:

@@ -18,8 +18,23 @@ def part(role, name):
     return ROOT / "roles" / role / name
 
 
-def defaults_of(role):
+def own_defaults(role):
     return load(part(role, "defaults/main.yml")) or {}
+
+
+# Settings that several roles read; each is described by the role whose name it has.
+SHARED = own_defaults("common")
+
+
+def owner_of(name):
+    """The role whose name a variable has."""
+    return max((role for role in ROLES if name.startswith(f"{role}_")), key=len, default="")
+
+
+def defaults_of(role):
+    """Variables with the role's name, wherever their defaults stand."""
+    everything = {**own_defaults(role), **SHARED}
+    return {name: value for name, value in everything.items() if name not in SHARED or owner_of(name) == role}
 
 
 def entry_points(role):
@@ -79,6 +94,15 @@ def test_argument_specs_equal_defaults(role):
     # Other roles export store_outputs. Ansible validates a role even where --tags asks for another one alone.
     without = {name for name, option in options.items() if "default" not in option and not option.get("required")}
     assert without <= {"store_outputs"}
+
+
+def test_every_shared_setting_is_described_by_a_role():
+    assert set(SHARED) <= {name for role in ROLES for name in options_of(role)}
+
+
+def test_each_default_stands_in_one_role():
+    names = [name for role in ROLES for name in own_defaults(role)]
+    assert sorted(names) == sorted(set(names))
 
 
 @EACH

@@ -28,12 +28,17 @@ def lock():
     return found
 
 
+def with_dependencies(role):
+    """The roles that a role depends on, and the role."""
+    meta = yaml.safe_load((ROOT / "roles" / role / "meta" / "main.yml").read_text())
+    return [*(name for dependency in meta["dependencies"] for name in with_dependencies(dependency["role"])), role]
+
+
 @cache
 def variables_of(role):
     """Variables of a role as its and its dependencies' defaults and vars give them, profile and lock."""
     known = {"kepler_lock": lock(), "profile": PROFILE}
-    meta = yaml.safe_load((ROOT / "roles" / role / "meta" / "main.yml").read_text())
-    for known_role in [*(dependency["role"] for dependency in meta["dependencies"]), role]:
+    for known_role in with_dependencies(role):
         for name in ("defaults", "vars"):
             path = ROOT / "roles" / known_role / name / "main.yml"
             if path.is_file():

@@ -100,7 +100,7 @@ def test_its_hosts_are_preflighted(root, tmp_path):
             (bus / address / name).write_text(text + "\n")
     host = {
         "ansible_connection": "local", "ansible_python_interpreter": module_python(), "ansible_become": False,
-        "preflight_pci_root": str(bus), "preflight_store_root": str(tmp_path / "kepler"),
+        "preflight_pci_root": str(bus), "store_root": str(tmp_path / "kepler"),
     }
     inventory = tmp_path / "hosts.json"
     inventory.write_text(json.dumps({"example-hosts": {"hosts": {"stub": host}}, "k80-hosts": {"hosts": {}}}))

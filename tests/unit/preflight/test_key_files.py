@@ -77,7 +77,7 @@ CHECK = yaml.safe_load((ROOT / "roles/vllm_service/tasks/check.yml").read_text()
 def role_says(instances, files):
     """What the role vllm_service stops with before it changes anything; None if it goes on."""
     known = {
-        **CHECK[1]["vars"], "__vllm_service_asked": instances, "__vllm_service_keys": {"files": files},
+        **CHECK[1]["vars"], "__common_instances": instances, "__vllm_service_keys": {"files": files},
     }  # fmt: skip
     if not evaluate("vllm_service", f"{{{{ {CHECK[1]['when']} }}}}", **known):
         return None
@@ -103,14 +103,14 @@ def test_role_stops_without_preflight_too():
 def test_malformed_instances_are_left_to_the_inventorys_check(instances):
     assert "nothing was changed" in role_says(instances, {})
     (task,) = (item for item in CHECK if "kepler.vllm.key_file_facts" in item)
-    assert evaluate("vllm_service", task["kepler.vllm.key_file_facts"]["paths"], __vllm_service_asked=instances) == []
+    assert evaluate("vllm_service", task["kepler.vllm.key_file_facts"]["paths"], __common_instances=instances) == []
 
 
 def test_roles_ask_about_every_key_file():
     for role, tasks in (("vllm_service", CHECK), ("preflight", yaml.safe_load(
             (ROOT / "roles/preflight/tasks/host.yml").read_text()))):
         (task,) = (item for item in tasks if "kepler.vllm.key_file_facts" in item)
-        known = {"__vllm_service_asked": INSTANCES, "__preflight_instances": INSTANCES}
+        known = {"__common_instances": INSTANCES}
         assert evaluate(role, task["kepler.vllm.key_file_facts"]["paths"], **known) == ["/k/a", "/k/c"]
 
 

@@ -14,7 +14,7 @@ def role(play, box):
     root = box.install()
     settings = {
         "__qualification_programs": str(box.directory), "qualification_directory": str(box.kept),
-        "qualification_store_root": str(root), "qualification_seconds": 0,
+        "store_root": str(root), "qualification_seconds": 0,
         "qualification_pair_timeout": 5, "qualification_report_directory": str(box.directory / "reports"),
     }
 

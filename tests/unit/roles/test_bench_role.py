@@ -15,7 +15,7 @@ def test_a_run_to_compare_with(play, tmp_path, content, found):
     if content:
         (tmp_path / "reports").mkdir()
         (tmp_path / "reports" / "k80-1.json").write_text(content)
-    variables = {"bench_compare": "reports/k80-1.json", "bench_instances": [], "bench_store_root": str(tmp_path)}
+    variables = {"bench_compare": "reports/k80-1.json", "vllm_service_instances": [], "store_root": str(tmp_path)}
     status, output = play(BENCH, "--check", variables=variables, gather_facts=False)
     assert (status == 0) is found, output
     message = f"bench_compare: found no figures in {tmp_path}/reports/k80-1.json on the controller; expected"

@@ -25,7 +25,7 @@ def judged(play, tmp_path):
             "vllm_service_instances": [{"name": "demo", "model": str(model)}],
             "vllm_service_instance_defaults": {"gpus": [0, 1, 2, 3], "tensor_parallel_size": 4, "dtype": "float32"},
             "preflight_pci_root": str(tmp_path / "pci"),
-            "preflight_service_user": reader,
+            "vllm_service_user": reader,
             "preflight_json": str(tmp_path / "reports"),
             **variables,
         })

@@ -7,9 +7,9 @@ import socket
 from pathlib import Path
 
 import pytest
-import yaml
 from ansible_run import ansible_playbook
 from module_server import module_python
+from rendered import evaluate
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -77,7 +77,7 @@ def test_host_faults_come_in_one_message(play, tmp_path, options):
         status, output = play(HOST, *options, variables={
             "vllm_service_instances": [{"name": "demo", "model": str(tmp_path / "none"), "port": port}],
             "preflight_pci_root": str(tmp_path / "pci"),
-            "preflight_store_root": str(tmp_path / "kepler"),
+            "store_root": str(tmp_path / "kepler"),
             "preflight_disk_gib": {str(tmp_path): 10**6},
             "preflight_json": str(tmp_path / "reports"),
         })
@@ -116,7 +116,7 @@ def findings(play, tmp_path, **variables):
     """Findings of the host part as its JSON has them."""
     shutil.rmtree(tmp_path / "reports", ignore_errors=True)
     _, output = play(HOST, variables={
-        "preflight_store_root": str(tmp_path / "kepler"), "preflight_json": str(tmp_path / "reports"), **variables,
+        "store_root": str(tmp_path / "kepler"), "preflight_json": str(tmp_path / "reports"), **variables,
     })
     assert "changed=0" in output
     return json.loads((tmp_path / "reports" / "box.json").read_text())["findings"]
@@ -135,7 +135,7 @@ def test_the_journals_xids_come_into_the_report(play, tmp_path):
     line = "2024-03-01T10:00:00+0000 k80 kernel: NVRM: Xid (PCI:0000:06:00): 79, pid=1, GPU has fallen off the bus."
     lost = "2024-03-01T10:01:00+0000 k80 kernel: NVRM: GPU 0000:05:00.0: RmInitAdapter failed! (0x26:0xffff:1113)"
     _, output = play(
-        HOST, variables={"preflight_store_root": str(tmp_path / "kepler"), "preflight_json": str(tmp_path / "reports")},
+        HOST, variables={"store_root": str(tmp_path / "kepler"), "preflight_json": str(tmp_path / "reports")},
         programs={"journalctl": f'case "$*" in *"NVRM: "*_TRANSPORT=kernel) echo "{line}"; echo "{lost}";; esac'},
     )
     report = json.loads((tmp_path / "reports" / "box.json").read_text())
@@ -154,7 +154,7 @@ def test_the_inventorys_faults_are_written_too(play, tmp_path):
 def test_the_playbook_alone_writes_a_report_for_each_host(tmp_path):
     inventory = tmp_path / "hosts.yml"
     local = {"ansible_connection": "local", "ansible_python_interpreter": module_python(), "ansible_become": False,
-             "preflight_pci_root": str(tmp_path / "none"), "preflight_store_root": str(tmp_path / "kepler")}
+             "preflight_pci_root": str(tmp_path / "none"), "store_root": str(tmp_path / "kepler")}
     inventory.write_text(json.dumps({"k80-hosts": {"hosts": {"one": local, "two": local}}}))
     playbook = ROOT / "playbooks" / "preflight.yml"
     done = ansible_playbook(tmp_path, "-i", inventory, playbook, "-e", "preflight_json=reports")
@@ -169,17 +169,25 @@ def test_the_playbook_alone_writes_a_report_for_each_host(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "jobs"),
     [
-        ({"preflight_pytorch_jobs": 6}, "6"),
-        ({"preflight_pytorch_jobs": 6, "preflight_pytorch_provider": "wheel"}, "0"),
-        ({"preflight_pytorch_jobs": 6, "store_builds": False}, "0"),
-        ({"preflight_pytorch_jobs": 0, "ansible_facts": {"processor_vcpus": 56}}, "0"),
+        ({"pytorch_jobs": 6}, "6"),
+        ({"pytorch_jobs": 6, "pytorch_provider": "wheel"}, "0"),
+        ({"pytorch_jobs": 6, "store_builds": False}, "0"),
+        ({"pytorch_jobs": 6, "groups": {"k80_builder": ["other"]}}, "0"),
+        ({"pytorch_jobs": 6, "groups": {"k80_builder": ["other"]}, "store_builds": True}, "6"),
+        ({"pytorch_jobs": 0, "ansible_facts": {"processor_vcpus": 56}}, "0"),
     ],
 )
-def test_compile_jobs_that_are_to_come(play, changes, jobs):
-    variables = yaml.safe_load((ROOT / "roles/preflight/vars/main.yml").read_text())
-    values = {key: variables[key] for key in ("__preflight_jobs", "__preflight_builder")}
-    facts = {"name": "Know", "ansible.builtin.set_fact": {"preflight_pytorch_provider": "source", **changes}}
-    show = {"name": "Show", "ansible.builtin.debug": {"msg": "jobs {{ __preflight_jobs | trim }}"}}
-    status, output = play([facts, show], variables=values, gather_facts=False)
-    assert status == 0, output
-    assert f"msg: jobs {jobs}\n" in output
+def test_compile_jobs_are_those_of_the_host_that_builds(changes, jobs):
+    host = {"groups": {}, "inventory_hostname": "box"}
+    assert str(evaluate("preflight", "{{ __preflight_jobs }}", **{**host, **changes})) == jobs
+
+
+def test_old_names_of_settings_stop_the_run_with_the_new_ones(play):
+    variables = {**NOWHERE, "qualification_store_root": "/srv/kepler", "bench_instances": []}
+    status, output = play(INVENTORY, variables=variables, gather_facts=False)
+    assert status != 0
+    assert output.count("FAILED!") == 1
+    assert (
+        "bench_instances, qualification_store_root: found variables that no role reads any more; expected "
+        "vllm_service_instances, store_root, which every role reads."
+    ) in " ".join(output.split())

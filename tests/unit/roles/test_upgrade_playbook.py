@@ -57,7 +57,9 @@ def upgrade(play, overlay, tmp_path):
             (path / ".kepler-manifest.json").write_text(json.dumps(MANIFEST))
         paths = {name: str(tmp_path / "store" / "store" / name) for name in outputs}
         settings = {"store_root": str(tmp_path / "store"), "store_outputs": paths, "bad": list(bad)}
-        status, output = play(asked["tasks"], "-e", json.dumps(settings), *options, vars=asked.get("vars", {}))
+        status, output = play(
+            asked["tasks"], "-e", json.dumps(settings), *options, vars=asked["vars"], roles=asked["roles"],
+        )
         assert "Traceback" not in output
         return status, " ".join(output.split())
 
