@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from repository import BLOCKS, KEYWORDS, module_of, name_of, task_files, tasks_of
+from repository import BLOCKS, KEYWORDS, ROOT, load, module_of, name_of, task_files, tasks_of
 
 FILES = pytest.mark.parametrize("path", task_files(), ids=name_of)
 PROGRAMS = {"command", "shell", "raw", "script"}
@@ -31,6 +31,27 @@ def test_what_is_installed_is_signed_or_has_a_hash(path):
         if module_of(task) == "get_url":
             assert str(arguments.get("checksum")).startswith("sha256:"), label(task)
         assert not re.search("nogpgcheck|disable_gpg_check", str(arguments)), label(task)
+
+
+STORE = "group/kepler.vllm.store"
+
+
+def with_defaults(path):
+    """Whether the tasks of a file are imported with defaults of the modules of the store."""
+    importers = [task for other in path.parent.glob("*.yml") for task in tasks_of(other)
+                 if task.get("ansible.builtin.import_tasks") == path.name]
+    return bool(importers) and all("root" in task.get("module_defaults", {}).get(STORE, {}) for task in importers)
+
+
+@FILES
+def test_store_modules_get_the_root_of_the_store(path):
+    """Their own default is a path that the inventory may have changed."""
+    group = load(ROOT / "meta" / "runtime.yml")["action_groups"]["store"]
+    rootless = [
+        label(task) for task in tasks_of(path)
+        if module_of(task) in group and "root" not in (task.get(f"kepler.vllm.{module_of(task)}") or {})
+    ]
+    assert rootless == [] or with_defaults(path)
 
 
 # What makes a secret, or holds one that was made.
