@@ -14,7 +14,13 @@ ROLE_GROUPS = {
     "balancer": ("vllm_balancer", "k80_balancer"),
     "monitoring": ("vllm_monitoring", "k80_monitoring"),
 }
+# A pattern that matches no host: Ansible takes an empty one for a mistake.
 NOBODY = "!all"
+
+
+def or_nobody(hosts: list[str] | str) -> list[str] | str:
+    """Hosts or groups as the `hosts` of a play, which then runs nowhere if there are none."""
+    return hosts or NOBODY
 
 
 def groups_of(role: str, groups: dict[str, list[str]]) -> list[str]:
@@ -23,7 +29,7 @@ def groups_of(role: str, groups: dict[str, list[str]]) -> list[str]:
     return [group for group in known if group in groups]
 
 
-def profile_hosts(groups: dict[str, list[str]]) -> list[str]:
+def profile_hosts(groups: dict[str, list[str]]) -> list[str] | str:
     """What a play has as `hosts`: the groups of every profile. A limit names one of them."""
     found = groups_of("hosts", groups)
     others = [group for names in ROLE_GROUPS.values() for group in names]
@@ -35,7 +41,7 @@ def profile_hosts(groups: dict[str, list[str]]) -> list[str]:
             f"inventory: found {len(hosts)} host(s), {hosts[0]} first, and none in a group of a "
             f"hardware profile; expected the hosts that serve in {profiles.choices()}. Name them there."
         )
-    return found or [NOBODY]
+    return or_nobody(found)
 
 
 def profile_members(groups: dict[str, list[str]]) -> list[str]:
@@ -44,8 +50,8 @@ def profile_members(groups: dict[str, list[str]]) -> list[str]:
 
 
 def profile_builders(groups: dict[str, list[str]]) -> list[str]:
-    """The builder of each profile that has one, as a play's `hosts`."""
-    return [groups[group][0] for group in groups_of("builder", groups) if groups[group]] or [NOBODY]
+    """The builder of each profile that has one."""
+    return [groups[group][0] for group in groups_of("builder", groups) if groups[group]]
 
 
 def profile_named(groups: dict[str, list[str]], name: str, variable: str = "plan_profile") -> dict[str, Any]:
@@ -81,6 +87,7 @@ def profile_missing(host: str) -> str:
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "or_nobody": or_nobody,
             "profile_builders": profile_builders,
             "profile_hosts": profile_hosts,
             "profile_lock": profile_lock,

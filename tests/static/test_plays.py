@@ -6,12 +6,14 @@ from repository import files, load, name_of
 HOSTS = "{{ groups | kepler.vllm.profile_hosts }}"
 # Hosts of a play that are not those of all profiles, and why.
 OTHERS = {
-    "builder.yml": {"{{ groups | kepler.vllm.profile_builders }}": "builds for the others"},
-    "build.yml": {"{{ groups | kepler.vllm.profile_builders }}": "has built for the others"},
+    "builder.yml": {"{{ groups | kepler.vllm.profile_builders | kepler.vllm.or_nobody }}": "builds for the others"},
+    "build.yml": {"{{ groups | kepler.vllm.profile_builders | kepler.vllm.or_nobody }}": "has built for the others"},
     "bundle.yml": {None: "one host, which downloads"},
     "host.yml": {None: "a builder that serves nothing"},
     "load_balancer.yml": {None: "the balancer"},
-    "lock_rpms.yml": {"localhost": "reads the inventory", "{{ lock_host | default('!all') }}": "one host"},
+    "lock_rpms.yml": {
+        "localhost": "reads the inventory", "{{ lock_host | default('') | kepler.vllm.or_nobody }}": "one host",
+    },
     "monitoring.yml": {None: "the host of Prometheus"},
     "plan.yml": {"localhost": "nothing but the controller"},
     "uninstall.yml": {None: "the balancer"},
@@ -24,6 +26,10 @@ def test_plays_run_on_the_hosts_of_all_profiles(path):
     named = [play["hosts"] for play in plays if play["hosts"] != HOSTS]
     allowed = OTHERS.get(path.name, {})
     assert [hosts for hosts in named if hosts not in allowed] == [] or (None in allowed and len(named) == 1)
+
+
+def test_one_filter_stands_for_no_hosts():
+    assert [path.name for path in files("playbooks") if "!all" in path.read_text()] == []
 
 
 def test_one_expression_names_the_balancers():
