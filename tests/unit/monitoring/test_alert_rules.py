@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.kepler.vllm.plugins.module_utils.server.versions import v0_9_2
+from rendered import PROFILE, render
 
 HERE = Path(__file__).resolve().parent
 FILES = HERE.parents[2] / "roles" / "monitoring" / "files"
@@ -37,7 +38,9 @@ def exporter_name(column):
 
 VLLM = {line.split()[0]: set(line.split()[2].split(",")) for line in lines_of("vllm-0.9.2-metrics.txt")}
 EXPORTER = {exporter_name(column) for column in lines_of("nvidia-smi-470-fields.txt")}
-KNOWN = {"up", "nvidia_smi_command_exit_code"} | set(VLLM) | EXPORTER | set(host_metrics.METRICS)
+LIMITS = render("monitoring", "kepler-limits.prom.j2")
+WRITTEN = set(host_metrics.METRICS) | set(re.findall(r"^\w+", LIMITS, re.MULTILINE))
+KNOWN = {"up", "nvidia_smi_command_exit_code"} | set(VLLM) | EXPORTER | WRITTEN
 
 
 def metrics(expression):
@@ -90,6 +93,13 @@ def test_every_label_of_a_server_exists(expression):
 def test_what_the_exporter_makes_of_a_column():
     assert exporter_name("clocks.current.sm [MHz]") == "nvidia_smi_clocks_current_sm_clock_hz"
     assert exporter_name("temperature.gpu") == "nvidia_smi_temperature_gpu"
+
+
+def test_limits_are_those_of_the_profile():
+    values = dict(re.findall(r'^kepler_gpu_limit_celsius\{limit="(\w+)"\} (\d+)$', LIMITS, re.MULTILINE))
+    assert values == {"hot": str(PROFILE["limits"]["temperature"]), "slowdown": str(PROFILE["limits"]["slowdown"])}
+    named = {limit for rule in rules() for limit in re.findall(r'limit="(\w+)"', rule["expr"])}
+    assert named == set(values)
 
 
 def test_the_kinds_of_trouble_that_must_be_known():
