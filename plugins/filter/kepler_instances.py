@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
@@ -53,11 +53,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a list of different integers from 0",
     ),
     "tensor_parallel_size": (lambda value: value >= 1, "an integer from 1"),
-    "dtype": (
-        lambda value: True,
-        "float32, or half for weights and cache in float16 (sm_37 computes in float32 alone and has no bfloat16: a "
-        "bfloat16 checkpoint is served with half or float32)",
-    ),
+    "dtype": (lambda value: True, "which weights and cache may have on these GPUs"),
     "cuda_graphs": (lambda value: True, "true for CUDA graphs of decoding steps, or false, without quotes"),
     "max_model_len": (lambda value: value >= 1, "an integer from 1"),
     "gpu_memory_utilization": (lambda value: 0.1 <= value <= 0.95, "a number of 0.1 to 0.95"),
@@ -88,12 +84,16 @@ def by_own_names(instance: dict) -> dict:
     return {key if ALIASES.get(key) in instance else ALIASES.get(key, key): value for key, value in instance.items()}
 
 
-def instances_with_defaults(instances: Any, defaults: Any) -> Any:
-    """The instances as the servers get them; what is no mapping is left for the validation."""
+def instances_with_defaults(instances: Any, defaults: Any, dtypes: Sequence[str] = ()) -> Any:
+    """The instances as the servers get them; what is no mapping is left for the validation.
+
+    dtypes: those of the profile, of which the first is the default.
+    """
     if not isinstance(instances, list):
         return instances
     # variable_findings reports defaults that are no mapping.
-    known = {**DEFAULTS, **by_own_names(defaults)} if isinstance(defaults, dict) else DEFAULTS
+    own = by_own_names(defaults) if isinstance(defaults, dict) else {}
+    known = {**DEFAULTS, **dict(zip(["dtype"], dtypes, strict=False)), **own}
     return [{**known, **by_own_names(item)} if isinstance(item, dict) else item for item in instances]
 
 
@@ -108,8 +108,8 @@ def accepts(key: str, value: Any) -> bool:
     return has_type(value, option) and value in option.get("choices", [value]) and RULES[key][0](value)
 
 
-def instance_findings(instance: Any, where: str) -> list[dict[str, str]]:
-    """Findings about one instance by itself; `where` is how messages name it."""
+def instance_findings(instance: Any, where: str, dtypes: Sequence[str]) -> list[dict[str, str]]:
+    """Findings about one instance by itself; `where` is how messages name it, `dtypes` are the profile's."""
     if not isinstance(instance, dict):
         return [finding("error", where, shown(instance), "a mapping with name and model", "Write it as a mapping.")]
     found = []
@@ -127,9 +127,11 @@ def instance_findings(instance: Any, where: str) -> list[dict[str, str]]:
     valid = {}
     for key, option in KEYS.items():
         value, expected = setting(instance, key), RULES[key][1]
+        if key == "dtype":
+            expected = f"{' or '.join(dtypes)}, {expected}, whatever type the checkpoint has"
         if key not in instance and option.get("required"):
             found.append(finding("error", f"{where}.{key}", "nothing", expected, f"Add {key} to the instance."))
-        elif key in instance and not accepts(key, value):
+        elif key in instance and not (accepts(key, value) and (key != "dtype" or value in dtypes)):
             found.append(finding(
                 "error", f"{where}.{key}", shown(value), expected, correction(value, option["type"]),
             ))
@@ -206,15 +208,15 @@ def memory_findings(instances: list[dict]) -> list[dict[str, str]]:
     return found
 
 
-def inventory_findings(instances: Any) -> list[dict[str, str]]:
-    """Findings about what the inventory says in vllm_service_instances, without a host."""
+def inventory_findings(instances: Any, dtypes: Sequence[str]) -> list[dict[str, str]]:
+    """Findings about what the inventory says in vllm_service_instances, without a host; `dtypes` are the profile's."""
     if not isinstance(instances, list):
         return [finding(
             "error", INSTANCES, shown(instances), "a list of instances",
             # A template that holds a date is a text to Ansible.
             "Write it as a list, and dates in quotes.",
         )]
-    faults = [instance_findings(item, f"{INSTANCES}[{index}]") for index, item in enumerate(instances)]
+    faults = [instance_findings(item, f"{INSTANCES}[{index}]", dtypes) for index, item in enumerate(instances)]
     found = [item for fault in faults for item in fault]
     # Clashes are judged where the instances can be read at all.
     return found or clashes(instances)

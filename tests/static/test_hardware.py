@@ -20,8 +20,6 @@ KINDS = (
 ENGINE = "what is known of this release of the engine; the table of each release is its own"
 # (file, string) -> why it stands there.
 ALLOWED = {
-    ("playbooks/bundle.yml", "4.18.0"): "an example in the comment on how a kernel is named",
-    ("plugins/filter/kepler_instances.py", "sm_37"): "why the port's dtype has two values",
     ("plugins/module_utils/host/engine_models.py", "vLLM 0.9.2"): ENGINE,
     ("plugins/module_utils/host/engine_models.py", "4.51.3"): ENGINE,
     ("plugins/plugin_utils/capacity.py", "vLLM 0.9.2"): ENGINE,

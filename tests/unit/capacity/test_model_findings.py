@@ -15,7 +15,7 @@ WHERE = "vllm_service_instances[0]"
 
 
 def judge(config, device="kepler", faults=(), tensors=(), **keys):
-    instance = {"name": "demo", "model": "/m", **keys}
+    instance = {"name": "demo", "model": "/m", "dtype": "float32", **keys}
     models = {"/m": {"config": config, "tensors": list(tensors), "faults": list(faults)}}
     found = model_findings(models, [instance], PROFILE["gpu"], device)
     assert all(all(item.values()) for item in found)
@@ -86,7 +86,7 @@ def test_memory_of_a_unit_is_limited_by_its_model(config, tensors, keys, limit):
     keys = dict(keys)
     device = keys.pop("device", "kepler")
     models = {"/m": {"config": config, "tensors": tensors, "faults": []}}
-    instances = [{"name": "demo", "model": "/m", **keys}, {"name": "other", "model": "/n"}]
+    instances = [{"name": "demo", "model": "/m", "dtype": "float32", **keys}, {"name": "other", "model": "/n"}]
     known, unknown = with_memory_limits(instances, models, device)
     found = known.pop("memory_max", None)
     assert unknown == instances[1]

@@ -255,7 +255,7 @@ def test_the_shipped_layouts(path):
     instances = kepler_instances.instances_with_defaults(
         values["vllm_service_instances"], values.get("vllm_service_instance_defaults", {})
     )
-    assert kepler_instances.inventory_findings(instances) == []
+    assert kepler_instances.inventory_findings(instances, ["float32"]) == []
     assert sorted(gpu for item in instances for gpu in item["gpus"]) == [0, 1, 2, 3]
     (balancer,) = inventory["k80_balancer"]["hosts"]
     own = {

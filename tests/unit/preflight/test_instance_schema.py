@@ -16,10 +16,10 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import (
     instances_with_defaults,
     inventory_findings,
 )
-from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import DTYPES, UTILIZATION
+from ansible_collections.kepler.vllm.plugins.plugin_utils import capacity
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_instances import VALID, WHERE, demo
+from test_instances import DTYPES, VALID, WHERE, demo
 
 ROLE = Path(__file__).resolve().parents[3] / "roles" / "vllm_service"
 
@@ -30,7 +30,9 @@ def test_each_key_has_a_rule_and_each_default_keeps_to_it():
 
 
 def test_the_types_of_weights_are_those_that_the_planner_knows():
-    assert KEYS["dtype"]["choices"] == list(DTYPES)
+    assert KEYS["dtype"]["choices"] == list(capacity.DTYPES)
+    schema = json.loads((ROLE.parents[1] / "profiles" / "schema" / "profile.json").read_text())
+    assert schema["properties"]["serve"]["properties"]["dtypes"]["items"]["enum"] == list(capacity.DTYPES)
 
 
 def documented():
@@ -54,7 +56,7 @@ def test_the_readme_has_the_schemas_defaults():
         key: yaml.safe_load(default.strip("`")) for key, (default, _) in documented().items() if default[0] == "`"
     }
     # vLLM's own default of the utilization is named, and not passed on.
-    assert written.pop("gpu_memory_utilization") == UTILIZATION
+    assert written.pop("gpu_memory_utilization") == capacity.UTILIZATION
     assert written == DEFAULTS
     required = [key for key, (default, _) in documented().items() if default == "required"]
     assert required == [key for key, option in KEYS.items() if option.get("required")]
@@ -77,7 +79,7 @@ def test_ansible_understands_the_schema(instance):
 def test_ansible_refuses_by_the_schema_what_preflight_refuses(change, found):
     instance = demo(**change)
     assert any(found in message for message in ansible_says(instance))
-    assert inventory_findings(instances_with_defaults([instance], {}))
+    assert inventory_findings(instances_with_defaults([instance], {}, DTYPES), DTYPES)
 
 
 # What YAML and templates can give: dates too, as values and as keys.
@@ -110,7 +112,7 @@ def assert_well_formed(findings):
 @RANDOM
 @given(INSTANCES)
 def test_any_value_of_a_key_gives_one_finding_or_none(instance):
-    found = inventory_findings(instances_with_defaults([instance], {}))
+    found = inventory_findings(instances_with_defaults([instance], {}, DTYPES), DTYPES)
     assert_well_formed(found)
     named = [item["variable"] for item in found]
     for key, value in instance.items():
@@ -121,7 +123,7 @@ def test_any_value_of_a_key_gives_one_finding_or_none(instance):
 @RANDOM
 @given(st.lists(INSTANCES | JUNK, max_size=3) | JUNK, st.dictionaries(st.sampled_from(sorted(KEYS)), JUNK) | JUNK)
 def test_any_instances_and_defaults_give_findings(instances, defaults):
-    assert_well_formed(inventory_findings(instances_with_defaults(instances, defaults)))
+    assert_well_formed(inventory_findings(instances_with_defaults(instances, defaults, DTYPES), DTYPES))
 
 
 @pytest.mark.parametrize(
@@ -131,5 +133,5 @@ def test_any_instances_and_defaults_give_findings(instances, defaults):
 )
 @pytest.mark.parametrize("key", ["model", "port"])
 def test_a_value_that_json_has_not_is_shown(key, value, found):
-    (finding,) = inventory_findings(instances_with_defaults([demo(**{key: value})], {}))
+    (finding,) = inventory_findings(instances_with_defaults([demo(**{key: value})], {}, DTYPES), DTYPES)
     assert found in finding["found"]

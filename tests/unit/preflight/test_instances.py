@@ -21,8 +21,10 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.engine_options import 
     REFUSED,
     positive_name,
 )
+from rendered import PROFILE
 
 WHERE = "vllm_service_instances[0]"
+DTYPES = PROFILE["serve"]["dtypes"]
 NULL = object()
 
 
@@ -33,7 +35,7 @@ def demo(**keys):
 
 
 def judge(*instances):
-    return inventory_findings(instances_with_defaults(list(instances), {}))
+    return inventory_findings(instances_with_defaults(list(instances), {}, DTYPES), DTYPES)
 
 
 def variables(findings):
@@ -206,10 +208,14 @@ def test_a_wrong_value_is_named(key, value):
     assert all(found[0].values())
 
 
-def test_bfloat16_is_told_what_to_take_instead():
+def test_dtype_is_one_of_the_profile_whose_first_is_the_default():
     (found,) = judge(demo(dtype="bfloat16"))
-    assert "no bfloat16" in found["expected"]
-    assert "half" in found["expected"]
+    assert found["expected"].startswith("float32 or half, ")
+    (instance,) = instances_with_defaults([demo()], {}, ["half"])
+    assert instance["dtype"] == "half"
+    assert inventory_findings([instance], ["half"]) == []
+    (found,) = inventory_findings([{**instance, "dtype": "float32"}], ["half"])
+    assert (found["variable"], found["expected"][:6]) == (f"{WHERE}.dtype", "half, ")
 
 
 @pytest.mark.parametrize("revision", ["main", "0123456", "0" * 41, "G" * 40, 7, NULL, "0" * 40 + "\n"])
@@ -361,7 +367,7 @@ def test_an_instance_that_is_no_mapping(instance):
 
 @pytest.mark.parametrize("instances", [None, "demo", {"name": "demo"}, 1])
 def test_instances_that_are_no_list(instances):
-    (found,) = inventory_findings(instances)
+    (found,) = inventory_findings(instances, DTYPES)
     assert found["variable"] == "vllm_service_instances"
 
 
@@ -481,7 +487,7 @@ def test_dies_is_another_name_of_gpus(defaults, instance, gpus):
         for spelled, default in ((instance, defaults), ({"gpus": gpus}, {}))
     ]
     assert both[0] == both[1]
-    assert inventory_findings(both[0]) == []
+    assert inventory_findings(both[0], DTYPES) == []
 
 
 @pytest.mark.parametrize("value", ["0,1", [], [0, 0], [True], [[0]], NULL, 4, [0.0]])
@@ -501,5 +507,6 @@ def test_an_instance_has_dies_or_gpus(dies, gpus):
 
 
 def test_defaults_have_dies_or_gpus():
-    found = inventory_findings(instances_with_defaults([demo(tensor_parallel_size=1)], {"dies": [0], "gpus": [0]}))
+    instances = instances_with_defaults([demo(tensor_parallel_size=1)], {"dies": [0], "gpus": [0]}, DTYPES)
+    found = inventory_findings(instances, DTYPES)
     assert variables(found) == [f"{WHERE}.dies"]

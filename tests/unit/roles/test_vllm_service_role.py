@@ -39,7 +39,7 @@ def write():
     def run(template, instance=None, **variables):
         variables.setdefault("store_root", "/opt/kepler")
         known = {"__vllm_service_current": {"stat": {"lnk_target": "generations/7"}}}
-        (item,) = instances_with_defaults([{**INSTANCE, **(instance or {})}], {})
+        (item,) = instances_with_defaults([{**INSTANCE, **(instance or {})}], {}, ["float32"])
         return render("vllm_service", template, **known, item=item, **variables)
 
     return run
