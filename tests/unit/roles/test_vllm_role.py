@@ -198,7 +198,7 @@ sys.modules["torch"] = torch
 
 
 @pytest.fixture
-def prove(play, tmp_path):
+def verify(play, tmp_path):
     """Run the proof with such a PyTorch: (status, output in one line)."""
 
     def run(text, *options):
@@ -212,7 +212,7 @@ def prove(play, tmp_path):
         else:
             python.unlink()
         outputs = {"serving": str(tmp_path / "serving"), "pytorch": "/store/pytorch"}
-        tasks = [{"name": "Prove", "ansible.builtin.import_role": {"name": "kepler.vllm.vllm", "tasks_from": "prove"}}]
+        tasks = [{"name": "Run", "ansible.builtin.import_role": {"name": "kepler.vllm.vllm", "tasks_from": "verify"}}]
         status, output = play(tasks, *options, variables={"store_outputs": outputs}, gather_facts=False)
         assert "changed=0" in output, output
         return status, " ".join(output.split())
@@ -220,8 +220,8 @@ def prove(play, tmp_path):
     return run
 
 
-def test_a_whole_pytorch_is_taken(prove):
-    status, output = prove(TORCH.format(parts=PARTS))
+def test_a_whole_pytorch_is_taken(verify):
+    status, output = verify(TORCH.format(parts=PARTS))
     assert status == 0, output
 
 
@@ -242,32 +242,32 @@ def test_what_pytorch_is_asked(tmp_path, lacking, missing):
     assert [part for part, there in json.loads(shown).items() if not there] == missing
 
 
-def test_a_pytorch_that_lacks_parts_is_refused_by_their_names(prove):
-    status, output = prove(TORCH.format(parts={**PARTS, "cuDNN": False, "code for sm_37": False}))
+def test_a_pytorch_that_lacks_parts_is_refused_by_their_names(verify):
+    status, output = verify(TORCH.format(parts={**PARTS, "cuDNN": False, "code for sm_37": False}))
     assert status != 0
     found = "found a PyTorch without cuDNN, code for sm_37; expected one with cuDNN, NCCL"
     assert f"/store/pytorch: {found}" in output
     assert "pytorch_provider: wheel" in output
 
 
-def test_a_dry_run_judges_what_is_there(prove):
-    status, output = prove(TORCH.format(parts={**PARTS, "NCCL": False}), "--check")
+def test_a_dry_run_judges_what_is_there(verify):
+    status, output = verify(TORCH.format(parts={**PARTS, "NCCL": False}), "--check")
     assert status != 0
     assert "found a PyTorch without NCCL" in output
 
 
-def test_a_dry_run_on_an_empty_host_goes_on(prove):
-    status, output = prove("", "--check")
+def test_a_dry_run_on_an_empty_host_goes_on(verify):
+    status, output = verify("", "--check")
     assert status == 0, output
 
 
-def test_a_serving_environment_that_is_not_there_is_told(prove):
-    status, output = prove("")
+def test_a_serving_environment_that_is_not_there_is_told(verify):
+    status, output = verify("")
     assert status != 0
     assert "No such file or directory" in output
 
 
-def test_a_pytorch_that_does_not_import_says_why(prove):
-    status, output = prove("raise OSError('libcublas.so.11: cannot open shared object file')\n")
+def test_a_pytorch_that_does_not_import_says_why(verify):
+    status, output = verify("raise OSError('libcublas.so.11: cannot open shared object file')\n")
     assert status != 0
     assert "found OSError: libcublas.so.11: cannot open shared object file; expected" in output
