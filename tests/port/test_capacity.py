@@ -129,7 +129,7 @@ def test_weights_are_those_that_the_engine_keeps(engine, tiny, family, dtype):
 
 @pytest.mark.parametrize("name", QUANTIZED)
 @pytest.mark.parametrize("dtype", ["float32", "half"])
-def test_weights_of_a_quantized_checkpoint_are_those_that_the_engine_keeps(engine, tmp_path, seed, name, dtype):
+def test_quantized_weights_are_counted_as_engine_keeps_them(engine, tmp_path, seed, name, dtype):
     """Codes, scales and zero points as planned from the headers of the files, byte for byte."""
     family = "mixtral" if name.startswith("experts") else "llama"
     made = quantized_model(family, tmp_path, seed, QUANTIZED[name], ASKED)

@@ -76,7 +76,7 @@ def test_what_the_engine_cannot_be_told_is_refused_by_name(engine, tmp_path, see
         engine(model)
 
 
-def test_the_names_that_the_host_judges_by_are_those_of_the_installed_packages():
+def test_names_of_model_types_equal_installed_packages():
     root = Path(__file__).resolve().parents[2]
     written = runpy.run_path(str(root / "vllm_src" / "engine_models.py"))
     assert (root / "plugins/module_utils/host/engine_models.py").read_text() == written["module"]()

@@ -254,7 +254,7 @@ def test_a_group_on_two_ranks_has_its_scale_on_both(group, columns, ranks):
         assert torch.equal(own.repeat_interleave(k // own.shape[1], 1), of_columns[:, rank * k : (rank + 1) * k])
 
 
-def test_act_order_that_the_config_does_not_tell_of_is_refused_on_ranks():
+def test_undeclared_act_order_is_refused_on_ranks():
     scattered = torch.arange(64, dtype=torch.int32) % 2
     check_order((64 + torch.arange(64)) // 128, 128, 64, "o_proj")
     with pytest.raises(ValueError, match=r"^o_proj: found act-order \(g_idx\) and several ranks; expected one"):

@@ -29,6 +29,14 @@ def test_quotation_marks_are_plain():
     assert [name for name, text in texts.items() if re.search("[\u00ab\u00bb]", text)] == []
 
 
+def test_names_of_tests_are_short():
+    """A failed name is read in a table."""
+    sources = [path.read_text() for path in files("tests", "molecule") if path.suffix == ".py"]
+    names = [name for text in sources for name in re.findall(r"^ *def (test_\w+)", text, re.MULTILINE)]
+    assert len(names) > 1000
+    assert [name for name in names if len(name) > 60] == []
+
+
 @pytest.mark.parametrize(
     "text",
     ["https://" + HOSTS[0] + "/simple", "files." + HOSTS[1], "/ro" + "ot/x", "cd /wo" + "rk/main", "'/ho" + "me/me/x'"],

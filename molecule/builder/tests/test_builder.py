@@ -38,7 +38,7 @@ def test_nothing_was_built_where_nothing_is_built(fleet):
         assert fleet[name].check_output("ls -A /opt/kepler/sources") == ""
 
 
-def test_the_taking_hosts_have_a_generation_and_the_builder_has_none(fleet):
+def test_hosts_have_a_generation_and_builder_has_none(fleet):
     for name in TAKING:
         assert fleet[name].file("/opt/kepler/current").is_symlink
     assert not fleet["k80-builder"].file("/opt/kepler/current").exists

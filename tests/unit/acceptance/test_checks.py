@@ -224,7 +224,7 @@ def test_a_foreign_process():
         judged((0, 10, 9000), (1, 11, 9000), (1, 13, 200))
 
 
-def test_another_server_may_share_a_die_and_others_may_use_other_dies():
+def test_servers_may_share_a_die_or_use_other_dies():
     judged((0, 10, 4000), (0, 12, 4000), (1, 13, 100), dies=(0,))
 
 

@@ -136,7 +136,7 @@ def test_half_is_offered_where_it_fits():
     assert "half" not in judge(LLAMA_7B, gpus=[0], tensor_parallel_size=1, dtype="half")[0]["next_step"]
 
 
-def test_a_quantized_model_that_does_not_fit_is_counted_in_its_own_bytes():
+def test_quantized_model_is_counted_in_its_own_bytes():
     """4 bits of 13 B are 6.7 GiB in half; with float32 embeddings 0.6 more, and a cache of twice the size."""
     big = {**quantized(), "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
            "num_attention_heads": 40, "num_key_value_heads": 40}

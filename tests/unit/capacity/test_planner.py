@@ -56,7 +56,7 @@ def test_norms_stand_on_every_die():
     assert 2 * half - whole == 4 * 65 * 4096
 
 
-def test_keys_and_values_are_doubled_where_there_are_more_dies_than_heads():
+def test_keys_and_values_are_doubled_if_dies_exceed_heads():
     """Qwen2.5-7B has 4 heads of 128: on 8 dies each has one whole."""
     model = read(QWEN2_7B)
     by_name = {tensor.name.split(".*.")[-1]: tensor for tensor in tensors_of(model)}
@@ -155,7 +155,7 @@ def test_a_group_on_two_dies_has_a_scale_on_each():
     assert capacity.held_bytes(down, model, 4, storage) == rows * (2752 / 2 + 43 * storage.beside)
 
 
-def test_experts_are_stored_as_all_matrices_but_in_the_order_of_activations():
+def test_experts_take_every_storage_but_act_order():
     model = read(MIXTRAL)
     for storage in (FP32, FP16, INT4):
         assert capacity.model_faults(model, 4, storage) == []
@@ -314,7 +314,7 @@ def test_no_number_of_dies_holds_every_model():
     assert capacity.dies_needed(model, tensors_of(model), 2048, WHOLE, FP32) is None
 
 
-def test_a_token_reads_the_chosen_experts_and_one_row_of_the_embedding():
+def test_token_reads_chosen_experts_and_one_embedding_row():
     model = read(MIXTRAL)
     read_of = capacity.read_bytes(model, tensors_of(model), 1, FP32)
     # The card's 12.9 billion active parameters, less the embedding of 131 million.

@@ -71,7 +71,7 @@ def test_a_module_that_was_left_unbuilt_is_built(dkms, kernels, prove):
     assert "changed=0" in output
 
 
-def test_a_module_that_does_not_build_fails_with_the_end_of_its_log(dkms, kernels, prove):
+def test_failed_module_build_reports_end_of_log(dkms, kernels, prove):
     dkms.headers(*kernels[0])
     dkms.write("#error this kernel has no such function")
     add(dkms)

@@ -35,7 +35,7 @@ def test_a_session_stays_with_one_server(balancer, well):
     assert all(200 <= shares[index] <= 300 for index in range(4)), shares
 
 
-def test_when_a_server_leaves_its_own_sessions_move_and_no_others(balancer, well):
+def test_only_sessions_of_a_leaving_server_move(balancer, well):
     """Over the four servers that makes one in n; no server's share is far from it."""
     before = homes(balancer(), well)
     moved = 0

@@ -136,7 +136,7 @@ def test_an_error_of_the_server_is_the_clients_to_read(balancer, well):
     assert sum(len(server.completions) for server in well) == 1
 
 
-def test_servers_that_restart_one_after_the_other_fail_no_request(balancer, well):
+def test_servers_restarting_in_turn_fail_no_request(balancer, well):
     """As an upgrade does it: drain, end, start. Nobody asks again, and nothing is begun twice."""
     running = balancer(load_balancer_fail_timeout=1)
     over, asked, answers = threading.Event(), itertools.count(), []
@@ -164,7 +164,7 @@ def test_servers_that_restart_one_after_the_other_fail_no_request(balancer, well
     assert len(answers) > 200 and set(answers) == {(200, True)}
 
 
-def test_connections_to_servers_are_kept_but_not_until_the_server_closes_them(balancer, well):
+def test_idle_connections_close_before_server_timeout(balancer, well):
     """vLLM closes an idle connection after 5 s; a request that meets that could not be repeated."""
     running = balancer()
     assert running.ask(X_Session_ID="s")[0] == 200

@@ -367,7 +367,7 @@ def start(tmp_path):
 
 
 @needs_nginx
-def test_a_key_that_was_taken_away_is_gone_though_a_run_broke_off(tmp_path, start):
+def test_revoked_key_is_gone_after_interrupted_run(tmp_path, start):
     """The run that wrote the keys ended there, so the next one finds them as they should be."""
     asked = variables(tmp_path)
     assert rig.play(tmp_path, asked)[0] == 0

@@ -87,7 +87,7 @@ def test_an_unverified_source_needs_its_reason(lock):
     assert "'reason' is a required property" in refusal(lock)
 
 
-def test_a_source_comes_from_urls_or_from_the_index_not_from_both(lock):
+def test_source_comes_from_urls_or_index_and_not_both(lock):
     spoil(lock / "sources.yml", lambda content: content["sources"]["vllm"].update(urls=["https://example.org/v.tar"]))
     assert "['vllm']" in refusal(lock)
 
@@ -170,7 +170,7 @@ def test_a_directory_without_profiles_is_named(tmp_path):
         profiles.profiles(tmp_path)
 
 
-def test_plays_name_the_groups_of_all_profiles_that_the_inventory_has(root):
+def test_plays_name_groups_of_all_profiles_of_inventory(root):
     second(root)
     known = {"all": ["a", "b", "c"], "k80-hosts": ["a"], "example-hosts": ["b"], "example_builder": ["c", "b"]}
     assert kepler_profiles.profile_hosts(known) == ["example-hosts", "k80-hosts"]
@@ -181,7 +181,7 @@ def test_plays_name_the_groups_of_all_profiles_that_the_inventory_has(root):
 
 
 @pytest.mark.parametrize("group", ["k80_builder", "k80_balancer", "vllm_balancer", "vllm_monitoring"])
-def test_an_inventory_without_servers_is_none_of_a_plays_business(group):
+def test_inventory_without_servers_gives_plays_no_hosts(group):
     assert kepler_profiles.profile_hosts({"all": ["a"], group: ["a"]}) in ("!all", ["k80-hosts"])
     for hosts in ([], ["localhost"]):
         assert kepler_profiles.profile_hosts({"all": hosts}) == "!all"
@@ -228,7 +228,7 @@ def test_each_host_has_the_profile_and_the_lock_of_its_group(root, tmp_path):
     {"k80-hosts": ["a", "b"], "example-hosts": ["b"]},
     {"k80-hosts": ["a"], "k80_builder": ["b"], "example-hosts": ["b"]},
 ])  # fmt: skip
-def test_a_host_in_two_profiles_stops_the_run_before_its_first_task(root, tmp_path, groups):
+def test_host_in_two_profiles_stops_run_before_first_task(root, tmp_path, groups):
     second(root)
     status, output = run(tmp_path, groups)
     assert status != 0

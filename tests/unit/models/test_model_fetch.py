@@ -65,7 +65,7 @@ def box(tmp_path, monkeypatch, capsys):
     return Box(tmp_path, monkeypatch, capsys)
 
 
-def test_a_model_that_is_missing_is_fetched_in_a_unit_of_the_user(box):
+def test_missing_model_is_fetched_in_unit_of_the_user(box):
     answer = box.run(token_file="/etc/token.env", expected={"a$b": "c"})
     assert (answer["running"], answer["changed"]) == (True, True)
     started = box.started()

@@ -111,7 +111,7 @@ def test_the_kinds_of_trouble_that_must_be_known():
     assert all({"summary", "action"} == set(rule["annotations"]) for rule in rules())
 
 
-def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not():
+def test_every_alert_has_firing_and_silent_case():
     cases = {}
     for test in yaml.safe_load((HERE / "alert_rules.yml").read_text())["tests"]:
         for case in test["alert_rule_test"]:

@@ -159,7 +159,7 @@ def test_the_exporter_must_be_the_one_that_is_meant(tmp_path, fault):
     assert not (tmp_path / "programs").exists()
 
 
-def test_an_exporter_that_was_copied_is_started_anew_though_the_run_broke_off(tmp_path):
+def test_exporter_restarts_after_interrupted_run(tmp_path):
     log, programs = tmp_path / "systemctl.log", tmp_path / "programs"
     (tmp_path / "bin").mkdir()
     programs.mkdir()

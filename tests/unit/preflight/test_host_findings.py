@@ -414,7 +414,7 @@ def test_a_kernel_out_of_the_range_is_refused(kernel):
     assert "Reboot" in found["next_step"]
 
 
-def test_a_kernel_of_the_range_that_is_installed_beside_one_out_of_it_is_named():
+def test_installed_kernel_of_the_range_is_named_as_way_out():
     there = ["4.0-1.16.el8.x86_64", "4.0-2.el8.x86_64", "4.0-1.7.el8.x86_64"]
     found = only(judge(host(kernel="4.0-2.el8.x86_64", kernels=there)))
     assert "boot 4.0-1.16.el8.x86_64, which is installed" in found["next_step"]
@@ -473,7 +473,7 @@ def test_secure_boot_with_a_certificate_that_is_not_enrolled():
 
 
 @pytest.mark.parametrize(("enrollment", "part"), [("pending", "Enroll MOK"), (None, "dnf install mokutil")])
-def test_secure_boot_where_enrollment_is_not_complete_or_not_known(enrollment, part):
+def test_secure_boot_if_enrollment_is_incomplete_or_unknown(enrollment, part):
     assert part in only(judge(host(secure_boot=True, enrollment=enrollment)))["next_step"]
 
 
@@ -482,7 +482,7 @@ def test_secure_boot_that_trusts_the_module(changes):
     assert judge(host(secure_boot=True, **changes)) == []
 
 
-def test_secure_boot_with_another_driver_loaded_still_needs_the_certificate():
+def test_secure_boot_needs_certificate_with_foreign_driver():
     errors = [item for item in judge(host(secure_boot=True, nvidia_version="1.2.2")) if item["severity"] == "error"]
     assert "Secure Boot" in only(errors)["found"]
 

@@ -78,7 +78,7 @@ def test_the_inventory_may_change_the_defaults():
 
 
 @pytest.mark.parametrize("defaults", [None, "port=9000", ["port"], 9000])
-def test_defaults_that_are_no_mapping_are_left_to_the_check_of_variables(defaults):
+def test_defaults_without_mapping_are_left_to_variable_check(defaults):
     assert instances_with_defaults([demo()], defaults) == [{**DEFAULTS, **demo()}]
 
 
@@ -333,7 +333,7 @@ def test_negated_flag_is_refused_like_the_flag():
      ("seed", "--host=0.0.0.0"), ("chat-template", "-x"), ("rope-theta", -0.5), ("rope-theta", 10**400),
      ("tool-call-parser", "-O3")],
 )
-def test_value_that_vllm_would_take_for_something_else_is_refused(option, value):
+def test_value_that_vllm_reads_differently_is_refused(option, value):
     assert variables(judge(demo(extra_args={option: value}))) == [f"{WHERE}.extra_args.{option}"]
 
 

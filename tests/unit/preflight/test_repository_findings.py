@@ -273,7 +273,7 @@ def test_a_kernel_whose_headers_are_gone_is_told_the_ways_out(host):
     assert item["next_step"].startswith(f"Boot {NEWER}.x86_64, which is installed (grubby --set-default")
 
 
-def test_a_kernel_without_headers_anywhere_is_told_where_old_packages_are(host):
+def test_kernel_without_headers_gets_place_of_old_packages(host):
     host.installed(line("kernel-core", NEWER))
     host.world["repos"]["baseos"] = [line("kernel-devel", RUNNING), line("kernel-devel", "4.18.0-600.el8_11")]
     item = only(findings(host, kernel_entries(NEWER)))
@@ -315,7 +315,7 @@ def test_an_upgrade_needs_one_kernel_whole(host, there, offered, said):
         assert ("mirror" if said else "lock-rpms") in item["next_step"]
 
 
-def test_a_package_that_few_have_moves_with_the_kernel_where_it_is(host):
+def test_rare_package_moves_with_kernel_if_installed(host):
     optional = {**kernel_entries(NEWER)[0], "name": "kernel-modules-extra", "optional": True}
     host.installed(line("kernel-core", NEWER), line("kernel-devel", NEWER))
     assert findings(host, [*kernel_entries(NEWER), optional]) == []
@@ -337,7 +337,7 @@ def test_a_package_that_is_newer_than_the_lock_is_not_downgraded(host, there, ve
     assert "no run downgrades" in item["expected"]
 
 
-def test_a_host_with_newer_packages_than_every_minimum_needs_nothing(host):
+def test_host_above_every_minimum_needs_nothing(host):
     entries = [{"name": name, "minimum": minimum, "arch": "x86_64", "repo": "baseos"} for name, minimum in (
         ("openssl-devel", "1:1.1.1k"), ("tar", "2:1.30"), ("gcc", "8.5.0-22.el8_10"),
     )]  # fmt: skip

@@ -75,7 +75,7 @@ def test_findings_stand_on_top(box):
     assert "not ended" in said
 
 
-def test_nothing_comes_from_elsewhere_and_both_schemes_are_served(box):
+def test_page_loads_nothing_and_serves_both_color_schemes(box):
     text = text_of(*box.qualify())
     assert not re.search(r"https?:|src=|href=|url\(|@import|<script|<link", text)
     assert "prefers-color-scheme: dark" in text

@@ -111,7 +111,7 @@ def test_warnings_do_not_stop_it(box):
     assert "none cannot be read" in stamp["findings"][1]["found"]
 
 
-def test_an_nvidia_smi_that_does_not_read_temperatures_is_refused(box):
+def test_nvidia_smi_without_temperatures_is_refused(box):
     box.state["unknown"] = ["temperature.gpu"]
     box.write()
     stamp, records = box.qualify()

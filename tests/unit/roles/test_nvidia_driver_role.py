@@ -483,7 +483,7 @@ def test_the_installer_runs_by_its_hash_and_asks_nobody(play, tmp_path, recorded
     assert len(log()) == 1
 
 
-def test_an_installer_that_was_brought_to_the_host_needs_no_network(play, tmp_path, recorded, log):
+def test_installer_present_on_host_needs_no_network(play, tmp_path, recorded, log):
     path, lock = lock_with_runfile(tmp_path, recorded)
     (tmp_path / "cache").mkdir()
     path.rename(tmp_path / "cache" / path.name)
@@ -549,7 +549,7 @@ def test_a_kernel_that_is_to_come_comes_whole():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_kernel_that_its_packages_make_the_default_waits_for_the_proof(play, tmp_path, recorded, log, fails):
+def test_new_kernel_is_not_default_before_verification(play, tmp_path, recorded, log, fails):
     default = tmp_path / "default"
     default.write_text(f"/boot/vmlinuz-{KERNEL}")
     tasks = yaml.safe_load((ROLE / "tasks/install.yml").read_text())
@@ -598,7 +598,7 @@ def test_the_unit_of_the_uvm_device_runs_before_the_servers():
     assert "Before=vllm.target" in unit
 
 
-def test_the_persistence_daemon_runs_before_uvm_and_servers_with_its_mode_on():
+def test_persistence_daemon_runs_before_uvm_and_servers():
     unit = (ROLE / "files/kepler-persistenced.conf").read_text().splitlines()
     assert "Before=kepler-nvidia-uvm.service vllm.target" in unit
     start = [line for line in unit if line.startswith("ExecStart=")]

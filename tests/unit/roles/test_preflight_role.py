@@ -20,7 +20,7 @@ HOST = [{"name": "Judge", "ansible.builtin.import_role": {"name": "kepler.vllm.p
 NOWHERE = {"ansible_connection": "ssh", "ansible_host": "host.invalid"}
 
 
-def test_inventory_faults_come_in_one_message_and_no_host_is_touched(play):
+def test_inventory_faults_come_at_once_without_touching_host(play):
     instance = {"name": "demo", "model": "org/name", "tensor_parallel_size": "4", "bogus": 1}
     variables = {**NOWHERE, "vllm_service_instances": [instance], "pytorch_provider": "conda"}
     status, output = play(INVENTORY, variables=variables, gather_facts=False)
@@ -33,7 +33,7 @@ def test_inventory_faults_come_in_one_message_and_no_host_is_touched(play):
     assert "changed=0    unreachable=0" in output
 
 
-def test_a_misspelled_variable_and_one_of_a_wrong_type_stop_the_play(play):
+def test_misspelled_and_mistyped_variables_stop_the_play(play):
     faults = {"vllm_service_instnces": [], "nvidia_driver_reboot": "yes", "nvidia_driver_signing_key": "/k"}
     variables = {**NOWHERE, **faults}
     status, output = play(INVENTORY, variables=variables, gather_facts=False)

@@ -101,7 +101,7 @@ def test_what_the_role_hands_to_the_store():
     (24, 4, 3000, 24),
     ("6", 56, 512 * 1024, 6),
 ])
-def test_jobs_are_bounded_by_memory_and_cores_unless_the_operator_says(asked, cores, memory_mib, jobs):
+def test_jobs_are_bounded_by_memory_and_cores_by_default(asked, cores, memory_mib, jobs):
     facts = {"processor_vcpus": cores, "memtotal_mb": memory_mib}
     found = evaluate("pytorch", "{{ __pytorch_jobs }}", pytorch_jobs=asked, ansible_facts=facts)
     assert int(found) == jobs

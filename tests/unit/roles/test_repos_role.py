@@ -137,7 +137,7 @@ def test_nothing_is_installed_that_downgrades_a_package(play, tmp_path, offline,
         ("kill -9 $$", "expected it to say"),
     ],
 )
-def test_nothing_is_installed_if_dnf_does_not_say_what_it_would_do(play, tmp_path, dnf, found):
+def test_nothing_is_installed_if_dnf_cannot_simulate(play, tmp_path, dnf, found):
     """A dry run without an answer shows no downgrade."""
     tasks = [{"name": "Install",
               "ansible.builtin.include_role": {"name": "kepler.vllm.repos", "tasks_from": "packages"},

@@ -72,7 +72,7 @@ def handed(tmp_path):
             "controller": str(file)}  # fmt: skip
 
 
-def test_a_file_of_the_controller_is_handed_over_where_there_is_work(output, handed, tmp_path):
+def test_controller_file_is_copied_if_there_is_work(output, handed, tmp_path):
     builder, store = 'cat "$src/port.tar" > "$out/copy"', tmp_path / "kepler"
     status, printed = output(builder, sources=[handed])
     assert status == 0, printed
@@ -88,7 +88,7 @@ def test_a_file_of_the_controller_is_handed_over_where_there_is_work(output, han
     assert not source.exists()
 
 
-def test_a_file_of_the_controller_that_is_not_the_locked_one_is_refused(output, handed, tmp_path):
+def test_controller_file_other_than_locked_is_refused(output, handed, tmp_path):
     (tmp_path / "port.tar").write_text("another port")
     status, printed = output('touch "$out/built"', sources=[handed])
     assert status != 0

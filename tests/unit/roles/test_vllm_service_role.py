@@ -103,7 +103,7 @@ def test_unit_starts_the_supervisor_that_the_generation_has(write, tmp_path, out
     ]  # fmt: skip
 
 
-def test_environment_has_the_names_of_generations_before_vllm_serving(write):
+def test_environment_keeps_names_of_older_generations(write):
     lines = dict(line.partition("=")[::2] for line in write("instance.env.j2").splitlines() if "=" in line)
     new = {name.removeprefix("VLLM_SERVING_"): lines[name] for name in lines if name.startswith("VLLM_SERVING_")}
     assert set(new) == {"START", "STALL", "DRAIN", "HELD", "BODY", "SEQUENCES"}

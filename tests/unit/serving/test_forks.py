@@ -167,7 +167,7 @@ def test_forks_of_a_killed_server_are_in_its_group(server):
     wait_for(lambda: not server.members())
 
 
-def test_after_a_use_of_cuda_engine_and_ranks_import_for_themselves(server):
+def test_engine_and_ranks_import_anew_after_use_of_cuda(server):
     """Else they could not use it."""
     api, engine = server.does(ENGINE.format(later={"LATE": ""}), touched=True)
     assert engine["parent"] == api

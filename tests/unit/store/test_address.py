@@ -40,7 +40,7 @@ def test_every_input_changes_the_key(differs):
     assert address.key(recipe(**differs)) != address.key(recipe())
 
 
-def test_the_order_of_sources_counts_and_that_of_mappings_does_not():
+def test_order_counts_for_sources_and_not_for_mappings():
     assert address.key(recipe(sources=[SOURCE, OTHER])) != address.key(recipe(sources=[OTHER, SOURCE]))
     one, other = {"A": "1", "B": "2"}, {"B": "2", "A": "1"}
     assert address.key(recipe(environment=one)) == address.key(recipe(environment=other))

@@ -527,7 +527,7 @@ def elsewhere(tmp_path):
     build.remove_tree(str(top))
 
 
-def test_moved_output_stays_while_used_and_then_loses_its_link_alone(root, tmp_path, looks):
+def test_moved_output_stays_while_used_then_loses_its_link(root, tmp_path, looks):
     path = make(root, "runs", builder=PROGRAMS)
     leave_behind(root, path)
     (tmp_path / "disk2").mkdir()
@@ -744,7 +744,7 @@ def test_times_of_an_older_version_count_for_nothing(root):
     assert names(collect.collect(root)) == {os.path.basename(path)}
 
 
-def test_output_that_a_run_found_present_stays_until_the_next_generation(root):
+def test_output_found_by_a_run_stays_until_next_generation(root):
     """A play goes back to earlier variables; so does one of which only a part is made anew."""
     low = make(root, "low")
     old = make(root, "old", inputs={"low": low})

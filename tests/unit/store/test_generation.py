@@ -36,7 +36,7 @@ def test_what_it_was_proven_with_counts(root, wanted, field):
     assert Path(root, "generations", "1", "hello").exists()
 
 
-def test_the_packages_of_the_host_are_recorded_and_make_no_other_generation(root, wanted):
+def test_packages_are_recorded_without_new_generation(root, wanted):
     generation.ensure(root, wanted, ["tar-2:1.30-9.el8.x86_64"])
     assert generation.ensure(root, wanted, ["tar-2:1.30-11.el8_10.x86_64"]) == (1, False)
     assert generation.read(root, 1)["packages"] == ["tar-2:1.30-9.el8.x86_64"]

@@ -225,7 +225,7 @@ def test_the_next_substituter_is_asked(root, made, published, keys, tmp_path):
     assert take(root, made, [tmp_path / "nowhere", published], keys) == "substituted"
 
 
-def test_the_next_one_is_not_taken_for_the_rest_of_the_one_before(root, made, published, keys, server, tmp_path):
+def test_manifest_of_second_substituter_is_fetched_from_start(root, made, published, keys, server, tmp_path):
     """The first lost its archive, and its statement is another one."""
     other = tmp_path / "other"
     shutil.copytree(str(published), str(other))
@@ -248,7 +248,7 @@ def test_a_trusted_key_that_breaks_off(root, made, published, keys, tmp_path):
 
 
 @pytest.mark.parametrize("made_before", [False, True])
-def test_the_home_of_the_key_is_closed_and_what_lies_above_it_is_not(tmp_path, monkeypatch, made_before):
+def test_key_home_is_closed_and_its_parents_are_not(tmp_path, monkeypatch, made_before):
     monkeypatch.setattr(substitute, "run_gpg", lambda home, arguments: b"")
     home = tmp_path / "etc" / "kepler" / "signing"
     if made_before:
