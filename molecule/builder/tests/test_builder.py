@@ -54,7 +54,7 @@ def test_nothing_is_handed_out_after_the_run(fleet):
 def test_a_limit_without_the_builder_is_told(fleet, build):
     status, printed = build("-l", "k80-first")
     assert status != 0
-    assert "k80_builder: found k80-builder, which handed nothing out in this run" in printed, printed[-3000:]
+    assert "k80_builder: found k80-builder, which shared nothing in this run" in printed, printed[-3000:]
     assert "k80-hosts:k80_builder" in printed
 
 
