@@ -5,8 +5,8 @@
     python -m standin artifacts
     ansible-playbook -i tests/port/hosts.yml tests/port/environment.yml -e "ansible_python_interpreter=$(command -v python)" \
         -e "store_root=$KEPLER_CACHE/store" -e "{store_artifacts: [$KEPLER_CACHE/artifacts]}" \
-        -e pytorch_provider=wheel -e python310_provider=prebuilt \
-        -e "python310_interpreter=$(python -m standin python310)" -e vllm_kernels=false
+        -e pytorch_provider=wheel -e python_provider=prebuilt \
+        -e "python_interpreter=$(python -m standin python310)" -e vllm_kernels=false
 )
 serving="$(cat "$KEPLER_CACHE/store/serving")"
 runner="$KEPLER_CACHE/venv/port-$(sha256sum requirements/port-tests.txt | cut -c1-12)"

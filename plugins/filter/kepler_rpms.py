@@ -87,7 +87,7 @@ def host_rpms(lock: dict, provider: str, python: bool, kernel: str = "", kernels
     """
     return [
         entry for entry in locked_entries(lock, kernel=kernel)
-        if (python or entry["role"] != "python310") and (provider != "runfile" or "module" not in entry)
+        if (python or entry["role"] != "python") and (provider != "runfile" or "module" not in entry)
         and entry["role"] != "load_balancer"
         and (entry.get("unit") != "kernel" or kernel not in kernels or entry["name"] in OF_INSTALLED_KERNEL)
     ]

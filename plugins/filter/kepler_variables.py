@@ -67,13 +67,13 @@ CONTENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 @functools.cache
 def options() -> dict[str, dict]:
-    """Every variable of every role, as its argument_specs describe it."""
+    """Every variable of every role by its name and its aliases, as its argument_specs describe it."""
     found: dict[str, dict] = {}
     for tasks in sorted(ROLES.glob("*/tasks")):
         for entry, variables in entry_points(tasks.parent.name).items():
             if (tasks / f"{entry}.yml").is_file():
                 found.update(variables)
-    return found
+    return {name: option for own, option in found.items() for name in (own, *option.get("aliases", ()))}
 
 
 def facts(node: Any) -> Iterator[str]:
@@ -140,7 +140,8 @@ def variable_findings(values: dict[str, Any], others: Iterable[str], judged: Ite
     """
     known = options()
     names = {*known, *exported(), *others}
-    prefixes = tuple(f"{path.name}_" for path in ROLES.iterdir() if path.is_dir())
+    of_roles = [f"{path.name}_" for path in ROLES.iterdir()]
+    prefixes = tuple(prefix for prefix in of_roles if any(name.startswith(prefix) for name in known))
     as_text = given_as_text()
     found = []
     for name, value in sorted(values.items()):

@@ -40,7 +40,7 @@ EXAMPLES = r"""
   kepler.vllm.bundle_check:
     path: /media/usb/kepler-bundle.tar
     lock_hash: "{{ kepler_lock | to_json(sort_keys=true) | hash('sha256') }}"
-    providers: {pytorch_provider: wheel, python310_provider: source}
+    providers: {pytorch_provider: wheel, python_provider: source}
 """
 
 RETURN = r"""

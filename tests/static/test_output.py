@@ -67,14 +67,14 @@ def test_names_tell_what_is_done(path):
     ("name", "part"),
     [
         ("Install {{ item }}", "not known before the task runs"),
-        ("Add CPython {{ __python310_version.stdout }}", "not known before the task runs"),
+        ("Add CPython {{ __python_version.stdout }}", "not known before the task runs"),
         ("Stop the servers of this host before the kernel, driver or boards change", "60 at most"),
         ("Look at the bundle", "found Look; expected one of VERBS"),
         ("the bundle is unpacked", "found the; expected one of VERBS"),
     ],
 )
 def test_names_that_do_not_are_found(name, part):
-    (fault,) = faults(ROOT / "roles/python310/tasks/main.yml", name)
+    (fault,) = faults(ROOT / "roles/python/tasks/main.yml", name)
     assert part in fault
 
 

@@ -52,7 +52,7 @@ def test_the_examples_of_the_roles(k80, play, tmp_path):
     playbook.write_text(yaml.safe_dump(plays, sort_keys=False))
     interpreter = standins.ansible_environment(TEST)["STANDIN_PYTHON310"]
     status, printed = play(
-        "k80-standin", f"python310_interpreter={interpreter}", playbook=playbook, options=("--check",)
+        "k80-standin", f"python_interpreter={interpreter}", playbook=playbook, options=("--check",)
     )
     assert status == 0, printed[-3000:]
     for name in set(shown) - ELSEWHERE:

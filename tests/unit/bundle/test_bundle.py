@@ -9,7 +9,7 @@ import pytest
 from ansible_collections.kepler.vllm.plugins.plugin_utils import bundle
 
 KEY = "A" * 40
-WANTED = {"lock_hash": "a" * 64, "providers": {"pytorch_provider": "wheel", "python310_provider": "source"}}
+WANTED = {"lock_hash": "a" * 64, "providers": {"pytorch_provider": "wheel", "python_provider": "source"}}
 METADATA = "---\ndocument: modulemd-defaults\nversion: 1\ndata: {module: demo}\n...\n"
 
 

@@ -66,7 +66,7 @@ rpms:
     minimum: "0:8.5.0-22.el8_10"
     arch: x86_64
     repo: appstream
-    role: python310
+    role: python
     verified: false
     reason: nobody looked
   - name: tar

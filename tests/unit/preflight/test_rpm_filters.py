@@ -108,7 +108,7 @@ def test_automatic_updates_move_minimums_alone():
 
 
 def test_what_a_host_gets_from_dnf():
-    lock = {**LOCK, "rpms": [*LOCK["rpms"], entry("gcc", "python310"), entry("nginx", "load_balancer"),
+    lock = {**LOCK, "rpms": [*LOCK["rpms"], entry("gcc", "python"), entry("nginx", "load_balancer"),
                              entry("kmod", "nvidia_driver", module="m")]}
     others = ["dkms", "nvidia-driver", "gcc-c++", "common"]
 

@@ -63,6 +63,14 @@ def test_a_misspelled_name(name, meant):
     assert f"Did you mean {meant}?" in found["next_step"]
 
 
+def test_old_names_that_go_on_working_are_known():
+    assert judge(python310_provider="prebuilt", python310_interpreter="/usr/bin/python3", python310_optimise=True) == []
+
+
+def test_name_of_a_role_without_variables_is_anybodys_prefix():
+    assert judge(common_packages=["vim"]) == []
+
+
 def test_a_name_like_a_roles_and_unlike_all_of_its_variables():
     found = only(store_color="red")
     assert found["severity"] == "warning"
@@ -93,8 +101,8 @@ def test_a_value_of_another_type(name, value, expected, quotes):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("pytorch_provider", "conda"), ("python310_provider", "wheel"), ("nvidia_driver_provider", "rpm"),
-     ("vllm_service_device", "gpu")],
+    [("pytorch_provider", "conda"), ("python_provider", "wheel"), ("python310_provider", "wheel"),
+     ("nvidia_driver_provider", "rpm"), ("vllm_service_device", "gpu")],
 )
 def test_a_value_that_is_no_choice(name, value):
     assert only(**{name: value})["expected"].startswith("one of ")

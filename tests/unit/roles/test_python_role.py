@@ -12,7 +12,7 @@ from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import St
 from recipes import needs_namespaces, recipe, source
 from rendered import evaluate, render
 
-ROLE = Path(__file__).resolve().parents[3] / "roles" / "python310"
+ROLE = Path(__file__).resolve().parents[3] / "roles" / "python"
 CONFIGURE = """\
 #!/bin/sh
 for word in "$@"; do printf '%s\\n' "$word"; done > arguments
@@ -43,7 +43,7 @@ def build_it(tmp_path):
         with tarfile.open(archive, "w:xz") as tar:
             tar.add(tree, "Python-3.10.16")
         made = recipe(
-            name="python310", sources=[source(archive)], builder=render("python310", "build-source.sh"),
+            name="python310", sources=[source(archive)], builder=render("python", "build-source.sh"),
             environment={"OPTIMISE": optimize},
         )
         build.realise(str(root), made, [], [])
@@ -77,8 +77,17 @@ def test_the_recipe():
         for task in yaml.safe_load((ROLE / "tasks" / "install_source.yml").read_text())
         if "kepler.vllm.store_output" in task
     ]
-    assert evaluate("python310", task["environment"]) == {
+    assert evaluate("python", task["environment"]) == {
         "PATH": "/opt/rh/gcc-toolset-10/root/usr/bin:/usr/bin:/bin",
         "OPTIMISE": "no",
     }
     assert "gcc_toolset" in json.dumps(task["toolchain"])
+    assert evaluate("python", task["environment"]["OPTIMISE"], python310_optimise=True) == "yes"
+
+
+def test_variables_with_the_old_name_of_the_role_go_on_working():
+    asked = "{{ [python_provider, python_interpreter] }}"
+    assert evaluate("python", asked) == ["source", ""]
+    old = {"python310_provider": "prebuilt", "python310_interpreter": "/usr/bin/python3"}
+    assert evaluate("python", asked, **old) == ["prebuilt", "/usr/bin/python3"]
+    assert evaluate("python", asked, **old, python_provider="source") == ["source", "/usr/bin/python3"]

@@ -12,7 +12,7 @@ from rendered import ROOT, evaluate
 RECORDED = json.loads(Path(__file__).with_name("recipe-keys.json").read_text())
 # Role, task file and name of the output, with what is chosen; the outputs before them stand for themselves.
 RECIPES = {
-    "python310": ("python310", "install_source", "python310"),
+    "python310": ("python", "install_source", "python310"),
     "pytorch": ("pytorch", "install_source", "pytorch"),
     "pytorch from the wheel": ("pytorch", "install_wheel", "pytorch"),
     "vllm": ("vllm", "install", "vllm"),

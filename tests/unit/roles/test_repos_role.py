@@ -163,7 +163,7 @@ def test_a_host_that_has_newer_packages_keeps_them(play, tmp_path):
     listed = tmp_path / "versionlock.list"
     tasks = [{"name": "Install",
               "ansible.builtin.include_role": {"name": "kepler.vllm.repos", "tasks_from": "packages"},
-              "vars": {"repos_packages": entries, "repos_packages_locked": "python310"}}]
+              "vars": {"repos_packages": entries, "repos_packages_locked": "python"}}]
     status, output = play(
         tasks, "-e", json.dumps({"__repos_versionlock_list": str(listed)}), gather_facts=False,
         programs={"rpm": f"printf '%s\\n' {' '.join(there)}", "dnf": "exit 1"},
