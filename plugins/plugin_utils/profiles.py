@@ -66,7 +66,7 @@ def lacking(profile: dict[str, Any], lock: dict[str, Any]) -> list[str]:
     there = {
         "rpms.yml: kernels": "kernels" in lock,
         f"rpms.yml: repos: {repository}": repository in lock.get("repos", {}),
-        **{f"rpms.yml: package of the role {role}": role in roles for role in ("cuda_toolkit", "gcc_toolset")},
+        **{f"rpms.yml: package of the role {role}": role in roles for role in ("cuda_toolkit", "compiler")},
         f"sources.yml: cpython {python}": cpython.startswith(f"{python}."),
     }
     return [entry for entry, is_there in there.items() if not is_there]

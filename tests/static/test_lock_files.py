@@ -147,7 +147,7 @@ def test_only_what_something_was_proven_with_is_exact():
     for entry in RPMS["rpms"]:
         shared = ("kernel-headers", "cuda-toolkit-config-common", "cuda-toolkit-11-config-common")
         moves = entry["repo"] == "epel" or entry.get("unit") == "kernel" or entry["name"] in shared
-        exact = entry["role"] in ("nvidia_driver", "cuda_toolkit", "gcc_toolset") and not moves
+        exact = entry["role"] in ("nvidia_driver", "cuda_toolkit", "compiler") and not moves
         assert (entry["name"] not in loose) == exact, entry["name"]
 
 

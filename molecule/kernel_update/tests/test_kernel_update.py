@@ -9,7 +9,7 @@ import yaml
 from conftest import PROJECT
 from standin import repos
 
-EXACT = ("nvidia_driver", "cuda_toolkit", "gcc_toolset")
+EXACT = ("nvidia_driver", "cuda_toolkit", "compiler")
 
 
 def nevras(rpms, roles=EXACT):

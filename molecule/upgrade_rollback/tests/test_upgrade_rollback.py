@@ -11,7 +11,7 @@ from generations import LINE, NAN, active, changed_port
 
 STORE = "/opt/kepler"
 # What the first upgrade of these tests has run, and moves nothing.
-BEFORE_THE_BUILD = "preflight,repos,nvidia_driver,cuda_toolkit,gcc_toolset"
+BEFORE_THE_BUILD = "preflight,repos,nvidia_driver,cuda_toolkit,compiler"
 
 
 def outputs(host, number: int) -> dict[str, str]:

@@ -40,7 +40,7 @@ rpms:
     release: "1.el8"
     arch: noarch
     repo: appstream
-    role: gcc_toolset
+    role: compiler
     verified: false
     reason: nobody looked
   # About the driver.

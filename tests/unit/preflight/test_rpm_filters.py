@@ -36,7 +36,7 @@ LOCK = {
         *(loose(name, "nvidia_driver", unit="kernel") for name in KERNEL_PACKAGES),
         loose("dkms", "nvidia_driver", minimum="3.0.13"),
         entry("nvidia-driver", "nvidia_driver", epoch=3, stream="1-dkms"),
-        entry("gcc-c++", "gcc_toolset", arch="noarch"),
+        entry("gcc-c++", "compiler", arch="noarch"),
         loose("common", "cuda_toolkit"),
     ],
 }
@@ -50,12 +50,12 @@ def test_what_dnf_takes_in_the_order_of_the_lock():
     assert locked_rpms(LOCK, "nvidia_driver") == [
         *(f"{name}-{RANGE}.x86_64" for name in KERNEL_PACKAGES), "dkms >= 3.0.13", "nvidia-driver-3:1.2-3.el8.x86_64",
     ]  # fmt: skip
-    assert locked_rpms(LOCK, role="gcc_toolset") == ["gcc-c++-0:1.2-3.el8.noarch"]
+    assert locked_rpms(LOCK, role="compiler") == ["gcc-c++-0:1.2-3.el8.noarch"]
     assert locked_rpms(LOCK, role="cuda_toolkit") == ["common"]
 
 
 def test_a_role_without_packages_is_named():
-    with pytest.raises(AnsibleFilterError, match=r"rpms\.yml.*'nvidia'.*gcc_toolset, nvidia_driver"):
+    with pytest.raises(AnsibleFilterError, match=r"rpms\.yml.*'nvidia'.*compiler, cuda_toolkit, nvidia_driver"):
         locked_rpms(LOCK, "nvidia")
 
 
@@ -145,11 +145,11 @@ def test_the_newest_kernel_of_the_range(kernels, packages, chosen):
 @pytest.mark.parametrize(
     ("role", "installed", "missing"),
     [
-        ("gcc_toolset", [], ["gcc-c++-0:1.2-3.el8.noarch"]),
-        ("gcc_toolset", ["gcc-c++-0:1.2-3.el8.noarch"], []),
-        ("gcc_toolset", ["gcc-c++-0:1.1-1.el8.noarch"], ["gcc-c++-0:1.2-3.el8.noarch"]),
-        ("gcc_toolset", ["gcc-0:1.2-3.el8.noarch", "gcc-c++-devel-0:1.2-3.el8.noarch"], ["gcc-c++-0:1.2-3.el8.noarch"]),
-        ("gcc_toolset", ["gcc-c++-1:1.2-3.el8.noarch"], ["gcc-c++-0:1.2-3.el8.noarch"]),
+        ("compiler", [], ["gcc-c++-0:1.2-3.el8.noarch"]),
+        ("compiler", ["gcc-c++-0:1.2-3.el8.noarch"], []),
+        ("compiler", ["gcc-c++-0:1.1-1.el8.noarch"], ["gcc-c++-0:1.2-3.el8.noarch"]),
+        ("compiler", ["gcc-0:1.2-3.el8.noarch", "gcc-c++-devel-0:1.2-3.el8.noarch"], ["gcc-c++-0:1.2-3.el8.noarch"]),
+        ("compiler", ["gcc-c++-1:1.2-3.el8.noarch"], ["gcc-c++-0:1.2-3.el8.noarch"]),
         ("cuda_toolkit", [], ["common"]),
         ("cuda_toolkit", ["common-0:11.4.148-1.x86_64"], []),
         ("cuda_toolkit", ["common-0:13.0.1-1.x86_64"], []),

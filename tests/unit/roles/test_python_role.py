@@ -81,7 +81,7 @@ def test_the_recipe():
         "PATH": "/opt/rh/gcc-toolset-10/root/usr/bin:/usr/bin:/bin",
         "OPTIMISE": "no",
     }
-    assert "gcc_toolset" in json.dumps(task["toolchain"])
+    assert "compiler" in json.dumps(task["toolchain"])
     assert evaluate("python", task["environment"]["OPTIMISE"], python310_optimise=True) == "yes"
 
 

@@ -52,7 +52,7 @@ ENVIRONMENT = {
 def environment(play):
     """The environment of the build as the role renders it."""
     tasks = [{"name": "Render", "ansible.builtin.copy": {
-        "content": "{{ [__pytorch_build_environment, kepler_lock | kepler.vllm.locked_rpms('gcc_toolset')"
+        "content": "{{ [__pytorch_build_environment, kepler_lock | kepler.vllm.locked_rpms('compiler')"
                    " + kepler_lock | kepler.vllm.locked_rpms('cuda_toolkit')] | to_json }}",
         "dest": "{{ playbook_dir }}/rendered.json"}}]
     status, output = play(
@@ -67,7 +67,7 @@ def test_every_variable_of_the_build(environment, tmp_path):
     found, toolchain = environment(tmp_path)
     # The module hands every value to the builder as text.
     assert {name: str(value) for name, value in found.items()} == ENVIRONMENT
-    rpms = [rpm for role in ("gcc_toolset", "cuda_toolkit") for rpm in RPMS if rpm["role"] == role]
+    rpms = [rpm for role in ("compiler", "cuda_toolkit") for rpm in RPMS if rpm["role"] == role]
     assert len(toolchain) == len(rpms)
     for nevra, rpm in zip(toolchain, rpms, strict=True):
         assert nevra.startswith(rpm["name"])
@@ -88,7 +88,7 @@ def test_what_the_role_hands_to_the_store():
         "+ kepler_lock.python['pytorch-build'] | kepler.vllm.locked_wheels }}"
     )
     assert arguments["toolchain"] == (
-        "{{ kepler_lock | kepler.vllm.locked_rpms('gcc_toolset') "
+        "{{ kepler_lock | kepler.vllm.locked_rpms('compiler') "
         "+ kepler_lock | kepler.vllm.locked_rpms('cuda_toolkit') }}"
     )
 

@@ -105,6 +105,22 @@ def test_a_failed_installation_locks_what_is_there(play, tmp_path, before, insta
     assert listed.read_text() == others + wanted
 
 
+def test_version_locks_of_a_roles_old_name_are_released(play, tmp_path):
+    """Before the installation: they would hide the versions of another lock."""
+    listed = tmp_path / "versionlock.list"
+    listed.write_text("# BEGIN vllm-kepler: gcc_toolset\ndkms-0:2.8-1.el8.*\n# END vllm-kepler: gcc_toolset\n")
+    tasks = [{"name": "Install",
+              "ansible.builtin.include_role": {"name": "kepler.vllm.repos", "tasks_from": "packages"},
+              "vars": {"repos_packages": [DKMS], "repos_packages_locked": "compiler"}}]
+    status, output = play(
+        tasks, "-e", json.dumps({"__repos_versionlock_list": str(listed)}), gather_facts=False,
+        programs={"rpm": ":", "dnf": ABORTED},
+    )
+    assert status != 0
+    assert "Install the missing packages" in output
+    assert listed.read_text() == ""
+
+
 PRINTED = Path(__file__).resolve().parents[1] / "preflight" / "dnf" / "downgrade.out"
 
 

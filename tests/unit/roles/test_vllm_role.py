@@ -85,7 +85,7 @@ def test_the_locked_compilers_may_be_missing_in_a_dry_run_alone(look):
     assert status == 0, output
     for rpm in (rpm for rpm in RPMS if "version" in rpm):
         nevra = "{name}-{epoch}:{version}-{release}.{arch}".format(**rpm)
-        assert (nevra in output) == (rpm["role"] in ("cuda_toolkit", "gcc_toolset"))
+        assert (nevra in output) == (rpm["role"] in ("cuda_toolkit", "compiler"))
     status, output = look(variables=COMPILERS)
     assert status != 0
     assert "vllm_kernels_nvcc: found" in output
@@ -95,7 +95,7 @@ def test_the_defaults_are_what_the_roles_below_install():
     assert COMPILERS["vllm_kernels_nvcc"] == evaluate("vllm", "{{ __vllm_locked_nvcc }}")
     assert COMPILERS["vllm_kernels_ccbin"] == evaluate("vllm", "{{ __vllm_locked_ccbin }}")
     assert COMPILERS["vllm_kernels_nvcc"] == evaluate("cuda_toolkit", "{{ __cuda_toolkit_home }}/bin/nvcc")
-    assert COMPILERS["vllm_kernels_ccbin"] == evaluate("gcc_toolset", "{{ __gcc_toolset_bin }}/g++")
+    assert COMPILERS["vllm_kernels_ccbin"] == evaluate("compiler", "{{ __compiler_bin }}/g++")
 
 
 def test_kernels_port_and_supervisor_are_packed_apart():
