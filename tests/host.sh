@@ -23,5 +23,5 @@ if [ ! -e "$environment/.ready" ]; then
     touch "$environment/.ready"
 fi
 "$python36" --version
-exec env -u PYTHONPATH "$environment/bin/python" -m pytest -q tests/unit/{gpu,host,server,store} \
+exec env -u PYTHONPATH "$environment/bin/python" -m pytest -q tests/unit/{checkpoint,gpu,host,server,store} \
     tests/unit/monitoring/test_host_metrics.py "$@"

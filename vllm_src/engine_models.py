@@ -1,7 +1,7 @@
-"""What the pinned vLLM and transformers know by name, as the module that the hosts' judge reads.
+"""What the pinned vLLM and transformers know by name, as the module that the reader of checkpoints has.
 
 Run by the Python that serves, with VLLM_KEPLER_DEVICE=cpu:
-`python vllm_src/engine_models.py plugins/module_utils/host/engine_models.py`.
+`python vllm_src/engine_models.py plugins/module_utils/checkpoint/engine_models.py`.
 """
 
 from __future__ import annotations

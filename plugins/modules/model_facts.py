@@ -54,7 +54,7 @@ models:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.host import model_files
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import files
 
 
 def main():
@@ -66,8 +66,8 @@ def main():
         supports_check_mode=True,
     )
     found = {
-        model: model_files.model_of(model) if model.startswith("/")
-        else model_files.cached_model(module.params["hub"], model)
+        model: files.read_model(model) if model.startswith("/")
+        else files.read_cached_model(module.params["hub"], model)
         for model in module.params["models"]
     }
     module.exit_json(changed=False, models={model: facts for model, facts in found.items() if facts is not None})

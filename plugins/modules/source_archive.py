@@ -8,7 +8,8 @@ author: vllm-kepler (!UNKNOWN)
 extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Writes an uncompressed tar of a directory with sorted names, one owner, one time and normalized
-    modes, so that two checkouts of the same content have one sha256. A link to a file is packed as that file.
+    modes, so that two checkouts of the same content have one sha256. A link is packed as the file or directory that it
+    names.
 options:
   path:
     description: Directory to pack.
@@ -74,7 +75,7 @@ TIME = 315532800  # 1980-01-01: the earliest time that a zip, and so a wheel, ca
 def members(path, exclude):
     """Files below `path` that no pattern excludes, sorted, as paths relative to it."""
     found = []
-    for directory, names, files in os.walk(path):
+    for directory, names, files in os.walk(path, followlinks=True):
         relative = os.path.relpath(directory, path)
 
         def kept(name, relative=relative):
@@ -88,7 +89,7 @@ def members(path, exclude):
 
 def pack(path, prefix, exclude, stream):
     """Write the archive of `path` to the binary `stream`."""
-    # A link is packed as what it names: a file that two trees share is whole in each archive.
+    # A link is packed as what it names: what two trees share is whole in each archive.
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT, dereference=True) as archive:
         for name in members(path, exclude):
             source = os.path.join(path, name)

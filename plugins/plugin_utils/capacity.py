@@ -15,6 +15,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..module_utils.checkpoint.limits import (
+    BLOCK_SIZE,
+    COLUMNS,
+    EXPERT_ALIGNMENT,
+    EXPERT_BYTES,
+    GROUPS,
+    HEAD_MULTIPLE,
+    LARGEST_HEAD,
+    TEMPORARY_BLOCK_SIZE,
+    TILE,
+    WHOLE_ROW,
+)
 from . import engine_options
 from .model_families import (
     HEAD,
@@ -22,7 +34,6 @@ from .model_families import (
     Model,
     Quantization,
     Tensor,
-    quantized,
     read,
     refusals,
     tensors_of,
@@ -37,13 +48,6 @@ MAX_NUM_SEQS = 256
 BATCHED_TOKENS = 2048
 CHUNKED_ABOVE = 32768
 VOCABULARY_PADDING = 64
-# The port's: settings.DEFAULT_BLOCK_SIZE, ops.cache.TEMPORARY_BLOCK_SIZE, ops.moe.MAX_BYTES and ALIGNMENT, and the head
-# sizes of attention.backend.
-BLOCK_SIZE = 16
-TEMPORARY_BLOCK_SIZE = 32
-EXPERT_BYTES = 128 * MIB
-EXPERT_ALIGNMENT = 4
-LARGEST_HEAD = 512
 # What torch.sort holds for each float32 logit while top-k and top-p are sampled (Sort.cu, CUB): logits, values and
 # indices 16, then either indices and CUB's second buffers 20, or, below 128 rows, two pairs of integers, keys and
 # CUB's second buffers 32.
@@ -52,12 +56,8 @@ SORT_BYTES, SORT_BYTES_FEW_ROWS, FEW_ROWS = 36, 48, 128
 TOKEN_BYTES = 64
 # PyTorch's workspace for cuBLAS before Hopper, which counts as an activation: 2 of 4,096 KiB and 8 of 16 KiB.
 CUBLAS_WORKSPACE = 8320 * KIB
-# The port's ops.linear: bytes of a scale and of a zero point, and the largest float32 tile that a prompt's product is
-# taken from where a matrix is not float32.
+# Bytes of a scale and of a zero point.
 SCALE_BYTES, ZERO_BYTES = 2, 2
-TILE_BYTES = 64 * MIB
-# Columns of codes on a GPU come in multiples of this.
-COLUMNS = 32
 # What lies outside of PyTorch and comes after the engine's first look at the memory. Estimates, not measured:
 # kernels that are loaded on first use, and with several GPUs the buffers of two NCCL communicators.
 KERNEL_BYTES = 64 * MIB
@@ -70,7 +70,7 @@ class Storage:
 
     Attributes:
         bits: of a number in a layer's matrix. 32 and 16 are float32 and float16; less are codes.
-        group: columns of a row that share a scale; 0 where there are none, WHOLE for all.
+        group: columns of a row that share a scale; 0 where there are none, WHOLE_ROW for all.
         beside: bytes of a group's scale and zero point.
         act_order: whether the columns of a group lie scattered over the row.
         table: bytes of a number in embedding and head, and in a matrix that a quantized checkpoint leaves as it was.
@@ -103,8 +103,8 @@ def storage_of(dtype: str, quantization: Quantization | None) -> Storage:
     if quantization is None:
         return Storage(8 * size, 0, 0, size, size)
     return Storage(
-        quantization.bits, quantization.group, SCALE_BYTES + (ZERO_BYTES if quantization.zeros else 0), size, size,
-        quantization.act_order,
+        quantization.main.bits, quantization.main.group, SCALE_BYTES + (ZERO_BYTES if quantization.zeros else 0), size,
+        size, quantization.act_order,
     )
 
 
@@ -154,7 +154,7 @@ def held_bytes(tensor: Tensor, model: Model, dies: int, storage: Storage) -> flo
     size = elements * storage.bits / 8
     if not storage.group:
         return size
-    if storage.group == quantized.WHOLE:
+    if storage.group == WHOLE_ROW:
         rows = tensor.shape[0] * tensor.count
         groups = rows if ROW.search(tensor.name) else rows * elements / tensor.elements
     else:
@@ -239,7 +239,7 @@ def activation_bytes(
 
     def tile(rows: int, columns: int) -> int:
         ordered = tokens * columns if storage.act_order else 0
-        return 0 if storage.bits == 32 else min(TILE_BYTES // 4, rows * columns) + ordered
+        return 0 if storage.bits == 32 else min(TILE, rows * columns) + ordered
 
     # Input and residual of a layer, the fused projection, its output, and keys and values in blocks: each of the
     # sequences fills its last block in part.
@@ -371,7 +371,7 @@ def group_faults(dies: int, tensors: Iterable[Tensor], storage: Storage) -> list
     """Matrices of codes that the groups do not divide, or whose columns the kernels cannot split, with the numbers."""
     if dies > 1 and storage.act_order:
         return ["columns in the order of their activations (act-order), whose groups are scattered over all dies"]
-    whole = COLUMNS if storage.group == quantized.WHOLE else storage.group
+    whole = COLUMNS if storage.group == WHOLE_ROW else storage.group
     faults: dict[str, str] = {}
     for tensor in tensors:
         if not is_matrix(tensor) or tensor.plain:
@@ -379,7 +379,7 @@ def group_faults(dies: int, tensors: Iterable[Tensor], storage: Storage) -> list
         name, columns = tensor.name.split("*.")[-1].removesuffix(".weight"), tensor.shape[1]
         mine = columns // (dies if ROW.search(tensor.name) else 1)
         if columns % whole:
-            better = " or ".join(str(size) for size in quantized.GROUPS if columns % size == 0)
+            better = " or ".join(str(size) for size in GROUPS if columns % size == 0)
             faults[name] = f"{name}'s {columns} columns in groups of {whole} ({better or 'no size'} would do)"
         elif mine % COLUMNS:
             faults[name] = f"{name}'s {columns} columns ({mine} a GPU: no multiple of {COLUMNS})"
@@ -408,8 +408,8 @@ def model_faults(model: Model, dies: int, storage: Storage) -> list[tuple[str, s
     found = []
     if model.experts and storage.act_order:
         found.append(("experts in GPTQ with act-order (desc_act)", "a checkpoint of it without act-order"))
-    if model.head_size % 8 or model.head_size > LARGEST_HEAD:
-        found.append((f"heads of size {model.head_size}", f"a multiple of 8 up to {LARGEST_HEAD}"))
+    if model.head_size % HEAD_MULTIPLE or model.head_size > LARGEST_HEAD:
+        found.append((f"heads of size {model.head_size}", f"a multiple of {HEAD_MULTIPLE} up to {LARGEST_HEAD}"))
     if model.experts and (model.hidden % EXPERT_ALIGNMENT or model.expert_intermediate // dies % EXPERT_ALIGNMENT):
         found.append((
             f"experts of {model.hidden} by {model.expert_intermediate} over {dies} GPUs",
@@ -476,7 +476,7 @@ def own_storage(model: Model) -> dict[str, Storage]:
     """The storage of a quantized checkpoint itself, by its name in STORAGES; nothing for others."""
     if model.quantization is None:
         return {}
-    return {f"int{model.quantization.bits}": storage_of("half", model.quantization)}
+    return {f"int{model.quantization.main.bits}": storage_of("half", model.quantization)}
 
 
 def plan_row(
@@ -515,7 +515,7 @@ def checkpoint_of(storage: Storage) -> str:
     if storage.bits >= 16:
         return "an unquantized checkpoint"
     return f"a checkpoint in {storage.bits} bits, " + (
-        "a scale for each row" if storage.group == quantized.WHOLE else f"groups of {storage.group}"
+        "a scale for each row" if storage.group == WHOLE_ROW else f"groups of {storage.group}"
     )
 
 

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from ..module_utils.checkpoint.engine_models import FLAGS, SWITCHES, VALUES
 from ..module_utils.findings import finding
-from ..module_utils.host.engine_models import FLAGS, SWITCHES, VALUES
 from .findings import shown
 
 NO = "no-"

@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..module_utils.checkpoint import config as checkpoint_config
+from ..module_utils.checkpoint import engine, gguf
+from ..module_utils.checkpoint.engine_models import DEFAULTS, LANGUAGE_PARTS
+from ..module_utils.checkpoint.errors import CheckpointError, UnsupportedQuantization
+from ..module_utils.checkpoint.quantization import Quantization, Scheme, read_quantization
 from ..module_utils.errors import KeplerError
-from ..module_utils.host import engine, gguf_file, model_config, quantized
-from ..module_utils.host.engine_models import DEFAULTS, LANGUAGE_PARTS
 
 # vLLM 0.9.2's for a config that names no length.
 DEFAULT_POSITIONS = 2048
@@ -40,17 +43,6 @@ class Tensor:
     @property
     def elements(self) -> int:
         return math.prod(self.shape) * self.count
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """The quantization of a checkpoint's matrices, as quantized.judge returns it."""
-
-    method: str
-    bits: int
-    group: int
-    act_order: bool
-    zeros: bool
 
 
 @dataclass(frozen=True)
@@ -413,12 +405,19 @@ REFUSED = {
 }
 
 
-# Keys of the language model's own config, in the order in which vLLM looks for them, and of what else a model has.
-LANGUAGE_KEYS = ("text_config", "llm_config")
+# Keys of what a model has beside its language model.
 OTHER_KEYS = ("vision_config", "audio_config", "speech_config", "visual")
 
 
 # -- Reading a config -------------------------------------------------------------------------------------------------
+
+
+def translated(config: dict[str, Any]) -> dict[str, Any]:
+    """A config with the keys that the engine reads. Raises CapacityError for a key that it would not understand."""
+    try:
+        return checkpoint_config.translate(config)
+    except CheckpointError as error:
+        raise CapacityError(f"{error.found} in config.json", error.expected) from None
 
 
 def text_config(config: Any) -> dict[str, Any]:
@@ -428,11 +427,8 @@ def text_config(config: Any) -> dict[str, Any]:
     """
     if not isinstance(config, dict):
         raise CapacityError(f"a config.json that holds a {type(config).__name__}", "a mapping")
-    try:
-        config = model_config.translate(config)
-    except model_config.Refused as fault:
-        raise CapacityError(f"{fault.found} in config.json", fault.expected) from None
-    part = next((config[key] for key in LANGUAGE_KEYS if isinstance(config.get(key), dict)), None)
+    config = translated(config)
+    part = next((part for prefix, part in checkpoint_config.parts_of(config) if prefix), None)
     usual = LANGUAGE_PARTS.get(str(config.get("model_type")))
     if part is None and usual is None:
         return config
@@ -453,10 +449,7 @@ def overridden(config: Any, overrides: dict[str, Any]) -> Any:
     if not overrides or not isinstance(config, dict):
         return config
     # The overrides' keys come first.
-    try:
-        return {**model_config.translate(config), **overrides}
-    except model_config.Refused as fault:
-        raise CapacityError(f"{fault.found} in config.json", fault.expected) from None
+    return {**translated(config), **overrides}
 
 
 def longest(config: dict[str, Any]) -> int | None:
@@ -500,10 +493,9 @@ def rotary_elements(config: dict[str, Any], share: float, head_size: int, positi
 def served_quantization(config: dict[str, Any]) -> Quantization | None:
     """Quantization that the port serves; None for unquantized weights and for those that `refusals` names."""
     try:
-        found = quantized.judge(config)
-    except quantized.Refused:
+        return read_quantization(config)
+    except UnsupportedQuantization:
         return None
-    return Quantization(**found) if found else None
 
 
 def gguf_quantization(recorded: Iterable[dict[str, Any]]) -> Quantization | None:
@@ -514,13 +506,13 @@ def gguf_quantization(recorded: Iterable[dict[str, Any]]) -> Quantization | None
     elements: dict[int, int] = {}
     zeros = False
     for item in recorded:
-        bits = gguf_file.BITS.get(item.get("dtype", ""))
+        bits = gguf.BITS.get(item.get("dtype", ""))
         if bits and ".layers." in item["name"]:
             elements[bits] = elements.get(bits, 0) + math.prod(item["shape"]) * item["count"]
-            zeros |= item["dtype"] not in gguf_file.SYMMETRIC
+            zeros |= item["dtype"] not in gguf.SYMMETRIC
     if not elements:
         return None
-    return Quantization("gguf", max(elements, key=elements.__getitem__), GGUF_GROUP, act_order=False, zeros=zeros)
+    return Quantization("gguf", Scheme(max(elements, key=elements.__getitem__), gguf.GROUP), zeros)
 
 
 def read(config: Any, recorded: Iterable[dict[str, Any]] = ()) -> Model:
@@ -582,10 +574,6 @@ CODES = re.compile(r"\.(qweight|weight_packed)$")
 BESIDE_CODES = re.compile(r"\.(qzeros|scales|g_idx|weight_scale|weight_zero_point|weight_shape|weight_g_idx)$")
 
 
-# Columns that share a scale once a GGUF file's blocks are unpacked.
-GGUF_GROUP = 32
-
-
 def whole_matrices(tensors: list[Tensor], quantization: Quantization) -> list[Tensor]:
     """Tensors of a quantized checkpoint as those of the model: 32-bit words of codes become rows by columns.
 
@@ -595,7 +583,7 @@ def whole_matrices(tensors: list[Tensor], quantization: Quantization) -> list[Te
         raise CapacityError(
             f"no quantized matrix, though config.json says {quantization.method}", "the files of one checkpoint"
         )
-    in_word, found = 32 // quantization.bits, []
+    in_word, found = quantization.main.per_word, []
     for tensor in tensors:
         if BESIDE_CODES.search(tensor.name):
             continue
@@ -634,7 +622,7 @@ def tensors_of(model: Model, recorded: Iterable[dict[str, Any]] = ()) -> list[Te
     if model.quantization is not None and model.quantization.method == "gguf":
         tensors = [
             replace(tensor, plain=len(tensor.shape) > 1
-                    and not 0 < gguf_file.BITS.get(item["dtype"], 0) <= model.quantization.bits)
+                    and not 0 < gguf.BITS.get(item["dtype"], 0) <= model.quantization.main.bits)
             for tensor, item in zip(tensors, recorded, strict=True)
         ]
     elif model.quantization is not None:
@@ -660,18 +648,11 @@ def refusals(
         trusts: whether the engine runs code that comes with the model.
     """
     whole, config = config, text_config(config)
-    found = []
-    try:
-        quantized.judge(config)
-    except quantized.Refused as fault:
-        found.append((fault.found, fault.expected))
     works = "a decoder of one of the types " + ", ".join(FAMILIES)
     model_type = str(config.get("model_type", ""))
     if config.get("is_encoder_decoder"):
-        found.append((f"the encoder-decoder {model_type}", works))
-    elif model_type in REFUSED:
-        found.append((f"the model type {model_type}: {REFUSED[model_type]}", works))
-    else:
-        in_gguf = any(item["dtype"] in gguf_file.BITS for item in recorded)
-        found += engine.unknown(whole, tokenizer, trusts, in_gguf)
-    return found
+        return [(f"the encoder-decoder {model_type}", works)]
+    if model_type in REFUSED:
+        return [(f"the model type {model_type}: {REFUSED[model_type]}", works)]
+    in_gguf = any(item["dtype"] in gguf.BITS for item in recorded)
+    return engine.refusals(whole, tokenizer, trusts, in_gguf)

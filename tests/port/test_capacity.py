@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from ansible_collections.kepler.vllm.plugins.module_utils.host import model_files
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import files
 from ansible_collections.kepler.vllm.plugins.plugin_utils import model_families
 from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import (
     Options,
@@ -75,7 +75,7 @@ def save(name, directory):
     kind, differs = ALL[name]
     config = transformers.AutoConfig.for_model(kind, **{**SHAPE, **differs})
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-    facts = model_files.model_of(str(directory))
+    facts = files.read_model(str(directory))
     assert facts["faults"] == []
     return model_families.read(json.loads((directory / "config.json").read_text())), facts["tensors"]
 
@@ -140,7 +140,7 @@ def test_quantized_weights_are_counted_as_engine_keeps_them(engine, tmp_path, se
         tensors = [tensor for weights in packed for tensor in (weights.codes, weights.scales, weights.zeros)]
         held += [tensor for tensor in tensors if tensor is not None]
     kept = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in held}
-    facts = model_files.model_of(str(tmp_path))
+    facts = files.read_model(str(tmp_path))
     config = model_families.read(facts["config"])
     tensors = model_families.tensors_of(config, facts["tensors"])
     assert weight_bytes(config, tensors, 1, storage_of(dtype, config.quantization)) == sum(kept.values())

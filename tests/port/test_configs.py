@@ -76,10 +76,10 @@ def test_what_the_engine_cannot_be_told_is_refused_by_name(engine, tmp_path, see
         engine(model)
 
 
-def test_names_of_model_types_equal_installed_packages():
+def test_known_names_equal_installed_packages():
     root = Path(__file__).resolve().parents[2]
     written = runpy.run_path(str(root / "vllm_src" / "engine_models.py"))
-    assert (root / "plugins/module_utils/host/engine_models.py").read_text() == written["module"]()
+    assert (root / "plugins/module_utils/checkpoint/engine_models.py").read_text() == written["module"]()
 
 
 def test_what_is_off_in_a_file_of_options_is_off_for_vllm(tmp_path):

@@ -11,8 +11,8 @@ import pytest
 from small_hub import NAME, SHA, Hub
 
 FETCH = Path(__file__).resolve().parents[2] / "roles" / "models" / "files" / "fetch.py"
-# The role installs it beside the program.
-JUDGMENT = FETCH.parents[3] / "plugins" / "module_utils" / "host"
+# The role installs the reader of checkpoints beside the program.
+READER = FETCH.parents[3] / "plugins" / "module_utils"
 CONFIG = b'{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'
 
 
@@ -41,7 +41,7 @@ def fetch(hub, tmp_path):
              "runpy.run_path(sys.argv[0], run_name='__main__')", str(FETCH), asked],
             env={
                 **os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub.endpoint, "NO_PROXY": "127.0.0.1",
-                "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(JUDGMENT.parent), **environment,
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(READER), **environment,
             },
             capture_output=True, text=True, timeout=300,
         )

@@ -9,10 +9,10 @@ from quantized_models import Kind, half_model, quantized_model, rewrite_config, 
 from serve_once import serve
 from tiny_models import assert_same
 from vllm.model_executor.layers.fused_moe import FusedMoE
+from vllm_kepler.checkpoint.quantization import Scheme
 from vllm_kepler.ops import linear, moe
-from vllm_kepler.quantization import awq, compressed_tensors, gptq
 from vllm_kepler.quantization.experts import PackedExpertsMethod
-from vllm_kepler.quantization.scheme import Scheme
+from vllm_kepler.quantization.packed import LAYOUTS
 
 # Routing and experts are slow in transformers: a few tokens, and a prompt that gives each expert several rows.
 ASKED = {"lengths": (1, 33), "tokens": 8}
@@ -179,16 +179,16 @@ def loaded_layer(scheme, layout, tensors, ranks, rank):
 # Four ranks have 96 columns of down each: one and a half groups of 64, three quarters of one of 128.
 HIDDEN, INTERMEDIATE = 128, 384
 SCHEMES = {
-    "gptq": (Kind("gptq", group=64), Scheme(4, 64, zero_offset=1), gptq.LAYOUT),
-    "gptq-128": (Kind("gptq", group=128), Scheme(4, 128, zero_offset=1), gptq.LAYOUT),
-    "gptq-8-row": (Kind("gptq", bits=8, group=-1, version="gptq_v2"), Scheme(8, -1), gptq.LAYOUT),
-    "awq": (Kind("awq", group=32), Scheme(4, 32), awq.LAYOUT),
-    "awq-128": (Kind("awq", group=128), Scheme(4, 128), awq.LAYOUT),
-    "ct": (Kind("compressed-tensors", group=32), Scheme(4, 32), compressed_tensors.LAYOUT),
-    "ct-8-row": (Kind("compressed-tensors", bits=8, group=-1), Scheme(8, -1), compressed_tensors.LAYOUT),
-    "ct-8-128": (Kind("compressed-tensors", bits=8, group=128), Scheme(8, 128), compressed_tensors.LAYOUT),
+    "gptq": (Kind("gptq", group=64), Scheme(4, 64, zero_offset=1), LAYOUTS["gptq"]),
+    "gptq-128": (Kind("gptq", group=128), Scheme(4, 128, zero_offset=1), LAYOUTS["gptq"]),
+    "gptq-8-row": (Kind("gptq", bits=8, group=-1, version="gptq_v2"), Scheme(8, -1), LAYOUTS["gptq"]),
+    "awq": (Kind("awq", group=32), Scheme(4, 32), LAYOUTS["awq"]),
+    "awq-128": (Kind("awq", group=128), Scheme(4, 128), LAYOUTS["awq"]),
+    "ct": (Kind("compressed-tensors", group=32), Scheme(4, 32), LAYOUTS["compressed-tensors"]),
+    "ct-8-row": (Kind("compressed-tensors", bits=8, group=-1), Scheme(8, -1), LAYOUTS["compressed-tensors"]),
+    "ct-8-128": (Kind("compressed-tensors", bits=8, group=128), Scheme(8, 128), LAYOUTS["compressed-tensors"]),
     "ct-symmetric": (Kind("compressed-tensors", group=64, symmetric=True), Scheme(4, 64, has_zeros=False),
-                     compressed_tensors.LAYOUT),
+                     LAYOUTS["compressed-tensors"]),
 }
 
 
@@ -263,7 +263,7 @@ SHARDS = {
 
 
 @pytest.mark.parametrize("name", SHARDS)
-@pytest.mark.parametrize("layout", [gptq.LAYOUT, awq.LAYOUT])
+@pytest.mark.parametrize("layout", [LAYOUTS["gptq"], LAYOUTS["awq"]])
 def test_shards_that_cannot_be_cut_are_refused(name, layout):
     scheme, hidden, intermediate, found = SHARDS[name]
     method = PackedExpertsMethod(SimpleNamespace(moe_config=None), "e", scheme, layout)

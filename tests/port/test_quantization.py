@@ -12,10 +12,10 @@ from conftest import generate
 from quantized_models import Kind, quantized_model, rewrite_config, rewrite_tensors, write
 from serve_once import serve
 from tiny_models import TinyModel, assert_same
-from vllm_kepler.quantization import gptq
-from vllm_kepler.quantization.config import read
-from vllm_kepler.quantization.packed import PackedLinearMethod, check_order, groups_of_rank
-from vllm_kepler.quantization.scheme import WORKS, Scheme
+from vllm_kepler.checkpoint.errors import UnsupportedQuantization
+from vllm_kepler.checkpoint.quantization import Scheme
+from vllm_kepler.quantization.config import KeplerConfig
+from vllm_kepler.quantization.packed import LAYOUTS, PackedLinearMethod, check_order, groups_of_rank
 
 KINDS = {
     "gptq-32": Kind("gptq", group=32),
@@ -145,57 +145,41 @@ def test_perplexity(engine, tmp_path):
         assert found == pytest.approx(exact, rel=0.05)
 
 
-CT = KINDS["ct-4"].config()
-GROUP = CT["config_groups"]["group_0"]
-WEIGHTS = GROUP["weights"]
-
-
-def ct_group(**differs):
-    return {**CT, "config_groups": {"group_0": {**GROUP, **differs}}}
-
-
+GPTQ = KINDS["gptq-32"].config()
 REFUSED = {
-    "fp8": ({"quant_method": "fp8"}, "found fp8"),
-    "mxfp4": ({"quant_method": "mxfp4"}, "found mxfp4"),
-    "bitsandbytes": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "found bitsandbytes"),
-    "torchao": ({"quant_method": "torchao"}, "found torchao"),
-    "no method": ({"bits": 4}, "found none by name"),
-    "gptq marlin": ({**KINDS["gptq-32"].config(), "checkpoint_format": "marlin"}, "found gptq in the format marlin"),
-    "gptq is marlin": ({**KINDS["gptq-32"].config(), "is_marlin_format": True}, "found gptq in the format marlin"),
-    "gptq 3 bits": ({**KINDS["gptq-32"].config(), "bits": 3}, "found gptq with 3 bits"),
-    "gptq groups": ({**KINDS["gptq-32"].config(), "group_size": 16}, "found gptq with group size 16"),
-    "gptq head": ({**KINDS["gptq-32"].config(), "lm_head": True}, "found gptq with a quantized lm_head"),
-    "gptq 2 bits somewhere": (
-        {**KINDS["gptq-32"].config(), "dynamic": {r"+:.*\.down_proj": {"bits": 2}}}, "found gptq with 2 bits"),
-    "awq 8 bits": ({**KINDS["awq-32"].config(), "bits": 8}, "found awq with 8 bits"),
-    "awq gemv": ({**KINDS["awq-32"].config(), "version": "gemv"}, "found awq of version gemv"),
-    "w8a8": ({**CT, "format": "int-quantized"}, "found compressed-tensors in the format int-quantized"),
-    "activations": (
-        ct_group(input_activations={"num_bits": 8, "type": "int"}), "compressed-tensors with quantized activations"),
-    "fp8 weights": (ct_group(weights={**WEIGHTS, "type": "float", "num_bits": 8}), "with weights of type float"),
-    "act-order of groups": (ct_group(weights={**WEIGHTS, "actorder": "group"}), "with act-order of groups"),
-    "2 bits": (ct_group(weights={**WEIGHTS, "num_bits": 2}), "found compressed-tensors with 2 bits"),
-    "tensor": (ct_group(weights={**WEIGHTS, "strategy": "tensor"}), "with one scale a tensor"),
-    "sparse": ({**CT, "sparsity_config": {"format": "sparse-24-bitmask"}}, "with sparse weights"),
-    "kv cache": ({**CT, "kv_cache_scheme": {"num_bits": 8, "type": "float"}}, "with a quantized KV cache"),
+    "fp8": {"quant_method": "fp8"},
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "gptq marlin": {**GPTQ, "checkpoint_format": "marlin"},
+    "w8a8": {**KINDS["ct-4"].config(), "format": "int-quantized"},
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused_with_what_works(name):
-    config, found = REFUSED[name]
-    with pytest.raises(ValueError, match=r"^quantization: ") as refusal:
-        read(config)
-    assert found in str(refusal.value)
-    assert WORKS in str(refusal.value)
+def test_config_has_schemes_of_the_reader():
+    """What the reader takes, tests/unit/checkpoint/test_quantization.py says."""
+    rules = {"-:.*down_proj": {}, r".*experts\.\d+\.up_proj": {"bits": 8}}
+    config = KeplerConfig.from_config({**GPTQ, "dynamic": rules})
+    config.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+    assert config.scheme_of("model.layers.0.self_attn.qkv_proj") == Scheme(4, 32, zero_offset=1)
+    assert config.scheme_of("model.layers.0.mlp.down_proj") is None
+    with pytest.raises(UnsupportedQuantization, match=r"different quantization of .*gate_proj and .*up_proj"):
+        config.scheme_of_experts("model.layers.0.mlp.experts", 2)
+    assert KeplerConfig().scheme_of("model.layers.0.mlp.down_proj") is None
+
+
+@pytest.mark.parametrize("values", [*REFUSED.values(), {**GPTQ, "dynamic": ["x"]}, {"bits": 4}, []])
+def test_config_refuses_what_the_reader_refuses(values):
+    with pytest.raises(UnsupportedQuantization):
+        KeplerConfig.from_config(values)
+    with pytest.raises(UnsupportedQuantization):
+        KeplerConfig.override_quantization_method(values, None)
 
 
 @pytest.mark.parametrize("name", ["fp8", "bitsandbytes", "gptq marlin", "w8a8"])
 def test_refused_before_weights_are_read(tmp_path, engine, tiny, name):
-    config, found = REFUSED[name]
+    config = REFUSED[name]
     model = rewrite_config(tiny("llama"), tmp_path / "model", lambda whole: whole.update(quantization_config=config))
     (model.directory / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=rf"quantization: {found}"):
+    with pytest.raises(ValueError, match=r"config\.json: found .*; expected weights in float32, float16"):
         engine(model)
 
 
@@ -217,7 +201,7 @@ def test_one_line_for_the_user(quantized, tmp_path):
                            lambda whole: whole.update(quantization_config=config))
     done = serve(model)
     assert done.status != 0
-    assert "quantization: found fp8; expected one of: GPTQ with 4 or 8 bits" in done.printed
+    assert "config.json: found weights quantized with fp8 (quantization_config); expected weights in" in done.printed
     assert "Loading safetensors" not in done.printed
 
 
@@ -238,7 +222,7 @@ SHARDS = {
 def test_shards_that_cannot_be_cut_are_refused(name):
     """By the layer, while the model is built: no process is needed to see it."""
     scheme, columns, all_columns, rows, found = SHARDS[name]
-    method = PackedLinearMethod("model.layers.0.o_proj", scheme, gptq.LAYOUT)
+    method = PackedLinearMethod("model.layers.0.o_proj", scheme, LAYOUTS["gptq"])
     with pytest.raises(ValueError, match=r"^model\.layers\.0\.o_proj: ") as refusal:
         method.create_weights(torch.nn.Module(), columns, [rows], all_columns, rows, torch.float32, weight_loader=None)
     assert found in str(refusal.value)
@@ -264,7 +248,7 @@ def test_undeclared_act_order_is_refused_on_ranks():
 def test_different_schemes_in_a_fused_layer_are_refused(quantized, engine, tmp_path):
     model = rewrite_config(quantized("llama", "gptq-32"), tmp_path / "model",
                            lambda whole: whole["quantization_config"]["dynamic"].update({r"-:.*\.k_proj": {}}))
-    with pytest.raises(ValueError, match=r"qkv_proj: found different quantization of .*k_proj"):
+    with pytest.raises(ValueError, match=r"different quantization of .*k_proj; expected one .* to .*qkv_proj"):
         engine(model)
 
 
@@ -284,8 +268,9 @@ def scribble(path):
 
 @pytest.mark.parametrize(
     ("damage", "found"),
-    [(cut, r"found \d+ bytes; expected \d+, as its header says"), (cut_in_header, "found 100 bytes, of which"),
-     (scribble, "found a header that is no safetensors header")],
+    [(cut, r"found \d+ bytes; expected \d+ bytes, as its header says"),
+     (cut_in_header, "found 100 bytes that begin with no header"),
+     (scribble, "found a header that is no JSON mapping")],
 )
 def test_damaged_files_are_refused(tiny, engine, tmp_path, damage, found):
     model = rewrite_config(tiny("llama"), tmp_path / "model", lambda whole: None)

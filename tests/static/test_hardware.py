@@ -20,8 +20,8 @@ KINDS = (
 ENGINE = "what is known of this release of the engine; the table of each release is its own"
 # (file, string) -> why it stands there.
 ALLOWED = {
-    ("plugins/module_utils/host/engine_models.py", "vLLM 0.9.2"): ENGINE,
-    ("plugins/module_utils/host/engine_models.py", "4.51.3"): ENGINE,
+    ("plugins/module_utils/checkpoint/engine_models.py", "vLLM 0.9.2"): ENGINE,
+    ("plugins/module_utils/checkpoint/engine_models.py", "4.51.3"): ENGINE,
     ("plugins/plugin_utils/capacity.py", "vLLM 0.9.2"): ENGINE,
     ("plugins/plugin_utils/model_families.py", "vLLM 0.9.2"): ENGINE,
 }

@@ -6,8 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from .errors import ModelError
-from .model_config import Refused, translate
+from .checkpoint.config import translate
 
 
 def register() -> None:
@@ -17,13 +16,8 @@ def register() -> None:
         return
 
     def get_config_dict(cls: type[PretrainedConfig], *args: Any, **options: Any) -> tuple[dict[str, Any], Any]:
-        said, left = plain(cls, *args, **options)
-        try:
-            return translate(said), left
-        except Refused as refused:
-            raise ModelError(
-                f"config.json: found {refused.found}; expected {refused.expected}. Choose another checkpoint."
-            ) from None
+        config, left = plain(cls, *args, **options)
+        return translate(config), left
 
     get_config_dict.translates = True  # type: ignore[attr-defined]
     PretrainedConfig.get_config_dict = classmethod(get_config_dict)  # type: ignore[assignment]

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from vllm.logger import init_logger
 
+from .checkpoint.files import read_header
+from .checkpoint.limits import BLOCK_SIZE
+from .checkpoint.quantization import SUPPORTED_FORMATS
 from .errors import SettingError, reject_if
-from .quantization.files import check_files
-from .quantization.scheme import METHOD, WORKS
+from .quantization import METHOD
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -22,7 +24,6 @@ logger = init_logger("vllm.kepler.settings")
 
 BACKEND = "vllm_kepler.attention.backend.KeplerBackend"
 BLOCK_SIZES = (8, 16, 32)
-DEFAULT_BLOCK_SIZE = 16
 # What the KV cache may be: of the activations' dtype, or float16; by vLLM's names.
 CACHE_DTYPES = ("auto", "half")
 # Numbers of sequences that a graph is captured for. Beyond 16 rows a step is arithmetic, which hides its launches.
@@ -57,7 +58,7 @@ class KeplerSettings:
         if quant != METHOD:
             raise SettingError(
                 f"quantization: found {quant}, and no quantization_config in the model's config.json; expected one of: "
-                f"{WORKS}. Leave quantization out, or choose such a checkpoint of the model."
+                f"{SUPPORTED_FORMATS}. Leave quantization out, or choose such a checkpoint of the model."
             )
 
     @classmethod
@@ -127,7 +128,7 @@ def apply_defaults(config: VllmConfig, graphs: bool = False) -> None:
         config.decoding_config.backend = "guidance"
     if cache is not None:
         if cache.block_size is None:
-            cache.block_size = DEFAULT_BLOCK_SIZE
+            cache.block_size = BLOCK_SIZE
         if cache.block_size not in BLOCK_SIZES:
             raise SettingError(
                 f"block_size: found {cache.block_size}; expected one of {', '.join(map(str, BLOCK_SIZES))}."
@@ -160,8 +161,9 @@ def apply_storage(config: VllmConfig) -> None:
     directory = Path(model.model)
     # Else it is a name, whose files vLLM fetches later.
     if directory.is_dir():
-        check_files(directory)
-        gguf.settle(config, directory)
+        for path in sorted(directory.glob("*.safetensors")):
+            read_header(path)
+        gguf.use_gguf(config, directory)
     load = config.load_config
     if load.load_format == LoadFormat.AUTO:
         load.load_format = KeplerLoader
@@ -181,7 +183,7 @@ def apply_storage(config: VllmConfig) -> None:
     checkpoint = getattr(config.quant_config, "checkpoint", None)
     if checkpoint is None:
         return
-    if ranks > 1 and any(scheme.act_order for scheme in checkpoint.schemes()):
+    if ranks > 1 and checkpoint.act_order:
         raise SettingError(
             f"tensor_parallel_size: found {ranks} and {checkpoint.method} with act-order (desc_act); expected 1: the "
             "columns of a group lie on all ranks. Choose a checkpoint without act-order, or one GPU."

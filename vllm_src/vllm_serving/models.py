@@ -1,14 +1,13 @@
-"""Whether a model's files name what the engine does not know: no further start would repair that."""
+"""Whether the engine can serve what a model's files describe: no further start would repair that."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .engine import unknown
-from .model_config import Refused, translate
+from .checkpoint.engine import refusals
+from .checkpoint.files import snapshot_of, try_json
 
 
 def directory_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> Path:
@@ -17,35 +16,19 @@ def directory_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> 
     if name.startswith("/"):
         return Path(name)
     cache = Path(environment.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
-    model = cache / f"models--{name.replace('/', '--')}"
-    revision = str(options.get("revision") or "main")
-    branch = model / "refs" / revision
-    return model / "snapshots" / (branch.read_text().strip() if branch.is_file() else revision)
-
-
-def content(path: Path) -> dict[str, Any] | None:
-    """The mapping in a JSON file; None where there is none: vLLM says what is wrong with it."""
-    try:
-        said = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return said if isinstance(said, dict) else None
+    return Path(snapshot_of(str(cache), name, str(options.get("revision") or "main")))
 
 
 def refusal(options: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
-    """What keeps the engine from ever serving the model, in one sentence; None where its files say nothing of it."""
+    """Why the engine can never serve the model, in one sentence; None if its files name no reason."""
     directory = directory_of(options, environment)
-    config = content(directory / "config.json")
+    # vLLM says what is wrong with a file that cannot be read.
+    config = try_json(str(directory / "config.json"))
     # Overrides may give it another architecture.
     if config is None or {"hf-overrides", "hf-config-path", "config-format"} & set(options):
         return None
-    tokenizer = None if "tokenizer" in options else content(directory / "tokenizer_config.json")
-    try:
-        translate(config)
-        found = unknown(config, tokenizer, options.get("trust-remote-code") is True, any(directory.glob("*.gguf")))
-    except Refused as refused:
-        found = [(refused.found, refused.expected)]
-    if not found:
-        return None
-    what, expected = found[0]
-    return f"{directory}: found {what}; expected {expected}. Choose another checkpoint of the model."
+    tokenizer = None if "tokenizer" in options else try_json(str(directory / "tokenizer_config.json"))
+    trusts = options.get("trust-remote-code") is True
+    for found, expected in refusals(config, tokenizer, trusts, any(directory.glob("*.gguf"))):
+        return f"{directory}: found {found}; expected {expected}. Choose another checkpoint of the model."
+    return None

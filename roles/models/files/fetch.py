@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from host import engine, model_config, quantized  # the role installs them beside this program
+from checkpoint import engine, files  # the role installs them beside this program
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.file_download import repo_folder_name
@@ -60,20 +60,12 @@ CONFIGS = ("config.json", "tokenizer_config.json")
 
 
 def check_configs(snapshot: Path) -> None:
-    """Raise Fault where the engine cannot serve what the configurations describe. Before the weights are fetched."""
-    config, tokenizer = (
-        json.loads((snapshot / name).read_text()) if (snapshot / name).exists() else None for name in CONFIGS
-    )
-    if not isinstance(config, dict):
+    """Raise Fault if the engine cannot serve what the configurations describe. Before the weights are fetched."""
+    config, tokenizer = (files.try_json(str(snapshot / name)) for name in CONFIGS)
+    if config is None:
         raise Fault("config.json: found no mapping; expected one. Choose another checkpoint of the model.")
-    try:
-        quantized.judge(model_config.translate(config))
-    except (quantized.Refused, model_config.Refused) as refused:
-        unknown = [(refused.found, refused.expected)]
-    else:
-        # Code that comes with a model is not fetched.
-        unknown = engine.unknown(config, tokenizer)
-    for found, expected in unknown:
+    # Code that comes with a model is not fetched.
+    for found, expected in engine.refusals(config, tokenizer):
         raise Fault(f"config.json: found {found}; expected {expected}. Choose another checkpoint of the model.")
 
 

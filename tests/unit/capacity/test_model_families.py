@@ -169,7 +169,7 @@ def test_an_untied_head_is_kept_though_no_file_holds_it():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"quantization_config": {"quant_method": "awq", "bits": 3, "group_size": 128}}, "AWQ 3"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 3, "group_size": 128}}, "AWQ with bits 3"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantized with fp8"),
         ({"quantization_config": {"bits": 4}}, "unnamed"),
         ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),

@@ -8,14 +8,11 @@ from functools import partial
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.kepler.vllm.plugins.filter.kepler_capacity import capacity_plan, capacity_table
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.limits import WHOLE_ROW
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.quantization import Quantization, Scheme
 from ansible_collections.kepler.vllm.plugins.plugin_utils import capacity
 from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import GIB, MIB, STORAGES, need
-from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import (
-    Quantization,
-    quantized,
-    read,
-    tensors_of,
-)
+from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import read, tensors_of
 from known_models import (
     FALCON_7B,
     GEMMA3_4B,
@@ -30,7 +27,6 @@ from known_models import (
 )
 from rendered import PROFILE
 
-WHOLE_ROW = quantized.WHOLE
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
 FP32, FP16, INT4 = (STORAGES[name] for name in ("fp32", "fp16", "int4"))
 Options = partial(capacity.Options, **capacity.die_of(PROFILE["gpu"]))
@@ -91,10 +87,10 @@ MATRICES = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
         (STORAGES["int8"], MATRICES + MATRICES // 128 * 4 + 2 * EMBEDDINGS + 4 * FLOAT32),
         (STORAGES["int4"], MATRICES // 2 + MATRICES // 128 * 4 + 2 * EMBEDDINGS + 4 * FLOAT32),
         # Of the checkpoint: symmetric, so without zero points; 32 columns, and embeddings in float32.
-        (capacity.storage_of("float32", Quantization("gptq", 4, 32, False, False)),
+        (capacity.storage_of("float32", Quantization("gptq", Scheme(4, 32), zeros=False)),
          MATRICES // 2 + MATRICES // 32 * 2 + 4 * EMBEDDINGS + 4 * FLOAT32),
         # Whole rows: 4 of 4,096 in attention, 2 · 11,008 and 4,096 in the feed-forward layer.
-        (capacity.storage_of("half", Quantization("gptq", 8, WHOLE_ROW, False, True)),
+        (capacity.storage_of("half", Quantization("gptq", Scheme(8, WHOLE_ROW), zeros=True)),
          MATRICES + 32 * (5 * 4096 + 2 * 11008) * 4 + 2 * EMBEDDINGS + 4 * FLOAT32),
     ],
 )
@@ -104,7 +100,7 @@ def test_weights_by_hand(storage, expected):
 
 def test_rows_that_are_one_group_keep_their_scale_on_every_die():
     """Over four dies: a quarter of the rows of queries, keys, values, gate and up; all rows of o and down."""
-    storage = capacity.storage_of("half", Quantization("gptq", 4, WHOLE_ROW, False, False))
+    storage = capacity.storage_of("half", Quantization("gptq", Scheme(4, WHOLE_ROW), zeros=False))
     scales = 32 * ((3 * 4096 + 2 * 11008) // 4 + 2 * 4096) * 2
     assert weights(LLAMA_7B, 4, storage) == MATRICES // 8 + scales + EMBEDDINGS // 2 + 4 * FLOAT32
 
@@ -237,7 +233,7 @@ def test_activations_are_float32_and_products_take_a_tile():
     for storage in (FP16, INT4):
         assert capacity.activation_bytes(model, 1, tokens, options, storage) == held + 64 * MIB + fixed
     # Its columns in their own order: the input of down once more.
-    scattered = capacity.storage_of("half", Quantization("gptq", 4, 128, True, False))
+    scattered = capacity.storage_of("half", Quantization("gptq", Scheme(4, 128, act_order=True), zeros=False))
     found = capacity.activation_bytes(model, 1, tokens, options, scattered)
     assert found == held + 4 * tokens * inner + 64 * MIB + fixed
 
@@ -453,7 +449,7 @@ def test_a_gguf_file_is_planned_by_the_types_of_its_tensors():
     ]
     config = {**LLAMA_7B, "tie_word_embeddings": True}
     model = read(config, tensors)
-    assert model.quantization == Quantization("gguf", 4, 32, act_order=False, zeros=True)
+    assert (model.quantization.method, model.quantization.main) == ("gguf", Scheme(4, 32))
     square = 4096 * 4096
     for dtype, size in (("half", 2), ("float32", 4)):
         storage = capacity.storage_of(dtype, model.quantization)
@@ -464,7 +460,8 @@ def test_a_gguf_file_is_planned_by_the_types_of_its_tensors():
     assert made["counted"] == "a GGUF file"
     assert {row["storage"] for row in made["layouts"] if row["served"]} == {"int4"}
     only = [layer("mlp.up_proj", "Q8_0", 5), layer("self_attn.q_proj", "Q4_0", 2)]
-    assert read(config, only).quantization == Quantization("gguf", 8, 32, act_order=False, zeros=False)
+    found = read(config, only).quantization
+    assert (found.main, found.zeros) == (Scheme(8, 32), False)
     assert not any(tensor.plain for tensor in tensors_of(read(config, only), only))
     assert read(config, [layer("mlp.up_proj", "F16", 5)]).quantization is None
 

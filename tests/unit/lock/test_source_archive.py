@@ -45,10 +45,13 @@ def test_patterns_exclude_names_and_paths(tmp_path):
         assert archive.getnames() == [f"port/{name}" for name in sorted([*NAMES, "pkg/upstream.py"])]
 
 
-def test_a_link_is_packed_as_the_file_that_it_names(tmp_path):
+def test_links_are_packed_as_files_and_directories_they_name(tmp_path):
     root = checkout(tmp_path / "one", NAMES, 1)
-    (tmp_path / "shared.py").write_text("shared\n")
-    (root / "pkg/shared.py").symlink_to("../../shared.py")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared/read.py").write_text("shared\n")
+    (root / "pkg/one.py").symlink_to("../../shared/read.py")
+    (root / "pkg/shared").symlink_to("../../shared")
     with tarfile.open(fileobj=io.BytesIO(packed(root))) as archive:
-        assert archive.getmember("port/pkg/shared.py").isreg()
-        assert archive.extractfile("port/pkg/shared.py").read() == b"shared\n"
+        for name in ("port/pkg/one.py", "port/pkg/shared/read.py"):
+            assert archive.getmember(name).isreg()
+            assert archive.extractfile(name).read() == b"shared\n"

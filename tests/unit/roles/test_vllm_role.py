@@ -113,9 +113,9 @@ def test_kernels_port_and_supervisor_are_packed_apart():
         return module.members(path, arguments["exclude"])
 
     port, kernels, supervisor = packed("vllm_kepler"), packed("vllm_kernels"), packed("vllm_serving")
-    assert "vllm_kepler/version.py" in port
+    assert {"vllm_kepler/version.py", "vllm_kepler/checkpoint/quantization.py"} <= set(port)
     assert not [name for name in port if name.startswith(("csrc", "vllm_serving"))]
-    assert {"__main__.py", "supervisor.py", "addresses.py", "versions/v0_9_2.py"} <= set(supervisor)
+    assert {"__main__.py", "supervisor.py", "checkpoint/engine.py", "versions/v0_9_2.py"} <= set(supervisor)
     sources = [path.name for path in (ROOT / "vllm_src/csrc").iterdir() if re.search("[.](cuh?|h)$", path.name)]
     assert sorted(kernels) == sorted(["build.py", *sources])
 

@@ -140,6 +140,7 @@ UNSERVABLE = [
     ({**MODEL, "model_type": "smollm3"}, None, "model_type smollm3"),
     ({**MODEL, "architectures": ["Olmo3ForCausalLM"]}, None, "Olmo3ForCausalLM"),
     ({**MODEL, "rope_parameters": {"rope_type": "proportional"}}, None, "rope_parameters.rope_type"),
+    ({**MODEL, "quantization_config": {"quant_method": "fp8"}}, None, "quantized with fp8"),
     (MODEL, {"tokenizer_class": "TokenizersBackend"}, "TokenizersBackend"),
 ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,36 +11,23 @@ from vllm.model_executor.layers.quantization import _CUSTOMIZED_METHOD_TO_QUANT_
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
 
+from ..checkpoint.quantization import Quantization, Scheme, parse_quantization
 from ..moe import KeplerMoEMethod
-from . import awq, compressed_tensors, experts, gptq
+from . import METHOD, experts
 from .experts import HalfExpertsMethod, PackedExpertsMethod, parts_of
 from .half import HalfEmbeddingMethod, HalfLinearMethod
-from .packed import PackedLinearMethod
-from .scheme import METHOD, Checkpoint, Scheme, refuse
-
-READERS = {"gptq": gptq.read, "awq": awq.read, compressed_tensors.METHOD: compressed_tensors.read}
-
-
-def read(config: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint that the quantization_config of a model's config.json describes.
-
-    Raises ValueError for what the port does not have.
-    """
-    method = str(config.get("quant_method") or "none by name").lower().replace("_", "-")
-    if method not in READERS:
-        refuse(method)
-    return READERS[method](config)
+from .packed import LAYOUTS, PackedLinearMethod
 
 
 class KeplerConfig(QuantizationConfig):
     """How the weights of a model are stored.
 
     Attributes:
-        checkpoint: what is quantized; None where nothing is.
+        checkpoint: what is quantized; None if nothing is.
         half: whether weights that are not quantized are stored as float16; else float32.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None = None, half: bool = False) -> None:
+    def __init__(self, checkpoint: Quantization | None = None, half: bool = False) -> None:
         super().__init__()
         self.checkpoint = checkpoint
         self.half = half
@@ -65,57 +51,47 @@ class KeplerConfig(QuantizationConfig):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> KeplerConfig:
-        return cls(read(config))
+        return cls(parse_quantization(config))
 
     @classmethod
     def override_quantization_method(cls, hf_quant_cfg: dict[str, Any], user_quant: str | None) -> str:
         """Every quantized checkpoint is the port's, or refused, here: before upstream's own methods are asked."""
-        read(hf_quant_cfg)
+        parse_quantization(hf_quant_cfg)
         return METHOD
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         if isinstance(layer, LinearBase):
             scheme = self.scheme_of(prefix)
             if scheme is not None:
-                return PackedLinearMethod(prefix, scheme, self.checkpoint.layout)
+                return PackedLinearMethod(prefix, scheme, LAYOUTS[self.checkpoint.method])
             return HalfLinearMethod(prefix) if self.half else UnquantizedLinearMethod()
         if isinstance(layer, VocabParallelEmbedding):
             return HalfEmbeddingMethod(prefix) if self.half else UnquantizedEmbeddingMethod()
         if isinstance(layer, FusedMoE):
             scheme = self.scheme_of_experts(prefix, layer.global_num_experts)
             if scheme is not None:
-                return PackedExpertsMethod(layer, prefix, scheme, self.checkpoint.layout)
+                return PackedExpertsMethod(layer, prefix, scheme, LAYOUTS[self.checkpoint.method])
             return HalfExpertsMethod(layer, prefix) if self.half else KeplerMoEMethod(layer.moe_config)
         return None
 
     def scheme_of(self, prefix: str) -> Scheme | None:
-        """The scheme of a layer by vLLM's name for it; None where it is not quantized.
+        """The scheme of a layer by vLLM's name for it; None if it is not quantized.
 
-        Raises ValueError where it is made of several of the checkpoint's layers, and these differ.
+        Raises ValueError if it is made of several of the checkpoint's layers, and these differ.
         """
         if self.checkpoint is None:
             return None
         parent, _, own = prefix.rpartition(".")
         parts = [f"{parent}.{part}" if parent else part for part in self.packed_modules_mapping.get(own, [own])]
-        return self._scheme_of_all(prefix, parts)
+        return self.checkpoint.scheme_of_fused(prefix, parts)
 
     def scheme_of_experts(self, prefix: str, num_experts: int) -> Scheme | None:
         """As scheme_of, for all experts of a layer."""
         if self.checkpoint is None:
             return None
-        return self._scheme_of_all(
+        return self.checkpoint.scheme_of_fused(
             prefix, [f"{prefix}.{expert}.{part}" for expert in range(num_experts) for part in parts_of(prefix)]
         )
-
-    def _scheme_of_all(self, prefix: str, parts: Sequence[str]) -> Scheme | None:
-        schemes = [self.checkpoint.scheme_of(part) for part in parts]
-        for part, scheme in zip(parts, schemes, strict=True):
-            if scheme != schemes[0]:
-                raise ValueError(
-                    f"{prefix}: found different quantization of {parts[0]} and {part}; expected one for all "
-                    f"{len(parts)} layers that vLLM fuses. Choose another checkpoint of the model."
-                )
-        return schemes[0]
 
 
 def register() -> None:

@@ -11,11 +11,12 @@ from vllm.model_executor.layers.fused_moe.layer import FusedMoeWeightScaleSuppor
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.model_executor.utils import set_weight_attrs
 
+from ..checkpoint.limits import WHOLE_ROW
+from ..checkpoint.quantization import Scheme
 from ..moe import KeplerMoEMethod
 from ..ops import linear, moe
 from .half import HalfWeights
 from .packed import Layout, check_shard, cuts_groups, empty_tensors, groups_of_rank, read_tensors
-from .scheme import WHOLE_ROW, Scheme
 
 # What a layer's weight loader calls the gate's and the other matrix in one, and the last.
 BOTH, DOWN = "w13", "w2"

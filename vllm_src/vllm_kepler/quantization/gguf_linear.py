@@ -14,14 +14,15 @@ from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_pa
 from vllm.model_executor.layers import linear as upstream
 from vllm.model_executor.parameter import BasevLLMParameter
 
+from ..checkpoint import gguf as reader
 from ..ops import linear
 from .half import refuse_overflow
 from .packed import check_groups, loading_by_parameters
 
 # Bits of the codes in which a type is served; the other types are served as floats.
-BITS = {Type.Q4_0: 4, Type.Q4_1: 4, Type.Q4_K: 4, Type.Q5_0: 8, Type.Q5_1: 8, Type.Q5_K: 8, Type.Q8_0: 8}
+BITS = {Type[name]: bits for name, bits in reader.BITS.items()}
 # Columns that share a scale and an offset.
-GROUP = 32
+GROUP = reader.GROUP
 LARGEST = torch.finfo(torch.float16).max
 
 

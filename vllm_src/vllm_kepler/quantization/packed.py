@@ -18,8 +18,9 @@ from vllm.model_executor.parameter import (
     RowvLLMParameter,
 )
 
+from ..checkpoint.limits import COLUMNS, WHOLE_ROW
+from ..checkpoint.quantization import Scheme
 from ..ops import linear
-from .scheme import WHOLE_ROW, Scheme
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,24 @@ class Layout:
     def codes_dim(self) -> int:
         """Dimension along which codes are packed."""
         return self.input_dim if self.packed_input else 1 - self.input_dim
+
+
+# By quant_method: GPTQ (Frantar et al., 2022) as AutoGPTQ and GPTQModel write it, AWQ (Lin et al., 2023) as AutoAWQ's
+# version "gemm" does, and the format pack-quantized of llm-compressor.
+LAYOUTS = {
+    "gptq": Layout(
+        codes="qweight", scales="scales", zeros="qzeros", group_of_column="g_idx", shape=None, input_dim=0,
+        packed_input=True,
+    ),
+    "awq": Layout(
+        codes="qweight", scales="scales", zeros="qzeros", group_of_column=None, shape=None, input_dim=0,
+        packed_input=False, order=(0, 2, 4, 6, 1, 3, 5, 7),
+    ),
+    "compressed-tensors": Layout(
+        codes="weight_packed", scales="weight_scale", zeros="weight_zero_point", group_of_column=None,
+        shape="weight_shape", input_dim=1, packed_input=True,
+    ),
+}
 
 
 def loading_by_parameters(method: type) -> type:
@@ -154,9 +173,9 @@ class PackedLinearMethod(upstream.LinearMethodBase):
 
 def check_shard(name: str, scheme: Scheme, k: int, output_sizes: list[int], input_size: int) -> None:
     """Raise ValueError where a rank's k of input_size columns, or its rows, cannot be cut out of a checkpoint."""
-    if k % linear.ALIGNMENT:
+    if k % COLUMNS:
         raise ValueError(
-            f"{name}: found {k} columns a rank; expected a multiple of {linear.ALIGNMENT}. Choose another "
+            f"{name}: found {k} columns a rank; expected a multiple of {COLUMNS}. Choose another "
             "tensor_parallel_size."
         )
     if scheme.group != WHOLE_ROW:

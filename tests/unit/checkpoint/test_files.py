@@ -4,14 +4,14 @@ import json
 import struct
 
 import pytest
+from checkpoint.files import read_cached_model, read_model
 from checkpoints import entries, packed, write, write_index
-from host.model_files import cached_model, model_of
 
 LAYER = {"model.layers.0.mlp.up_proj.weight": (3, 2), "model.layers.1.mlp.up_proj.weight": (3, 2), "norm.weight": (2,)}
 
 
 def read(path):
-    return model_of(str(path))
+    return read_model(str(path))
 
 
 @pytest.fixture
@@ -219,14 +219,14 @@ def hub(tmp_path):
 
 @pytest.mark.parametrize("revision", ["main", COMMIT])
 def test_a_model_of_the_hub_is_read_from_its_cache(hub, revision):
-    facts = cached_model(str(hub), "owner/name@" + revision)
+    facts = read_cached_model(str(hub), "owner/name@" + revision)
     assert facts["config"] == {"model_type": "llama"}
     assert [tensor["name"] for tensor in facts["tensors"]] == ["x", "y"]
 
 
 def test_what_is_still_to_be_fetched_is_no_fault(hub):
     (hub / "models--owner--name" / "snapshots" / COMMIT / "b.safetensors").unlink()
-    facts = cached_model(str(hub), "owner/name@main")
+    facts = read_cached_model(str(hub), "owner/name@main")
     assert (facts["tensors"], facts["faults"]) == ([], [])
     assert facts["config"] == {"model_type": "llama"}
 
@@ -234,10 +234,10 @@ def test_what_is_still_to_be_fetched_is_no_fault(hub):
 def test_revision_that_leads_out_of_the_cache_is_not_read(hub):
     (hub / "elsewhere").mkdir()
     (hub / "elsewhere" / "config.json").write_text("{}")
-    assert cached_model(str(hub), "owner/name@../../elsewhere") is None
+    assert read_cached_model(str(hub), "owner/name@../../elsewhere") is None
 
 
 @pytest.mark.parametrize("model", ["owner/name@other", "owner/name", "owner/other@main", "../..@main", "x@../../main"])
 def test_what_the_cache_does_not_have(hub, model):
-    assert cached_model(str(hub), model) is None
-    assert cached_model(None, model) is None
+    assert read_cached_model(str(hub), model) is None
+    assert read_cached_model(None, model) is None

@@ -1,13 +1,18 @@
-"""A config.json of transformers 5 in the words of transformers 4, which the engine reads.
+"""Parts of config.json, and a config of transformers 5 with the keys of transformers 4, which the engine reads.
 
-transformers 4 replaces a key that it does not know by its default without a word. The port has the same file.
+transformers 4 replaces a key that it does not know by its default without a word.
 """
 
+from .errors import UnsupportedConfig
+
+# Keys of the language model's own config, in the order in which vLLM looks for them.
+LANGUAGE_KEYS = ("text_config", "llm_config")
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 FULL, SLIDING = "full_attention", "sliding_attention"
-# Keys of rope_parameters that stand outside of rope_scaling in transformers 4.
+# Keys of rope_parameters that transformers 4 has outside of rope_scaling.
 BASE, SHARE = "rope_theta", "partial_rotary_factor"
 ORIGINAL = "original_max_position_embeddings"
-# What the engine reads of each kind of scaling; of another key it would take no notice.
+# Keys that the engine reads of each kind of scaling; it would ignore another one.
 SCALINGS = {
     "default": ("mrope_section",),
     "linear": ("factor",),
@@ -18,7 +23,7 @@ SCALINGS = {
     "longrope": ("short_factor", "long_factor", "short_mscale", "long_mscale", ORIGINAL),
 }
 OLD_NAMES = {"su": "longrope", "mrope": "default"}
-# Types whose layers in the engine turn a part of each head alone, where the config says so.
+# Types whose layers in the engine rotate only a part of each head if the config says so.
 PARTIAL = ("glm", "glm4", "gpt_neox", "llama", "mistral", "nemotron", "persimmon", "phi", "phi3", "stablelm")
 # Types with sliding_window_pattern, and types whose layers the engine takes from layer_types itself.
 PATTERNED = ("gemma3_text", "cohere2")
@@ -26,18 +31,16 @@ TYPED_LAYERS = ("gemma3n_text", "granitemoehybrid")
 NO_ROPE = ("no_rope_layers", "no_rope_layer_interval")
 
 
-class Refused(Exception):
-    """A key that cannot be said in the words of transformers 4: what was found and what is expected."""
-
-    def __init__(self, found, expected):
-        super(Refused, self).__init__("found %s; expected %s" % (found, expected))
-        self.found, self.expected = found, expected
+def parts_of(config):
+    """The config itself and its language model's own: [(prefix of the keys, mapping)]."""
+    parts = [("", config)] + [(key + ".", config.get(key)) for key in LANGUAGE_KEYS] if isinstance(config, dict) else []
+    return [(prefix, part) for prefix, part in parts if isinstance(part, dict)]
 
 
 def translate(config):
-    """The config, and every config in it, in the words of transformers 4; as it is where it has them already.
+    """The config, and every config in it, with the keys of transformers 4; unchanged if it has these.
 
-    Raises Refused, by the key's name, for what the engine would read as something else.
+    Raises UnsupportedConfig, by the key's name, for what the engine would read as something else.
     """
     return _translated(config, "") if isinstance(config, dict) else config
 
@@ -45,10 +48,10 @@ def translate(config):
 def _translated(config, where):
     config = dict(config)
     for key, value in config.items():
-        # Of what a quantizer or a classifier keeps, nothing is about layers.
-        if isinstance(value, dict) and (key.endswith("_config") and key != "quantization_config"):
+        # A quantizer's config says nothing about layers.
+        if isinstance(value, dict) and key.endswith("_config") and key not in QUANTIZATION_KEYS:
             config[key] = _translated(value, where + key + ".")
-    for key in ("quantization_config", "compression_config"):
+    for key in QUANTIZATION_KEYS:
         # vLLM takes an empty one for a method without a name.
         if key in config and not config[key]:
             del config[key]
@@ -72,37 +75,39 @@ def _kind(config):
 def _rope(config, where):
     """Write rope_parameters as rope_theta, rope_scaling and the keys of the model's type."""
     where += "rope_parameters"
-    said = config["rope_parameters"]
-    if not isinstance(said, dict):
-        raise Refused("%s that is a %s" % (where, type(said).__name__), "a mapping")
-    kinds = {name: part for name, part in said.items() if isinstance(part, dict)}
+    rope = config["rope_parameters"]
+    if not isinstance(rope, dict):
+        raise UnsupportedConfig("%s that is a %s" % (where, type(rope).__name__), "a mapping")
+    kinds = {name: part for name, part in rope.items() if isinstance(part, dict)}
     if not kinds:
-        return _settle(config, said, where)
-    if len(kinds) < len(said):
-        raise Refused("%s of layer types beside other keys" % where, "one of the two")
+        return _write_rope(config, rope, where)
+    if len(kinds) < len(rope):
+        raise UnsupportedConfig("%s of layer types beside other keys" % where, "one of the two")
     if _kind(config) in PATTERNED and set(kinds) == {FULL, SLIDING}:
         base, share, scaling = _parts(config, kinds[SLIDING], "%s.%s" % (where, SLIDING))
         if scaling or share not in (None, 1):
-            raise Refused("%s.%s with scaling" % (where, SLIDING), "a rope_theta alone: the engine scales full "
-                          "attention")
+            raise UnsupportedConfig(
+                "%s.%s with scaling" % (where, SLIDING), "a rope_theta alone: the engine scales full attention"
+            )
         if _kind(config) == "gemma3_text":
             _write(config, "rope_local_base_freq", base, where)
-            return _settle(config, kinds[FULL], "%s.%s" % (where, FULL))
+            return _write_rope(config, kinds[FULL], "%s.%s" % (where, FULL))
     first = next(iter(kinds.values()))
     if any(part != first for part in kinds.values()):
-        raise Refused("%s that differ for %s" % (where, " and ".join(sorted(kinds))),
-                      "one for all layers: the engine has one for a model of the type %s"
-                      % (_kind(config) or "unknown"))
-    return _settle(config, first, where)
+        raise UnsupportedConfig(
+            "%s that differ for %s" % (where, " and ".join(sorted(kinds))),
+            "one for all layers: the engine has one for a model of the type %s" % (_kind(config) or "unknown"),
+        )
+    return _write_rope(config, first, where)
 
 
-def _parts(config, said, where):
-    """(base, share of a head that is turned, rope_scaling or None) of one mapping of rope_parameters."""
-    scaling = {key: value for key, value in said.items() if value is not None and key not in (BASE, SHARE, "type")}
-    kind = str(said.get("rope_type") or said.get("type") or "default")
+def _parts(config, rope, where):
+    """(base, share of a head that is rotated, rope_scaling or None) of one mapping of rope_parameters."""
+    scaling = {key: value for key, value in rope.items() if value is not None and key not in (BASE, SHARE, "type")}
+    kind = str(rope.get("rope_type") or rope.get("type") or "default")
     scaling["rope_type"] = kind = OLD_NAMES.get(kind, kind)
     if kind not in SCALINGS:
-        raise Refused("%s.rope_type %s" % (where, kind), "one of " + ", ".join(sorted(SCALINGS)))
+        raise UnsupportedConfig("%s.rope_type %s" % (where, kind), "one of " + ", ".join(sorted(SCALINGS)))
     positions = config.get(ORIGINAL) or config.get("max_position_embeddings")
     if kind in ("yarn", "llama3", "longrope") and positions:
         # transformers 5 takes it from there as well.
@@ -111,37 +116,44 @@ def _parts(config, said, where):
         _drop_factor(config, scaling, where)
     for key in sorted(scaling):
         if key != "rope_type" and key not in SCALINGS[kind]:
-            # The positions that a kind of scaling does not start from say nothing.
+            # Positions that the scaling does not start from have no effect.
             if key == ORIGINAL and scaling[key] == config.get("max_position_embeddings"):
                 del scaling[key]
                 continue
-            raise Refused("%s.%s %r" % (where, key, scaling[key]),
-                          "none: the engine's %s reads %s alone" % (kind, ", ".join(SCALINGS[kind]) or "no such key"))
+            raise UnsupportedConfig(
+                "%s.%s %r" % (where, key, scaling[key]),
+                "none: the engine's %s reads %s alone" % (kind, ", ".join(SCALINGS[kind]) or "no such key"),
+            )
     for key in (BASE, SHARE):
-        value = said.get(key)
+        value = rope.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
-            raise Refused("%s.%s %r" % (where, key, value), "a number above 0")
-    return said.get(BASE), said.get(SHARE), None if list(scaling) == ["rope_type"] and kind == "default" else scaling
+            raise UnsupportedConfig("%s.%s %r" % (where, key, value), "a number above 0")
+    return rope.get(BASE), rope.get(SHARE), None if list(scaling) == ["rope_type"] and kind == "default" else scaling
 
 
 def _drop_factor(config, scaling, where):
     """Long RoPE's factor is the quotient of the positions, for the engine too; another one is refused."""
     positions, factor = config.get("max_position_embeddings"), scaling.pop("factor", None)
-    if factor is not None and positions and factor != positions / float(scaling[ORIGINAL]):
-        raise Refused("%s.factor %r" % (where, factor), "%g, by which max_position_embeddings is longer than %s"
-                      % (positions / float(scaling[ORIGINAL]), ORIGINAL))
+    quotient = positions / float(scaling[ORIGINAL]) if positions else None
+    if factor is not None and positions and factor != quotient:
+        raise UnsupportedConfig(
+            "%s.factor %r" % (where, factor),
+            "%g, by which max_position_embeddings is longer than %s" % (quotient, ORIGINAL),
+        )
 
 
-def _settle(config, said, where):
+def _write_rope(config, rope, where):
     """Write one mapping of rope_parameters into a config."""
-    base, share, scaling = _parts(config, said, where)
+    base, share, scaling = _parts(config, rope, where)
     kind = _kind(config)
     _write(config, BASE, base, where)
     if kind == "gpt_neox":
         _write(config, "rotary_emb_base", base, where)
     if share is not None and share != 1 and kind not in PARTIAL:
-        raise Refused("%s.%s %r" % (where, SHARE, share),
-                      "1: the engine turns whole heads of a model of the type %s" % (kind or "unknown"))
+        raise UnsupportedConfig(
+            "%s.%s %r" % (where, SHARE, share),
+            "1: the engine rotates whole heads of a model of the type %s" % (kind or "unknown"),
+        )
     if share is not None and kind in PARTIAL:
         _write(config, "rotary_pct" if kind == "gpt_neox" else SHARE, share, where)
     if scaling and scaling["rope_type"] == "longrope" and kind == "phi3":
@@ -150,20 +162,22 @@ def _settle(config, said, where):
         scaling = dict(scaling, type=scaling.pop("rope_type"))
     old = config.get("rope_scaling")
     if isinstance(old, dict) and _scaling_of(config, old, where) != _scaling_of(config, scaling or {}, where):
-        raise Refused("%s beside another rope_scaling" % where, "one of the two, or both alike")
+        raise UnsupportedConfig("%s beside another rope_scaling" % where, "one of the two, or both alike")
     config["rope_scaling"] = scaling
 
 
-def _scaling_of(config, said, where):
-    return _parts(config, said, where)[2]
+def _scaling_of(config, rope, where):
+    return _parts(config, rope, where)[2]
 
 
 def _write(config, key, value, where):
-    """Set a key that transformers 4 reads. Raises Refused where the config has it with another value."""
+    """Set a key that transformers 4 reads. Raises UnsupportedConfig if the config has another value."""
     if value is None:
         return
     if config.get(key) is not None and config[key] != value:
-        raise Refused("%s with %r beside %s %r" % (where, value, key, config[key]), "one of the two, or both alike")
+        raise UnsupportedConfig(
+            "%s with %r beside %s %r" % (where, value, key, config[key]), "one of the two, or both alike"
+        )
     config[key] = value
 
 
@@ -172,34 +186,41 @@ def _layers(config, where):
     where += "layer_types"
     types = config["layer_types"]
     if not isinstance(types, list) or not all(isinstance(name, str) for name in types):
-        raise Refused("%s that is no list of texts" % where, "a list")
+        raise UnsupportedConfig("%s that is no list of texts" % where, "a list")
     strange = sorted(set(types) - {FULL, SLIDING})
     if strange:
-        raise Refused("%s with %s" % (where, ", ".join(strange)), "%s or %s" % (FULL, SLIDING))
+        raise UnsupportedConfig("%s with %s" % (where, ", ".join(strange)), "%s or %s" % (FULL, SLIDING))
     layers = config.get("num_hidden_layers")
     if layers is not None and layers != len(types):
-        raise Refused("%s of %d layers" % (where, len(types)), "%s, as num_hidden_layers says" % layers)
+        raise UnsupportedConfig("%s of %d layers" % (where, len(types)), "%s, as num_hidden_layers says" % layers)
     kind = _kind(config)
     every = types.index(FULL) + 1 if FULL in types else len(types) + 1
     regular = [FULL if (layer + 1) % every == 0 else SLIDING for layer in range(len(types))]
     if kind in PATTERNED or kind == "gemma2":
         if types != regular or (kind == "gemma2" and every != 2 and len(types) > 1):
-            raise Refused("%s in no regular order" % where, "full attention in every %s layer: the engine has such "
-                          "models of the type %s alone" % ("second" if kind == "gemma2" else "n-th", kind))
+            raise UnsupportedConfig(
+                "%s in no regular order" % where,
+                "full attention in every %s layer: the engine has such models of the type %s alone"
+                % ("second" if kind == "gemma2" else "n-th", kind),
+            )
         if kind in PATTERNED:
             _write(config, "sliding_window_pattern", every, where)
     elif len(set(types)) > 1:
-        raise Refused("%s with a window in some layers" % where, "one kind of attention: the engine has one for a "
-                      "model of the type %s" % (kind or "unknown"))
+        raise UnsupportedConfig(
+            "%s with a window in some layers" % where,
+            "one kind of attention: the engine has one for a model of the type %s" % (kind or "unknown"),
+        )
     elif FULL in types and config.get("sliding_window") is not None:
         config["sliding_window"] = None
 
 
 def _no_rope(config, key, where):
-    said = config.get(key)
+    value = config.get(key)
     # Each layer that is 0 there has no rotary embedding.
-    without = not all(said) if isinstance(said, list) else bool(said)
+    without = not all(value) if isinstance(value, list) else bool(value)
     if without and _kind(config) not in ("llama4_text", "llama4"):
-        raise Refused("%s%s, layers without rotary positions" % (where, key),
-                      "rotary positions in every layer, as the engine gives them a model of the type %s"
-                      % (_kind(config) or "unknown"))
+        raise UnsupportedConfig(
+            "%s%s, layers without rotary positions" % (where, key),
+            "rotary positions in every layer, as the engine gives them a model of the type %s"
+            % (_kind(config) or "unknown"),
+        )

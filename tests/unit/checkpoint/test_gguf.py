@@ -1,9 +1,10 @@
 """GGUF files: what their headers say, and what is refused."""
 
+import json
 import struct
 
 import pytest
-from host import gguf_file, model_files
+from checkpoint import files, gguf
 
 Q4_0, Q4_K, Q6_K, F32 = 2, 12, 14, 0
 # Name, shape as a model has it, number of the type.
@@ -26,14 +27,14 @@ def value_bytes(kind, value):
     if kind == 9:
         inner, items = value
         return struct.pack("<IQ", inner, len(items)) + b"".join(value_bytes(inner, item) for item in items)
-    return struct.pack("<" + gguf_file.VALUES[kind], value)
+    return struct.pack("<" + gguf.VALUES[kind], value)
 
 
 def write(path, tensors=TENSORS, values=VALUES, version=3):
     """A file by the format's specification; the data are zeros."""
     infos, end = b"", 0
     for name, shape, number in tensors:
-        _, columns, block = gguf_file.TYPES.get(number, ("", 1, 1))
+        _, columns, block = gguf.TYPES.get(number, ("", 1, 1))
         elements = 1
         for length in shape:
             elements *= length
@@ -47,18 +48,23 @@ def write(path, tensors=TENSORS, values=VALUES, version=3):
 
 @pytest.fixture
 def directory(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
+    write_config(tmp_path)
     return tmp_path
 
 
+def write_config(directory, **differs):
+    config = dict({"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}}, **differs)
+    (directory / "config.json").write_text(json.dumps(config))
+
+
 def fault(directory):
-    (said,) = model_files.model_of(str(directory))["faults"]
+    (said,) = files.read_model(str(directory))["faults"]
     return said["found"]
 
 
 def test_tensors_have_the_names_of_the_model(directory):
     write(directory / "any.gguf")
-    said = model_files.model_of(str(directory))
+    said = files.read_model(str(directory))
     assert said["faults"] == []
     assert said["tensors"] == [
         {"name": "model.embed_tokens.weight", "dtype": "Q6_K", "shape": [96, 256], "count": 1},
@@ -80,7 +86,8 @@ def test_a_file_that_is_cut_anywhere(directory):
 @pytest.mark.parametrize(
     ("changed", "found"),
     [
-        ({"tensors": [("blk.0.ffn_up.weight", (256, 256), 20)]}, "weights of the type number 20 (blk.0.ffn_up.weight)"),
+        ({"tensors": [("blk.0.ffn_up.weight", (256, 256), 20)]}, "weights of the type IQ4_NL (blk.0.ffn_up.weight)"),
+        ({"tensors": [("blk.0.ffn_up.weight", (256, 256), 99)]}, "weights of the type number 99 (blk.0.ffn_up.weight)"),
         ({"tensors": [("blk.0.ffn_up_exps.weight", (2, 8, 256), 2)]}, "a tensor blk.0.ffn_up_exps.weight"),
         ({"values": [("general.architecture", 8, "gemma")]}, "the architecture gemma"),
         ({"values": []}, "the architecture None"),
@@ -92,15 +99,46 @@ def test_a_file_that_is_cut_anywhere(directory):
 )
 def test_what_is_not_served(directory, changed, found):
     write(directory / "any.gguf", **changed)
-    (said,) = model_files.model_of(str(directory))["faults"]
-    assert (said["found"], said["expected"]) == (found, gguf_file.WORKS)
-    assert "Q4_K" in gguf_file.WORKS
+    (said,) = files.read_model(str(directory))["faults"]
+    assert (said["found"], said["expected"]) == (found, gguf.SUPPORTED_FILES)
+    assert "Q4_K" in gguf.SUPPORTED_FILES
 
 
-@pytest.mark.parametrize("version", [1, 4])
-def test_other_versions(directory, version):
-    path = write(directory / "any.gguf", version=version)
-    assert fault(directory) == "%d bytes" % path.stat().st_size
+@pytest.mark.parametrize(
+    ("version", "found"),
+    [(1, "a GGUF file of version 1"), (4, "a GGUF file of version 4"), (3 << 24, "a big-endian GGUF file")],
+)
+def test_other_versions_are_named(directory, version, found):
+    write(directory / "any.gguf", version=version)
+    assert fault(directory) == found
+
+
+@pytest.mark.parametrize("name", ["any.gguf", "model.safetensors"])
+def test_git_lfs_pointer_is_named(directory, name):
+    (directory / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1000000\n")
+    (said,) = files.read_model(str(directory))["faults"]
+    assert said["found"] == "a pointer of git-lfs" and "git lfs pull" in said["expected"]
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"model_type": "gemma"}, "the architecture llama beside a config.json of a gemma"),
+        ({"model_type": None}, "the architecture llama beside a config.json of a None"),
+        ({"rope_scaling": None}, "scaled rotary frequencies (rope_freqs.weight) and no rope_scaling in config.json"),
+    ],
+)
+def test_config_of_another_model_is_refused(directory, config, found):
+    write(directory / "any.gguf")
+    write_config(directory, **config)
+    assert fault(directory) == found
+
+
+def test_config_of_mistral_fits_file_of_llama(directory):
+    write(directory / "any.gguf")
+    scaled = {"rope_type": "linear", "factor": 2.0}
+    write_config(directory, model_type="mistral", rope_scaling=None, rope_parameters=scaled)
+    assert files.read_model(str(directory))["faults"] == []
 
 
 def test_several_files(directory):
@@ -110,7 +148,7 @@ def test_several_files(directory):
 
 
 def test_the_file_itself_is_no_model(directory):
-    (said,) = model_files.model_of(str(write(directory / "any.gguf")))["faults"]
+    (said,) = files.read_model(str(write(directory / "any.gguf")))["faults"]
     assert said["found"] == "a GGUF file"
     assert "its directory" in said["expected"]
 

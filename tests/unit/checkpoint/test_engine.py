@@ -1,7 +1,7 @@
 """Whether the engine knows a model by its names."""
 
 import pytest
-from host.engine import unknown
+from checkpoint.engine import refusals, unknown
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 OWN_CODE = {"auto_map": {"AutoConfig": "c.C", "AutoModel": "m.M", "AutoModelForCausalLM": "m.M"}}
@@ -60,6 +60,25 @@ def test_code_of_the_model_is_trusted_where_the_operator_says_so():
     own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["t.T", None]}}
     assert unknown(LLAMA, own, trusts=True) == []
     assert unknown(of(model_type="novelty"), trusts=True)
+
+
+@pytest.mark.parametrize(
+    ("differs", "named"),
+    [
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantized with fp8"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": ["x"]}}, "dynamic"),
+        ({"rope_parameters": {"rope_type": "proportional"}}, "rope_type proportional"),
+        ({"model_type": "smollm3"}, "smollm3"), ({"llm_config": {"model_type": "smollm3"}}, "llm_config.model_type"),
+        ({"model_type": ["llama"]}, "model_type ['llama']"),
+    ],
+)
+def test_every_reason_of_config_json_is_a_refusal(differs, named):
+    ((found, expected),) = refusals(of(**differs))
+    assert named in found and expected
+
+
+def test_empty_quantization_is_no_refusal():
+    assert refusals(of(quantization_config={})) == []
 
 
 def test_a_gguf_file_needs_no_architecture():

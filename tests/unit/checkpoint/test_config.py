@@ -3,7 +3,8 @@
 import copy
 
 import pytest
-from host.model_config import Refused, translate
+from checkpoint.config import translate
+from checkpoint.errors import UnsupportedConfig
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192}
@@ -115,7 +116,7 @@ def test_old_words_stay(config):
     ],
 )
 def test_what_is_refused(config, named):
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UnsupportedConfig) as refused:
         translate(config)
     assert named in str(refused.value)
     assert refused.value.expected

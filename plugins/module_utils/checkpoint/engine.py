@@ -1,0 +1,84 @@
+"""Whether the engine can serve what a model's files describe: plan, preflight, fetch and start ask here."""
+
+from .config import parts_of, translate
+from .engine_models import GENERATORS, MODEL_TYPES, OTHERS, TOKENIZERS
+from .errors import CheckpointError
+from .quantization import read_quantization
+
+TRUST = "trust-remote-code: true in extra_args, once its code was read, with the model in a directory of the host"
+# Endings of architectures that answer with a number, a label or a vector.
+NO_TEXT = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "Model")
+
+
+def refusals(config, tokenizer=None, trusts=False, in_gguf=False):
+    """Reasons why no start of the engine can serve a model: [(found, expected)].
+
+    Args:
+        config: content of config.json, a mapping.
+        tokenizer: content of tokenizer_config.json; None if there is none.
+        trusts: whether the engine runs code that comes with the model.
+        in_gguf: whether the weights are a GGUF file, whose architecture the engine takes from the type.
+    """
+    try:
+        read_quantization(translate(config))
+    except CheckpointError as error:
+        return [(error.found, error.expected)]
+    return unknown(config, tokenizer, trusts, in_gguf)
+
+
+def unknown(config, tokenizer=None, trusts=False, in_gguf=False):
+    """Parts of a model that the engine does not know, as `refusals` has them."""
+    found = _types(config, trusts)
+    # The architecture of an unknown type is unknown as well: report it once.
+    if not found and not in_gguf:
+        found = _architectures(config, trusts)
+    return found + _tokenizer(tokenizer, trusts)
+
+
+def _has_code(section, key):
+    own = section.get("auto_map")
+    return isinstance(own, dict) and key in own
+
+
+def _types(config, trusts):
+    if trusts and _has_code(config, "AutoConfig"):
+        return []
+    for prefix, part in parts_of(config):
+        key, model_type = prefix + "model_type", part.get("model_type")
+        # The class of the whole model knows the type of its language model.
+        if prefix and "model_type" not in part:
+            continue
+        if not model_type:
+            return [("a config.json without %s" % key, "one, by which transformers chooses the model's class")]
+        if str(model_type) not in MODEL_TYPES:
+            if _has_code(config, "AutoConfig"):
+                return [("the %s %s, which comes with code of its own (auto_map)" % (key, model_type), TRUST)]
+            return [("the %s %s" % (key, model_type), "a type that the locked vLLM or transformers knows")]
+    return []
+
+
+def _architectures(config, trusts):
+    architectures = config.get("architectures")
+    if (not isinstance(architectures, list) or not architectures
+            or not all(isinstance(name, str) for name in architectures)):
+        return [("a config.json without architectures", "a list of them, such as [\"LlamaForCausalLM\"]")]
+    if any(name in GENERATORS for name in architectures) or (trusts and _has_code(config, "AutoModel")):
+        return []
+    names = ", ".join(architectures)
+    if any(name in OTHERS or name.endswith(NO_TEXT) for name in architectures):
+        return [("the architecture %s, which generates no text" % names, "an architecture that does")]
+    if _has_code(config, "AutoModelForCausalLM") and not trusts:
+        return [("the architecture %s, which comes with code of its own (auto_map)" % names, TRUST)]
+    return [("the architecture %s" % names, "one that the locked vLLM has, such as LlamaForCausalLM")]
+
+
+def _tokenizer(section, trusts):
+    name = str(section.get("tokenizer_class") or "") if isinstance(section, dict) else ""
+    has_code = bool(name) and _has_code(section, "AutoTokenizer")
+    if not name or name in TOKENIZERS or "%sFast" % name in TOKENIZERS or (trusts and has_code):
+        return []
+    if has_code:
+        return [("tokenizer_class %s in tokenizer_config.json, which comes with code of its own (auto_map)" % name,
+                 TRUST)]
+    return [("tokenizer_class %s in tokenizer_config.json" % name,
+             "a class that the locked transformers knows: PreTrainedTokenizerFast, where tokenizer.json is there")]

@@ -1,0 +1,45 @@
+"""Errors of reading checkpoints."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be served.
+
+    Attributes:
+        found, expected: as a message names them.
+        place: the file at fault.
+        next_step: a sentence for the operator.
+    """
+
+    next_step = "Choose another checkpoint of the model."
+
+    def __init__(self, found, expected, place="config.json"):
+        # The arguments themselves: processes hand errors on as pickles.
+        super(CheckpointError, self).__init__(found, expected, place)
+        self.found, self.expected, self.place = found, expected, place
+
+    def __str__(self):
+        return "%s: found %s; expected %s. %s" % (self.place, self.found, self.expected, self.next_step)
+
+
+class UnsupportedConfig(CheckpointError):
+    """A key of config.json that the engine would read as something else."""
+
+
+class UnsupportedQuantization(CheckpointError):
+    """Quantized weights that the port does not serve."""
+
+
+class FileError(CheckpointError):
+    """A file that cannot be read, or is not what it should be."""
+
+    next_step = "Fetch the model again."
+
+
+class CorruptFile(FileError):
+    """A file that is cut short, or whose header is malformed."""
+
+
+class UnsupportedFile(FileError):
+    """A whole file of a kind that the port does not serve."""
+
+    next_step = CheckpointError.next_step

@@ -1,0 +1,244 @@
+"""The files of a model's directory: config.json, the index of the weights and the headers of the weight files."""
+
+import json
+import os
+import re
+import struct
+
+from . import gguf
+from .config import translate
+from .errors import CheckpointError, CorruptFile, FileError, UnsupportedFile
+
+# The longest header that the format's own library accepts.
+MAX_HEADER = 100 * 1000 * 1000
+# Bits of an element.
+BITS = {
+    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
+    "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6,
+    "F4": 4,
+}
+SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+READABLE = "a file that can be read"
+
+
+def read_json(path):
+    """The mapping that a file holds. Raises FileError."""
+    try:
+        with open(path, "rb") as stream:
+            value = json.loads(stream.read().decode("utf-8"))
+    except OSError as error:
+        raise FileError(error.strerror or "an error", READABLE, path)
+    # The parser gives up on deep nesting.
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile("what is no JSON: %s" % error, "a JSON mapping", path)
+    if not isinstance(value, dict):
+        raise CorruptFile("JSON that is no mapping", "a JSON mapping", path)
+    return value
+
+
+def try_json(path):
+    """As read_json; None if the file cannot be read."""
+    try:
+        return read_json(path)
+    except FileError:
+        return None
+
+
+def _is_sizes(value):
+    return isinstance(value, list) and all(isinstance(size, int) and size >= 0 for size in value)
+
+
+def read_header(path):
+    """Tensors of one safetensors file: [(name, dtype, shape)], after its sizes were checked against the file's.
+
+    Eight bytes give the length of a JSON mapping of name to dtype, shape and data_offsets; the data follow.
+    Raises FileError.
+    """
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as stream:
+            start = stream.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if start == gguf.POINTER[:8]:
+                raise FileError("a pointer of git-lfs", "the file itself: run git lfs pull", path)
+            if not 2 <= length <= MAX_HEADER or 8 + length > size:
+                raise CorruptFile("%d bytes that begin with no header" % size, "a whole safetensors file", path)
+            text = stream.read(length)
+    except OSError as error:
+        raise FileError(error.strerror or "an error", READABLE, path)
+    try:
+        entries = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError):
+        entries = None
+    if not isinstance(entries, dict):
+        raise CorruptFile("a header that is no JSON mapping", "a whole safetensors file", path)
+    tensors, end = [], 0
+    for name, entry in entries.items():
+        if name == "__metadata__":
+            continue
+        entry = entry if isinstance(entry, dict) else {}
+        offsets, shape, bits = entry.get("data_offsets"), entry.get("shape"), BITS.get(str(entry.get("dtype")))
+        if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2 or bits is None:
+            raise CorruptFile("a header whose entry %s is malformed" % name, "dtype, shape and data_offsets", path)
+        elements = 1
+        for number in shape:
+            elements *= number
+        if offsets[1] - offsets[0] != (elements * bits + 7) // 8:
+            raise CorruptFile(
+                "%d bytes for %s of shape %s in %s" % (offsets[1] - offsets[0], name, shape, entry["dtype"]),
+                "%d bytes" % ((elements * bits + 7) // 8), path,
+            )
+        end = max(end, offsets[1])
+        tensors.append((name, entry["dtype"], shape))
+    if size != 8 + length + end:
+        raise CorruptFile("%d bytes" % size, "%d bytes, as its header says" % (8 + length + end), path)
+    return tensors
+
+
+def _grouped(tensors):
+    """Tensors of one form counted together: a layer's number in the name becomes *."""
+    counts = {}
+    for name, dtype, shape in tensors:
+        key = (re.sub(r"(?<=\.)\d+(?=\.)", "*", re.sub(r"^\d+(?=\.)", "*", name)), dtype, tuple(shape))
+        counts[key] = counts.get(key, 0) + 1
+    return [
+        {"name": name, "dtype": dtype, "shape": list(shape), "count": counts[name, dtype, shape]}
+        for name, dtype, shape in sorted(counts)
+    ]
+
+
+def _read_index(path):
+    """{file: names of its tensors} of an index. Raises FileError."""
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CorruptFile("an index without weight_map", "a mapping of tensor to file", path)
+    files = {}
+    for name, part in weight_map.items():
+        # A name that leads out of the directory is no part of the model.
+        if not isinstance(part, str) or os.path.basename(part) != part or part in ("", ".", ".."):
+            raise CorruptFile("the part %r" % (part,), "a file's name in the same directory", path)
+        files.setdefault(part, set()).add(name)
+    return files
+
+
+def find_gguf(directory):
+    """Path of the GGUF file of a directory; None if it has none, or weights that vLLM prefers. Raises FileError."""
+    names = os.listdir(directory)
+    found = sorted(name for name in names if name.endswith(".gguf"))
+    if not found or any(name.endswith((".safetensors", ".bin", ".pt")) for name in names):
+        return None
+    if len(found) > 1:
+        raise UnsupportedFile(
+            ", ".join(found), "one GGUF file: keep the one to serve; llama-gguf-split --merge joins one that is split",
+            directory,
+        )
+    return os.path.join(directory, found[0])
+
+
+def _read_gguf(path, config):
+    """Tensors of a GGUF file, as read_header gives them, after they were checked against a translated config."""
+    header = gguf.read_header(path)
+    if config is not None:
+        gguf.check_model(path, header, config.get("model_type"), bool(config.get("rope_scaling")))
+    return list(header.tensors.values())
+
+
+def _read_part(path, names, index):
+    """Tensors of one of a model's files, none of a pickled one; `names`: those that the index has there."""
+    if not os.path.exists(path):
+        raise FileError("no such file", "a part of the weights that %s names" % (index or "a link"), path)
+    if not path.endswith(".safetensors"):
+        if os.path.getsize(path) == 0:
+            raise CorruptFile("an empty file", "weights", path)
+        return []
+    tensors = read_header(path)
+    absent = sorted((names or set()) - {entry[0] for entry in tensors})
+    if absent:
+        raise CorruptFile("no tensor %s" % absent[0], "%d tensors that %s names there" % (len(names), index), path)
+    return tensors
+
+
+def _read_weights(directory, config):
+    """([(name, dtype, shape)], [errors]) of a directory; no tensors if the weights are pickled."""
+    tensors, errors = [], []
+    try:
+        path = find_gguf(directory)
+        if path:
+            return _read_gguf(path, config), []
+        names = os.listdir(directory)
+        safetensors = [name for name in names if name.endswith(".safetensors")]
+        index = INDEX if INDEX in names else PICKLE_INDEX if PICKLE_INDEX in names and not safetensors else None
+        # Without an index vLLM takes all files that end so, safetensors before others.
+        files = dict.fromkeys(safetensors or [name for name in names if name.endswith((".bin", ".pt"))])
+        if index:
+            files = _read_index(os.path.join(directory, index))
+        if not files:
+            expected = "one of %s, or one GGUF file" % ", ".join((SAFETENSORS, INDEX, PICKLE, PICKLE_INDEX))
+            raise FileError("no weights", expected, directory)
+    except FileError as error:
+        return [], [error]
+    except OSError as error:
+        return [], [FileError(error.strerror or "an error", "a directory that can be read", directory)]
+    for name in sorted(files):
+        try:
+            tensors += _read_part(os.path.join(directory, name), files[name], index)
+        except FileError as error:
+            errors.append(error)
+    return tensors, errors
+
+
+def read_model(path):
+    """Read a model from `path`, a directory or a config.json: {config, tokenizer, tensors, faults}.
+
+    None if there is nothing.
+    """
+    if not os.path.exists(path):
+        return None
+    is_directory = os.path.isdir(path)
+    config, tokenizer, tensors, errors = None, None, [], []
+    if not is_directory and path.endswith(".gguf"):
+        expected = "its directory, with the model's config.json and tokenizer beside it"
+        errors = [UnsupportedFile("a GGUF file", expected, path)]
+    else:
+        try:
+            config = read_json(os.path.join(path, "config.json") if is_directory else path)
+        except FileError as error:
+            errors = [error]
+    if is_directory:
+        tokenizer = try_json(os.path.join(path, "tokenizer_config.json"))
+        try:
+            translated = translate(config)
+        except CheckpointError:  # for those who ask whether the engine understands it
+            translated = None
+        tensors, wrong = _read_weights(path, translated)
+        errors += wrong
+    return {
+        "config": config, "tokenizer": tokenizer, "tensors": [] if errors else _grouped(tensors),
+        "faults": [{"file": error.place, "found": error.found, "expected": error.expected} for error in errors],
+    }
+
+
+def snapshot_of(hub, name, revision):
+    """Directory of a model of the hub in its cache; it need not be there.
+
+    The cache has models--OWNER--NAME/snapshots/COMMIT, and the commit of a branch in refs/BRANCH.
+    """
+    directory = os.path.join(hub, "models--" + name.replace("/", "--"))
+    try:
+        with open(os.path.join(directory, "refs", revision)) as stream:
+            revision = stream.read().strip()
+    except (OSError, ValueError):  # a commit
+        pass
+    return os.path.join(directory, "snapshots", revision)
+
+
+def read_cached_model(hub, model):
+    """As read_model, for NAME@REVISION in the hub's cache; None if its config.json is not there yet."""
+    name, _, revision = model.rpartition("@")
+    if not hub or not name or ".." in model:
+        return None
+    snapshot = snapshot_of(hub, name, revision)
+    if not os.path.isfile(os.path.join(snapshot, "config.json")):
+        return None
+    return dict(read_model(snapshot), faults=[])

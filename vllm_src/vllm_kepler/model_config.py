@@ -1,1 +1,0 @@
-../../plugins/module_utils/host/model_config.py
