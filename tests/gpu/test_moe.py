@@ -76,7 +76,7 @@ def test_experts(rng, monkeypatch, storage, num_experts, tokens):
     top_k = rng.randint(1, min(4, num_experts))
     arguments, expected, bound = problem(rng, storage, tokens, num_experts, hidden, size, top_k)
     assert_within(moe.experts_forward(*arguments), expected, bound)
-    monkeypatch.setattr(moe, "MAX_BYTES", 1 << 16)
+    monkeypatch.setattr(moe, "EXPERT_BYTES", 1 << 16)
     assert_within(moe.experts_forward(*arguments), expected, bound)
 
 

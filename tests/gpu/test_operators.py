@@ -210,7 +210,7 @@ def test_experts(rng, monkeypatch, num_experts, tokens, activation_name):
         x.double().abs(), gate_up.double().abs(), down.double().abs(), *arguments
     ).clamp_min(expected.abs())
     assert_close(moe.experts_forward(x, gate_up, down, *arguments), expected, scale)
-    monkeypatch.setattr(moe, "MAX_BYTES", 1 << 14)
+    monkeypatch.setattr(moe, "EXPERT_BYTES", 1 << 14)
     assert_close(moe.experts_forward(x, gate_up, down, *arguments), expected, scale)
 
 

@@ -17,6 +17,7 @@ logging.getLogger("vllm.triton_utils.importing").setLevel(logging.WARNING)
 
 from vllm.model_executor.layers.fused_moe.layer import UnquantizedFusedMoEMethod  # noqa: E402
 
+from .checkpoint.limits import EXPERT_ALIGNMENT  # noqa: E402
 from .errors import reject_if  # noqa: E402
 from .ops import moe  # noqa: E402
 
@@ -41,7 +42,8 @@ class KeplerMoEMethod(UnquantizedFusedMoEMethod):
         reject_if(layer.apply_router_weight_on_input, "router weights on the experts' input")
         reject_if(layer.expert_map is not None, "experts spread over the ranks (enable_expert_parallel)")
         for name, size in (("hidden", hidden_size), ("intermediate", intermediate_size_per_partition)):
-            reject_if(size % moe.ALIGNMENT != 0, f"experts of {name} size {size} (a multiple of 4 is expected)")
+            wanted = f"a multiple of {EXPERT_ALIGNMENT}"
+            reject_if(size % EXPERT_ALIGNMENT != 0, f"experts of {name} size {size} ({wanted} is expected)")
         self.create_parameters(
             layer, num_experts, hidden_size, intermediate_size_per_partition, params_dtype,
             weight_loader=track_loaded(weight_loader), **named,

@@ -14,6 +14,7 @@ from vllm.attention.backends.abstract import (
 )
 from vllm.platforms import current_platform
 
+from ..checkpoint.limits import HEAD_MULTIPLE, LARGEST_HEAD
 from ..errors import reject_if
 from ..ops import attention as paged
 from ..ops import cache
@@ -21,7 +22,7 @@ from ..settings import CACHE_DTYPES
 from .graphs import KeplerState
 from .metadata import CpuMetadataBuilder, GpuMetadataBuilder, KeplerMetadata
 
-HEAD_SIZES = range(8, 513, 8)
+HEAD_SIZES = range(HEAD_MULTIPLE, LARGEST_HEAD + 1, HEAD_MULTIPLE)
 
 
 class KeplerBackend(AttentionBackend):

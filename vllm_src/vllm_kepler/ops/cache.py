@@ -11,10 +11,9 @@ import functools
 
 import torch
 
+from ..checkpoint.limits import TEMPORARY_BLOCK_SIZE
 from .library import DTYPES, library, stream_of
 from .operator import by_device
-
-TEMPORARY_BLOCK_SIZE = 32
 
 
 def kv_cache_shape(num_blocks: int, block_size: int, num_kv_heads: int, head_size: int) -> tuple[int, ...]:

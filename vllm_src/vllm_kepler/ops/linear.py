@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..checkpoint.limits import COLUMNS, TILE
 from ..errors import LibraryError
 from .library import library, matrix, pointer, stream_of
 from .operator import by_device
@@ -26,10 +27,6 @@ TILES = {16: (8, 1.8), 32: (6, 1.2), 64: (3, 1.07), 128: (2, 1.0)}
 TILED_OUTPUTS = 128
 # Columns that a part of the sums has at least, and parts at most.
 PART, MAX_PARTS = 256, 32
-# Elements of a float32 tile: 64 MiB.
-TILE = 1 << 24
-# Columns that a lane reads at once, 16 bytes of codes of 4 bits: k and the group are multiples of it.
-ALIGNMENT = 32
 # Halves in 16 bytes: rows of float16 of another length go through the tiles.
 HALVES = 8
 
@@ -81,10 +78,10 @@ def pack(
         raise ValueError(f"weights of {bits} bits: expected 4 or 8")
     n, k = codes.shape
     groups = scales.shape[-1]
-    if k % ALIGNMENT:
-        raise ValueError(f"packed weights with {k} columns: expected a multiple of {ALIGNMENT}")
+    if k % COLUMNS:
+        raise ValueError(f"packed weights with {k} columns: expected a multiple of {COLUMNS}")
     group = k // groups if groups and k % groups == 0 else 0
-    if group != k and (group < ALIGNMENT or group & (group - 1)):
+    if group != k and (group < COLUMNS or group & (group - 1)):
         raise ValueError(
             f"{groups} scales for {k} columns: expected one for each group of 32, 64, 128, ... columns, or one a row"
         )

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ..checkpoint.limits import EXPERT_BYTES
 from ..errors import LibraryError
 from . import linear
 from .activation import FUNCTIONS
@@ -19,8 +20,6 @@ from .operator import by_device
 # Matrices of all experts: float32 or float16 [num_experts, n, k], or packed as one of num_experts · n rows.
 Experts: TypeAlias = torch.Tensor | linear.Packed
 
-# Memory of the rows between the two products, in bytes: more tokens are taken a part at a time.
-MAX_BYTES = 1 << 27
 # Rows of a tile of the grouped product; the small one where an expert has few rows.
 SMALL_TILE, LARGE_TILE = 16, 64
 # Rows of a tile of the kernels for few rows, and by the bits of a weight up to how many rows of an expert, on average,
@@ -28,8 +27,6 @@ SMALL_TILE, LARGE_TILE = 16, 64
 FEW_TILES = (1, 2, 4, 8)
 FEW_ROWS = {16: (0.25, 0.5, 4, LARGE_TILE), 8: (0.5, 1, 16, LARGE_TILE), 4: (0.5, 2, 16, LARGE_TILE)}
 BITS = {torch.float32: 32, torch.float16: 16}
-# Rows are read four elements at a time.
-ALIGNMENT = 4
 
 
 def topk_softmax_reference(logits: torch.Tensor, top_k: int, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,7 +145,7 @@ def experts_kernel(
     gate_up, down = stored(gate_up, num_experts), stored(down, num_experts)
     # Gate and up, their product and the output of each row: 3 · intermediate_size + hidden_size.
     row_bytes = x.element_size() * top_k * (gate_up.n + down.k + down.n)
-    at_once = max(1, MAX_BYTES // row_bytes)
+    at_once = max(1, EXPERT_BYTES // row_bytes)
     some = [slice(start, start + at_once) for start in range(0, len(x), at_once)]
     parts = [_experts_of_some(x[rows], weights[rows], experts[rows], gate_up, down, activation) for rows in some]
     # The usual one part needs no copy; no part at all is an empty answer.
