@@ -12,7 +12,7 @@ from ..module_utils.checkpoint import config as checkpoint_config
 from ..module_utils.checkpoint import engine, gguf
 from ..module_utils.checkpoint.engine_models import DEFAULTS, LANGUAGE_PARTS
 from ..module_utils.checkpoint.errors import CheckpointError, UnsupportedQuantization
-from ..module_utils.checkpoint.quantization import Quantization, Scheme, read_quantization
+from ..module_utils.checkpoint.quantization import Quantization, Scheme, quantized_router, read_quantization
 from ..module_utils.errors import KeplerError
 
 # vLLM 0.9.2's for a config that names no length.
@@ -654,5 +654,9 @@ def refusals(
         return [(f"the encoder-decoder {model_type}", works)]
     if model_type in REFUSED:
         return [(f"the model type {model_type}: {REFUSED[model_type]}", works)]
+    recorded = list(recorded)
+    router = quantized_router(item["name"] for item in recorded)
+    if router:
+        return [(f"a quantized router ({router})", "a checkpoint that leaves routers unquantized")]
     in_gguf = any(item["dtype"] in gguf.BITS for item in recorded)
     return engine.refusals(whole, tokenizer, trusts, in_gguf)

@@ -248,7 +248,7 @@ def test_undeclared_act_order_is_refused_on_ranks():
 def test_different_schemes_in_a_fused_layer_are_refused(quantized, engine, tmp_path):
     model = rewrite_config(quantized("llama", "gptq-32"), tmp_path / "model",
                            lambda whole: whole["quantization_config"]["dynamic"].update({r"-:.*\.k_proj": {}}))
-    with pytest.raises(ValueError, match=r"different quantization of .*k_proj; expected one .* to .*qkv_proj"):
+    with pytest.raises(ValueError, match=r"different quantization of .*k_proj; expected one .* in .*qkv_proj"):
         engine(model)
 
 

@@ -17,6 +17,14 @@ SUPPORTED_FORMATS = (
 GPTQ_ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
 # A rule for every layer.
 EVERY = re.compile("")
+# Layers of a block that the engine makes one of, and experts, of which it makes one of all, by either way to name them.
+FUSED = {"self_attn": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
+FUSED_EXPERTS = {"mlp.experts": ("gate_proj", "up_proj", "down_proj"), "block_sparse_moe.experts": ("w1", "w2", "w3")}
+EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
+# No model has more, and a config that is wrong must not keep us busy.
+MOST_LAYERS, MOST_EXPERTS = 256, 512
+# A router whose weights are quantized: the engine has none.
+ROUTER = re.compile(r"\.(gate|router|shared_expert_gate)\.(qweight|weight_packed)$")
 KINDS = {bool: "true or false", dict: "a mapping", list: "a list of texts", str: "a text"}
 
 
@@ -77,7 +85,7 @@ class Quantization(object):
             if self.scheme_of(name) != first:
                 raise UnsupportedQuantization(
                     "different quantization of %s and %s" % (names[0], name),
-                    "one for all %d layers that the engine fuses to %s" % (len(names), fused),
+                    "one for all %d layers that the engine fuses in %s" % (len(names), fused),
                 )
         return first
 
@@ -88,7 +96,34 @@ def read_quantization(config):
     Raises UnsupportedQuantization.
     """
     sections = [part[key] for _, part in parts_of(config) for key in QUANTIZATION_KEYS if part.get(key)]
-    return parse_quantization(sections[0]) if sections else None
+    quantization = parse_quantization(sections[0]) if sections else None
+    if quantization is not None and len(quantization.rules) > 1:
+        _check_fused(quantization, config)
+    return quantization
+
+
+def _count(config, keys, most):
+    """The largest of the keys' integers in config.json, or 0; at most `most`."""
+    values = [part.get(key) for _, part in parts_of(config) for key in keys]
+    return min(most, max([value for value in values if type(value) is int] + [0]))
+
+
+def _check_fused(quantization, config):
+    """Raise UnsupportedQuantization if layers differ that the engine fuses, by the names that most families have."""
+    experts = range(_count(config, EXPERT_KEYS, MOST_EXPERTS))
+    for layer in range(_count(config, ["num_hidden_layers"], MOST_LAYERS)):
+        fused = dict(FUSED)
+        for block, names in FUSED_EXPERTS.items():
+            if experts:
+                fused[block] = ["%d.%s" % (expert, name) for expert in experts for name in names]
+        for block, names in fused.items():
+            whole = "model.layers.%d.%s" % (layer, block)
+            quantization.scheme_of_fused(whole, ["%s.%s" % (whole, name) for name in names])
+
+
+def quantized_router(names):
+    """The first of the tensors' names that is a quantized router's; None if there is none."""
+    return next((name for name in names if ROUTER.search(name)), None)
 
 
 def parse_quantization(values):

@@ -227,6 +227,13 @@ def test_files_and_config_of_different_checkpoints(said, name, shape, named):
         tensors_of(read({**LLAMA_7B, "quantization_config": said}), recorded)
 
 
+@pytest.mark.parametrize("name", ["mlp.gate.qweight", "block_sparse_moe.gate.weight_packed", "mlp.gate_proj.qweight"])
+def test_quantized_router_is_refused_by_its_tensors(name):
+    recorded = [{"name": f"model.layers.*.{name}", "shape": [8, 8], "dtype": "I32", "count": 32}]
+    found = refusals({**LLAMA_7B, "quantization_config": GPTQ}, recorded)
+    assert [what for what, _ in found] == ([f"a quantized router (model.layers.*.{name})"] if ".gate." in name else [])
+
+
 def test_nothing_else_is_refused():
     for said in (GPTQ, AWQ, COMPRESSED):
         assert refusals({**LLAMA_7B, "quantization_config": said}) == []

@@ -173,8 +173,37 @@ def test_scheme_of_layer_follows_its_rules(values, schemes):
 def test_different_schemes_in_fused_layer_are_refused():
     names = [Q, Q.replace("q_proj", "k_proj")]
     assert parse_quantization(GPTQ).scheme_of_fused("qkv_proj", names) == MAIN
-    with pytest.raises(UnsupportedQuantization, match="different quantization of .*q_proj and .*k_proj.*to qkv_proj"):
+    with pytest.raises(UnsupportedQuantization, match="different quantization of .*q_proj and .*k_proj.*in qkv_proj"):
         parse_quantization(of(GPTQ, dynamic={"-:.*k_proj": {}})).scheme_of_fused("qkv_proj", names)
+
+
+MIXTURE = {"num_hidden_layers": 3, "num_experts": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "found"),
+    [
+        ({"num_hidden_layers": 3}, of(GPTQ, dynamic={"+:.*k_proj": {"bits": 8}}), "layers.0.self_attn.k_proj"),
+        ({"num_hidden_layers": 3}, of(GPTQ, dynamic={r"-:.*layers\.2\..*v_proj": {}}), "layers.2.self_attn.v_proj"),
+        ({"num_hidden_layers": 3}, of(AWQ, modules_to_not_convert=["self_attn.q_proj"]), "layers.0.self_attn.k_proj"),
+        ({"text_config": {"num_hidden_layers": 3}}, packed(ignore=["re:.*up_proj"]), "layers.0.mlp.up_proj"),
+        (MIXTURE, of(GPTQ, dynamic={r"-:.*experts\.3\.down_proj": {}}), "mlp.experts.3.down_proj"),
+        (MIXTURE, packed(ignore=["re:.*experts.1.w2"]), "block_sparse_moe.experts.1.w2"),
+        # Whole layers, single layers and routers may differ.
+        (MIXTURE, of(GPTQ, dynamic={r"-:.*layers\.1\.": {}, "+:.*o_proj": {"bits": 8}, "-:.*gate$": {}}), None),
+        (MIXTURE, of(AWQ, modules_to_not_convert=["gate", "layers.0.self_attn"]), None),
+        ({}, of(GPTQ, dynamic={"-:.*k_proj": {}}), None),
+        ({"num_hidden_layers": 1 << 60, "num_experts": "x"}, of(GPTQ, dynamic={"-:lm_head": {}}), None),
+    ],
+)
+def test_different_schemes_are_refused_by_config_alone(config, values, found):
+    config = dict(config, quantization_config=values)
+    if found is None:
+        assert read_quantization(config)
+        return
+    with pytest.raises(UnsupportedQuantization, match="different quantization of") as error:
+        read_quantization(config)
+    assert found in error.value.found
 
 
 def test_errors_pass_between_processes():
