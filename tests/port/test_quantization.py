@@ -2,6 +2,7 @@
 
 import math
 import re
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,7 +156,6 @@ REFUSED = {
 
 
 def test_config_has_schemes_of_the_reader():
-    """What the reader takes, tests/unit/checkpoint/test_quantization.py says."""
     rules = {"-:.*down_proj": {}, r".*experts\.\d+\.up_proj": {"bits": 8}}
     config = KeplerConfig.from_config({**GPTQ, "dynamic": rules})
     config.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
@@ -166,12 +166,18 @@ def test_config_has_schemes_of_the_reader():
     assert KeplerConfig().scheme_of("model.layers.0.mlp.down_proj") is None
 
 
-@pytest.mark.parametrize("values", [*REFUSED.values(), {**GPTQ, "dynamic": ["x"]}, {"bits": 4}, []])
-def test_config_refuses_what_the_reader_refuses(values):
-    with pytest.raises(UnsupportedQuantization):
-        KeplerConfig.from_config(values)
-    with pytest.raises(UnsupportedQuantization):
-        KeplerConfig.override_quantization_method(values, None)
+CASES = Path(__file__).parents[1] / "unit" / "checkpoint" / "quantization_cases.py"
+
+
+@pytest.mark.parametrize(("values", "scheme", "found"), runpy.run_path(str(CASES))["CASES"])
+def test_config_answers_as_the_reader(values, scheme, found):
+    if scheme:
+        assert KeplerConfig.override_quantization_method(values, None) == "kepler"
+        assert KeplerConfig.from_config(values).checkpoint.main == scheme
+        return
+    for ask in (KeplerConfig.from_config, lambda config: KeplerConfig.override_quantization_method(config, None)):
+        with pytest.raises(UnsupportedQuantization, match=re.escape(found)):
+            ask(values)
 
 
 @pytest.mark.parametrize("name", ["fp8", "bitsandbytes", "gptq marlin", "w8a8"])
