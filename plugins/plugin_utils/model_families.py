@@ -391,18 +391,6 @@ FAMILIES: dict[str, Family] = {
     "olmoe": Family(("OlmoeForCausalLM",), _qwen_moe(qkv_bias=False, head_norms=False, wide_norms=True),
                     query_norm=True),
 }
-# What the port refuses at start, or has no kernels for, by model type.
-REFUSED = {
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_vl"), "multi-head latent attention"),
-    **dict.fromkeys(
-        ("mamba", "mamba2", "falcon_mamba", "jamba", "bamba", "zamba2", "falcon_h1", "plamo2", "nemotron_h",
-         "minimax_text_01", "minimax_m1", "granitemoehybrid"),
-        "state-space or linear attention layers, whose kernels need Triton",
-    ),
-    "gemma3n": "a KV cache that layers share",
-    "llama4": "attention in chunks of the context",
-    "phi3small": "block-sparse attention",
-}
 
 
 # Keys of what a model has beside its language model.
@@ -647,16 +635,11 @@ def refusals(
         tokenizer: what tokenizer_config.json holds, where it is there.
         trusts: whether the engine runs code that comes with the model.
     """
-    whole, config = config, text_config(config)
-    works = "a decoder of one of the types " + ", ".join(FAMILIES)
-    model_type = str(config.get("model_type", ""))
-    if config.get("is_encoder_decoder"):
-        return [(f"the encoder-decoder {model_type}", works)]
-    if model_type in REFUSED:
-        return [(f"the model type {model_type}: {REFUSED[model_type]}", works)]
+    # What is no config, or has keys that the engine would not understand, is an error.
+    text_config(config)
     recorded = list(recorded)
     router = quantized_router(item["name"] for item in recorded)
     if router:
         return [(f"a quantized router ({router})", "a checkpoint that leaves routers unquantized")]
     in_gguf = any(item["dtype"] in gguf.BITS for item in recorded)
-    return engine.refusals(whole, tokenizer, trusts, in_gguf)
+    return engine.refusals(config, tokenizer, trusts, in_gguf)

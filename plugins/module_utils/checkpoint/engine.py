@@ -5,6 +5,18 @@ from .engine_models import GENERATORS, MODEL_TYPES, OTHERS, TOKENIZERS
 from .errors import CheckpointError
 from .quantization import read_quantization
 
+# Types that the port refuses at start, or has no kernels for.
+UNSUPPORTED_TYPES = dict(
+    [(name, "multi-head latent attention") for name in ("deepseek_v2", "deepseek_v3", "kimi_vl")]
+    + [(name, "state-space or linear attention layers, whose kernels need Triton") for name in (
+        "mamba", "mamba2", "falcon_mamba", "jamba", "bamba", "zamba2", "falcon_h1", "plamo2", "nemotron_h",
+        "minimax_text_01", "minimax_m1", "granitemoehybrid",
+    )],
+    gemma3n="a KV cache that layers share",
+    llama4="attention in chunks of the context",
+    phi3small="block-sparse attention",
+)
+DECODERS = "a decoder with plain attention in every layer, such as a Llama, Mistral, Qwen or Gemma"
 TRUST = "trust-remote-code: true in extra_args, once its code was read, with the model in a directory of the host"
 # Endings of architectures that answer with a number, a label or a vector.
 NO_TEXT = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "Model")
@@ -19,6 +31,12 @@ def refusals(config, tokenizer=None, trusts=False, in_gguf=False):
         trusts: whether the engine runs code that comes with the model.
         in_gguf: whether the weights are a GGUF file, whose architecture the engine takes from the type.
     """
+    for _, part in parts_of(config):
+        model_type = str(part.get("model_type", ""))
+        if part.get("is_encoder_decoder"):
+            return [("the encoder-decoder %s" % model_type, DECODERS)]
+        if model_type in UNSUPPORTED_TYPES:
+            return [("the model type %s: %s" % (model_type, UNSUPPORTED_TYPES[model_type]), DECODERS)]
     try:
         read_quantization(translate(config))
     except CheckpointError as error:

@@ -1,9 +1,9 @@
 """What is read of a config, and the parameters that follow from it."""
 
 import pytest
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.engine import UNSUPPORTED_TYPES
 from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import (
     FAMILIES,
-    REFUSED,
     CapacityError,
     UnknownModelError,
     read,
@@ -238,4 +238,4 @@ def test_nothing_else_is_refused():
     for said in (GPTQ, AWQ, COMPRESSED):
         assert refusals({**LLAMA_7B, "quantization_config": said}) == []
     assert refusals(LLAMA_7B) == []
-    assert not set(REFUSED) & set(FAMILIES)
+    assert not set(UNSUPPORTED_TYPES) & set(FAMILIES)

@@ -1,4 +1,4 @@
-"""Configs of transformers 5 in the words of transformers 4, and what is refused of them."""
+"""Configs of transformers 5 with the keys of transformers 4, and keys that are refused."""
 
 import copy
 
@@ -13,8 +13,8 @@ PLAIN = {"rope_type": "default", "rope_theta": 1000000.0}
 
 
 def of(model_type, rope=None, **more):
-    said = dict({"model_type": model_type}, **more)
-    return said if rope is None else dict(said, rope_parameters=rope)
+    config = dict({"model_type": model_type}, **more)
+    return config if rope is None else dict(config, rope_parameters=rope)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def of(model_type, rope=None, **more):
         (of("mistral", layer_types=["sliding_attention"] * 2, sliding_window=4096), {"sliding_window": 4096}),
     ],
 )
-def test_what_is_said_in_old_words(config, expected):
+def test_config_gets_keys_of_transformers_4(config, expected):
     before = copy.deepcopy(config)
     got = translate(config)
     assert {key: got[key] for key in expected} == expected
@@ -67,12 +67,12 @@ def test_what_is_said_in_old_words(config, expected):
 
 @pytest.mark.parametrize("empty", [{}, "", [], None, False])
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
-def test_an_empty_quantization_is_none(key, empty):
+def test_empty_quantization_is_removed(key, empty):
     assert translate(of("llama", **{key: empty})) == of("llama")
     assert translate(of("llava", text_config=of("llama", **{key: empty}))) == of("llava", text_config=of("llama"))
 
 
-def test_a_config_within_a_config_is_translated_too():
+def test_nested_config_is_translated():
     got = translate(of("llava", text_config=of("mistral", PLAIN, dtype="float16")))["text_config"]
     assert (got["rope_theta"], got["torch_dtype"]) == (1e6, "float16")
 
@@ -82,7 +82,7 @@ def test_a_config_within_a_config_is_translated_too():
     of("llama4", no_rope_layers=[1, 0]), of("gemma3n_text", layer_types=["full_attention", "sliding_attention"]),
     {"quantization_config": {"quant_method": "gptq", "rope_parameters": 3}}, None, ["a list"],
 ])
-def test_old_words_stay(config):
+def test_config_of_transformers_4_is_unchanged(config):
     assert translate(config) == config
 
 
@@ -115,7 +115,7 @@ def test_old_words_stay(config):
         (of("llava", text_config=of("llama", {"rope_type": "other"})), "text_config.rope_parameters"),
     ],
 )
-def test_what_is_refused(config, named):
+def test_unreadable_key_is_refused_by_name(config, named):
     with pytest.raises(UnsupportedConfig) as refused:
         translate(config)
     assert named in str(refused.value)

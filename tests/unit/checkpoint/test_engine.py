@@ -24,7 +24,7 @@ def of(**more):
             text_config={"model_type": "gemma3_text"}), None),
     ],
 )
-def test_what_is_known(config, tokenizer):
+def test_known_model_is_accepted(config, tokenizer):
     assert unknown(config, tokenizer) == []
 
 
@@ -49,13 +49,13 @@ def test_what_is_known(config, tokenizer):
         (LLAMA, {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["t.T", None]}}, "auto_map"),
     ],
 )
-def test_what_is_not_known(config, tokenizer, named):
+def test_unknown_name_is_reported(config, tokenizer, named):
     ((found, expected),) = unknown(config, tokenizer)
     assert named in found
     assert expected
 
 
-def test_code_of_the_model_is_trusted_where_the_operator_says_so():
+def test_own_code_is_trusted_if_operator_allows_it():
     assert unknown(of(model_type="novelty", architectures=["Own"], **OWN_CODE), trusts=True) == []
     own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["t.T", None]}}
     assert unknown(LLAMA, own, trusts=True) == []
@@ -69,7 +69,10 @@ def test_code_of_the_model_is_trusted_where_the_operator_says_so():
         ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": ["x"]}}, "dynamic"),
         ({"rope_parameters": {"rope_type": "proportional"}}, "rope_type proportional"),
         ({"model_type": "smollm3"}, "smollm3"), ({"llm_config": {"model_type": "smollm3"}}, "llm_config.model_type"),
-        ({"model_type": ["llama"]}, "model_type ['llama']"),
+        ({"model_type": ["llama"]}, "model_type ['llama']"), ({"model_type": "mamba2"}, "mamba2: state-space"),
+        ({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text"}}, "gemma3n: a KV cache"),
+        ({"text_config": {"model_type": "deepseek_v3"}}, "multi-head latent"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "the encoder-decoder t5"),
     ],
 )
 def test_every_reason_of_config_json_is_a_refusal(differs, named):
@@ -81,7 +84,7 @@ def test_empty_quantization_is_no_refusal():
     assert refusals(of(quantization_config={})) == []
 
 
-def test_a_gguf_file_needs_no_architecture():
+def test_gguf_file_needs_no_architecture():
     assert unknown({"model_type": "llama"}, in_gguf=True) == []
 
 

@@ -1,4 +1,4 @@
-"""What is read of a model's directory that is whole, damaged or half copied."""
+"""Directories of models that are whole, corrupt or half copied."""
 
 import json
 import struct
@@ -53,7 +53,7 @@ def test_parts_are_read_by_their_index(directory):
     assert [tensor["name"] for tensor in read(directory)["tensors"]] == ["x.weight", "y.weight"]
 
 
-def test_nothing_is_read_of_what_is_not_there(tmp_path):
+def test_absent_path_is_none(tmp_path):
     assert read(tmp_path / "absent") is None
 
 
@@ -133,7 +133,7 @@ def test_a_part_without_a_tensor_of_the_index(directory):
 
 
 @pytest.mark.parametrize("lost", [1, 5, 11])
-def test_a_truncated_file(directory, lost):
+def test_truncated_file_is_corrupt(directory, lost):
     path = write(directory, LAYER)
     whole = path.read_bytes()
     path.write_bytes(whole[:-lost])
@@ -224,7 +224,7 @@ def test_a_model_of_the_hub_is_read_from_its_cache(hub, revision):
     assert [tensor["name"] for tensor in facts["tensors"]] == ["x", "y"]
 
 
-def test_what_is_still_to_be_fetched_is_no_fault(hub):
+def test_missing_file_of_cache_is_no_fault(hub):
     (hub / "models--owner--name" / "snapshots" / COMMIT / "b.safetensors").unlink()
     facts = read_cached_model(str(hub), "owner/name@main")
     assert (facts["tensors"], facts["faults"]) == ([], [])
@@ -238,6 +238,6 @@ def test_revision_that_leads_out_of_the_cache_is_not_read(hub):
 
 
 @pytest.mark.parametrize("model", ["owner/name@other", "owner/name", "owner/other@main", "../..@main", "x@../../main"])
-def test_what_the_cache_does_not_have(hub, model):
+def test_absent_model_of_cache_is_none(hub, model):
     assert read_cached_model(str(hub), model) is None
     assert read_cached_model(None, model) is None

@@ -1,4 +1,4 @@
-"""GGUF files: what their headers say, and what is refused."""
+"""Headers of GGUF files, and files that are refused."""
 
 import json
 import struct
@@ -40,8 +40,8 @@ def write(path, tensors=TENSORS, values=VALUES, version=3):
             elements *= length
         infos += text(name) + struct.pack("<I%dQIQ" % len(shape), len(shape), *(shape[::-1] + (number, end)))
         end += -(-elements // columns * block // 64) * 64
-    said = b"".join(text(name) + struct.pack("<I", kind) + value_bytes(kind, value) for name, kind, value in values)
-    whole = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(values)) + said + infos
+    pairs = b"".join(text(name) + struct.pack("<I", kind) + value_bytes(kind, value) for name, kind, value in values)
+    whole = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(values)) + pairs + infos
     path.write_bytes(whole + bytes(-len(whole) % 64 + end))
     return path
 
@@ -58,15 +58,15 @@ def write_config(directory, **differs):
 
 
 def fault(directory):
-    (said,) = files.read_model(str(directory))["faults"]
-    return said["found"]
+    (error,) = files.read_model(str(directory))["faults"]
+    return error["found"]
 
 
 def test_tensors_have_the_names_of_the_model(directory):
     write(directory / "any.gguf")
-    said = files.read_model(str(directory))
-    assert said["faults"] == []
-    assert said["tensors"] == [
+    model = files.read_model(str(directory))
+    assert model["faults"] == []
+    assert model["tensors"] == [
         {"name": "model.embed_tokens.weight", "dtype": "Q6_K", "shape": [96, 256], "count": 1},
         {"name": "model.layers.*.mlp.down_proj.weight", "dtype": "Q6_K", "shape": [256, 512], "count": 1},
         {"name": "model.layers.*.self_attn.q_norm.weight", "dtype": "F32", "shape": [64], "count": 1},
@@ -75,7 +75,7 @@ def test_tensors_have_the_names_of_the_model(directory):
     ]
 
 
-def test_a_file_that_is_cut_anywhere(directory):
+def test_truncated_file_is_corrupt(directory):
     path = write(directory / "any.gguf", TENSORS[:2])
     whole = path.read_bytes()
     for length in [*range(0, 500, 7), len(whole) - 1]:
@@ -97,10 +97,10 @@ def test_a_file_that_is_cut_anywhere(directory):
         ),
     ],
 )
-def test_what_is_not_served(directory, changed, found):
+def test_unsupported_file_is_named(directory, changed, found):
     write(directory / "any.gguf", **changed)
-    (said,) = files.read_model(str(directory))["faults"]
-    assert (said["found"], said["expected"]) == (found, gguf.SUPPORTED_FILES)
+    (error,) = files.read_model(str(directory))["faults"]
+    assert (error["found"], error["expected"]) == (found, gguf.SUPPORTED_FILES)
     assert "Q4_K" in gguf.SUPPORTED_FILES
 
 
@@ -116,8 +116,8 @@ def test_other_versions_are_named(directory, version, found):
 @pytest.mark.parametrize("name", ["any.gguf", "model.safetensors"])
 def test_git_lfs_pointer_is_named(directory, name):
     (directory / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1000000\n")
-    (said,) = files.read_model(str(directory))["faults"]
-    assert said["found"] == "a pointer of git-lfs" and "git lfs pull" in said["expected"]
+    (error,) = files.read_model(str(directory))["faults"]
+    assert error["found"] == "a pointer of git-lfs" and "git lfs pull" in error["expected"]
 
 
 @pytest.mark.parametrize(
@@ -141,25 +141,25 @@ def test_config_of_mistral_fits_file_of_llama(directory):
     assert files.read_model(str(directory))["faults"] == []
 
 
-def test_several_files(directory):
+def test_several_files_are_refused(directory):
     for name in ("b.gguf", "a.gguf"):
         write(directory / name)
     assert fault(directory) == "a.gguf, b.gguf"
 
 
-def test_the_file_itself_is_no_model(directory):
-    (said,) = files.read_model(str(write(directory / "any.gguf")))["faults"]
-    assert said["found"] == "a GGUF file"
-    assert "its directory" in said["expected"]
+def test_file_itself_is_no_model(directory):
+    (error,) = files.read_model(str(write(directory / "any.gguf")))["faults"]
+    assert error["found"] == "a GGUF file"
+    assert "its directory" in error["expected"]
 
 
 @pytest.mark.parametrize("value", [("general.alignment", 8, "x"), ("general.alignment", 4, 0), ("split.count", 8, "2")])
-def test_values_of_another_kind(directory, value):
+def test_value_of_another_kind_is_corrupt(directory, value):
     path = write(directory / "any.gguf", values=[VALUES[0], value])
     assert fault(directory) == "%d bytes" % path.stat().st_size
 
 
-def test_safetensors_go_before(directory):
+def test_safetensors_are_preferred(directory):
     write(directory / "any.gguf")
     (directory / "model.safetensors").write_bytes(b"")
     assert "begin with no header" in fault(directory)

@@ -141,6 +141,7 @@ UNSERVABLE = [
     ({**MODEL, "architectures": ["Olmo3ForCausalLM"]}, None, "Olmo3ForCausalLM"),
     ({**MODEL, "rope_parameters": {"rope_type": "proportional"}}, None, "rope_parameters.rope_type"),
     ({**MODEL, "quantization_config": {"quant_method": "fp8"}}, None, "quantized with fp8"),
+    ({**MODEL, "model_type": "mamba2"}, None, "state-space"),
     (MODEL, {"tokenizer_class": "TokenizersBackend"}, "TokenizersBackend"),
 ]
 
