@@ -11,7 +11,7 @@ from typing import Any
 from ..module_utils.checkpoint import config as checkpoint_config
 from ..module_utils.checkpoint import engine, gguf
 from ..module_utils.checkpoint.engine_models import DEFAULTS, LANGUAGE_PARTS
-from ..module_utils.checkpoint.errors import CheckpointError, UnsupportedQuantization
+from ..module_utils.checkpoint.errors import CheckpointError, UnsupportedQuantizationError
 from ..module_utils.checkpoint.quantization import Quantization, Scheme, quantized_router, read_quantization
 from ..module_utils.errors import KeplerError
 
@@ -482,7 +482,7 @@ def served_quantization(config: dict[str, Any]) -> Quantization | None:
     """Quantization that the port serves; None for unquantized weights and for those that `refusals` names."""
     try:
         return read_quantization(config)
-    except UnsupportedQuantization:
+    except UnsupportedQuantizationError:
         return None
 
 

@@ -13,7 +13,7 @@ from conftest import generate
 from quantized_models import Kind, quantized_model, rewrite_config, rewrite_tensors, write
 from serve_once import serve
 from tiny_models import TinyModel, assert_same
-from vllm_kepler.checkpoint.errors import UnsupportedQuantization
+from vllm_kepler.checkpoint.errors import UnsupportedQuantizationError
 from vllm_kepler.checkpoint.quantization import Scheme
 from vllm_kepler.quantization.config import KeplerConfig
 from vllm_kepler.quantization.packed import LAYOUTS, PackedLinearMethod, check_order, groups_of_rank
@@ -161,7 +161,7 @@ def test_config_has_schemes_of_the_reader():
     config.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
     assert config.scheme_of("model.layers.0.self_attn.qkv_proj") == Scheme(4, 32, zero_offset=1)
     assert config.scheme_of("model.layers.0.mlp.down_proj") is None
-    with pytest.raises(UnsupportedQuantization, match=r"different quantization of .*gate_proj and .*up_proj"):
+    with pytest.raises(UnsupportedQuantizationError, match=r"different quantization of .*gate_proj and .*up_proj"):
         config.scheme_of_experts("model.layers.0.mlp.experts", 2)
     assert KeplerConfig().scheme_of("model.layers.0.mlp.down_proj") is None
 
@@ -176,7 +176,7 @@ def test_config_answers_as_the_reader(values, scheme, found):
         assert KeplerConfig.from_config(values).checkpoint.main == scheme
         return
     for ask in (KeplerConfig.from_config, lambda config: KeplerConfig.override_quantization_method(config, None)):
-        with pytest.raises(UnsupportedQuantization, match=re.escape(found)):
+        with pytest.raises(UnsupportedQuantizationError, match=re.escape(found)):
             ask(values)
 
 

@@ -3,7 +3,7 @@
 transformers 4 replaces a key that it does not know by its default without a word.
 """
 
-from .errors import UnsupportedConfig
+from .errors import UnsupportedConfigError
 
 # Keys of the language model's own config, in the order in which vLLM looks for them.
 LANGUAGE_KEYS = ("text_config", "llm_config")
@@ -40,7 +40,7 @@ def parts_of(config):
 def translate(config):
     """The config, and every config in it, with the keys of transformers 4; unchanged if it has these.
 
-    Raises UnsupportedConfig, by the key's name, for what the engine would read as something else.
+    Raises UnsupportedConfigError, by the key's name, for what the engine would read as something else.
     """
     return _translated(config, "") if isinstance(config, dict) else config
 
@@ -77,16 +77,16 @@ def _rope(config, where):
     where += "rope_parameters"
     rope = config["rope_parameters"]
     if not isinstance(rope, dict):
-        raise UnsupportedConfig("%s that is a %s" % (where, type(rope).__name__), "a mapping")
+        raise UnsupportedConfigError("%s that is a %s" % (where, type(rope).__name__), "a mapping")
     kinds = {name: part for name, part in rope.items() if isinstance(part, dict)}
     if not kinds:
         return _write_rope(config, rope, where)
     if len(kinds) < len(rope):
-        raise UnsupportedConfig("%s of layer types beside other keys" % where, "one of the two")
+        raise UnsupportedConfigError("%s of layer types beside other keys" % where, "one of the two")
     if _kind(config) in PATTERNED and set(kinds) == {FULL, SLIDING}:
         base, share, scaling = _parts(config, kinds[SLIDING], "%s.%s" % (where, SLIDING))
         if scaling or share not in (None, 1):
-            raise UnsupportedConfig(
+            raise UnsupportedConfigError(
                 "%s.%s with scaling" % (where, SLIDING), "a rope_theta alone: the engine scales full attention"
             )
         if _kind(config) == "gemma3_text":
@@ -94,7 +94,7 @@ def _rope(config, where):
             return _write_rope(config, kinds[FULL], "%s.%s" % (where, FULL))
     first = next(iter(kinds.values()))
     if any(part != first for part in kinds.values()):
-        raise UnsupportedConfig(
+        raise UnsupportedConfigError(
             "%s that differ for %s" % (where, " and ".join(sorted(kinds))),
             "one for all layers: the engine has one for a model of the type %s" % (_kind(config) or "unknown"),
         )
@@ -107,7 +107,7 @@ def _parts(config, rope, where):
     kind = str(rope.get("rope_type") or rope.get("type") or "default")
     scaling["rope_type"] = kind = OLD_NAMES.get(kind, kind)
     if kind not in SCALINGS:
-        raise UnsupportedConfig("%s.rope_type %s" % (where, kind), "one of " + ", ".join(sorted(SCALINGS)))
+        raise UnsupportedConfigError("%s.rope_type %s" % (where, kind), "one of " + ", ".join(sorted(SCALINGS)))
     positions = config.get(ORIGINAL) or config.get("max_position_embeddings")
     if kind in ("yarn", "llama3", "longrope") and positions:
         # transformers 5 takes it from there as well.
@@ -120,14 +120,14 @@ def _parts(config, rope, where):
             if key == ORIGINAL and scaling[key] == config.get("max_position_embeddings"):
                 del scaling[key]
                 continue
-            raise UnsupportedConfig(
+            raise UnsupportedConfigError(
                 "%s.%s %r" % (where, key, scaling[key]),
                 "none: the engine's %s reads %s alone" % (kind, ", ".join(SCALINGS[kind]) or "no such key"),
             )
     for key in (BASE, SHARE):
         value = rope.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
-            raise UnsupportedConfig("%s.%s %r" % (where, key, value), "a number above 0")
+            raise UnsupportedConfigError("%s.%s %r" % (where, key, value), "a number above 0")
     return rope.get(BASE), rope.get(SHARE), None if list(scaling) == ["rope_type"] and kind == "default" else scaling
 
 
@@ -136,7 +136,7 @@ def _drop_factor(config, scaling, where):
     positions, factor = config.get("max_position_embeddings"), scaling.pop("factor", None)
     quotient = positions / float(scaling[ORIGINAL]) if positions else None
     if factor is not None and positions and factor != quotient:
-        raise UnsupportedConfig(
+        raise UnsupportedConfigError(
             "%s.factor %r" % (where, factor),
             "%g, by which max_position_embeddings is longer than %s" % (quotient, ORIGINAL),
         )
@@ -150,7 +150,7 @@ def _write_rope(config, rope, where):
     if kind == "gpt_neox":
         _write(config, "rotary_emb_base", base, where)
     if share is not None and share != 1 and kind not in PARTIAL:
-        raise UnsupportedConfig(
+        raise UnsupportedConfigError(
             "%s.%s %r" % (where, SHARE, share),
             "1: the engine rotates whole heads of a model of the type %s" % (kind or "unknown"),
         )
@@ -162,7 +162,7 @@ def _write_rope(config, rope, where):
         scaling = dict(scaling, type=scaling.pop("rope_type"))
     old = config.get("rope_scaling")
     if isinstance(old, dict) and _scaling_of(config, old, where) != _scaling_of(config, scaling or {}, where):
-        raise UnsupportedConfig("%s beside another rope_scaling" % where, "one of the two, or both alike")
+        raise UnsupportedConfigError("%s beside another rope_scaling" % where, "one of the two, or both alike")
     config["rope_scaling"] = scaling
 
 
@@ -171,11 +171,11 @@ def _scaling_of(config, rope, where):
 
 
 def _write(config, key, value, where):
-    """Set a key that transformers 4 reads. Raises UnsupportedConfig if the config has another value."""
+    """Set a key that transformers 4 reads. Raises UnsupportedConfigError if the config has another value."""
     if value is None:
         return
     if config.get(key) is not None and config[key] != value:
-        raise UnsupportedConfig(
+        raise UnsupportedConfigError(
             "%s with %r beside %s %r" % (where, value, key, config[key]), "one of the two, or both alike"
         )
     config[key] = value
@@ -186,19 +186,19 @@ def _layers(config, where):
     where += "layer_types"
     types = config["layer_types"]
     if not isinstance(types, list) or not all(isinstance(name, str) for name in types):
-        raise UnsupportedConfig("%s that is no list of texts" % where, "a list")
+        raise UnsupportedConfigError("%s that is no list of texts" % where, "a list")
     strange = sorted(set(types) - {FULL, SLIDING})
     if strange:
-        raise UnsupportedConfig("%s with %s" % (where, ", ".join(strange)), "%s or %s" % (FULL, SLIDING))
+        raise UnsupportedConfigError("%s with %s" % (where, ", ".join(strange)), "%s or %s" % (FULL, SLIDING))
     layers = config.get("num_hidden_layers")
     if layers is not None and layers != len(types):
-        raise UnsupportedConfig("%s of %d layers" % (where, len(types)), "%s, as num_hidden_layers says" % layers)
+        raise UnsupportedConfigError("%s of %d layers" % (where, len(types)), "%s, as num_hidden_layers says" % layers)
     kind = _kind(config)
     every = types.index(FULL) + 1 if FULL in types else len(types) + 1
     regular = [FULL if (layer + 1) % every == 0 else SLIDING for layer in range(len(types))]
     if kind in PATTERNED or kind == "gemma2":
         if types != regular or (kind == "gemma2" and every != 2 and len(types) > 1):
-            raise UnsupportedConfig(
+            raise UnsupportedConfigError(
                 "%s in no regular order" % where,
                 "full attention in every %s layer: the engine has such models of the type %s alone"
                 % ("second" if kind == "gemma2" else "n-th", kind),
@@ -206,7 +206,7 @@ def _layers(config, where):
         if kind in PATTERNED:
             _write(config, "sliding_window_pattern", every, where)
     elif len(set(types)) > 1:
-        raise UnsupportedConfig(
+        raise UnsupportedConfigError(
             "%s with a window in some layers" % where,
             "one kind of attention: the engine has one for a model of the type %s" % (kind or "unknown"),
         )
@@ -219,7 +219,7 @@ def _no_rope(config, key, where):
     # Each layer that is 0 there has no rotary embedding.
     without = not all(value) if isinstance(value, list) else bool(value)
     if without and _kind(config) not in ("llama4_text", "llama4"):
-        raise UnsupportedConfig(
+        raise UnsupportedConfigError(
             "%s%s, layers without rotary positions" % (where, key),
             "rotary positions in every layer, as the engine gives them a model of the type %s"
             % (_kind(config) or "unknown"),

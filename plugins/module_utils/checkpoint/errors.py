@@ -21,11 +21,11 @@ class CheckpointError(ValueError):
         return "%s: found %s; expected %s. %s" % (self.place, self.found, self.expected, self.next_step)
 
 
-class UnsupportedConfig(CheckpointError):
+class UnsupportedConfigError(CheckpointError):
     """A key of config.json that the engine would read as something else."""
 
 
-class UnsupportedQuantization(CheckpointError):
+class UnsupportedQuantizationError(CheckpointError):
     """Quantized weights that the port does not serve."""
 
 
@@ -35,11 +35,11 @@ class FileError(CheckpointError):
     next_step = "Fetch the model again."
 
 
-class CorruptFile(FileError):
+class CorruptFileError(FileError):
     """A file that is cut short, or whose header is malformed."""
 
 
-class UnsupportedFile(FileError):
+class UnsupportedFileError(FileError):
     """A whole file of a kind that the port does not serve."""
 
     next_step = CheckpointError.next_step

@@ -7,7 +7,7 @@ import struct
 
 from . import gguf
 from .config import translate
-from .errors import CheckpointError, CorruptFile, FileError, UnsupportedFile
+from .errors import CheckpointError, CorruptFileError, FileError, UnsupportedFileError
 
 # The longest header that the format's own library accepts.
 MAX_HEADER = 100 * 1000 * 1000
@@ -31,9 +31,9 @@ def read_json(path):
         raise FileError(error.strerror or "an error", READABLE, path)
     # The parser gives up on deep nesting.
     except (ValueError, RecursionError) as error:
-        raise CorruptFile("what is no JSON: %s" % error, "a JSON mapping", path)
+        raise CorruptFileError("what is no JSON: %s" % error, "a JSON mapping", path)
     if not isinstance(value, dict):
-        raise CorruptFile("JSON that is no mapping", "a JSON mapping", path)
+        raise CorruptFileError("JSON that is no mapping", "a JSON mapping", path)
     return value
 
 
@@ -63,7 +63,7 @@ def read_header(path):
             if start == gguf.POINTER[:8]:
                 raise FileError("a pointer of git-lfs", "the file itself: run git lfs pull", path)
             if not 2 <= length <= MAX_HEADER or 8 + length > size:
-                raise CorruptFile("%d bytes that begin with no header" % size, "a whole safetensors file", path)
+                raise CorruptFileError("%d bytes that begin with no header" % size, "a whole safetensors file", path)
             text = stream.read(length)
     except OSError as error:
         raise FileError(error.strerror or "an error", READABLE, path)
@@ -72,7 +72,7 @@ def read_header(path):
     except (ValueError, RecursionError):
         entries = None
     if not isinstance(entries, dict):
-        raise CorruptFile("a header that is no JSON mapping", "a whole safetensors file", path)
+        raise CorruptFileError("a header that is no JSON mapping", "a whole safetensors file", path)
     tensors, end = [], 0
     for name, entry in entries.items():
         if name == "__metadata__":
@@ -80,19 +80,19 @@ def read_header(path):
         entry = entry if isinstance(entry, dict) else {}
         offsets, shape, bits = entry.get("data_offsets"), entry.get("shape"), BITS.get(str(entry.get("dtype")))
         if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2 or bits is None:
-            raise CorruptFile("a header whose entry %s is malformed" % name, "dtype, shape and data_offsets", path)
+            raise CorruptFileError("a header whose entry %s is malformed" % name, "dtype, shape and data_offsets", path)
         elements = 1
         for number in shape:
             elements *= number
         if offsets[1] - offsets[0] != (elements * bits + 7) // 8:
-            raise CorruptFile(
+            raise CorruptFileError(
                 "%d bytes for %s of shape %s in %s" % (offsets[1] - offsets[0], name, shape, entry["dtype"]),
                 "%d bytes" % ((elements * bits + 7) // 8), path,
             )
         end = max(end, offsets[1])
         tensors.append((name, entry["dtype"], shape))
     if size != 8 + length + end:
-        raise CorruptFile("%d bytes" % size, "%d bytes, as its header says" % (8 + length + end), path)
+        raise CorruptFileError("%d bytes" % size, "%d bytes, as its header says" % (8 + length + end), path)
     return tensors
 
 
@@ -112,12 +112,12 @@ def _read_index(path):
     """{file: names of its tensors} of an index. Raises FileError."""
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CorruptFile("an index without weight_map", "a mapping of tensor to file", path)
+        raise CorruptFileError("an index without weight_map", "a mapping of tensor to file", path)
     files = {}
     for name, part in weight_map.items():
         # A name that leads out of the directory is no part of the model.
         if not isinstance(part, str) or os.path.basename(part) != part or part in ("", ".", ".."):
-            raise CorruptFile("the part %r" % (part,), "a file's name in the same directory", path)
+            raise CorruptFileError("the part %r" % (part,), "a file's name in the same directory", path)
         files.setdefault(part, set()).add(name)
     return files
 
@@ -129,7 +129,7 @@ def find_gguf(directory):
     if not found or any(name.endswith((".safetensors", ".bin", ".pt")) for name in names):
         return None
     if len(found) > 1:
-        raise UnsupportedFile(
+        raise UnsupportedFileError(
             ", ".join(found), "one GGUF file: keep the one to serve; llama-gguf-split --merge joins one that is split",
             directory,
         )
@@ -150,12 +150,12 @@ def _read_part(path, names, index):
         raise FileError("no such file", "a part of the weights that %s names" % (index or "a link"), path)
     if not path.endswith(".safetensors"):
         if os.path.getsize(path) == 0:
-            raise CorruptFile("an empty file", "weights", path)
+            raise CorruptFileError("an empty file", "weights", path)
         return []
     tensors = read_header(path)
     absent = sorted((names or set()) - {entry[0] for entry in tensors})
     if absent:
-        raise CorruptFile("no tensor %s" % absent[0], "%d tensors that %s names there" % (len(names), index), path)
+        raise CorruptFileError("no tensor %s" % absent[0], "%d tensors that %s names there" % (len(names), index), path)
     return tensors
 
 
@@ -199,7 +199,7 @@ def read_model(path):
     config, tokenizer, tensors, errors = None, None, [], []
     if not is_directory and path.endswith(".gguf"):
         expected = "its directory, with the model's config.json and tokenizer beside it"
-        errors = [UnsupportedFile("a GGUF file", expected, path)]
+        errors = [UnsupportedFileError("a GGUF file", expected, path)]
     else:
         try:
             config = read_json(os.path.join(path, "config.json") if is_directory else path)

@@ -5,7 +5,7 @@ import re
 import struct
 from typing import Dict, NamedTuple, Tuple
 
-from .errors import CorruptFile, FileError, UnsupportedFile
+from .errors import CorruptFileError, FileError, UnsupportedFileError
 
 # Number of a type in the file: its name, columns of a block, bytes of a block.
 TYPES = {
@@ -72,10 +72,10 @@ class _Reader(object):
         self.path, self.stream, self.size = path, stream, os.path.getsize(path)
 
     def refuse(self, found, expected=SUPPORTED_FILES):
-        raise UnsupportedFile(found, expected, self.path)
+        raise UnsupportedFileError(found, expected, self.path)
 
     def corrupt(self):
-        return CorruptFile("%d bytes" % self.size, "a whole GGUF file: copy it again", self.path)
+        return CorruptFileError("%d bytes" % self.size, "a whole GGUF file: copy it again", self.path)
 
     def check(self, is_whole):
         if not is_whole:
@@ -183,17 +183,17 @@ def read_header(path):
 
 
 def check_model(path, header, model_type, scales_rope):
-    """Raise UnsupportedFile if a file is not one of the model that config.json describes.
+    """Raise UnsupportedFileError if a file is not one of the model that config.json describes.
 
     scales_rope: whether config.json has a rope_scaling.
     """
     if model_type not in ARCHITECTURES[header.architecture]:
-        raise UnsupportedFile(
+        raise UnsupportedFileError(
             "the architecture %s beside a config.json of a %s" % (header.architecture, model_type), SUPPORTED_FILES,
             path,
         )
     if header.has_rope_factors and not scales_rope:
-        raise UnsupportedFile(
+        raise UnsupportedFileError(
             "scaled rotary frequencies (%s) and no rope_scaling in config.json" % ROPE_FACTORS,
             "the config.json of the very model that the file was made of", path,
         )

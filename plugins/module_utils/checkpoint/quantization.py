@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 from .config import QUANTIZATION_KEYS, parts_of
-from .errors import UnsupportedQuantization
+from .errors import UnsupportedQuantizationError
 from .gguf import SUPPORTED_FILES
 from .limits import BITS, GROUPS, WHOLE_ROW
 
@@ -79,11 +79,11 @@ class Quantization(object):
         return next((scheme for rule, scheme in self.rules if rule.match(name)), None)
 
     def scheme_of_fused(self, fused, names):
-        """Scheme of layers that the engine makes one of. Raises UnsupportedQuantization if they differ."""
+        """Scheme of layers that the engine makes one of. Raises UnsupportedQuantizationError if they differ."""
         first = self.scheme_of(names[0])
         for name in names:
             if self.scheme_of(name) != first:
-                raise UnsupportedQuantization(
+                raise UnsupportedQuantizationError(
                     "different quantization of %s and %s" % (names[0], name),
                     "one for all %d layers that the engine fuses in %s" % (len(names), fused),
                 )
@@ -93,7 +93,7 @@ class Quantization(object):
 def read_quantization(config):
     """Quantization of the model that config.json describes; None for an unquantized one.
 
-    Raises UnsupportedQuantization.
+    Raises UnsupportedQuantizationError.
     """
     sections = [part[key] for _, part in parts_of(config) for key in QUANTIZATION_KEYS if part.get(key)]
     quantization = parse_quantization(sections[0]) if sections else None
@@ -109,7 +109,7 @@ def _count(config, keys, most):
 
 
 def _check_fused(quantization, config):
-    """Raise UnsupportedQuantization if layers differ that the engine fuses, by the names that most families have."""
+    """Refuse different schemes of layers that the engine fuses, by the names that most families have."""
     experts = range(_count(config, EXPERT_KEYS, MOST_EXPERTS))
     for layer in range(_count(config, ["num_hidden_layers"], MOST_LAYERS)):
         fused = dict(FUSED)
@@ -127,12 +127,13 @@ def quantized_router(names):
 
 
 def parse_quantization(values):
-    """The Quantization that a quantization_config describes. Raises UnsupportedQuantization."""
+    """The Quantization that a quantization_config describes. Raises UnsupportedQuantizationError."""
     if not isinstance(values, dict):
-        raise UnsupportedQuantization("a quantization_config that is no mapping", SUPPORTED_FORMATS)
+        raise UnsupportedQuantizationError("a quantization_config that is no mapping", SUPPORTED_FORMATS)
     method = str(values.get("quant_method") or "an unnamed method").lower().replace("_", "-")
     if method not in PARSERS:
-        raise UnsupportedQuantization("weights quantized with %s (quantization_config)" % method, SUPPORTED_FORMATS)
+        found = "weights quantized with %s (quantization_config)" % method
+        raise UnsupportedQuantizationError(found, SUPPORTED_FORMATS)
     name, parse = PARSERS[method]
     main, zeros, rules = parse(_Section(name, values))
     return Quantization(method, main, zeros, rules)
@@ -145,7 +146,7 @@ class _Section(object):
         self.method, self.values = method, values
 
     def refuse(self, found, expected=SUPPORTED_FORMATS):
-        raise UnsupportedQuantization("%s %s" % (self.method, found), expected)
+        raise UnsupportedQuantizationError("%s %s" % (self.method, found), expected)
 
     def get(self, key, kind, default=None):
         """The value of a key, of a certain kind; the default, or an empty one of the kind, if it is absent."""

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 from checkpoint.config import translate
-from checkpoint.errors import UnsupportedConfig
+from checkpoint.errors import UnsupportedConfigError
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192}
@@ -116,7 +116,7 @@ def test_config_of_transformers_4_is_unchanged(config):
     ],
 )
 def test_unreadable_key_is_refused_by_name(config, named):
-    with pytest.raises(UnsupportedConfig) as refused:
+    with pytest.raises(UnsupportedConfigError) as refused:
         translate(config)
     assert named in str(refused.value)
     assert refused.value.expected

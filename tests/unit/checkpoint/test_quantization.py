@@ -3,7 +3,7 @@
 import pickle
 
 import pytest
-from checkpoint.errors import CheckpointError, UnsupportedQuantization
+from checkpoint.errors import CheckpointError, UnsupportedQuantizationError
 from checkpoint.quantization import SUPPORTED_FORMATS, Scheme, parse_quantization, read_quantization
 from quantization_cases import AWQ, CASES, GPTQ, WEIGHTS, of, packed
 
@@ -17,7 +17,7 @@ def test_quantization_is_read_or_refused(values, scheme, found):
         if scheme:
             assert read_quantization(config).main == scheme
             continue
-        with pytest.raises(UnsupportedQuantization) as error:
+        with pytest.raises(UnsupportedQuantizationError) as error:
             read_quantization(config)
         assert found in error.value.found
         assert error.value.expected
@@ -30,7 +30,7 @@ def test_empty_quantization_is_none(empty):
 
 
 def test_unsupported_method_is_answered_with_supported_formats():
-    with pytest.raises(UnsupportedQuantization) as error:
+    with pytest.raises(UnsupportedQuantizationError) as error:
         parse_quantization({"quant_method": "fp8"})
     assert error.value.expected == SUPPORTED_FORMATS
     assert str(error.value) == (
@@ -88,7 +88,8 @@ def test_scheme_of_layer_follows_its_rules(values, schemes):
 def test_different_schemes_in_fused_layer_are_refused():
     names = [Q, Q.replace("q_proj", "k_proj")]
     assert parse_quantization(GPTQ).scheme_of_fused("qkv_proj", names) == MAIN
-    with pytest.raises(UnsupportedQuantization, match="different quantization of .*q_proj and .*k_proj.*in qkv_proj"):
+    message = "different quantization of .*q_proj and .*k_proj.*in qkv_proj"
+    with pytest.raises(UnsupportedQuantizationError, match=message):
         parse_quantization(of(GPTQ, dynamic={"-:.*k_proj": {}})).scheme_of_fused("qkv_proj", names)
 
 
@@ -116,11 +117,11 @@ def test_different_schemes_are_refused_by_config_alone(config, values, found):
     if found is None:
         assert read_quantization(config)
         return
-    with pytest.raises(UnsupportedQuantization, match="different quantization of") as error:
+    with pytest.raises(UnsupportedQuantizationError, match="different quantization of") as error:
         read_quantization(config)
     assert found in error.value.found
 
 
 def test_errors_pass_between_processes():
-    error = pickle.loads(pickle.dumps(UnsupportedQuantization("a", "b")))
+    error = pickle.loads(pickle.dumps(UnsupportedQuantizationError("a", "b")))
     assert isinstance(error, CheckpointError) and str(error) == "config.json: found a; expected b. " + error.next_step

@@ -1,6 +1,6 @@
-"""Which models the role fetches."""
+"""Which models the role fetches, and with what."""
 
-from rendered import evaluate
+from rendered import ROOT, evaluate
 
 
 def test_a_model_may_stand_in_the_defaults_of_the_instances():
@@ -10,3 +10,9 @@ def test_a_model_may_stand_in_the_defaults_of_the_instances():
         vllm_service_instances=[{"name": "a"}, {"name": "b", "model": "owner/own", "revision": "v1"}],
     )
     assert asked == [{"name": "owner/both", "revision": "main"}, {"name": "owner/own", "revision": "v1"}]
+
+
+def test_program_that_fetches_has_whole_reader_of_checkpoints():
+    files = evaluate("models", "{{ __models_reader_files | map(attribute='dest') | list }}")
+    own = {path.name for path in (ROOT / "plugins/module_utils/checkpoint").glob("*.py")}
+    assert set(files) == {f"/usr/local/libexec/kepler-models/checkpoint/{name}" for name in own} and "engine.py" in own

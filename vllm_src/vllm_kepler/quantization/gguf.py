@@ -22,7 +22,7 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.model_loader.gguf_loader import GGUFModelLoader
 
-from ..checkpoint.errors import UnsupportedFile
+from ..checkpoint.errors import UnsupportedFileError
 from ..checkpoint.files import find_gguf
 from ..checkpoint.gguf import check_model, read_header
 from .config import KeplerConfig
@@ -66,7 +66,7 @@ def read(path: Path, model: ModelConfig) -> GgufFile:
     )
     strange = sorted(header.tensors.keys() - known.keys())
     if strange:
-        raise UnsupportedFile(
+        raise UnsupportedFileError(
             f"a tensor {strange[0]}, for which the model of config.json has no place",
             "the config.json of the very model that the file was made of", path,
         )
