@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.engine import refusals
-from .checkpoint.files import snapshot_of, try_json
+from .checkpoint.errors import FileError
+from .checkpoint.files import find_gguf, snapshot_of, try_json
 
 
 def directory_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> Path:
@@ -28,7 +29,10 @@ def refusal(options: Mapping[str, Any], environment: Mapping[str, str]) -> str |
     if config is None or {"hf-overrides", "hf-config-path", "config-format"} & set(options):
         return None
     tokenizer = None if "tokenizer" in options else try_json(str(directory / "tokenizer_config.json"))
-    trusts = options.get("trust-remote-code") is True
-    for found, expected in refusals(config, tokenizer, trusts, any(directory.glob("*.gguf"))):
+    try:
+        in_gguf = find_gguf(str(directory)) is not None
+    except FileError as error:
+        return str(error)
+    for found, expected in refusals(config, tokenizer, options.get("trust-remote-code") is True, in_gguf):
         return f"{directory}: found {found}; expected {expected}. Choose another checkpoint of the model."
     return None

@@ -125,7 +125,7 @@ def _read_index(path):
 def find_gguf(directory):
     """Path of the GGUF file of a directory; None if it has none, or weights that vLLM prefers. Raises FileError."""
     names = os.listdir(directory)
-    found = sorted(name for name in names if name.endswith(".gguf"))
+    found = sorted(name for name in names if name.lower().endswith(".gguf"))
     if not found or any(name.endswith((".safetensors", ".bin", ".pt")) for name in names):
         return None
     if len(found) > 1:
@@ -197,7 +197,7 @@ def read_model(path):
         return None
     is_directory = os.path.isdir(path)
     config, tokenizer, tensors, errors = None, None, [], []
-    if not is_directory and path.endswith(".gguf"):
+    if not is_directory and path.lower().endswith(".gguf"):
         expected = "its directory, with the model's config.json and tokenizer beside it"
         errors = [UnsupportedFileError("a GGUF file", expected, path)]
     else:

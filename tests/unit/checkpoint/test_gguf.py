@@ -147,6 +147,11 @@ def test_several_files_are_refused(directory):
     assert fault(directory) == "a.gguf, b.gguf"
 
 
+def test_suffix_may_be_in_capitals(directory):
+    write(directory / "ANY.GGUF")
+    assert files.read_model(str(directory))["faults"] == []
+
+
 def test_file_itself_is_no_model(directory):
     (error,) = files.read_model(str(write(directory / "any.gguf")))["faults"]
     assert error["found"] == "a GGUF file"

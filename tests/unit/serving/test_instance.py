@@ -155,6 +155,15 @@ def test_a_model_that_no_start_can_serve(read, model, tmp_path, monkeypatch, con
     assert supervisor.main(["main", str(tmp_path / "main.yaml"), "7"]) == 78
 
 
+def test_several_gguf_files_are_refused_before_start(read, model, tmp_path):
+    options = model({"model_type": "llama"})
+    (tmp_path / "a.gguf").touch()
+    assert read(options)
+    (tmp_path / "b.gguf").touch()
+    with pytest.raises(ConfigError, match=r"found a\.gguf, b\.gguf; expected one GGUF file"):
+        read(options)
+
+
 def test_a_model_of_the_hub_is_looked_at_in_the_cache(read, tmp_path):
     snapshot = tmp_path / "hub/models--owner--name/snapshots/abc"
     snapshot.mkdir(parents=True)
