@@ -3,8 +3,8 @@
 import copy
 
 import pytest
-from checkpoint.config import translate
-from checkpoint.errors import UnsupportedConfigError
+from module_utils.checkpoint.config import translate
+from module_utils.checkpoint.errors import UnsupportedConfigError
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192}

@@ -1,7 +1,7 @@
 """Whether the engine knows a model by its names."""
 
 import pytest
-from checkpoint.engine import refusals, unknown
+from module_utils.checkpoint.engine import refusals, unknown
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 OWN_CODE = {"auto_map": {"AutoConfig": "c.C", "AutoModel": "m.M", "AutoModelForCausalLM": "m.M"}}

@@ -4,8 +4,8 @@ import json
 import struct
 
 import pytest
-from checkpoint.files import read_cached_model, read_model
 from checkpoints import entries, packed, write, write_index
+from module_utils.checkpoint.files import read_cached_model, read_model
 
 LAYER = {"model.layers.0.mlp.up_proj.weight": (3, 2), "model.layers.1.mlp.up_proj.weight": (3, 2), "norm.weight": (2,)}
 

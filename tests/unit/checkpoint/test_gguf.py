@@ -4,7 +4,7 @@ import json
 import struct
 
 import pytest
-from checkpoint import files, gguf
+from module_utils.checkpoint import files, gguf
 
 Q4_0, Q4_K, Q6_K, F32 = 2, 12, 14, 0
 # Name, shape as a model has it, number of the type.

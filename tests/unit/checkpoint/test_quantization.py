@@ -3,8 +3,8 @@
 import pickle
 
 import pytest
-from checkpoint.errors import CheckpointError, UnsupportedQuantizationError
-from checkpoint.quantization import SUPPORTED_FORMATS, Scheme, parse_quantization, read_quantization
+from module_utils.checkpoint.errors import CheckpointError, UnsupportedQuantizationError
+from module_utils.checkpoint.quantization import SUPPORTED_FORMATS, Scheme, parse_quantization, read_quantization
 from quantization_cases import AWQ, CASES, GPTQ, WEIGHTS, of, packed
 
 MAIN, SYMMETRIC = Scheme(4, 32, zero_offset=1), Scheme(4, 32, has_zeros=False)
