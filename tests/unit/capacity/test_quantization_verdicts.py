@@ -19,7 +19,7 @@ def test_plan_and_preflight_answer_as_the_reader(values, scheme, found):
     assert [found in what for what, _ in reasons] == ([] if scheme else [True])
     plan = capacity_plan(facts, PROFILE)
     assert plan["refused"] == [what for what, _ in reasons]
-    instance = {"name": "main", "model": "/m", "tensor_parallel_size": 1}
+    instance = {"name": "main", "model": "/m", "tensor_parallel_size": 1, "dtype": "float32"}
     findings = model_findings({"/m": facts}, [instance], PROFILE["gpu"], "cpu")
     assert [(finding["found"], finding["expected"]) for finding in findings] == reasons
     served = {row["storage"] for row in plan["layouts"] if row["served"]}
