@@ -7,6 +7,8 @@ KeplerError
     BundleError         plugin_utils/bundle: a file that is no bundle for these hosts
     CapacityError       plugin_utils/model_families: a model that the planner cannot read
         UnknownModelError
+
+The reader of checkpoints has a tree of its own, checkpoint/errors.py: vLLM's processes have the same files.
 """
 
 import http.client
