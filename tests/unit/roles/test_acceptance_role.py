@@ -78,7 +78,7 @@ def test_a_host_that_nobody_qualified_is_loaded_with_nothing(role):
     status, output = role("acceptance", {}, acceptance_checks=[], acceptance_sizes=[4])
     assert status != 0
     assert "found [4] on a host without a qualification that holds" in output
-    assert "playbooks/qualification.yml" in output
+    assert "playbooks/qualify.yml" in output
     assert "serves" not in output
 
 
