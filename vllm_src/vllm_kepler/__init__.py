@@ -10,10 +10,10 @@ __all__ = ["__version__", "register", "register_layers"]
 
 
 def register() -> str | None:
-    """Name of the platform class for this machine; None leaves it to vLLM's own platforms.
+    """Return the platform class's name for this machine, or None to leave it to vLLM's own platforms.
 
-    Raises SystemExit for a switch that makes no sense: vLLM swallows every Exception of a plugin and would go on with
-    no platform at all.
+    Raises SystemExit for a setting that is refused: vLLM swallows every Exception of a plugin, and would go on without
+    a platform.
     """
     from .device import platform_class
 
@@ -24,7 +24,7 @@ def register() -> str | None:
 
 
 def register_layers() -> None:
-    """Put the port's layers and shorter ways to start where vLLM has its own; nothing where the port does not serve."""
+    """Replace vLLM's layers and slow steps of a start by the port's, if the port serves."""
     from vllm.platforms import current_platform
 
     from .settings import KeplerSettings

@@ -1,4 +1,4 @@
-"""Modules that are imported on every CUDA platform and that cannot be on sm_37."""
+"""Stand-ins for modules that vLLM imports on every CUDA platform, and that sm_37 cannot have."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def apply_token_bitmask(
     Args:
         logits: float32 [batch, vocabulary], or [vocabulary] for a batch of one.
         bitmask: int32 [batch, words]: bit i of word w allows token 32 · w + i.
-        vocab_size: how many logits the mask speaks of; as many as it has bits where left out.
-        indices: the rows of logits and bitmask that are masked; all where left out.
+        vocab_size: how many logits the mask covers; by default as many as it has bits.
+        indices: the rows of logits and bitmask that are masked; by default all.
     """
     logits, bitmask = logits.view(-1, logits.shape[-1]), bitmask.view(-1, bitmask.shape[-1])
     size = min(logits.shape[-1], 32 * bitmask.shape[-1]) if vocab_size is None else vocab_size
@@ -39,10 +39,10 @@ def apply_token_bitmask(
 
 
 class BatchedTritonExperts:
-    """Named by upstream's MoE layer for its own methods; the port's method never makes one."""
+    """Imported by upstream's MoE layer for its own methods; the port never makes one."""
 
 
-# Module -> what its importers take from it. flash-attn needs sm_80, Triton sm_70.
+# Module -> the names that are imported from it. flash-attn needs sm_80, Triton sm_70.
 MODULES: dict[str, dict[str, Any]] = {
     "vllm.vllm_flash_attn": {},
     "vllm.vllm_flash_attn.layers": {},
@@ -53,7 +53,7 @@ MODULES: dict[str, dict[str, Any]] = {
 
 
 def stand_in() -> None:
-    """Put modules of these names where imports find them."""
+    """Register the stand-ins in sys.modules."""
     for name, contents in MODULES.items():
         module = types.ModuleType(name, "Stands in for a module that cannot be on sm_37.")
         module.__path__ = []

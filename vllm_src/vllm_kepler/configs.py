@@ -1,4 +1,4 @@
-"""Configs of transformers 5, which the pinned transformers would read without their rotary embedding."""
+"""Configs of transformers 5, of which the pinned transformers ignores the rotary embedding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .checkpoint.config import translate
 
 
 def register() -> None:
-    """Translate every config.json before transformers makes a config of it: vLLM's classes and its own read it here."""
+    """Translate every config.json before transformers or vLLM make a config of it."""
     plain = PretrainedConfig.get_config_dict.__func__
     if getattr(plain, "translates", False):
         return

@@ -9,12 +9,12 @@ from vllm.worker.cpu_worker import CPUCacheEngine, CPUWorker
 
 
 def kv_cache_dtype(cache_config: CacheConfig, model_config: ModelConfig) -> torch.dtype:
-    """As upstream's GPU worker has it; its CPU worker knows auto and fp8 alone."""
+    """Return the cache's dtype as upstream's GPU worker does; its CPU worker knows auto and fp8 alone."""
     cache_dtype = cache_config.cache_dtype
     return model_config.dtype if cache_dtype == "auto" else STR_DTYPE_TO_TORCH_DTYPE[cache_dtype]
 
 
-# The worker names this class, and the class this function, in so many words: no subclass would be asked.
+# Replaced in place: the worker makes this class by name, so a subclass would not be used.
 CPUCacheEngine.get_kv_cache_dtype = staticmethod(kv_cache_dtype)
 
 
@@ -22,10 +22,10 @@ class KeplerCpuWorker(CPUWorker):
     """Named by the platform, so that every process of the engine imports this module."""
 
     def determine_num_available_blocks(self) -> tuple[int, int]:
-        """(blocks, 0): those that fit, but no more than all sequences at their longest fill.
+        """Return (blocks, 0): those that fit, but no more than all sequences at their longest fill.
 
-        Every byte of the cache is written at start, and every block is an object of Python: for a tiny model a
-        gigabyte of them takes longer than all else.
+        Every byte of the cache is written at start, and every block is a Python object: a gigabyte of them takes longer
+        than the rest of a tiny model's start.
         """
         fitting, swapped = super().determine_num_available_blocks()
         longest = cdiv(self.model_config.max_model_len, self.cache_config.block_size)

@@ -1,6 +1,6 @@
-"""`vllm`, whose engine and ranks are forks of one process that has imported it.
+"""Command line of vLLM, whose engine and ranks are forks of one process that has imported it.
 
-Upstream spawns them, and each imports PyTorch and vLLM anew: first the API, then the engine, then the ranks.
+Upstream spawns them, and each imports PyTorch and vLLM again: the API, then the engine, then the ranks.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-# With the parts that its types leave out.
+# Untyped: its private parts are used.
 private: Any = multiprocessing
-# What the API, the engine and the ranks import.
+# Modules that the API, the engine and the ranks import.
 IMPORTED = (
     "vllm.entrypoints.openai.api_server", "vllm.entrypoints.cli.serve", "vllm.engine.multiprocessing.engine",
     "vllm.executor.mp_distributed_executor",
@@ -25,14 +25,14 @@ IMPORTED = (
 
 
 class Variables:
-    """The environment of who asks for a process; unpickled, it becomes that of the process."""
+    """Environment of the process that starts another one; unpickled, it becomes that of the other."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return take_over, (dict(os.environ),)
 
 
 def take_over(variables: dict[str, str]) -> None:
-    """Make these the environment, also for those who read it while they were imported."""
+    """Set the environment, also for modules that read it when they were imported."""
     import prometheus_client.values
     import torch
 
@@ -48,7 +48,7 @@ def second(_: None, process: BaseProcess) -> BaseProcess:
 
 
 class Fork:
-    """A process on its way to the server, behind the variables that it is to have when it is unpickled."""
+    """A process in its pickled form: its environment comes first, so that it is set before the process is unpickled."""
 
     def __init__(self, process: BaseProcess) -> None:
         self._name, self.process = process.name, process
@@ -58,16 +58,16 @@ class Fork:
 
 
 class Popen(private.popen_forkserver.Popen):
-    """A process of the server, with the variables of who asks: they are set after the server was forked."""
+    """A fork of the server with the environment of its parent, which is set after the fork."""
 
     def _launch(self, process: BaseProcess) -> None:
         super()._launch(Fork(process))
 
 
 def serve_forks() -> None:
-    """Fork a server off this process, and let who asks for a spawned process get a fork of it.
+    """Fork a server off this process, and let every spawned process be a fork of that server.
 
-    The standard library starts a server for each process that asks, and each imports for itself; this one serves all.
+    The standard library starts a server for each parent, and each imports for itself; this one serves all.
     """
     server: Any = forkserver._forkserver
     server.ensure_running = resource_tracker.ensure_running
@@ -77,9 +77,9 @@ def serve_forks() -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
-    # The server ends once nobody holds the other end.
+    # The server ends when the last process with the other end has ended.
     alive, server._forkserver_alive_fd = os.pipe()
-    # Collections would write to every object, and with it unshare its memory.
+    # A garbage collection would write to every object, and so copy its shared memory.
     gc.collect()
     gc.freeze()
     if not os.fork():
@@ -94,7 +94,7 @@ def serve_forks() -> None:
 
 
 def has_touched_cuda() -> bool:
-    """Whether forks of this process cannot use CUDA, as those of a process cannot that has only counted its GPUs."""
+    """Return True if forks of this process cannot use CUDA; counting the GPUs is enough for that."""
     import torch
 
     if not (child := os.fork()):

@@ -1,4 +1,4 @@
-"""Loads the torch backfill just before vLLM or transformers is first imported.
+"""Import of the torch backfill just before vLLM or transformers is first imported.
 
 The .pth file beside the package imports this module in every interpreter of the environment, spawned
 workers included. It must cost next to nothing there, so torch is imported only when it is needed.
@@ -10,7 +10,7 @@ NEEDS_BACKFILL = ("vllm", "transformers")
 
 
 class BackfillFinder:
-    """Import finder that finds nothing: it sees the first import of a module that needs the backfill."""
+    """Import finder that finds nothing, and loads the backfill at the first import that needs it."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):

@@ -1,4 +1,4 @@
-"""The port's method for mixtures of experts, in the place of upstream's, which needs Triton or IPEX.
+"""The port's method for mixtures of experts. It replaces upstream's, which needs Triton or IPEX.
 
 vLLM lets a plug-in replace a layer by name (`register_oot`); `register` does so from the entry point group
 `vllm.general_plugins`, which every process of the engine loads.
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-# The import below says that Triton is missing: nothing on this path uses it, and no operator need read of it.
+# The import below warns that Triton is missing, which the port does not use.
 logging.getLogger("vllm.triton_utils.importing").setLevel(logging.WARNING)
 
 from vllm.model_executor.layers.fused_moe.layer import UnquantizedFusedMoEMethod  # noqa: E402
@@ -25,7 +25,7 @@ from .ops import moe  # noqa: E402
 class KeplerMoEMethod(UnquantizedFusedMoEMethod):
     """Float32 experts over vllm_kepler.ops.moe, tensor-parallel.
 
-    Raises ModelError, before any weight is read, for what a model asks and the port does not have.
+    Raises ModelError, before any weight is read, for a model that the port cannot serve.
     """
 
     def create_weights(
@@ -55,15 +55,15 @@ class KeplerMoEMethod(UnquantizedFusedMoEMethod):
             parameter.pending = {(expert, shard) for expert in range(num_experts) for shard in shards}
 
     def create_parameters(self, *sizes: Any, **named: Any) -> None:
-        """Parameters of the names and shapes that the layer's weight loader fills."""
+        """Create the parameters that the layer's weight loader fills."""
         super().create_weights(*sizes, **named)
 
     def matrices(self, layer: torch.nn.Module) -> tuple[moe.Experts, moe.Experts]:
-        """The experts' matrices, gate and up in one and down, as vllm_kepler.ops.moe takes them."""
+        """Return the experts' matrices, gate and up in one and down, as vllm_kepler.ops.moe takes them."""
         return layer.w13_weight, layer.w2_weight
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        """The weights stay as they are loaded; upstream packs them for another library here."""
+        """Keep the weights as they were loaded; upstream packs them for another library here."""
 
     def forward(
         self,
@@ -81,7 +81,7 @@ class KeplerMoEMethod(UnquantizedFusedMoEMethod):
         activation: str = "silu",
         **rest: Any,
     ) -> torch.Tensor:
-        """[num_tokens, hidden_size] for x of that shape and router_logits [num_tokens, num_experts]."""
+        """Return [num_tokens, hidden_size] for x of that shape and router_logits [num_tokens, num_experts]."""
         if use_grouped_topk:
             assert num_expert_group is not None and topk_group is not None
             weights, experts = moe.grouped_topk(
@@ -111,5 +111,5 @@ def track_loaded(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def register() -> None:
-    """Let vLLM make this method where it would make its own; a second call changes nothing."""
+    """Let vLLM make this method instead of its own; a second call changes nothing."""
     UnquantizedFusedMoEMethod.op_registry_oot[UnquantizedFusedMoEMethod.__name__] = KeplerMoEMethod

@@ -1,6 +1,6 @@
 """Streams of several samples of one prompt, without losing tokens.
 
-vLLM 0.9.2 is unchanged: `register` puts this in place of its function. With its V1 engine this can go.
+`register` replaces vLLM's function. With its V1 engine this can go.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def from_seq_group(upstream: Any) -> Any:
 
 
 def register() -> None:
-    """Put this in the place of upstream's; once more changes nothing."""
+    """Replace upstream's function; a second call changes nothing."""
     plain = RequestOutput.from_seq_group.__func__
     if not hasattr(plain, "__wrapped__"):
         RequestOutput.from_seq_group = classmethod(from_seq_group(plain))

@@ -1,4 +1,4 @@
-"""The CPU, standing in for a Kepler GPU: the same engine, backend and operators without the hardware."""
+"""Platform of the CPU as a stand-in for a Kepler GPU: the same engine, backend and operators."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.kepler.platform")
 
 GIB = 1 << 30
-# KV cache of all ranks together where VLLM_CPU_KVCACHE_SPACE (GiB a rank) says nothing: every byte of it is written
+# KV cache of all ranks together, unless VLLM_CPU_KVCACHE_SPACE (GiB a rank) is set. Small: every byte of it is written
 # at start, and a stand-in has the memory of a laptop.
 DEFAULT_CACHE = 1 * GIB
 

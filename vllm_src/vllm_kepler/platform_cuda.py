@@ -1,4 +1,4 @@
-"""A Kepler GPU, and with VLLM_KEPLER_VERIFY=1 another NVIDIA GPU on the very same path."""
+"""Platform of a Kepler GPU, and with VLLM_KEPLER_VERIFY=1 of another NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
     def __init__(self) -> None:
         settings.force_v0()
         absent_modules.stand_in()
-        # What torch compiles for a GPU goes through Triton.
+        # torch compiles for a GPU by Triton.
         torch._dynamo.config.disable = True
 
     @classmethod

@@ -1,7 +1,7 @@
-"""What upstream does slowly at each start, done quickly and with the same result.
+"""Quick replacements of functions that are slow at each start, with the same results.
 
-vLLM 0.9.2 is unchanged: `register` puts these in place of its functions, from the entry point group
-`vllm.general_plugins`, which every process loads before it needs them.
+`register` replaces them from the entry point group `vllm.general_plugins`, which every process loads before it needs
+them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ UPSTREAM_MODELS = "vllm.model_executor.models."
 
 
 def inspect_model_cls(upstream: Any) -> Any:
-    """Look at a model's class in the process that asks.
+    """Inspect a model's class in this process.
 
-    Upstream starts a process for it that imports all of vLLM, since importing a model could initialize CUDA; none of
-    its own does (tests/port/test_quick_start.py). Later releases keep on disk what they saw: this can go with them.
+    Upstream starts a process that imports all of vLLM, since importing a model could initialize CUDA; none of its own
+    does (tests/port/test_quick_start.py). Later releases cache the result on disk: this can go with them.
     """
 
     @functools.wraps(upstream)
@@ -38,17 +38,17 @@ def inspect_model_cls(upstream: Any) -> Any:
 
 @functools.cache
 def classes(path: str) -> dict[str, ast.ClassDef]:
-    """The classes of a source file, by name."""
+    """Return the classes of a source file, by name."""
     # Dedented, as upstream does with each class: lines of spaces become empty.
     parsed = ast.parse(textwrap.dedent(Path(path).read_text()))
     return {node.name: node for node in parsed.body if isinstance(node, ast.ClassDef)}
 
 
 def get_attr_docs(cls: type) -> dict[str, str]:
-    """The text after each attribute of a class, by the attribute's name: help of the command line.
+    """Return the text after each attribute of a class, by the attribute's name: help of the command line.
 
-    Upstream has `inspect` parse the same 4,000 lines for each of 13 classes. Python 3.13 finds a class without that:
-    with it this can go.
+    Upstream has `inspect` parse the same 4,000 lines for each of 13 classes. Python 3.13 finds a class without
+    parsing: with it this can go.
     """
     found = {}
     for assignment, text in itertools.pairwise(classes(inspect.getfile(cls))[cls.__name__].body):
@@ -63,11 +63,11 @@ def get_attr_docs(cls: type) -> dict[str, str]:
 
 
 def register() -> None:
-    """Put these in the place of upstream's; once more changes nothing."""
+    """Replace upstream's functions; a second call changes nothing."""
     model = registry._LazyRegisteredModel
     if not hasattr(model.inspect_model_cls, "__wrapped__"):
         model.inspect_model_cls = inspect_model_cls(model.inspect_model_cls)
-    # Only who reads a command line has it.
+    # Loaded only by a process that parses a command line.
     arguments: Any = sys.modules.get("vllm.engine.arg_utils")
     if arguments:
         arguments.get_attr_docs = get_attr_docs

@@ -1,4 +1,4 @@
-"""What the port decides for every model, on a Kepler GPU and on what stands in for one."""
+"""Settings of every model on the port's platforms, and refusals of those that the port cannot serve."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ CAPTURE_SIZES = (1, 2, 4, 8, 16)
 
 
 def force_v0() -> None:
-    """The V1 engine compiles; ours runs eagerly in V0."""
+    """Choose the V0 engine, which runs eagerly; the V1 engine compiles."""
     os.environ["VLLM_USE_V1"] = "0"
 
 
 class KeplerSettings:
-    """What every platform of the port answers; stands before upstream's platform among the bases."""
+    """Base of the port's platforms, before upstream's platform."""
 
     @property
     def supported_dtypes(self) -> list[torch.dtype]:
@@ -50,7 +50,7 @@ class KeplerSettings:
     def verify_quantization(cls, quant: str) -> None:
         """Raise SettingError for a method that is asked for by name and has no quantization_config in config.json."""
         if quant == "gguf":
-            # So upstream takes a model that is a GGUF file.
+            # Upstream takes a model that is a GGUF file for this method.
             raise SettingError(
                 "model: found a GGUF file; expected its directory, with the config.json and the tokenizer of its model "
                 "beside it: a file holds only parts of both."
@@ -72,7 +72,7 @@ class KeplerSettings:
         use_v1: bool,
         use_mla: bool,
     ) -> str:
-        """Dotted name of the attention backend.
+        """Return the dotted name of the attention backend.
 
         Raises ModelError for attention of a kind that the port does not have.
         """
@@ -87,8 +87,8 @@ def apply_defaults(config: VllmConfig, graphs: bool = False) -> None:
 
     With `graphs`, decoding steps of few sequences are replayed as CUDA graphs; all else is eager.
 
-    dtype half says how weights and KV cache are stored. vLLM calls this again for what it made of a config that went
-    through here before.
+    dtype half is how weights and KV cache are stored. vLLM calls this again with configs that it derives from one that
+    has passed before.
 
     Raises SettingError, before any weight is read, for a setting that a Kepler GPU cannot serve.
     """
@@ -142,12 +142,12 @@ def apply_defaults(config: VllmConfig, graphs: bool = False) -> None:
     compilation, most = config.compilation_config, config.scheduler_config.max_num_seqs
     compilation.level = CompilationLevel.NO_COMPILATION
     compilation.cudagraph_capture_sizes = list({min(size, most) for size in CAPTURE_SIZES}) if graphs else []
-    # Again: before the platform was asked, upstream did it for its own sizes.
+    # Again: upstream has done it for its own sizes before it asks the platform.
     compilation.init_with_cudagraph_sizes(compilation.cudagraph_capture_sizes)
 
 
 def apply_storage(config: VllmConfig) -> None:
-    """Decide how the model's weights and the KV cache are stored, and who loads them.
+    """Set how the model's weights and the KV cache are stored, and which loader reads them.
 
     Raises ValueError for damaged weight files, SettingError for ranks that a quantized checkpoint cannot be split over.
     """
@@ -159,7 +159,7 @@ def apply_storage(config: VllmConfig) -> None:
 
     model, ranks = config.model_config, config.parallel_config.tensor_parallel_size
     directory = Path(model.model)
-    # Else it is a name, whose files vLLM fetches later.
+    # A name's files are fetched later, by vLLM.
     if directory.is_dir():
         for path in sorted(directory.glob("*.safetensors")):
             read_header(path)
@@ -168,7 +168,7 @@ def apply_storage(config: VllmConfig) -> None:
     if load.load_format == LoadFormat.AUTO:
         load.load_format = KeplerLoader
     elif load.load_format != LoadFormat.DUMMY and not isinstance(load.load_format, type):
-        # The others would not miss a tensor that a quantized checkpoint lacks.
+        # Other loaders do not notice a missing tensor of a quantized checkpoint.
         raise SettingError(
             f"load_format: found {getattr(load.load_format, 'value', load.load_format)}; expected auto, which reads "
             "safetensors, PyTorch's files and GGUF, or dummy. Leave it out."

@@ -15,12 +15,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD, UNREAD = 10, 60
 # Bytes of a request's head.
 LONGEST_HEAD = 1 << 16
-# Files that are no connections: vLLM's own, and what the kernel hands over at once (uvicorn's backlog of 2,048).
+# Files for other things than connections: vLLM's own, and the connections of uvicorn's backlog (2,048).
 RESERVED = 3072
 
 
 def most_connections() -> int:
-    """Return how many connections leave vLLM the files that it needs itself."""
+    """Return how many connections vLLM can have and still open its own files."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(files - RESERVED, files // 4)
 
@@ -41,7 +41,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self.wait()
         if len(self.connections) > most_connections():
-            # With all the others in the midst of a request, this one waits longest.
+            # If all others are within a request, this connection itself waits longest.
             next(iter(self.waiting)).drop()
 
     def wait(self) -> None:
@@ -57,7 +57,7 @@ class Connection(HttpToolsProtocol):
             self.patience.cancel()
 
     def drop(self) -> None:
-        """End the connection, whatever of an answer is still unread."""
+        """End the connection, even if the client has not read the whole answer."""
         self.stop_waiting()
         self.transport.abort()
 

@@ -1,7 +1,7 @@
 """A process that compiles guides for the API: `python -m vllm_kepler.api.guide_compiler`.
 
-The compiler has no bounds of its own for what a guide of 100 bytes makes of memory, time and stack, and a guide can end
-its process. So each guide is compiled in a fork that is limited.
+The compiler does not bound the memory, time and stack that it takes for a guide of 100 bytes, and a guide can end its
+process. So each guide is compiled in a fork with limits.
 
 One JSON object a line. The first is the tokenizer, each later one a guide; each guide gets one line back.
 """
@@ -25,7 +25,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 SECONDS, MEMORY, STACK = 0.5, 128 << 20, 4 << 20
 # Seconds for a fork that waits for something.
 PATIENCE = 20
-# Characters of the compiler's words that are passed on.
+# Characters of the compiler's message that are passed on.
 LONGEST = 400
 BOUNDS = f"it takes more than {SECONDS} s or {MEMORY >> 20} MiB to compile, or nests too deep. Ask for less of it"
 
@@ -48,11 +48,11 @@ def compile_guide(tokenizer: LLTokenizer, guide: dict[str, str]) -> dict[str, An
             # Bits, one a token. Upstream takes a mask without tokens for the end of the answer.
             allows = any(matcher.compute_bitmask())
             error = matcher.get_error() or ("" if allows else "No token of the model can begin it")
-        # The compiler warns of what it ignores.
+        # The compiler warns of parts of a guide that it ignores.
         error = error or "; ".join(matcher.get_grammar_warnings())
     except Exception as raised:
         error = str(raised) or type(raised).__name__
-    # What comes after the first words is the state of its parser.
+    # After the message comes the state of its parser.
     return {"error": error.partition("\n<state>")[0][:LONGEST], "text": None if error else text,
             "seconds": time.process_time() - began, "bytes": max(memory()[1] - before, 0)}
 
@@ -71,7 +71,7 @@ def limit() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     signal.setitimer(signal.ITIMER_REAL, PATIENCE)
-    # What Rust says of an allocation that fails belongs into no log.
+    # Rust's message of a failed allocation belongs into no log.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
@@ -98,8 +98,8 @@ def in_a_fork(tokenizer: LLTokenizer, guide: dict[str, str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    said = json.loads(sys.stdin.readline())
-    tokenizer = LLTokenizer(said["tokenizer"], eos_token=said["eos"])
+    first = json.loads(sys.stdin.readline())
+    tokenizer = LLTokenizer(first["tokenizer"], eos_token=first["eos"])
     for line in sys.stdin:
         sys.stdout.write(json.dumps(in_a_fork(tokenizer, json.loads(line))) + "\n")
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Asks the guides' compiler, in a process of its own, before a request with a guide is queued."""
+"""Check of a guide by the compiler, in a process of its own, before its request is queued."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stands in front of vLLM's API, which loads this module by `--middleware`."""
+"""Middleware in front of vLLM's API, which loads this module by `--middleware`."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ HTTP_PROTOCOLS["auto"] = f"{Connection.__module__}:{Connection.__qualname__}"
 
 
 class KeplerMiddleware(AdmissionMiddleware):
-    """Admission that knows the model, and has what vLLM makes of a request checked too."""
+    """Admission that knows the model, and checks parsed requests too."""
 
     async def learn(self, state: Any) -> Limits:
         return await guard(state, self.limits)

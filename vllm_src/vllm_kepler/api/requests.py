@@ -1,7 +1,7 @@
-"""What vLLM made of a request, checked before the request is queued.
+"""Checks of parsed requests, before they are queued.
 
 vLLM's own handlers are wrapped instead of reading bodies a second time: every path and every form of a field ends
-there, with prompts as token ids and guides as the compiler gets them.
+there, with prompts as token ids and guides in the form that the compiler reads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vllm_serving.limits import Limits
 from .guides import Guides
 
 BACKEND = "guidance"
-# Upstream's handlers, of which each model has some, and their calls that are checked.
+# Upstream's handlers, of which a model has some, and their calls that are checked.
 HANDLERS = {
     "tokenization": ("create_tokenize",), "chat": ("create_chat_completion",), "completion": ("create_completion",),
     "embedding": ("create_embedding",), "pooling": ("create_pooling",), "classification": ("create_classify",),
@@ -33,7 +33,7 @@ HANDLERS = {
 async def guard(state: Any, limits: Limits) -> Limits:
     """Wrap the handlers of a vLLM that is about to serve, and return the limits of its model.
 
-    state: of vLLM's application. Raises ConfigError for a server whose guides nobody could check.
+    state: of vLLM's application. Raises ConfigError for a server whose guides cannot be checked.
     """
     backend = state.vllm_config.decoding_config.backend
     if backend != BACKEND:
@@ -58,9 +58,9 @@ async def guard(state: Any, limits: Limits) -> Limits:
 
 
 async def leave_guide(sampling_params: Any, **_options: Any) -> Any:
-    """Leave it to the engine to prepare a guide.
+    """Let the engine prepare a guide.
 
-    What upstream prepares here goes there with the whole tokenizer: for 150,000 words that takes 2 s, and 50 MB stay.
+    Upstream prepares it here and sends it with the whole tokenizer: 2 s and 50 MB for 150,000 words.
     """
     return sampling_params
 
@@ -123,7 +123,7 @@ def checked_handler(handler: Any, create: Any, check: RequestCheck) -> Any:
 
 
 class AbsentHandler:
-    """Answers for a handler that the model does not have: upstream's own answer says 400 with the status 200."""
+    """Answers for a handler that the model does not have. Upstream's own answer has status 200 and code 400."""
 
     def __init__(self, other: Any) -> None:
         self.other = other
@@ -136,25 +136,25 @@ class AbsentHandler:
 
 
 def refusal(handler: Any, status: int, message: str) -> Any:
-    """Return an error as vLLM's handlers give it."""
+    """Return an error in the form of vLLM's handlers."""
     answer = handler.create_error_response(message)
     answer.code = status
     return answer
 
 
 async def begun(handler: Any, stream: Any) -> Any:
-    """Wait for the first event of a stream, and return the stream, or the error that the event holds.
+    """Wait for the first event of a stream. Returns the stream, or the error in the event.
 
-    What the engine says of a request comes after upstream has begun to answer it with 200.
+    An error of the engine comes after upstream has begun to answer with 200.
     """
     try:
         first = await anext(stream)
     except StopAsyncIteration:
         return stream
-    said = first.removeprefix("data: ") if isinstance(first, str) else ""
-    if said.startswith('{"error"'):
+    data = first.removeprefix("data: ") if isinstance(first, str) else ""
+    if data.startswith('{"error"'):
         await stream.aclose()
-        return refusal(handler, 500 if handler.engine_client.errored else 400, json.loads(said)["error"]["message"])
+        return refusal(handler, 500 if handler.engine_client.errored else 400, json.loads(data)["error"]["message"])
 
     async def all_events() -> Any:
         async with contextlib.aclosing(stream):
@@ -166,10 +166,10 @@ async def begun(handler: Any, stream: Any) -> Any:
 
 
 class RequestCheck:
-    """Makes of a request what upstream will, and asks the compiler for the guide in it."""
+    """Converts a request as upstream will, and has the compiler check its guide."""
 
     def __init__(self, model: Any, tokenizer: Any, vocabulary: int) -> None:
-        # Its own: another thread makes tokens of prompts.
+        # A copy: another thread uses the tokenizer.
         self.model, self.tokenizer, self.vocabulary = model, copy.deepcopy(tokenizer), vocabulary
         self.generation = model.try_get_generation_config()
         fast = getattr(tokenizer, "backend_tokenizer", None)
@@ -198,7 +198,7 @@ class RequestCheck:
         """Return the guide of a request's sampling parameters, or None, and how many sequences it is for."""
         most = request.max_tokens or getattr(request, "max_completion_tokens", None) or self.model.max_model_len
         params = request.to_sampling_params(most, self.model.logits_processor_pattern, {})
-        # The engine does this; not all bad_words have tokens.
+        # The engine does this as well; not all bad_words have tokens.
         params.update_from_generation_config(self.generation, getattr(self.tokenizer, "eos_token_id", None))
         params.update_from_tokenizer(self.tokenizer)
         self.check_masks(params)
@@ -207,13 +207,13 @@ class RequestCheck:
         return params.guided_decoding, params.n * (len(prompts) if several else 1)
 
     def check_masks(self, params: Any) -> None:
-        """Raise ValueError if what forbids tokens may leave none at a step: the probabilities of no token are NaN."""
+        """Raise ValueError if a step may have no allowed token: the probabilities would be NaN."""
         masks = [name for name in ("allowed_token_ids", "bad_words", "min_tokens") if getattr(params, name)]
         if params.guided_decoding is not None:
             if masks:
                 raise ValueError(f"{masks[0]}: together with a guide it may leave no token. Leave one of them out.")
             return
-        # The end of a bad word is forbidden after its beginning.
+        # The last token of a bad word is forbidden after the others.
         forbidden = {tokens[-1] for tokens in params.bad_words_token_ids or []}
         if params.min_tokens:
             forbidden |= params.all_stop_token_ids
@@ -222,7 +222,7 @@ class RequestCheck:
             raise ValueError(f"{', '.join(masks)}: together they may leave no token. Leave one of them out.")
 
     def grammar_of(self, guided: Any) -> str:
-        """Return what upstream hands to the compiler."""
+        """Return the grammar that upstream passes to the compiler."""
         from vllm.model_executor.guided_decoding.guidance_decoding import (
             get_local_guidance_guided_decoding_logits_processor as processor_of,
         )
@@ -232,12 +232,12 @@ class RequestCheck:
 
 def complete_format(request: Any) -> None:
     """Raise Rejected for a response_format that upstream ignores, and let a completion obey a schema in its own."""
-    asked = request.response_format
-    if asked is None or asked.type in ("text", "json_object"):
+    wanted = request.response_format
+    if wanted is None or wanted.type in ("text", "json_object"):
         return
-    if asked.type == "structural_tag":
+    if wanted.type == "structural_tag":
         raise Rejected(400, "response_format: the server has no structural tags; use json_schema.")
-    schema = asked.json_schema and asked.json_schema.json_schema
+    schema = wanted.json_schema and wanted.json_schema.json_schema
     if schema is None:
         raise Rejected(400, "response_format: expected json_schema with a schema in it.")
     if not hasattr(request, "messages"):

@@ -26,7 +26,7 @@ HEAD_SIZES = range(HEAD_MULTIPLE, LARGEST_HEAD + 1, HEAD_MULTIPLE)
 
 
 class KeplerBackend(AttentionBackend):
-    """TORCH_SDPA as the port has it; upstream's of that name applies no window when it decodes."""
+    """The port's attention under upstream's name TORCH_SDPA, which operators look for; torch's SDPA is not called."""
 
     @staticmethod
     def get_name() -> str:
@@ -64,7 +64,7 @@ class KeplerBackend(AttentionBackend):
 class KeplerImpl(AttentionImpl[KeplerMetadata]):
     """One attention layer.
 
-    Raises ModelError at start for what the layer asks and the port does not have.
+    Raises ModelError at start for a layer that the port cannot serve.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class KeplerImpl(AttentionImpl[KeplerMetadata]):
         output: torch.Tensor | None = None,
         output_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attention of one step.
+        """Compute the attention of one step.
 
         Args:
             query: [num_tokens, num_heads · head_size]; prefill tokens first, as the metadata says.

@@ -1,7 +1,7 @@
-"""Decoding steps as CUDA graphs: what upstream's GPU model runner asks of the backend while it captures and replays.
+"""Decoding steps as CUDA graphs: the calls of upstream's GPU model runner to capture and replay them.
 
-A graph is captured for each of a few batch sizes and replayed with what its input tensors hold by then. A batch of
-another size is padded: its rows beyond the sequences have one token, that lies in no slot.
+A graph is captured for each of a few batch sizes, and replayed with the values that its input tensors have then. A
+batch of another size is padded: its rows beyond the sequences have one token, which lies in no slot.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .metadata import KeplerMetadata
 
 logger = init_logger("vllm.kepler.graphs")
 
-# A thread of PyTorch 2.0's NCCL groups asks each second after collectives that it has not yet seen end, and that breaks
-# a capture on any other thread. Those within the graphs are not its own: vLLM calls NCCL itself.
+# A thread of PyTorch 2.0's NCCL groups queries unfinished collectives each second, which breaks a capture on any other
+# thread. Those within the graphs are not its own: vLLM calls NCCL itself.
 WATCHDOG_SECONDS = 2.5
 # Tensors of a graph that the port fills anew for each step, by their names in the metadata.
 INPUTS = ("decode_seq_lens", "decode_block_tables")
@@ -31,14 +31,14 @@ class KeplerState(CommonAttentionState):
 
     @contextmanager
     def graph_capture(self, max_batch_size: int) -> Iterator[None]:
-        """Around the capture of all sizes; says what they took.
+        """Wrap the capture of all sizes, and log the memory that they take.
 
-        Raises RuntimeError, with what to do, for a step that cannot be captured.
+        Raises RuntimeError, with the next step, if a step cannot be captured.
         """
         if self.runner.parallel_config.world_size > 1:
             torch.cuda.synchronize()
             time.sleep(WATCHDOG_SECONDS)
-        # What the profiling run has left in torch's cache would hide what the graphs take.
+        # torch's cache of the profiling run would hide the memory of the graphs.
         torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info()[0]
         try:
@@ -61,7 +61,7 @@ class KeplerState(CommonAttentionState):
     def graph_capture_get_metadata_for_batch(
         self, batch_size: int, is_encoder_decoder_model: bool = False
     ) -> KeplerMetadata:
-        """Metadata of a decoding step, on the tensors that every replay reads.
+        """Return the metadata of a decoding step, on the tensors that every replay reads.
 
         The launch is for the longest context: blocks past a sequence's length end at once.
         """
@@ -87,7 +87,7 @@ class KeplerState(CommonAttentionState):
     def get_graph_input_buffers(
         self, attn_metadata: KeplerMetadata, is_encoder_decoder_model: bool = False
     ) -> dict[str, Any]:
-        """What a graph reads; upstream fills slot_mapping itself."""
+        """Return the tensors that a graph reads; upstream fills slot_mapping itself."""
         return {name: getattr(attn_metadata, name) for name in ("slot_mapping", *INPUTS)}
 
     def prepare_graph_input_buffers(

@@ -1,4 +1,4 @@
-"""What one step of the engine tells the attention layers."""
+"""Metadata of one step of the engine for the attention layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class KeplerMetadata(AttentionMetadata):
     """Prefills come first in a batch, one-token decodes after them.
 
     Attributes:
-        query_start_loc: int32 [num_prefills + 1]: where the new tokens of each prefill begin.
+        query_start_loc: int32 [num_prefills + 1]: index of the first new token of each prefill.
         max_query_len: new tokens of the longest prefill.
         prefill_seq_lens: int32 [num_prefills]: cached and new tokens of each prefill.
         prefill_block_tables: int32 [num_prefills, max_blocks].
@@ -50,21 +50,21 @@ class KeplerMetadata(AttentionMetadata):
 
 
 def padded(block_tables: list[list[int] | None], device: torch.device | str) -> torch.Tensor:
-    """int32 [len(block_tables), longest]; block 0 pads, and is never read beyond a sequence's length.
+    """Return int32 [len(block_tables), longest]; block 0 pads, and is never read beyond a sequence's length.
 
-    None is the table of a sequence that keeps nothing in the cache: that of a model that generates no tokens.
+    A sequence of a model that generates no tokens has nothing in the cache: its table is None.
     """
     return make_tensor_with_pad([table or [] for table in block_tables], pad=0, dtype=torch.int32, device=device)
 
 
 class CpuMetadataBuilder(AttentionMetadataBuilder[KeplerMetadata]):
-    """Builds the metadata from what upstream's V0 CPU model runner collects."""
+    """Builds the metadata from the batch of upstream's V0 CPU model runner."""
 
     def __init__(self, input_builder: ModelInputForCPUBuilder) -> None:
         self.input_builder = input_builder
 
     def prepare(self) -> None:
-        """Nothing is kept between batches."""
+        """Keep nothing between batches."""
 
     def build(
         self, seq_lens: list[int], query_lens: list[int], cuda_graph_pad_size: int, batch_size: int
@@ -95,18 +95,18 @@ class CpuMetadataBuilder(AttentionMetadataBuilder[KeplerMetadata]):
 
 
 class GpuMetadataBuilder(CommonMetadataBuilder[KeplerMetadata]):
-    """Builds the metadata from what upstream's V0 GPU model runner collects."""
+    """Builds the metadata from the batch of upstream's V0 GPU model runner."""
 
     def __init__(self, input_builder: ModelInputForGPUBuilder) -> None:
         super().__init__(input_builder)
-        # Prefill reads the keys of the prompt from the cache: also those before a window must be written there.
+        # Prefill reads all keys of the prompt from the cache: those before a window must be written too.
         self.sliding_window = None
 
     def _add_seq_group(
         self, inter_data: ModelInputForGPUBuilder.InterDataForSeqGroup, chunked_prefill_enabled: bool
     ) -> None:
-        # Upstream hands over the block tables of prefills where they may come in chunks; the port reads them always,
-        # where there are any: a model that generates no tokens has none.
+        # Upstream passes the block tables of prefills only if they may come in chunks. The port always reads them, but
+        # a model that generates no tokens has none.
         super()._add_seq_group(inter_data, chunked_prefill_enabled=not is_block_tables_empty(inter_data.block_tables))
 
     def build(

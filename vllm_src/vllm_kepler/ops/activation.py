@@ -22,7 +22,7 @@ def gelu_quick(x: torch.Tensor) -> torch.Tensor:
 
 
 def gated(activation: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """Operator that writes activation(first half) · second half: input [..., 2 d], out [..., d]."""
+    """Make an operator that writes activation(first half) · second half: input [..., 2 d], out [..., d]."""
 
     def operator(out: torch.Tensor, input: torch.Tensor) -> None:
         gate, up = input.chunk(2, dim=-1)
@@ -32,7 +32,7 @@ def gated(activation: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch
 
 
 def plain(activation: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """Operator that writes activation(input): input and out of one shape."""
+    """Make an operator that writes activation(input): input and out of one shape."""
 
     def operator(out: torch.Tensor, input: torch.Tensor) -> None:
         out.copy_(activation(input))

@@ -1,7 +1,7 @@
 """Attention over the paged cache: a reference in plain torch and bounded memory, and the kernels.
 
 Formula, for a query at position p and the keys j that it may see:
-    score_j = cap(scale · q·k_j) + slope · (j - p),   cap(s) = c · tanh(s / c) where there is a soft-cap c
+    score_j = cap(scale · q·k_j) + slope · (j - p),   cap(s) = c · tanh(s / c) with a soft-cap c
     out = Σ softmax(score)_j · v_j
 A query sees j ≤ p (causal) and, with a window w, j > p - w.
 """
@@ -22,14 +22,14 @@ MAX_SCORES = 1 << 24
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """What one layer's attention is.
+    """Form of one layer's attention.
 
     Attributes:
         scale: factor of q·k.
         window: number of last positions that a query sees, itself included; None for all.
         soft_cap: bound of a score (Gemma 2); None for none.
         alibi_slopes: float32 [num_heads] (Press et al., 2021), on the device of the queries; None for none.
-        causal: False for encoders, where every query sees every key.
+        causal: False for encoders: every query sees every key.
     """
 
     scale: float
@@ -47,7 +47,7 @@ def attend(
     key_positions: torch.Tensor,
     spec: AttentionSpec,
 ) -> torch.Tensor:
-    """Attention of a batch of queries over keys of known positions.
+    """Compute the attention of a batch of queries over keys of known positions.
 
     Args:
         query: [batch, num_heads, num_queries, head_size].
@@ -78,14 +78,14 @@ def attend(
     if spec.window is not None:
         hidden = hidden | (distance <= -spec.window)
     weights = torch.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1)
-    # A slot that holds nothing may hold anything, NaN too, and 0 · NaN is NaN.
-    held = value.float().masked_fill((key_positions < 0)[:, None, :, None], 0.0)
-    out = torch.matmul(weights.view(batch, num_kv_heads, group * num_queries, num_keys), held)
+    # An empty slot may hold anything, NaN too, and 0 · NaN is NaN.
+    stored = value.float().masked_fill((key_positions < 0)[:, None, :, None], 0.0)
+    out = torch.matmul(weights.view(batch, num_kv_heads, group * num_queries, num_keys), stored)
     return out.view(batch, num_heads, num_queries, head_size).to(query.dtype)
 
 
 def gather(kv_cache: torch.Tensor, block_tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of block tables, in the order of their positions.
+    """Gather the keys and values of block tables, in the order of their positions.
 
     Args:
         kv_cache: [2, num_blocks, num_kv_heads, block_size, head_size].
@@ -111,7 +111,7 @@ def prefill_reference(
     max_query_len: int,
     spec: AttentionSpec,
 ) -> None:
-    """Attention of the new tokens of a batch of sequences over their cached and new tokens.
+    """Compute the attention of the new tokens of a batch of sequences over their cached and new tokens.
 
     Args:
         out, query: [num_tokens, num_heads, head_size]; query i of sequence s is token query_start_loc[s] + i and stands
@@ -120,7 +120,7 @@ def prefill_reference(
         block_tables: int32 [num_seqs, max_blocks].
         query_start_loc: int32 [num_seqs + 1].
         seq_lens: int32 [num_seqs]: cached and new tokens.
-        max_query_len: new tokens of the longest prefill, known without asking the device.
+        max_query_len: new tokens of the longest prefill, known without a copy from the device.
     """
     starts = query_start_loc.tolist()
     num_heads, block_size = query.shape[1], kv_cache.shape[3]
@@ -174,14 +174,14 @@ def decode_reference(
     max_seq_len: int,
     spec: AttentionSpec,
 ) -> None:
-    """Attention of one new token a sequence over its block table.
+    """Compute the attention of one new token a sequence over its block table.
 
     Args:
         out, query: [num_seqs, num_heads, head_size].
         kv_cache: [2, num_blocks, num_kv_heads, block_size, head_size]; holds the new token as well.
         block_tables: int32 [num_seqs, max_blocks].
         seq_lens: int32 [num_seqs]: tokens of each sequence, the new one included.
-        max_seq_len: the largest of seq_lens, known without asking the device.
+        max_seq_len: the largest of seq_lens, known without a copy from the device.
     """
     num_kv_heads, block_size, head_size = kv_cache.shape[2:]
     blocks = (max_seq_len + block_size - 1) // block_size
@@ -225,7 +225,7 @@ decode = by_device(decode_reference, decode_kernel)
 def _tensors(
     out: torch.Tensor, query: torch.Tensor, kv_cache: torch.Tensor, block_tables: torch.Tensor
 ) -> tuple[int, ...]:
-    """The arguments that both launchers begin with."""
+    """Return the first arguments of both launchers."""
     return (
         out.data_ptr(), query.data_ptr(), out.stride(0), query.stride(0), DTYPES[query.dtype],
         kv_cache.data_ptr(), kv_cache[1].data_ptr(), DTYPES[kv_cache.dtype], block_tables.data_ptr(),

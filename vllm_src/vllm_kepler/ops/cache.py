@@ -17,7 +17,7 @@ from .operator import by_device
 
 
 def kv_cache_shape(num_blocks: int, block_size: int, num_kv_heads: int, head_size: int) -> tuple[int, ...]:
-    """Shape of one layer's cache."""
+    """Return the shape of one layer's cache."""
     return 2, num_blocks, num_kv_heads, block_size, head_size
 
 
@@ -62,13 +62,13 @@ def copy_blocks_reference(block_mapping: torch.Tensor, kv_caches: list[torch.Ten
 
 
 def bytes_of_block(kv_cache: torch.Tensor) -> int:
-    """Of one block's keys, or its values."""
+    """Return the bytes of one block's keys, or of its values."""
     return kv_cache[0, 0].numel() * kv_cache.element_size()
 
 
 @functools.cache
 def _addresses(device: torch.device, *addresses: int) -> torch.Tensor:
-    """The same caches live as long as the engine: their addresses travel to the GPU once."""
+    """Copy addresses to the GPU, once: caches live as long as the engine."""
     return torch.tensor(addresses, dtype=torch.int64, device=device)
 
 
@@ -104,11 +104,11 @@ def swap_blocks(source: torch.Tensor, target: torch.Tensor, block_mapping: torch
 def temporary_cache(
     key: torch.Tensor, value: torch.Tensor, query_start_loc: torch.Tensor, max_query_len: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A cache that holds these tokens alone, for a step that has none: encoders, and the run that measures memory.
+    """Make a cache of these tokens alone, for a step that has none: encoders, and the run that measures memory.
 
     Args:
         key, value: [num_tokens, num_kv_heads, head_size].
-        query_start_loc: int32 [num_seqs + 1]: where each sequence begins among the tokens.
+        query_start_loc: int32 [num_seqs + 1]: index of the first token of each sequence.
         max_query_len: tokens of the longest sequence.
 
     Returns:

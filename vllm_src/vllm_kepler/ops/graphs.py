@@ -1,4 +1,4 @@
-"""What upstream asks of its extension module while it captures CUDA graphs."""
+"""Operators of upstream's extension module for the capture of CUDA graphs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .operator import Operator
 
 
 def weak_ref_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, in the place of one that does not keep the memory alive.
+    """Return the tensor itself instead of one that does not keep the memory alive.
 
     Upstream lets all graphs share the memory of their hidden states. Here each keeps its own, for sixteen sequences
     at most: too little for a pointer that may dangle.

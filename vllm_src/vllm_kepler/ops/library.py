@@ -49,12 +49,12 @@ LAUNCHERS = {
 
 
 class KernelLibrary:
-    """Each launcher of the library as a method of its name, which raises LibraryError where it does not launch.
+    """Launchers of the library as methods, which raise LibraryError if they do not launch.
 
     Attributes:
         path: the file.
         version: of the port that it was built from.
-        architectures: what it holds: machine code as sm_NN, PTX as compute_NN.
+        architectures: of its code: machine code as sm_NN, PTX as compute_NN.
     """
 
     if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class KernelLibrary:
             raise LibraryError(f"kepler_{name}: {text} (error {code}; arguments {arguments})")
 
     def check_runs_on(self, capability: tuple[int, int]) -> None:
-        """Raise LibraryError where a GPU of this compute capability can load none of the library's code.
+        """Raise LibraryError if a GPU of this compute capability can load none of the library's code.
 
         Machine code runs within its major version, PTX on every later GPU.
         """
@@ -116,25 +116,25 @@ class KernelLibrary:
 
 @functools.cache
 def library() -> KernelLibrary:
-    """The library, loaded once in a process.
+    """Load the library, once in a process.
 
-    Raises LibraryError where there is none, or it belongs to another version of the port.
+    Raises LibraryError if it is missing or belongs to another version of the port.
     """
     return KernelLibrary(envs.VLLM_KEPLER_LIBRARY)
 
 
 def stream_of(tensor: torch.Tensor) -> int:
-    """The CUDA stream that torch works on now, on the tensor's device."""
+    """Return torch's current CUDA stream on the tensor's device."""
     return torch.cuda.current_stream(tensor.device).cuda_stream
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
-    """Address of the first element."""
+    """Return the address of the first element."""
     return None if tensor is None else tensor.data_ptr()
 
 
 def matrix(tensor: torch.Tensor) -> torch.Tensor:
-    """A float32 tensor [..., size] as [rows, size], rows dense: a view.
+    """View a float32 tensor [..., size] as [rows, size] with dense rows.
 
     Raises LibraryError for another dtype, or for strides that no view has.
     """

@@ -63,14 +63,14 @@ def pack(
     bits: int,
     permutation: torch.Tensor | None = None,
 ) -> Packed:
-    """Codes in the kernels' layout, on the device on which they come.
+    """Pack codes in the kernels' layout, on their device.
 
     Args:
         codes: uint8 [n, k], each below 2 ** bits; columns in the order of their groups.
         scales: floating point [n, k / group], kept in float16.
         zeros: whole numbers from 0 to 2 ** bits, of the scales' shape; None: all in the middle.
-        permutation: where columns were brought into the order of their groups (act-order): column j of `codes` is
-            for column permutation[j] of x.
+        permutation: if columns were sorted by their groups (act-order): column j of `codes` is for column
+            permutation[j] of x.
 
     Raises ValueError for sizes or numbers that the kernels do not take.
     """
@@ -113,7 +113,7 @@ def pack(
 
 
 def unpack(weights: Packed) -> torch.Tensor:
-    """What the codes stand for: float32 [n, k], columns in x's order."""
+    """Return the weights that the codes stand for: float32 [n, k], columns in x's order."""
     stored = unpack_rows(weights, 0, weights.n)
     if weights.permutation is None:
         return stored
@@ -217,7 +217,7 @@ def _dense(x: torch.Tensor, k: int) -> torch.Tensor:
 
 @functools.cache
 def cut_of(rows: int, n: int, k: int, multiprocessors: int) -> tuple[int, int]:
-    """Rows of x a block, and parts of the columns: those with which the GPU's blocks are done soonest."""
+    """Return the rows of x in a block, and the parts of the columns, with which the GPU is done soonest."""
 
     def time(cut: tuple[int, int]) -> float:
         tile, parts = cut
@@ -226,7 +226,7 @@ def cut_of(rows: int, n: int, k: int, multiprocessors: int) -> tuple[int, int]:
         # A hundredth a part, for its sums' way through memory.
         return rounds / parts * (1 + parts / 100) * held * tile * of_a_row
 
-    # Half of a tile at most stays empty, where there is a smaller one.
+    # At most half of a tile stays empty, if there is a smaller one.
     tiles = [tile for tile in TILES if tile < 2 * max(rows, min(TILES))]
     return min(((tile, parts) for tile in tiles for parts in range(1, max(1, min(MAX_PARTS, k // PART)) + 1)), key=time)
 
@@ -235,7 +235,7 @@ def _tiled(
     out: torch.Tensor, x: torch.Tensor, weight: int, scales: int | None, zeros: int | None, unit: float, bits: int,
     group: int,
 ) -> None:
-    """out = x · wᵀ by the kernel that unpacks w in shared memory."""
+    """Write out = x · wᵀ by the kernel that unpacks w in shared memory."""
     (rows, k), n = x.shape, out.shape[1]
     tile, parts = cut_of(rows, n, k, torch.cuda.get_device_properties(x.device).multi_processor_count)
     sums = out if parts == 1 else out.new_empty(parts, rows, n)
@@ -247,7 +247,7 @@ def _tiled(
 
 
 def _by_tiles(out: torch.Tensor, x: torch.Tensor, tile: Callable[[int, int], torch.Tensor]) -> None:
-    """out = x · wᵀ, where tile(first, last) gives these rows of w as float32."""
+    """Write out = x · wᵀ; tile(first, last) returns these rows of w as float32."""
     step = max(1, TILE // x.shape[1])
     for first in range(0, out.shape[1], step):
         last = min(first + step, out.shape[1])

@@ -30,7 +30,7 @@ BITS = {torch.float32: 32, torch.float16: 16}
 
 
 def topk_softmax_reference(logits: torch.Tensor, top_k: int, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The top_k largest of the softmax of each token's logits.
+    """Return the top_k largest of the softmax of each token's logits.
 
     Args:
         logits: float32 [num_tokens, num_experts].
@@ -70,10 +70,10 @@ def grouped_topk(
     scoring_func: str,
     correction_bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The top_k experts out of the topk_group best groups (DeepSeek-AI, 2024); returns as topk_softmax_reference.
+    """Return the top_k experts out of the topk_group best groups (DeepSeek-AI, 2024), as topk_softmax_reference does.
 
-    A group's score is its best expert's; with a correction bias, the sum of its two best. The bias has a say in the
-    choice and none in the weights.
+    A group's score is its best expert's; with a correction bias, the sum of its two best. The bias counts in the
+    choice, not in the weights.
     """
     scores = torch.softmax(logits.float(), dim=-1) if scoring_func == "softmax" else torch.sigmoid(logits.float())
     choice = scores if correction_bias is None else scores + correction_bias
@@ -89,7 +89,7 @@ def grouped_topk(
 
 
 def expert_of(matrices: Experts, expert: int, num_experts: int, dtype: torch.dtype) -> torch.Tensor:
-    """One expert's matrix [n, k]."""
+    """Return one expert's matrix [n, k]."""
     if isinstance(matrices, torch.Tensor):
         return matrices[expert].to(dtype)
     n = matrices.n // num_experts
@@ -104,7 +104,7 @@ def experts_reference(
     experts: torch.Tensor,
     activation: str,
 ) -> torch.Tensor:
-    """The chosen experts' outputs, weighted and summed.
+    """Compute the chosen experts' outputs, weighted and summed.
 
     Args:
         x: [num_tokens, hidden_size].
@@ -128,7 +128,7 @@ def experts_reference(
 
 
 def count_of(matrices: Experts, n: int) -> int:
-    """How many matrices of n rows there are."""
+    """Return the number of matrices of n rows."""
     return len(matrices) if isinstance(matrices, torch.Tensor) else matrices.n // n
 
 
@@ -171,7 +171,7 @@ class Stored:
 
 
 def stored(matrices: Experts, count: int) -> Stored:
-    """Raises LibraryError for a dtype or strides that the kernels do not take."""
+    """Describe matrices for the launchers. Raises LibraryError for a dtype or strides that the kernels do not take."""
     if isinstance(matrices, linear.Packed):
         arguments = (
             matrices.codes.data_ptr(), matrices.scales.data_ptr(), pointer(matrices.zeros), matrices.unit,
@@ -188,7 +188,7 @@ def stored(matrices: Experts, count: int) -> Stored:
 
 
 def tile_of(matrices: Stored, num_rows: int) -> int:
-    """Rows of a tile for so many rows of all experts together."""
+    """Return the rows of a tile for so many rows of all experts together."""
     rows = num_rows / matrices.count
     if matrices.bits == 32 or matrices.k % linear.HALVES:
         return LARGE_TILE if rows >= SMALL_TILE else SMALL_TILE
@@ -226,7 +226,7 @@ def order_of(experts: torch.Tensor, num_experts: int, tile: int) -> Order:
 def product(
     x: torch.Tensor, matrices: Stored, order: Order, num_rows: int, row_scales: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Each row of x by its expert's matrix: float32 [num_rows, n]; a row of x is for num_rows / len(x) rows."""
+    """Multiply rows of x by experts' matrices: float32 [num_rows, n]; a row of x is for num_rows / len(x) rows."""
     out, lib = x.new_empty(num_rows, matrices.n), library()
     launch = lib.moe_product if order.tile >= SMALL_TILE else lib.moe_linear
     launch(

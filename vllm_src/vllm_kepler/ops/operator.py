@@ -1,4 +1,4 @@
-"""What an operator is, and the choice between its reference and its kernel."""
+"""Definition of an operator, and the choice between its reference and its kernel."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Operator:
     Attributes:
         namespace: "_C" or "_C_utils".
         schema: as upstream declares it: callers pass arguments by position.
-        reference: plain torch; writes into the arguments that the schema marks. What the CPU runs, and what the
-            kernel is checked against.
-        kernel: the same over the kernel library, for tensors of a GPU; None where it takes none.
+        reference: plain torch; writes into the arguments that the schema marks. Runs on the CPU, and kernels are
+            checked against it.
+        kernel: the same over the kernel library, for tensors of a GPU; None if there is none.
     """
 
     namespace: str
@@ -33,7 +33,7 @@ class Operator:
 
 
 def by_device(reference: Callable[..., Any], kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator that runs `kernel` where its first argument lies on a GPU, else `reference`.
+    """Make an operator that runs `kernel` if its first argument is on a GPU, else `reference`.
 
     For operators that the port alone calls: a call through torch's dispatcher costs ten times as much.
     """

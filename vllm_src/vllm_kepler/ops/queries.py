@@ -1,4 +1,4 @@
-"""What upstream asks of its extension modules without any tensor."""
+"""Operators of upstream's extension modules without tensors."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from .operator import Operator
 
 
 def init_cpu_threads_env(cpu_ids: str) -> str:
-    """Upstream binds the process to `cpu_ids` here; the port leaves that to systemd and says so."""
+    """Return a message: upstream binds the process to `cpu_ids` here, the port leaves that to systemd."""
     return f"CPU threads are not bound to {cpu_ids}: the unit decides where a server runs."
 
 
 def not_on_kepler(cuda_device_capability: int) -> bool:
-    """Upstream asks while its quantization modules are imported; no CUTLASS kernel runs below sm_70."""
+    """Return False: no CUTLASS kernel runs below sm_70."""
     return False
 
 

@@ -20,7 +20,7 @@ _libraries: dict[str, torch.library.Library] = {}
 def install() -> None:
     """Register the operators and stand in for the extension modules; a second call does nothing.
 
-    Raises RuntimeError where upstream's own compiled modules are there: two sets of operators cannot be.
+    Raises RuntimeError if upstream's own compiled modules are loaded: their operators have the same names.
     """
     if _libraries:
         return

@@ -1,6 +1,6 @@
 """The compile stack. Dynamo 2.0 cannot trace vLLM and Triton needs sm_70: everything runs eagerly, so these names
-are imported and decorate, but compile nothing. What vLLM's compiled mode alone imports is left out: Inductor's own
-modules would take a second of every process's start."""
+can be imported and decorate, but compile nothing. Imports of vLLM's compiled mode are left out: Inductor's modules
+would take a second of every process's start."""
 
 from __future__ import annotations
 

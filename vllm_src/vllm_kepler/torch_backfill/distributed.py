@@ -15,7 +15,7 @@ GROUPS = "vLLM makes and ends process groups of its own"
 
 
 def is_backend_available(backend: str) -> bool:
-    """Whether this torch was built with the named backend."""
+    """Return whether this torch was built with the named backend."""
     name = backend.lower()
     available = getattr(torch.distributed, f"is_{name}_available", None)
     return bool(available()) if available else hasattr(torch.distributed.Backend, name.upper())

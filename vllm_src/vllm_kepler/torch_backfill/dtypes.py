@@ -1,4 +1,4 @@
-"""Data types that torch 2.0.1 does not have: names that equal no real dtype."""
+"""Stand-ins for data types that torch 2.0.1 does not have; they equal no real dtype."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class AbsentDtype:
 
 
 def absent_dtype(name: str) -> Any:
-    """The object under torch.`name` in this process."""
+    """Return the object under torch.`name` in this process."""
     return getattr(torch, name)
 
 
 def info_of(dtype: AbsentDtype) -> types.SimpleNamespace:
-    """What torch.finfo or torch.iinfo says about `dtype`."""
+    """Return the information of torch.finfo or torch.iinfo about `dtype`."""
     bits = 8 * dtype.itemsize
     if dtype.is_floating_point:
         _, largest, eps = FLOATS[dtype.name]

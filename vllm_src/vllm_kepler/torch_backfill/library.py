@@ -28,7 +28,7 @@ SCALARS = {
 
 
 def schema_type(annotation: Any) -> str:
-    """Schema type of a parameter's annotation, such as "Tensor?" for Optional[Tensor].
+    """Return the schema type of a parameter's annotation, such as "Tensor?" for Optional[Tensor].
 
     Raises ValueError for an annotation that no schema can express.
     """
@@ -59,7 +59,7 @@ def infer_schema(
     mutates_args: str | Sequence[str] = (),
     op_name: str | None = None,
 ) -> str:
-    """Operator schema of a function with annotations, in the form that torch.library.define takes."""
+    """Return the operator schema of an annotated function, in the form that torch.library.define takes."""
     signature = inspect.signature(prototype_function)
     hints = typing.get_type_hints(prototype_function)
     parameters, aliases, keyword_only = [], 0, False
@@ -100,7 +100,7 @@ def library_init(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def library_define(original: Callable[..., str]) -> Callable[..., str]:
-    """Library.define that takes `tags`: tags speak to the compiler, which never runs here."""
+    """Library.define that takes `tags` and ignores them: they are for the compiler, which never runs here."""
 
     def define(self: Any, schema: str, alias_analysis: str = "", *, tags: Any = ()) -> str:
         return original(self, schema, alias_analysis)
@@ -148,7 +148,7 @@ def make_custom_op() -> Callable[..., Any]:
 
 
 def register_fake(op: Any, func: Any = None, /, *, lib: Any = None, _stacklevel: int = 1) -> Any:
-    """Takes a fake kernel and forgets it: fake tensors belong to the compiler, which never runs here."""
+    """Ignore a fake kernel: fake tensors are for the compiler, which never runs here."""
     return passthrough(func)
 
 

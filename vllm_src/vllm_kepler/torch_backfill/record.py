@@ -1,4 +1,4 @@
-"""What a backfill is and how it is applied."""
+"""Definition of a backfill, and how it is applied."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Backfill:
         since: the first torch release that has it.
         make: how "add": returns the value to put under the name. "replace": takes the present value, returns the
             new one. "module": returns nothing; the module is made empty.
-        how: "add" and "module" do nothing where the name is there; "replace" does nothing unless `lacking` says so.
-        lacking: for "replace": whether the present value lacks what is needed.
+        how: "add" and "module" do nothing if the name exists; "replace" does nothing unless `lacking` returns True.
+        lacking: for "replace": returns True if the present value lacks what vLLM needs.
     """
 
     name: str
@@ -35,10 +35,11 @@ class Backfill:
 
 
 def find(name: str) -> Any:
-    """The object under a dotted name: a module of that name before an attribute (`torch.distributed.rendezvous` is
-    both a module and a function), and a module that must still be imported last.
+    """Return the object under a dotted name: a loaded module, else an attribute, else a module to import.
 
-    Raises AttributeError where nothing is there.
+    `torch.distributed.rendezvous` is both a module and a function.
+
+    Raises AttributeError if there is none.
     """
     parts = name.split(".")
     found: Any = importlib.import_module(parts[0])
@@ -97,7 +98,7 @@ def apply(backfill: Backfill) -> bool:
 
 
 def absent(name: str) -> Callable[..., Any]:
-    """A function that says that this torch does not have `name`: for what is imported and never called."""
+    """Make a function that raises NotImplementedError, for a name that is imported and never called."""
 
     def stand_in(*args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{name}: this torch does not have it, and the Kepler port does not use it")
