@@ -22,7 +22,7 @@ from .packed import Layout, check_shard, cuts_groups, empty_tensors, groups_of_r
 BOTH, DOWN = "w13", "w2"
 
 
-class HalfExpertsMethod(HalfWeights, KeplerMoEMethod):
+class HalfExpertsMethod(HalfWeights, KeplerMoEMethod):  # type: ignore[misc]  # passes all on
     """Experts whose weights are float16."""
 
     def __init__(self, layer: FusedMoE, name: str) -> None:
@@ -105,14 +105,14 @@ class PackedExpertsMethod(KeplerMoEMethod):
     def _pack(self, tensors: dict[str, torch.Tensor], first: int | None) -> linear.Packed:
         """The matrices [n, k] of all experts as one of num_experts · n rows; `first`: see groups_of_rank."""
         wanted = [name for name in (self.layout.codes, self.layout.scales, self.layout.zeros) if name in tensors]
-        whole: list[torch.Tensor] | None = None
+        whole: list[Any] = []
         num_experts = len(tensors[self.layout.codes])
         for expert in range(num_experts):
             parts = read_tensors(self.scheme, self.layout, {name: tensors[name][expert] for name in wanted})
             if first is not None:
                 k = parts[0].shape[1]
                 parts = (parts[0], *(groups_of_rank(part, self.scheme.group, first, k) for part in parts[1:]))
-            if whole is None:
+            if not whole:
                 whole = [None if part is None else part.new_empty(num_experts, *part.shape) for part in parts]
             for to, part in zip(whole, parts, strict=True):
                 if part is not None:

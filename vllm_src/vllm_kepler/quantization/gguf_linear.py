@@ -243,7 +243,7 @@ class GgufLinearMethod(upstream.LinearMethodBase):
         """
         k, sizes = input_size_per_partition, output_partition_sizes
         # The file has them in one.
-        kinds = self.kinds * len(sizes) if len(self.kinds) == 1 else self.kinds
+        kinds = list(self.kinds) * len(sizes) if len(self.kinds) == 1 else self.kinds
         if any(kind in BITS for kind in kinds):
             check_groups(self.name, GROUP, k, input_size)
         assembly = Assembly(self.name, kinds, sizes, k, input_size, self.half)

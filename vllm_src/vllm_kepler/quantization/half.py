@@ -48,7 +48,7 @@ class HalfWeights:
     def create_weights(
         self, *sizes: Any, weight_loader: Callable[..., Any], params_dtype: torch.dtype, **named: Any
     ) -> None:
-        super().create_weights(
+        super().create_weights(  # type: ignore[misc]  # of the base beside this one
             *sizes, params_dtype=torch.float16, weight_loader=checking(weight_loader, self.name), **named
         )
 
