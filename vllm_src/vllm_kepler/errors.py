@@ -17,6 +17,10 @@ class ModelError(KeplerError, ValueError):
     """A model, or a file of it, that the port cannot serve."""
 
 
+class StartError(KeplerError, RuntimeError):
+    """An installed vLLM, or a GPU, with which the engine cannot start."""
+
+
 class LibraryError(KeplerError, RuntimeError):
     """A kernel library that cannot be used, or arguments that a launcher refused."""
 

@@ -15,6 +15,7 @@ import torch
 from vllm.attention.backends.utils import CommonAttentionState
 from vllm.logger import init_logger
 
+from ..errors import StartError
 from .metadata import KeplerMetadata
 
 logger = init_logger("vllm.kepler.graphs")
@@ -33,7 +34,7 @@ class KeplerState(CommonAttentionState):
     def graph_capture(self, max_batch_size: int) -> Iterator[None]:
         """Wrap the capture of all sizes, and log the memory that they take.
 
-        Raises RuntimeError, with the next step, if a step cannot be captured.
+        Raises StartError, with the next step, if a step cannot be captured.
         """
         if self.runner.parallel_config.world_size > 1:
             torch.cuda.synchronize()
@@ -45,7 +46,7 @@ class KeplerState(CommonAttentionState):
             with super().graph_capture(max_batch_size):
                 yield
         except RuntimeError as error:
-            raise RuntimeError(
+            raise StartError(
                 f"CUDA graphs: the decoding step could not be captured: {error}. Serve without graphs (leave "
                 "VLLM_KEPLER_CUDA_GRAPHS out), or lower gpu_memory_utilization if memory ran out."
             ) from error

@@ -7,6 +7,7 @@ import types
 
 import torch
 
+from ..errors import StartError
 from . import activation, graphs, norm, queries, rotary
 
 # Extension modules that upstream imports for the sake of their operators.
@@ -20,14 +21,14 @@ _libraries: dict[str, torch.library.Library] = {}
 def install() -> None:
     """Register the operators and stand in for the extension modules; a second call does nothing.
 
-    Raises RuntimeError if upstream's own compiled modules are loaded: their operators have the same names.
+    Raises StartError if upstream's own compiled modules are loaded: their operators have the same names.
     """
     if _libraries:
         return
     for extension in EXTENSIONS:
         present = sys.modules.get(extension)
         if present is not None and getattr(present, "__file__", None):
-            raise RuntimeError(
+            raise StartError(
                 f"{extension}: found upstream's compiled module; expected a vLLM that was built with "
                 "VLLM_TARGET_DEVICE=empty. Install that one."
             )
