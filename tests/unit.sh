@@ -7,6 +7,6 @@ tests/programs.sh
 export PATH="$KEPLER_CACHE/programs/usr/sbin:$KEPLER_CACHE/programs/usr/bin:$PATH"
 if [ $# = 0 ]; then
     set -- tests/unit tests/static
-    export INTERLEAVING_SECONDS="${INTERLEAVING_SECONDS:-60}"
+    export INTERLEAVING_SECONDS="${INTERLEAVING_SECONDS:-20}"
 fi
 exec python -m pytest -q --numprocesses auto --dist loadfile "$@"
