@@ -67,13 +67,13 @@ CONTENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 @functools.cache
 def options() -> dict[str, dict]:
-    """Every variable of every role by its name and its aliases, as its argument_specs describe it."""
+    """Every variable of every role, as its argument_specs describe it."""
     found: dict[str, dict] = {}
     for tasks in sorted(ROLES.glob("*/tasks")):
         for entry, variables in entry_points(tasks.parent.name).items():
             if (tasks / f"{entry}.yml").is_file():
                 found.update(variables)
-    return {name: option for own, option in found.items() for name in (own, *option.get("aliases", ()))}
+    return found
 
 
 def facts(node: Any) -> Iterator[str]:
