@@ -1,4 +1,4 @@
-"""Whether the engine can serve what a model's files describe: no further start would repair that."""
+"""Check of a model's files for what the engine cannot serve, which no further start would repair."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .checkpoint.files import find_gguf, snapshot_of, try_json
 
 
 def directory_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> Path:
-    """Where the model's files lie: its own directory, or the hub's cache. It need not be there."""
+    """Return the directory of the model's files, of its own or in the hub's cache. It may not exist."""
     name = str(options["model"])
     if name.startswith("/"):
         return Path(name)
@@ -21,9 +21,9 @@ def directory_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> 
 
 
 def refusal(options: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
-    """Why the engine can never serve the model, in one sentence; None if its files name no reason."""
+    """Return why the engine can never serve the model, in one sentence; None if its files name no reason."""
     directory = directory_of(options, environment)
-    # vLLM says what is wrong with a file that cannot be read.
+    # vLLM reports what is wrong with a file that cannot be read.
     config = try_json(str(directory / "config.json"))
     # Overrides may give it another architecture.
     if config is None or {"hf-overrides", "hf-config-path", "config-format"} & set(options):

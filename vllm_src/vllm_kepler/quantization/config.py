@@ -61,15 +61,14 @@ class KeplerConfig(QuantizationConfig):
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         if isinstance(layer, LinearBase):
-            scheme = self.scheme_of(prefix)
-            if scheme is not None:
+            if self.checkpoint is not None and (scheme := self.scheme_of(prefix)) is not None:
                 return PackedLinearMethod(prefix, scheme, LAYOUTS[self.checkpoint.method])
             return HalfLinearMethod(prefix) if self.half else UnquantizedLinearMethod()
         if isinstance(layer, VocabParallelEmbedding):
             return HalfEmbeddingMethod(prefix) if self.half else UnquantizedEmbeddingMethod()
         if isinstance(layer, FusedMoE):
-            scheme = self.scheme_of_experts(prefix, layer.global_num_experts)
-            if scheme is not None:
+            count = layer.global_num_experts
+            if self.checkpoint is not None and (scheme := self.scheme_of_experts(prefix, count)) is not None:
                 return PackedExpertsMethod(layer, prefix, scheme, LAYOUTS[self.checkpoint.method])
             return HalfExpertsMethod(layer, prefix) if self.half else KeplerMoEMethod(layer.moe_config)
         return None
