@@ -328,7 +328,7 @@ def test_what_ranks_refuse_ends_them(quantized, tmp_path):
     model = doubled(quantized("llama", "gptq-32"), tmp_path / "model", tensor, 0)
     done = serve(model, tensor_parallel_size=2)
     assert done.status == 1, done.printed
-    assert re.search(rf"ValueError: .*tensor {tensor} .*: found \d+ elements in", done.printed), done.printed
+    assert re.search(rf"ModelError: .*tensor {tensor} .*: found \d+ elements in", done.printed), done.printed
 
 
 def test_a_missing_tensor_is_refused(quantized, engine, tmp_path):

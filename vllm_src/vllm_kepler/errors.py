@@ -2,6 +2,8 @@
 
 vLLM reports a ValueError of a plugin or a model as a message to the operator; the supervisor finds names that end in
 Error in the log.
+
+The reader of checkpoints, which hosts have too, has a tree of its own: checkpoint/errors.py.
 """
 
 

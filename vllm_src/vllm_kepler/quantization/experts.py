@@ -13,6 +13,7 @@ from vllm.model_executor.utils import set_weight_attrs
 
 from ..checkpoint.limits import WHOLE_ROW
 from ..checkpoint.quantization import Scheme
+from ..errors import ModelError
 from ..moe import KeplerMoEMethod
 from ..ops import linear, moe
 from .half import HalfWeights
@@ -55,7 +56,7 @@ class PackedExpertsMethod(KeplerMoEMethod):
     ) -> None:
         """The checkpoint's tensors of all experts, one above the other.
 
-        Raises ValueError for a shard that cannot be cut out of the checkpoint.
+        Raises ModelError for a shard that cannot be cut out of the checkpoint.
         """
         scheme, layout, ranks = self.scheme, self.layout, layer.tp_size
         check_shard(f"{self.name}.{BOTH}", scheme, hidden_size, [intermediate_size] * 2, hidden_size)
@@ -122,15 +123,15 @@ class PackedExpertsMethod(KeplerMoEMethod):
         try:
             return linear.pack(codes, scales, zeros, self.scheme.bits)
         except ValueError as error:
-            raise ValueError(f"{self.name}: found {error}. Choose another checkpoint of the model.") from None
+            raise ModelError(f"{self.name}: found {error}. Choose another checkpoint of the model.") from None
 
     def matrices(self, layer: torch.nn.Module) -> tuple[moe.Experts, moe.Experts]:
         return layer.w13_packed, layer.w2_packed
 
 
 def refuse_act_order(name: str) -> NoReturn:
-    """Raise ValueError for experts whose columns lie in the order of their activations."""
-    raise ValueError(
+    """Raise ModelError for experts whose columns lie in the order of their activations."""
+    raise ModelError(
         f"{name}: found experts with act-order (desc_act, g_idx); expected columns in the order of their groups: each "
         "expert would take its input in an order of its own. Choose a checkpoint without act-order."
     )

@@ -25,6 +25,7 @@ from vllm.model_executor.model_loader.gguf_loader import GGUFModelLoader
 from ..checkpoint.errors import UnsupportedFileError
 from ..checkpoint.files import find_gguf
 from ..checkpoint.gguf import check_model, read_header
+from ..errors import ModelError
 from .config import KeplerConfig
 from .gguf_linear import GgufLinearMethod
 from .loader import KeplerLoader
@@ -54,7 +55,7 @@ class GgufFile:
 def read(path: Path, model: ModelConfig) -> GgufFile:
     """What the file holds for the model that config.json describes.
 
-    Raises ValueError for what the port does not have.
+    Raises ModelError for what the port does not have.
     """
     header, config = read_header(path), model.hf_config
     check_model(path, header, config.model_type, bool(getattr(config, "rope_scaling", None)))
@@ -103,14 +104,14 @@ def tensors(file: GgufFile) -> Generator[tuple[str, torch.Tensor], None, None]:
 def use_gguf(config: VllmConfig, directory: Path) -> None:
     """Let the GGUF file of a model's directory be loaded, if it has one.
 
-    Raises ValueError for one that the port does not have.
+    Raises ModelError for one that the port does not have.
     """
     found = find_gguf(directory)
     if found is None or isinstance(config.quant_config, GgufConfig):
         return
     path = Path(found)
     if config.quant_config is not None:
-        raise ValueError(
+        raise ModelError(
             f"{directory}: found the quantized weights of {path.name} and a quantization_config in config.json; "
             "expected one of them. Take the config.json of the model before it was quantized."
         )
@@ -145,7 +146,7 @@ class GgufConfig(KeplerConfig):
         for part in self.packed_modules_mapping.get(own, [own]):
             name = f"{parent}.{part}.weight" if parent else f"{part}.weight"
             if name not in self.file.types:
-                raise ValueError(
+                raise ModelError(
                     f"{self.file.path}: found no weights for {name}; expected all of the model's. Fetch the model "
                     "again, or choose another file of it."
                 )

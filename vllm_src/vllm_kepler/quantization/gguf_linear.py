@@ -15,6 +15,7 @@ from vllm.model_executor.layers import linear as upstream
 from vllm.model_executor.parameter import BasevLLMParameter
 
 from ..checkpoint import gguf as reader
+from ..errors import ModelError
 from ..ops import linear
 from .half import refuse_overflow
 from .packed import check_groups, loading_by_parameters
@@ -138,13 +139,13 @@ class Assembly:
     ) -> None:
         """Keep one of `places` equal shares of a part's rows, and of these the columns of one rank.
 
-        Raises ValueError for a tensor of another shape than config.json gives it.
+        Raises ModelError for a tensor of another shape than config.json gives it.
         """
         kind, size = self.kinds[part], self.sizes[part]
         block_columns, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         found = (len(rows), rows[0].numel() * rows.element_size() * block_columns // block_bytes)
         if found != (size * places, self.all_columns):
-            raise ValueError(
+            raise ModelError(
                 f"found {found[0]} rows of {found[1]} columns; expected {size * places} of {self.all_columns}, as "
                 "config.json says"
             )
@@ -239,7 +240,7 @@ class GgufLinearMethod(upstream.LinearMethodBase):
     ) -> None:
         """The parameter that takes what is loaded.
 
-        Raises ValueError for a shard that cannot be cut out of the file.
+        Raises ModelError for a shard that cannot be cut out of the file.
         """
         k, sizes = input_size_per_partition, output_partition_sizes
         # The file has them in one.
@@ -253,11 +254,11 @@ class GgufLinearMethod(upstream.LinearMethodBase):
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Put `layer.pieces`, what it multiplies with, in the place of the parameter.
 
-        Raises ValueError where a part has not come.
+        Raises ModelError if a part has not come.
         """
         pieces = layer.weight.assembly.pieces
         if pieces is None:
-            raise ValueError(f"{self.name}: found no weights for a part of it; expected all. Fetch the model again.")
+            raise ModelError(f"{self.name}: found no weights for a part of it; expected all. Fetch the model again.")
         del layer.weight
         layer.pieces = pieces
 

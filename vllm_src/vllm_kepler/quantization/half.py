@@ -10,6 +10,7 @@ from torch.nn.functional import embedding
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
+from ..errors import ModelError
 from ..ops import linear
 
 LARGEST = torch.finfo(torch.float16).max
@@ -18,13 +19,13 @@ AT_ONCE = 1 << 24
 
 
 def refuse_overflow(weight: torch.Tensor, name: str) -> None:
-    """Raise ValueError where float16 cannot hold a tensor of floats."""
+    """Raise ModelError if float16 cannot hold a tensor of floats."""
     parts = weight.flatten().split(AT_ONCE)
     # max() keeps a NaN, and a NaN is not below anything.
     largest = float(torch.stack([part.float().abs().max() for part in parts]).max())
     if largest <= LARGEST:
         return
-    raise ValueError(
+    raise ModelError(
         f"{name}: found a weight of magnitude {largest:g}; expected at most {LARGEST:g}, the largest that float16 "
         "holds. Serve the model with dtype: float32."
     )

@@ -14,6 +14,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.parameter import BasevLLMParameter
 
+from ..errors import ModelError
 from .half import halve_embeddings
 
 logger = init_logger("vllm.kepler.loader")
@@ -34,7 +35,7 @@ def measuring(load: Callable[..., Any], room: int, in_parts: bool) -> Callable[.
         sizes[(*part, *sorted(named.items())) if in_parts else ()] = loaded.numel()
         found = sum(sizes.values())
         if found > room:
-            raise ValueError(
+            raise ModelError(
                 f"found {found} elements in what came for its layer; expected at most {room}, as config.json says. "
                 "Fetch the model again, or choose another checkpoint of it."
             )
@@ -61,7 +62,7 @@ def measure(model: torch.nn.Module, ranks: int) -> None:
 class KeplerLoader(DefaultModelLoader):
     """Loads a checkpoint in the format that its files have.
 
-    Raises ValueError, which names the tensor, for one that the model, or float16, has no place for, and for weights
+    Raises ModelError, which names the tensor, for one that the model, or float16, has no place for, and for weights
     that the checkpoint lacks.
     """
 
@@ -96,7 +97,7 @@ class KeplerLoader(DefaultModelLoader):
             raise
         except FAULTS as error:
             reason = str(error) or "the model has no place for this shape"
-            raise ValueError(f"{model_config.model}: tensor {self._tensor}: {reason}") from error
+            raise ModelError(f"{model_config.model}: tensor {self._tensor}: {reason}") from error
         logger.info("Loading weights took %.2f seconds", time.perf_counter() - begin)
         missing = sorted(expected - loaded) if loaded is not None else []
         # Experts share a parameter: one that came does not stand for the others.
@@ -106,7 +107,7 @@ class KeplerLoader(DefaultModelLoader):
             for expert, shard in sorted(getattr(parameter, "pending", ()))
         ]
         if missing:
-            raise ValueError(
+            raise ModelError(
                 f"{model_config.model}: found no weights for {', '.join(missing[:5])} ({len(missing)} in all); "
                 "expected all of the model's. Fetch the model again, or choose another checkpoint of it."
             )

@@ -20,6 +20,7 @@ from vllm.model_executor.parameter import (
 
 from ..checkpoint.limits import COLUMNS, WHOLE_ROW
 from ..checkpoint.quantization import Scheme
+from ..errors import ModelError
 from ..ops import linear
 
 
@@ -102,7 +103,7 @@ class PackedLinearMethod(upstream.LinearMethodBase):
     ) -> None:
         """Parameters as the checkpoint has them.
 
-        Raises ValueError for a shard that cannot be cut out of the checkpoint.
+        Raises ModelError for a shard that cannot be cut out of the checkpoint.
         """
         scheme, layout = self.scheme, self.layout
         n, k = sum(output_partition_sizes), input_size_per_partition
@@ -164,7 +165,7 @@ class PackedLinearMethod(upstream.LinearMethodBase):
         try:
             layer.packed = linear.pack(codes, scales, zeros, self.scheme.bits, permutation)
         except ValueError as error:
-            raise ValueError(f"{self.name}: found {error}. Choose another checkpoint of the model.") from None
+            raise ModelError(f"{self.name}: found {error}. Choose another checkpoint of the model.") from None
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         out = linear.packed(x, layer.packed)
@@ -172,9 +173,9 @@ class PackedLinearMethod(upstream.LinearMethodBase):
 
 
 def check_shard(name: str, scheme: Scheme, k: int, output_sizes: list[int], input_size: int) -> None:
-    """Raise ValueError where a rank's k of input_size columns, or its rows, cannot be cut out of a checkpoint."""
+    """Raise ModelError if a rank's k of input_size columns, or its rows, cannot be cut out of a checkpoint."""
     if k % COLUMNS:
-        raise ValueError(
+        raise ModelError(
             f"{name}: found {k} columns a rank; expected a multiple of {COLUMNS}. Choose another "
             "tensor_parallel_size."
         )
@@ -184,15 +185,15 @@ def check_shard(name: str, scheme: Scheme, k: int, output_sizes: list[int], inpu
         refuse_act_order(name, f"act-order (desc_act) and {input_size // k} ranks")
     for size in output_sizes:
         if size % scheme.per_word:
-            raise ValueError(
+            raise ModelError(
                 f"{name}: found {size} rows a rank; expected a multiple of {scheme.per_word}, as many as "
                 "the checkpoint packs in a word. Choose another tensor_parallel_size."
             )
 
 
 def refuse_act_order(name: str, found: str) -> NoReturn:
-    """Raise ValueError for columns that lie in the order of their activations, on several ranks."""
-    raise ValueError(
+    """Raise ModelError for columns that lie in the order of their activations, on several ranks."""
+    raise ModelError(
         f"{name}: found {found}; expected one: each rank's columns would need the scales of all groups. Choose "
         "tensor_parallel_size 1, or a checkpoint without act-order."
     )
@@ -214,9 +215,9 @@ def groups_of_rank(of_groups: torch.Tensor | None, group: int, first: int, k: in
 
 
 def check_groups(name: str, group: int, k: int, input_size: int) -> None:
-    """Raise ValueError where a rank's k of input_size columns are not whole groups."""
+    """Raise ModelError if a rank's k of input_size columns are not whole groups."""
     if k % group:
-        raise ValueError(
+        raise ModelError(
             f"{name}: found {k} columns a rank ({input_size} over {input_size // k}) in groups of {group}; expected "
             "whole groups on each rank. Choose another tensor_parallel_size."
         )
@@ -275,7 +276,7 @@ def groups_in_order(columns: torch.Tensor, group: int, first: int = 0) -> torch.
 def order_of_groups(group_of_column: torch.Tensor, groups: int, name: str) -> torch.Tensor | None:
     """Columns in the order of their groups; None where they are in it already.
 
-    Raises ValueError for groups of different sizes.
+    Raises ModelError for groups of different sizes.
     """
     columns = len(group_of_column)
     # A rank's groups count from its first.
@@ -284,7 +285,7 @@ def order_of_groups(group_of_column: torch.Tensor, groups: int, name: str) -> to
         return None
     counts = own.bincount(minlength=groups).tolist()
     if counts != [columns // groups] * groups:
-        raise ValueError(
+        raise ModelError(
             f"{name}: found groups of {min(counts)} to {max(counts)} columns; expected {groups} of "
             f"{columns // groups}. Choose another checkpoint of the model."
         )
@@ -292,7 +293,7 @@ def order_of_groups(group_of_column: torch.Tensor, groups: int, name: str) -> to
 
 
 def check_order(group_of_column: torch.Tensor, group: int, first: int, name: str) -> None:
-    """Raise ValueError where a rank's columns from `first` on are not in the order of their groups."""
+    """Raise ModelError if a rank's columns from `first` on are not in the order of their groups."""
     columns = torch.arange(len(group_of_column), device=group_of_column.device)
     if not torch.equal(group_of_column.long() - group_of_column.min(), groups_in_order(columns, group, first)):
         refuse_act_order(name, "act-order (g_idx) and several ranks")
@@ -304,7 +305,7 @@ def same_for_all(load: Callable[..., Any], name: str) -> Callable[..., Any]:
 
     def load_once(parameter: torch.nn.Parameter, loaded: torch.Tensor, *shard: Any, **named: Any) -> Any:
         if seen and not torch.equal(seen[0], loaded):
-            raise ValueError(
+            raise ModelError(
                 f"{name}: found different orders of columns (g_idx) in layers that vLLM fuses; expected one. Choose a "
                 "checkpoint without act-order."
             )
