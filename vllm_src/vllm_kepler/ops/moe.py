@@ -20,7 +20,7 @@ from .operator import by_device
 # Matrices of all experts: float32 or float16 [num_experts, n, k], or packed as one of num_experts · n rows.
 Experts: TypeAlias = torch.Tensor | linear.Packed
 
-# Rows of a tile of the grouped product; the small one where an expert has few rows.
+# Rows of a tile of the grouped product; the small one for experts with few rows.
 SMALL_TILE, LARGE_TILE = 16, 64
 # Rows of a tile of the kernels for few rows, and by the bits of a weight up to how many rows of an expert, on average,
 # each is the fastest on one H200; they take no float32.

@@ -20,7 +20,7 @@ from .packed import LAYOUTS, PackedLinearMethod
 
 
 class KeplerConfig(QuantizationConfig):
-    """How the weights of a model are stored.
+    """Storage of a model's weights.
 
     Attributes:
         checkpoint: what is quantized; None if nothing is.

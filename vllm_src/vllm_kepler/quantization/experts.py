@@ -39,7 +39,7 @@ class PackedExpertsMethod(KeplerMoEMethod):
         self.name = name
         self.scheme = scheme
         self.layout = layout
-        # A rank's first column of the last matrix, where the ranks' borders lie within groups.
+        # A rank's first column of the last matrix, if the ranks' borders lie within groups.
         self.first: int | None = None
         if scheme.act_order:
             refuse_act_order(name)
@@ -80,7 +80,7 @@ class PackedExpertsMethod(KeplerMoEMethod):
             if layout.group_of_column:
                 loaders[layout.group_of_column] = in_order(self.name, scheme)
             if layout.shape:
-                loaders[layout.shape] = passing_over
+                loaders[layout.shape] = ignore_weight
             for name, loader in loaders.items():
                 optional = name not in tensors
                 parameter = torch.nn.Parameter(
@@ -138,7 +138,7 @@ def refuse_act_order(name: str) -> NoReturn:
 
 
 def in_order(name: str, scheme: Scheme) -> Callable[..., Any]:
-    """A loader for the groups of an expert's columns, which need no memory where they are in order."""
+    """Make a weight loader that checks the groups of an expert's columns; in order, they need no memory."""
 
     def load_order(parameter: torch.nn.Parameter, loaded: torch.Tensor, *shard: Any, **named: Any) -> bool:
         columns = len(loaded)
@@ -149,13 +149,13 @@ def in_order(name: str, scheme: Scheme) -> Callable[..., Any]:
     return load_order
 
 
-def passing_over(parameter: torch.nn.Parameter, loaded: torch.Tensor, *shard: Any, **named: Any) -> bool:
+def ignore_weight(parameter: torch.nn.Parameter, loaded: torch.Tensor, *shard: Any, **named: Any) -> bool:
     """Ignore a weight that the port does not use."""
     return True
 
 
 def parts_of(prefix: str) -> tuple[str, ...]:
-    """What a checkpoint calls an expert's matrices."""
+    """Return a checkpoint's names of an expert's matrices."""
     # As Mixtral has them, and those after it that took its name for the block.
     return ("w1", "w2", "w3") if "block_sparse_moe" in prefix else ("gate_proj", "up_proj", "down_proj")
 

@@ -37,7 +37,7 @@ EMBEDDINGS = ("token_embd.weight", "output.weight")
 
 @dataclass(frozen=True)
 class GgufFile:
-    """What a GGUF file holds.
+    """Tensors of a GGUF file.
 
     Attributes:
         path: of the file.
@@ -53,7 +53,7 @@ class GgufFile:
 
 
 def read(path: Path, model: ModelConfig) -> GgufFile:
-    """What the file holds for the model that config.json describes.
+    """Read the file for the model that config.json describes.
 
     Raises ModelError for what the port does not have.
     """

@@ -26,7 +26,7 @@ from ..ops import linear
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a kind of checkpoint keeps a linear layer [n, k]: int32 words of codes, scales, and words of zeros.
+    """Tensors of a linear layer [n, k] in a kind of checkpoint: int32 words of codes, scales, and words of zeros.
 
     Zeros are packed along n in every kind.
 
@@ -87,7 +87,7 @@ class PackedLinearMethod(upstream.LinearMethodBase):
         self.name = name
         self.scheme = scheme
         self.layout = layout
-        # A rank's first column, where the ranks' borders lie within groups.
+        # A rank's first column, if the ranks' borders lie within groups.
         self.first: int | None = None
 
     def create_weights(
@@ -200,7 +200,7 @@ def refuse_act_order(name: str, found: str) -> NoReturn:
 
 
 def cuts_groups(scheme: Scheme, k: int, input_size: int) -> bool:
-    """Whether a border between ranks of k columns lies within a group."""
+    """Return whether a border between ranks of k columns lies within a group."""
     return scheme.group != WHOLE_ROW and k != input_size and k % scheme.group != 0
 
 
@@ -274,7 +274,7 @@ def groups_in_order(columns: torch.Tensor, group: int, first: int = 0) -> torch.
 
 
 def order_of_groups(group_of_column: torch.Tensor, groups: int, name: str) -> torch.Tensor | None:
-    """Columns in the order of their groups; None where they are in it already.
+    """Return the columns in the order of their groups, or None if they have that order.
 
     Raises ModelError for groups of different sizes.
     """
