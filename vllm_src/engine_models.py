@@ -26,6 +26,7 @@ from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.model_executor.models import registry
 from vllm.transformers_utils.config import _CONFIG_REGISTRY
 from vllm.utils import FlexibleArgumentParser
+from vllm_kepler import configs
 
 # What the planner reads of a config.
 SIZES = (
@@ -107,6 +108,8 @@ def mapping(values: dict[str, Any]) -> str:
 def module() -> str:
     """The text of the module."""
     made = [HEADER.format(vllm=version("vllm").partition("+")[0], transformers=transformers.__version__)]
+    # The port's own configs are among vLLM's.
+    configs.register()
     generators = {*registry._TEXT_GENERATION_MODELS, *registry._MULTIMODAL_MODELS, *registry._TRANSFORMERS_MODELS}
     served = {*generators, *through_transformers()}
     named: dict[str, tuple[str, Iterable[str]]] = {

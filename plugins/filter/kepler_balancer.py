@@ -75,6 +75,7 @@ def balancer_pools(hosts: Mapping[str, Mapping], members: list[str], balancer: s
                     "name": instance.get("served_model_name") or instance["model"],
                     "model": str(instance["model"]).rstrip("/"),
                     "revision": instance.get("revision") or "",
+                    "adapters": sorted(instance.get("adapters") or {}),
                 },
             })
     return pools
@@ -119,10 +120,12 @@ def model_findings(name: str, servers: list[dict]) -> list[dict[str, str]]:
     shown_models = "; ".join(
         f"{server}: name {shown(serves['name'])}, model {shown(serves['model'])}"
         + (f", revision {serves['revision']}" if serves["revision"] else "")
+        + (f", adapters {', '.join(serves['adapters'])}" if serves["adapters"] else "")
         for server, serves in (described[0], different[0])
     )
     return [error(
-        "pools", f"the pool {name} with {shown_models}", "servers of one name, one model and one revision in each pool",
+        "pools", f"the pool {name} with {shown_models}",
+        "servers of one name, one model, one revision and the same adapters in each pool",
         "Give these instances a served_model_name that differs in more than its case and its punctuation, or, if they "
         "serve the same from different places, write load_balancer_pools yourself.",
     )]

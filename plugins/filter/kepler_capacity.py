@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.kepler.vllm.plugins.filter.kepler_host import RANK_GIB, swap_gib
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, setting
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import adapters as judge
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.files import numbered
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.plugin_utils import capacity, engine_options
 from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import Options, Storage, gib, need, storage_of
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import shown
 from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import (
     DEFAULT_POSITIONS,
+    FAMILIES,
     CapacityError,
     Model,
     Tensor,
@@ -28,6 +31,9 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import 
 
 # The answer of the module model_facts for a directory without weights.
 NO_WEIGHTS = "no weights"
+# Nothing is known of adapters. A die whose memory is not asked for.
+NOTHING: dict[str, dict[str, Any]] = {}
+NO_GPU = {"memory_mib": 0, "bandwidth": 0}
 # GiB of host memory for what a server has once: the API, the guides that it compiles, requests and answers.
 SERVER_GIB = 4
 
@@ -115,11 +121,49 @@ def length_findings(model: Model, instance: dict[str, Any], where: str) -> list[
     )]
 
 
+def ranks_of(adapters: dict[str, dict[str, Any]], instance: dict[str, Any]) -> list[int]:
+    """Return the ranks of an instance's adapters, as far as their configs say."""
+    configs = [adapters[path]["config"] or {} for path in setting(instance, "adapters").values() if path in adapters]
+    return [rank for rank in map(judge.rank_of, configs) if rank]
+
+
+def adapter_findings(
+    adapters: dict[str, dict[str, Any]], model: Model, tensors: list[Tensor], instance: dict[str, Any], where: str
+) -> list[dict[str, str]]:
+    """Findings about the LoRA adapters of an instance, as far as their directories are there."""
+    named = setting(instance, "adapters")
+    family = FAMILIES.get(model.model_type)
+    if named and family and not family.adapters:
+        return [finding(
+            "error", f"{where}.adapters", f"adapters of the model type {model.model_type}",
+            f"one of {', '.join(name for name, family in FAMILIES.items() if family.adapters)}",
+            "Merge the adapter into its model.",
+        )]
+    found = []
+    room = capacity.options_of(instance, NO_GPU, [judge.RANKS[-1]]).adapter_rank
+    layers = capacity.adapter_layers(tensors)
+    for name, path in named.items():
+        here, facts = f"{where}.adapters.{name}", adapters.get(path)
+        if facts is None:
+            continue
+        faults = [(f"{fault['found']} in {fault['file']}", fault["expected"]) for fault in facts["faults"]]
+        faults = faults or judge.unserved(facts["config"], room)
+        if not faults and layers:
+            shapes = {numbered(tensor): shape for tensor, shape in facts["tensors"].items()}
+            faults = judge.misfits(shapes, judge.rank_of(facts["config"]), layers)
+        found += [
+            finding("error", here, f"{path}: {what}", expected, "Choose another adapter, or merge it into its model.")
+            for what, expected in faults
+        ]
+    return found
+
+
 def room_findings(
-    model: Model, tensors: list[Tensor], instance: dict[str, Any], where: str, gpu: dict[str, Any]
+    model: Model, tensors: list[Tensor], instance: dict[str, Any], where: str, gpu: dict[str, Any],
+    ranks: Iterable[int] = (),
 ) -> list[dict[str, str]]:
     """A finding where weights and one sequence of the longest context do not fit a GPU."""
-    dies, options = setting(instance, "tensor_parallel_size"), capacity.options_of(instance, gpu)
+    dies, options = setting(instance, "tensor_parallel_size"), capacity.options_of(instance, gpu, ranks)
     storage = storage_of(setting(instance, "dtype"), model.quantization)
     length = instance.get("max_model_len") or model.positions or DEFAULT_POSITIONS
     at = need(model, tensors, dies, length, options, storage)
@@ -150,7 +194,8 @@ def room_findings(
 
 
 def one_model_findings(
-    facts: dict[str, Any], instance: dict[str, Any], where: str, gpu: dict[str, Any] | None
+    facts: dict[str, Any], instance: dict[str, Any], where: str, gpu: dict[str, Any] | None,
+    adapters: dict[str, dict[str, Any]],
 ) -> list[dict[str, str]]:
     """Findings about the model of one instance; whether it fits is not judged without a `gpu`."""
     faults = [
@@ -174,12 +219,15 @@ def one_model_findings(
             return faults + refused
         model = read(config, facts["tensors"])
         storage = storage_of(setting(instance, "dtype"), model.quantization)
-        tensors = tensors_of(model, facts["tensors"]) if model.quantization else []
+        tensors = tensors_of(model, facts["tensors"]) if model.quantization or setting(instance, "adapters") else []
         dies = setting(instance, "tensor_parallel_size")
         found = split_findings(model, tensors, storage, dies, len(setting(instance, "gpus")), where)
         found += length_findings(model, instance, where)
+        found += adapter_findings(adapters, model, tensors, instance, where)
         if gpu and not found and not faults:
-            found += room_findings(model, tensors_of(model, facts["tensors"]), instance, where, gpu)
+            found += room_findings(
+                model, tensors_of(model, facts["tensors"]), instance, where, gpu, ranks_of(adapters, instance)
+            )
         found += [
             finding("warning", f"{where}.model", f"a {part} and no safetensors", "weights as safetensors",
                     "The weights of that part were not counted: leave room for them.")
@@ -200,10 +248,13 @@ def configured(facts: dict[str, Any], instance: dict[str, Any]) -> dict[str, Any
     return overridden(facts["config"], engine_options.overrides(instance.get("extra_args") or {}))
 
 
-def memory_limit(facts: dict[str, Any], instance: dict[str, Any]) -> str | None:
+def memory_limit(
+    facts: dict[str, Any], instance: dict[str, Any], adapters: dict[str, dict[str, Any]]
+) -> str | None:
     """Return the most host memory that an instance's unit can need, as systemd writes it, or None if nobody knows.
 
-    Weights pass through it on their way to the GPUs. Pickled files are read whole by each rank.
+    Weights pass through it on their way to the GPUs. Pickled files are read whole by each rank, and each rank keeps
+    every adapter whole.
     """
     try:
         model = read(configured(facts, instance), facts["tensors"])
@@ -215,11 +266,15 @@ def memory_limit(facts: dict[str, Any], instance: dict[str, Any]) -> str | None:
     ranks = setting(instance, "tensor_parallel_size")
     storage = storage_of(setting(instance, "dtype"), model.quantization)
     weights = capacity.weight_bytes(model, tensors, 1, storage) * (1 if facts["tensors"] else ranks)
+    weights += ranks * capacity.adapter_bytes(
+        model, tensors, 1, len(setting(instance, "adapters")), max(ranks_of(adapters, instance), default=0)
+    )
     return f"{math.ceil(SERVER_GIB + weights / capacity.GIB + ranks * (RANK_GIB + swap_gib(instance)))}G"
 
 
 def with_memory_limits(
-    instances: list[dict[str, Any]], models: dict[str, dict[str, Any]], device: str
+    instances: list[dict[str, Any]], models: dict[str, dict[str, Any]], device: str,
+    adapters: dict[str, dict[str, Any]] = NOTHING,
 ) -> list[dict[str, Any]]:
     """Return instances with a `memory_max` each, as far as their models are known.
 
@@ -227,12 +282,13 @@ def with_memory_limits(
         instances: well-formed ones, with their defaults.
         models: what the module model_facts returned, by model_key.
         device: vllm_service_device; on `cpu` weights and cache stay in the host's memory, and nothing is derived.
+        adapters: what the module returned of LoRA adapters, by their directories.
     """
     def limited(instance: dict[str, Any]) -> dict[str, Any]:
         facts = models.get(model_key(instance))
         if device == "cpu" or "memory_max" in instance or facts is None or facts["config"] is None:
             return instance
-        limit = memory_limit(facts, instance)
+        limit = memory_limit(facts, instance, adapters)
         return {**instance, "memory_max": limit} if limit else instance
 
     return [limited(instance) for instance in instances]
@@ -244,13 +300,19 @@ def model_key(instance: dict[str, Any]) -> str:
     return model if model.startswith("/") else f"{model}@{instance.get('revision') or 'main'}"
 
 
+def adapter_paths(instances: list[dict[str, Any]]) -> list[str]:
+    """Directories of the adapters of instances, each once."""
+    return list(dict.fromkeys(path for instance in instances for path in setting(instance, "adapters").values()))
+
+
 def model_keys(instances: list[dict[str, Any]]) -> list[str]:
     """The models of instances, each once."""
     return list(dict.fromkeys(model_key(instance) for instance in instances))
 
 
 def model_findings(
-    models: dict[str, dict[str, Any]], instances: list[dict[str, Any]], gpu: dict[str, Any], device: str = "kepler"
+    models: dict[str, dict[str, Any]], instances: list[dict[str, Any]], gpu: dict[str, Any], device: str = "kepler",
+    adapters: dict[str, dict[str, Any]] = NOTHING,
 ) -> list[dict[str, str]]:
     """Findings about the models of instances that are there to be read.
 
@@ -259,12 +321,14 @@ def model_findings(
         instances: well-formed ones, with their defaults.
         gpu: the profile's.
         device: vllm_service_device; memory is judged on `kepler` alone.
+        adapters: what the module returned of LoRA adapters, by their directories.
     """
     return [
         item
         for index, instance in enumerate(instances) if model_key(instance) in models
         for item in one_model_findings(
-            models[model_key(instance)], instance, f"{INSTANCES}[{index}]", gpu if device == "kepler" else None
+            models[model_key(instance)], instance, f"{INSTANCES}[{index}]", gpu if device == "kepler" else None,
+            adapters,
         )
     ]
 
@@ -272,6 +336,7 @@ def model_findings(
 class FilterModule:
     def filters(self) -> dict[str, Callable]:
         return {
+            "adapter_paths": adapter_paths,
             "capacity_plan": capacity_plan,
             "capacity_table": capacity_table,
             "model_findings": model_findings,

@@ -72,9 +72,21 @@ def unit_of(instance: dict) -> str:
     return f"vllm@{instance['name']}.service"
 
 
+def directories_of(instance: dict) -> dict[str, str]:
+    """Return directories of the host that the server reads, by the key of the instance that names each."""
+    adapters = {f"adapters.{name}": path for name, path in setting(instance, "adapters").items()}
+    model = setting(instance, "model")
+    return {**({"model": model} if model.startswith("/") else {}), **adapters}
+
+
+def paths_to_look_at(instances: Any) -> list[str]:
+    """Return the paths of directories_of for all `instances`."""
+    return [path for instance in instances for path in directories_of(instance).values()]
+
+
 def read_by_server(instance: dict) -> dict[str, str]:
     """Absolute paths that the service's user reads, by the key of the instance that names each; not the key file."""
-    named = {"model": instance["model"]}
+    named: dict[str, Any] = directories_of(instance)
     named.update({f"extra_args.{option}": setting(instance, "extra_args").get(option) for option in PATH_OPTIONS})
     return {key: path for key, path in named.items() if isinstance(path, str) and path.startswith("/")}
 
@@ -116,13 +128,13 @@ def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
                 "driver holds, do not count",
                 "List fewer gpus and lower tensor_parallel_size, or look for the missing board.",
             ))
-        path = setting(instance, "model")
-        there = host["paths"].get(path)
-        if path.startswith("/") and there != "directory":
-            found.append(finding(
-                "error", f"{where}.model", f"{path}: " + (f"a {there}" if there else "nothing is there"),
-                "a directory on the host", "Correct the path, or copy it to the host first.",
-            ))
+        for key, path in directories_of(instance).items():
+            there = host["paths"].get(path)
+            if there != "directory":
+                found.append(finding(
+                    "error", f"{where}.{key}", f"{path}: " + (f"a {there}" if there else "nothing is there"),
+                    "a directory on the host", "Correct the path, or copy it to the host first.",
+                ))
         unit = unit_of(instance)
         for socket in host["ports"]:
             if socket["port"] != setting(instance, "port") or socket["unit"] == unit:
@@ -302,5 +314,6 @@ class FilterModule:
             "host_findings": host_findings,
             "key_file_findings": key_file_findings,
             "key_files": key_files,
+            "paths_to_look_at": paths_to_look_at,
             "paths_to_read": paths_to_read,
         }

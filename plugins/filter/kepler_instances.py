@@ -22,6 +22,13 @@ def is_text(value: str) -> bool:
     return bool(value.strip()) and value.isprintable() and not value.startswith("-")
 
 
+def is_adapters(value: dict) -> bool:
+    return all(
+        isinstance(name, str) and re.fullmatch("[A-Za-z0-9][A-Za-z0-9._/-]*", name) and is_plain_path(path)
+        for name, path in value.items()
+    )
+
+
 def is_arguments(value: dict) -> bool:
     # vLLM's file of options has no lists and no mappings: it would take their Python form for a text.
     return all(
@@ -63,6 +70,11 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "served_model_name": (is_text, "a text that is not empty, on one line and without a hyphen in front"),
     "api_key_file": (is_plain_path, f"a file on the host: {PLAIN_PATH_FORM}, which its unit can read"),
+    "adapters": (
+        is_adapters,
+        f"a mapping of names, of letters, digits and ._/-, to directories on the host: {PLAIN_PATH_FORM}",
+    ),
+    "parsers": (lambda value: True, "true, or false for answers as the model writes them, without quotes"),
     "memory_max": (
         lambda value: bool(re.fullmatch("[1-9][0-9]*[KMGT]?|(100|[1-9][0-9]?)%", value)),
         "a text as systemd writes it, such as 48G or 75%",
@@ -154,7 +166,23 @@ def instance_findings(instance: Any, where: str, dtypes: Sequence[str]) -> list[
             "error", f"{where}.revision", shown(valid["revision"]), "no revision, since the model is a directory",
             "Leave revision out, or name the model as the hub does.",
         ))
+    found += adapter_findings(valid, where)
     return found + engine_options.option_findings(valid.get("extra_args") or {}, f"{where}.extra_args")
+
+
+def adapter_findings(valid: dict, where: str) -> list[dict[str, str]]:
+    """Findings about what an instance with adapters cannot have besides."""
+    adapters = valid.get("adapters") or {}
+    found = [
+        finding("error", f"{where}.adapters", shown(name), "another name than the model's own", "Rename the adapter.")
+        for name in adapters if name == (valid.get("served_model_name") or valid.get("model"))
+    ]
+    if adapters and valid.get("cuda_graphs"):
+        found.append(finding(
+            "error", f"{where}.cuda_graphs", "true and adapters", "one of the two: steps with adapters are eager",
+            "Leave cuda_graphs out.",
+        ))
+    return found
 
 
 def clashes(instances: list[dict]) -> list[dict[str, str]]:

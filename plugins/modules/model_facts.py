@@ -18,6 +18,11 @@ options:
     type: list
     elements: str
     required: true
+  adapters:
+    description: Directories of LoRA adapters, as absolute paths. What is not there is left out.
+    type: list
+    elements: str
+    default: []
   hub:
     description: Directory of the hub's cache.
     type: path
@@ -35,6 +40,7 @@ EXAMPLES = r"""
 - name: Read the models
   kepler.vllm.model_facts:
     models: [/srv/models/demo, owner/name@main]
+    adapters: [/srv/adapters/demo]
     hub: /var/lib/vllm/huggingface/hub
   register: models
 """
@@ -51,6 +57,12 @@ models:
       when their turn comes.
   type: dict
   returned: success
+adapters:
+  description: >-
+    Directory of a LoRA adapter to C(config) (the mapping of its adapter_config.json, or none), C(tensors) (the shape of
+    each by its name) and C(faults) (list of file, found and expected).
+  type: dict
+  returned: success
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -61,6 +73,7 @@ def main():
     module = AnsibleModule(
         argument_spec={
             "models": {"type": "list", "elements": "str", "required": True},
+            "adapters": {"type": "list", "elements": "str", "default": []},
             "hub": {"type": "path"},
         },
         supports_check_mode=True,
@@ -70,7 +83,11 @@ def main():
         else files.read_cached_model(module.params["hub"], model)
         for model in module.params["models"]
     }
-    module.exit_json(changed=False, models={model: facts for model, facts in found.items() if facts is not None})
+    adapters = {path: files.read_adapter(path) for path in module.params["adapters"]}
+    module.exit_json(
+        changed=False, models={model: facts for model, facts in found.items() if facts is not None},
+        adapters={path: facts for path, facts in adapters.items() if facts is not None},
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..module_utils.checkpoint import adapters
 from ..module_utils.checkpoint.limits import (
     BLOCK_SIZE,
     COLUMNS,
@@ -111,6 +112,8 @@ def storage_of(dtype: str, quantization: Quantization | None) -> Storage:
 NORM = re.compile(r"norm|(^|\.)ln_")
 EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|lm_head|embed_out)\.")
 REPLICATED = re.compile(r"(^|\.)(wpe|embed_positions|gate|router|shared_expert_gate|project_in|project_out)\.")
+# Matrices whole on each GPU, though they are stored like others.
+WHOLE = re.compile(r"(^|\.)(q_a_proj|kv_a_proj_with_mqa)\.")
 KEYS_AND_VALUES = re.compile(r"(^|\.)[kv]_proj\.")
 FUSED_QKV = re.compile(r"(^|\.)(qkv_proj|query_key_value|c_attn|Wqkv)\.")
 # Matrices whose columns are split over the GPUs; the rows of others are.
@@ -123,7 +126,7 @@ COLUMN = re.compile(r"(^|\.)(q_proj|gate_proj|up_proj|gate_up_proj|fc1|fc_in|c_f
 
 def share(tensor: Tensor, model: Model, dies: int) -> float:
     """Elements of a tensor that one of `dies` keeps."""
-    if NORM.search(tensor.name) or REPLICATED.search(tensor.name):
+    if any(pattern.search(tensor.name) for pattern in (NORM, REPLICATED, WHOLE)):
         return tensor.elements
     if EMBEDDING.search(tensor.name) and tensor.shape[0] == model.vocabulary:
         padded = -(-model.vocabulary // VOCABULARY_PADDING) * VOCABULARY_PADDING
@@ -170,6 +173,30 @@ def weight_bytes(model: Model, tensors: list[Tensor], dies: int, storage: Storag
     return int(kept) + 4 * model.rotary
 
 
+def adapter_layers(tensors: Iterable[Tensor]) -> dict[str, tuple[int, int]]:
+    """(rows, columns) of the matrices that a LoRA adapter may change, by their names without .weight."""
+    return {
+        tensor.name.removesuffix(".weight"): (tensor.shape[0], tensor.shape[1]) for tensor in tensors
+        if len(tensor.shape) == 2 and ".experts." not in tensor.name
+        and not NORM.search(tensor.name) and not EMBEDDING.search(tensor.name)
+    }
+
+
+def adapter_bytes(model: Model, tensors: list[Tensor], dies: int, adapters: int, rank: int) -> int:
+    """LoRA adapters of one GPU: float32, a column of lora_A and a row of lora_B for each rank.
+
+    A layer split by its columns splits lora_A, any other one lora_B; the other half is whole on each GPU.
+    """
+    layers = adapter_layers(tensors)
+    total = 0.0
+    for tensor in tensors:
+        if tensor.name.removesuffix(".weight") in layers:
+            rows, columns = tensor.shape
+            mine = share(tensor, model, dies) / tensor.elements
+            total += tensor.count * (rows + columns * mine if ROW.search(tensor.name) else rows * mine + columns)
+    return int(4 * adapters * rank * total)
+
+
 def read_bytes(model: Model, tensors: list[Tensor], dies: int, storage: Storage) -> int:
     """Bytes of weights that one GPU reads for a token: chosen experts only; no embedding unless tied to the head."""
     total = 0.0
@@ -196,6 +223,8 @@ class Options:
         memory: of a die.
         bandwidth: bytes a second that a die reads.
         outside: bytes outside of PyTorch, where they are known.
+        adapters: LoRA adapters that a batch may have.
+        adapter_rank: rank that each has room for.
     """
 
     memory: int
@@ -207,6 +236,8 @@ class Options:
     gpu_memory_utilization: float = UTILIZATION
     outside: int | None = None
     workspace: int = CUBLAS_WORKSPACE
+    adapters: int = 0
+    adapter_rank: int = 0
 
     def batched_tokens(self, model: Model, max_model_len: int) -> int:
         """Tokens of the batch that measures the activations."""
@@ -245,11 +276,13 @@ def activation_bytes(
     # sequences fills its last block in part.
     slots = (tokens // TEMPORARY_BLOCK_SIZE + seqs) * TEMPORARY_BLOCK_SIZE
     projected = 2 * hidden + 2 * q + 2 * kv + (q + kv if model.query_norm else 0)
+    projected += model.heads * model.latent // dies
     attention = max(
         tokens * (2 * hidden + q + 2 * kv) + tile(q + 2 * kv, hidden),
         tokens * projected + 2 * slots * kv,
         tokens * (projected + hidden) + max(tile(hidden, q), reduced),
     )
+    feed_forward = 0
     if model.experts:
         size = model.expert_intermediate // dies
         part = min(tokens, max(1, EXPERT_BYTES // (4 * model.chosen * (3 * size + hidden))))
@@ -257,11 +290,14 @@ def activation_bytes(
         # The parts and their whole; then the sum over the GPUs beside what each has.
         joined = tokens * hidden * (1 if part == tokens and dies == 1 else 2)
         feed_forward = tokens * (3 * hidden + model.experts + 3 * model.chosen) + max(products, joined)
-    else:
+        # What the shared experts gave, and the sum times its factor.
+        feed_forward += 2 * tokens * hidden if model.latent else 0
+    if not model.experts or model.latent:
         # The layer's input, the residual and what attention gave; the first product, its activation, the second.
         first = 2 * inner if model.gated else inner
         kept = first if model.fused_kept else 0
         feed_forward = max(
+            feed_forward,
             tokens * (3 * hidden + first) + tile(first, hidden),
             tokens * (3 * hidden + first + inner),
             tokens * (4 * hidden + kept + inner) + max(tile(hidden, inner), reduced),
@@ -320,6 +356,7 @@ def need(
 ) -> Need:
     """Memory of one of `dies` dies."""
     weights = weight_bytes(model, tensors, dies, storage)
+    weights += adapter_bytes(model, tensors, dies, options.adapters, options.adapter_rank)
     activations = activation_bytes(model, dies, max_model_len, options, storage)
     outside = outside_bytes(dies) if options.outside is None else options.outside
     budget = int(options.memory * options.gpu_memory_utilization)
@@ -586,15 +623,22 @@ def table(made: dict[str, Any]) -> list[str]:
     return lines + [f"Refused at start: {found}." for found in made["refused"]] + made["verdict"]
 
 
-def options_of(instance: dict[str, Any], gpu: dict[str, Any]) -> Options:
+# Fields of Options that options of vLLM set.
+NUMBERS = {name: name for name in ("max_num_seqs", "max_num_batched_tokens", "block_size")}
+NUMBERS.update(adapters="max_loras", adapter_rank="max_lora_rank")
+
+
+def options_of(instance: dict[str, Any], gpu: dict[str, Any], ranks: Iterable[int] = ()) -> Options:
     """The options that an instance sets, by key or in extra_args; what is no number is left to vLLM.
 
-    gpu: the profile's.
+    gpu: the profile's. ranks: of the instance's adapters.
     """
     found: dict[str, Any] = {}
     extra = engine_options.meant(instance.get("extra_args") or {})
-    for key in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
-        value = extra.get(key)
+    if named := instance.get("adapters"):
+        found.update(adapters=len(named), adapter_rank=adapters.room_for(list(ranks)))
+    for key, option in NUMBERS.items():
+        value = extra.get(option) if named or not key.startswith("adapter") else None
         # vLLM reads a text of digits as a number.
         value = int(value) if isinstance(value, str) and value.isdecimal() else value
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:

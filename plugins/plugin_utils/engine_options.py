@@ -19,6 +19,8 @@ from .findings import shown
 NO = "no-"
 BOOLEANS = FLAGS | SWITCHES
 OPTIONS = VALUES | BOOLEANS | {NO + name for name in SWITCHES}
+# The option that parsers: false turns off.
+AUTO_TOOLS = "enable-auto-tool-choice"
 # Options that hold keys of config.json, as JSON.
 MAPPINGS = ("rope-scaling", "hf-overrides")
 
@@ -27,7 +29,7 @@ LEAVE_OUT = "Leave it out."
 OWN = {
     "model": "model", "host": "host", "port": "port", "tensor-parallel-size": "tensor_parallel_size", "dtype": "dtype",
     "max-model-len": "max_model_len", "gpu-memory-utilization": "gpu_memory_utilization", "revision": "revision",
-    "served-model-name": "served_model_name", "api-key": "api_key_file",
+    "served-model-name": "served_model_name", "api-key": "api_key_file", "lora-modules": "adapters",
 }
 # Kinds of options that no instance can have: what is expected, the next step, and the options.
 _KINDS: list[tuple[str, str, str]] = [
@@ -62,8 +64,10 @@ _KINDS: list[tuple[str, str, str]] = [
     ("a model that generates: the unit asks each server for tokens", LEAVE_OUT, "task"),
     ("the format that the files have, which is found by itself", LEAVE_OUT, "load-format"),
     ("1: the port schedules every step", LEAVE_OUT, "num-scheduler-steps"),
-    ("no adapters: the port has no kernels for them", "Merge the adapter into its model.",
-     "enable-lora lora-modules enable-prompt-adapter prompt-adapters qlora-adapter-name-or-path"),
+    ("what the key adapters says", "Leave it out; name adapters in the key adapters.", "enable-lora"),
+    ("LoRA adapters of linear layers in float32, whole on each GPU", "Leave it out; see the key adapters.",
+     "enable-prompt-adapter prompt-adapters qlora-adapter-name-or-path enable-lora-bias fully-sharded-loras lora-dtype "
+     "lora-extra-vocab-size long-lora-scaling-factors"),
     ("every expert split over the GPUs", LEAVE_OUT, "enable-expert-parallel enable-eplb"),
 ]
 REFUSED = {name: (expected, step) for expected, step, names in _KINDS for name in names.split()}
@@ -151,6 +155,8 @@ def value_faults(option: str, options: dict[str, Any]) -> Iterator[tuple[str, st
     elif name in BOOLEANS:
         if not isinstance(value, bool):
             yield "true or false, without quotes", correct
+        elif name == AUTO_TOOLS and not value:
+            yield "true, or no value: the parser follows from the model", "Set the instance's key parsers to false."
     elif isinstance(value, bool):
         yield "a number or a text", correct
     elif re.match("-(?![0-9]+$)", str(value)):

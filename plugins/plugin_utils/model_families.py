@@ -54,6 +54,7 @@ class Model:
         rotary: elements of the table of angles of the rotary embedding, 0 where there is none.
         gated: whether the feed-forward layers are gated.
         query_norm, fused_kept, kept: see Family.
+        latent: numbers of a head's keys and values that latent attention unpacks at once; 0 for others.
         experts, chosen: experts of a layer, and how many a token goes through; 0 where there are none.
         quantization: None for an unquantized checkpoint, and for one that is refused.
     """
@@ -75,6 +76,7 @@ class Model:
     query_norm: bool
     fused_kept: bool
     kept: int
+    latent: int
     experts: int
     chosen: int
     expert_intermediate: int
@@ -334,6 +336,44 @@ def _qwen_moe(qkv_bias: bool, head_norms: bool, wide_norms: bool = False) -> Cal
     return tensors
 
 
+def _latent(model: Model) -> list[Tensor]:
+    """Multi-head latent attention, and experts beside shared ones after the first layers."""
+    config = model.config
+    latent, rope = number(config, "kv_lora_rank"), number(config, "qk_rope_head_dim")
+    nope, value = number(config, "qk_nope_head_dim"), number(config, "v_head_dim")
+    rank = number(config, "q_lora_rank", default=0)
+    q = model.heads * (nope + rope)
+    layer: Tensors = {
+        **{f"{name}.weight": (model.hidden,) for name in NORMS},
+        **_linear("self_attn.kv_a_proj_with_mqa", latent + rope, model.hidden),
+        "self_attn.kv_a_layernorm.weight": (latent,),
+        **_linear("self_attn.kv_b_proj", model.heads * (nope + value), latent),
+        **_linear("self_attn.o_proj", model.hidden, model.heads * value),
+    }
+    if rank:
+        layer.update({
+            **_linear("self_attn.q_a_proj", rank, model.hidden), "self_attn.q_a_layernorm.weight": (rank,),
+            **_linear("self_attn.q_b_proj", q, rank),
+        })
+    else:
+        layer.update(_linear("self_attn.q_proj", q, model.hidden))
+    first, step = config.get("first_k_dense_replace") or 0, number(config, "moe_layer_freq", default=1)
+    sparse = sum(i >= first and i % step == 0 for i in range(model.layers)) if model.experts else 0
+    router: Tensors = {"mlp.gate.weight": (model.experts, model.hidden)}
+    if model.model_type == "deepseek_v3":
+        router["mlp.gate.e_score_correction_bias"] = (model.experts,)
+    if shared := number(config, "n_shared_experts", default=0):
+        router.update(_gated(model, "mlp.shared_experts", shared * model.expert_intermediate))
+    of_some = (
+        (router, sparse), (_gated(model, "mlp", model.intermediate), model.layers - sparse),
+        (_gated(model, "mlp.experts.*", model.expert_intermediate), sparse * model.experts),
+    )
+    return _whole(model, layer) + [
+        Tensor(f"model.layers.*.{name}", shape, count)
+        for part, count in of_some if count for name, shape in part.items()
+    ]
+
+
 @dataclass(frozen=True)
 class Family:
     """A kind of decoder.
@@ -349,6 +389,8 @@ class Family:
         fused_kept: whether vLLM's feed-forward layer still holds gate and up while it multiplies by down: it does
             where their product has a name of its own (`gate_up`), and not where it overwrites the input (`x`).
         kept: tensors of the hidden size that vLLM's model holds while a layer runs, beside those of every decoder.
+        adapters: whether vLLM has LoRA adapters for it.
+        latent: whether attention is latent: served with keys and values of every head, padded to the size of keys.
     """
 
     architectures: tuple[str, ...]
@@ -360,24 +402,26 @@ class Family:
     query_norm: bool = False
     fused_kept: bool = False
     kept: int = 0
+    adapters: bool = False
+    latent: bool = False
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(("LlamaForCausalLM", "LLaMAForCausalLM"), _llama_like()),
-    "mistral": Family(("MistralForCausalLM",), _llama_like()),
-    "granite": Family(("GraniteForCausalLM",), _llama_like(), fused_kept=True),
-    "qwen2": Family(("Qwen2ForCausalLM",), _llama_like(qkv_bias=True), fused_kept=True),
+    "llama": Family(("LlamaForCausalLM", "LLaMAForCausalLM"), _llama_like(), adapters=True),
+    "mistral": Family(("MistralForCausalLM",), _llama_like(), adapters=True),
+    "granite": Family(("GraniteForCausalLM",), _llama_like(), fused_kept=True, adapters=True),
+    "qwen2": Family(("Qwen2ForCausalLM",), _llama_like(qkv_bias=True), fused_kept=True, adapters=True),
     "qwen3": Family(("Qwen3ForCausalLM",), _llama_like(head_norms=True), query_norm=True,
-                    fused_kept=True),
-    "gemma": Family(("GemmaForCausalLM",), _llama_like(), tied=True, fused_kept=True),
-    "gemma2": Family(("Gemma2ForCausalLM",), _llama_like(GEMMA_NORMS), tied=True, fused_kept=True),
+                    fused_kept=True, adapters=True),
+    "gemma": Family(("GemmaForCausalLM",), _llama_like(), tied=True, fused_kept=True, adapters=True),
+    "gemma2": Family(("Gemma2ForCausalLM",), _llama_like(GEMMA_NORMS), tied=True, fused_kept=True, adapters=True),
     "gemma3_text": Family(("Gemma3ForCausalLM",), _llama_like(GEMMA_NORMS, head_norms=True), tied=True,
-                          query_norm=True, fused_kept=True),
+                          query_norm=True, fused_kept=True, adapters=True),
     "olmo2": Family(("Olmo2ForCausalLM",),
                     _llama_like(("post_attention_layernorm", "post_feedforward_layernorm"), wide_norms=True),
                     query_norm=True, fused_kept=True),
-    "phi": Family(("PhiForCausalLM",), _phi, gated=False, rotary=0.5),
-    "phi3": Family(("Phi3ForCausalLM",), _phi3),
+    "phi": Family(("PhiForCausalLM",), _phi, gated=False, rotary=0.5, adapters=True),
+    "phi3": Family(("Phi3ForCausalLM",), _phi3, adapters=True),
     "starcoder2": Family(("Starcoder2ForCausalLM",), _starcoder2, tied=True, gated=False),
     "gpt2": Family(("GPT2LMHeadModel",), _gpt2, tied=True, gated=False, rotary=0, inner="n_inner", kept=3),
     "gpt_neox": Family(("GPTNeoXForCausalLM",), _gpt_neox, gated=False, rotary=0.25, kept=1),
@@ -385,9 +429,11 @@ FAMILIES: dict[str, Family] = {
     "bloom": Family(("BloomForCausalLM",), _bloom, tied=True, gated=False, rotary=0, inner="n_inner"),
     "opt": Family(("OPTForCausalLM",), _opt, tied=True, gated=False, rotary=0, inner="ffn_dim", kept=1),
     "falcon": Family(("FalconForCausalLM", "RWForCausalLM"), _falcon, tied=True, gated=False, inner="ffn_hidden_size"),
-    "mixtral": Family(("MixtralForCausalLM",), _mixtral),
+    "mixtral": Family(("MixtralForCausalLM",), _mixtral, adapters=True),
     "qwen2_moe": Family(("Qwen2MoeForCausalLM",), _qwen_moe(qkv_bias=True, head_norms=False)),
     "qwen3_moe": Family(("Qwen3MoeForCausalLM",), _qwen_moe(qkv_bias=False, head_norms=True), query_norm=True),
+    "deepseek_v2": Family(("DeepseekV2ForCausalLM",), _latent, latent=True),
+    "deepseek_v3": Family(("DeepseekV3ForCausalLM",), _latent, latent=True),
     "olmoe": Family(("OlmoeForCausalLM",), _qwen_moe(qkv_bias=False, head_norms=False, wide_norms=True),
                     query_norm=True),
 }
@@ -516,6 +562,10 @@ def read(config: Any, recorded: Iterable[dict[str, Any]] = ()) -> Model:
     hidden = number(config, "hidden_size", "n_embd", "d_model")
     heads = number(config, "num_attention_heads", "n_head")
     head_size = number(config, "head_dim", default=hidden // heads)
+    rotated, latent = head_size, 0
+    if family and family.latent:
+        rotated, nope = number(config, "qk_rope_head_dim"), number(config, "qk_nope_head_dim")
+        head_size, latent = nope + rotated, nope + number(config, "v_head_dim")
     # Falcon's new architecture has groups even if multi_query is set.
     if not config.get("new_decoder_architecture") and config.get("multi_query", model_type == "falcon"):
         kv_heads = 1
@@ -541,11 +591,12 @@ def read(config: Any, recorded: Iterable[dict[str, Any]] = ()) -> Model:
         positions=positions,
         window=window,
         tied=bool(tied) if tied is not None else bool(family and family.tied),
-        rotary=rotary_elements(config, family.rotary if family else 1.0, head_size, positions),
+        rotary=rotary_elements(config, family.rotary if family else 1.0, rotated, positions),
         gated=family.gated if family else True,
         query_norm=bool(family and family.query_norm),
         fused_kept=bool(family and family.fused_kept),
         kept=family.kept if family else 0,
+        latent=latent,
         experts=experts,
         chosen=number(config, "num_experts_per_tok", "num_experts_per_token", default=1) if experts else 0,
         expert_intermediate=number(config, "moe_intermediate_size", default=intermediate),

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,9 +70,12 @@ def serve(
     environment: dict[str, str] | None = None,
     copies: int | Sequence[int] = 1,
     with_logprobs: bool = False,
+    adapters: Sequence[str | None] = (),
     **options: Any,
 ) -> Served:
     """Answer a model's prompts, each `copies` times over, in a new process; options are those of vllm.LLM.
+
+    Of `adapters` each prompt has its own directory, or None.
 
     Of several numbers of copies each is a batch of its own, one after the other.
 
@@ -84,6 +88,7 @@ def serve(
         "copies": [copies] if isinstance(copies, int) else list(copies),
         "tokens": len(model.answers[0]),
         "logprobs": 0 if with_logprobs else None,
+        "adapters": list(adapters),
         "options": {"max_model_len": model.context, "max_num_seqs": 16, **options},
     }
     for _ in range(STARTS):
@@ -105,6 +110,16 @@ def share_gpus() -> None:
     from vllm.worker.worker import Worker
 
     Worker._assert_memory_footprint_increased_during_profiling = lambda worker: None
+
+
+def adapter_requests(directories: Sequence[str | None]) -> list[Any] | None:
+    """What vLLM is asked for: an adapter for each prompt, or none."""
+    from vllm.lora.request import LoRARequest
+
+    numbers = {directory: number for number, directory in enumerate(sorted(filter(None, set(directories))), start=1)}
+    return [
+        directory and LoRARequest(Path(directory).name, numbers[directory], directory) for directory in directories
+    ] or None
 
 
 def answer(request: dict[str, Any]) -> None:
@@ -129,7 +144,9 @@ def answer(request: dict[str, Any]) -> None:
                               logprobs=request["logprobs"])
     prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in request["prompts"]]
     done = [
-        output for copies in request["copies"] for output in llm.generate(prompts * copies, sampling, use_tqdm=False)
+        output for copies in request["copies"]
+        for output in llm.generate(prompts * copies, sampling, use_tqdm=False,
+                                   lora_request=adapter_requests(request["adapters"] * copies))
     ]
     preemptions = sum(scheduler.num_cumulative_preemption for scheduler in llm.llm_engine.scheduler)
     answers = [output.outputs[0] for output in done]

@@ -16,7 +16,9 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import (
     weight_bytes,
 )
 from quantized_models import Kind, quantized_model
+from test_latent import SIZES as LATENT
 from tiny_models import CONTEXT, FAMILIES, MULTI_HEAD, SHAPE, TinyModel
+from vllm.model_executor.models import ModelRegistry, supports_lora
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 
@@ -35,6 +37,7 @@ OTHERS = {
     "falcon-rw": ("falcon", {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True}),
     "qwen2-moe": ("qwen2_moe", {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 64,
                                 "shared_expert_intermediate_size": 96, "decoder_sparse_step": 2}),
+    "deepseek-v3": ("deepseek_v3", {**LATENT, "q_lora_rank": 48}),
     "olmoe": ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
 }
 ALL = {**FAMILIES, **OTHERS}
@@ -94,7 +97,8 @@ def test_the_formula_names_the_tensors_of_a_checkpoint(tmp_path, name):
 
 
 def test_every_family_of_the_planner_is_compared():
-    assert {kind for kind, _ in ALL.values()} == set(model_families.FAMILIES)
+    # V2 is V3 without a bias, and this transformers has no class of it.
+    assert {kind for kind, _ in ALL.values()} | {"deepseek_v2"} == set(model_families.FAMILIES)
 
 
 @pytest.mark.parametrize("name", model_families.FAMILIES)
@@ -196,3 +200,11 @@ def test_activations_are_those_that_the_engine_holds(engine, tmp_path, monkeypat
     ) + 4 * TOKENS * reference_rows * model.intermediate
     print(f"{name}: found {found}, planned {planned}")
     assert planned == pytest.approx(found, rel=0.03)
+
+
+def test_adapters_are_planned_where_vllm_has_them():
+    found = {
+        name: supports_lora(ModelRegistry.resolve_model_cls(list(family.architectures))[0])
+        for name, family in model_families.FAMILIES.items()
+    }
+    assert found == {name: family.adapters for name, family in model_families.FAMILIES.items()}

@@ -112,17 +112,19 @@ def test_what_the_start_says():
 
 
 def test_models_import_without_triton():
-    """Mixtures of experts name Triton's kernels while they are imported."""
+    """Mixtures of experts, and upstream's adapters, name Triton's kernels while they are imported."""
     status, printed = run("""
 from vllm.platforms import current_platform
 from vllm.model_executor.models import mixtral, qwen3_moe, deepseek, granitemoe, gemma2, llama
 from vllm.model_executor.layers.fused_moe.layer import UnquantizedFusedMoEMethod
 from vllm.plugins import load_general_plugins
 load_general_plugins()
-print(UnquantizedFusedMoEMethod.op_registry_oot["UnquantizedFusedMoEMethod"].__name__)
+from vllm.utils import resolve_obj_by_qualname
+print(UnquantizedFusedMoEMethod.op_registry_oot["UnquantizedFusedMoEMethod"].__name__,
+      resolve_obj_by_qualname(current_platform.get_punica_wrapper()).__name__)
 """)
     assert status == 0, printed
-    assert printed.splitlines()[-1] == "KeplerMoEMethod"
+    assert printed.splitlines()[-1] == "KeplerMoEMethod KeplerPunica"
 
 
 def test_a_missing_library_is_refused(tmp_path):

@@ -19,7 +19,11 @@ from pathlib import Path
 import corpus
 import fuzz
 import pytest
+import transformers
 from corpus import COMPLETIONS
+from lora_models import write_adapter
+from vllm.entrypoints.openai.tool_parsers import ToolParserManager
+from vllm.reasoning import ReasoningParserManager
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.append(str(TESTS / "unit" / "serving"))
@@ -45,12 +49,22 @@ class Server(Unit):
         self.ranks = ranks
         model = shutil.copytree(MODEL, directory / "model")
         said = json.loads((model / "tokenizer.json").read_text())
-        said["added_tokens"].append({**said["added_tokens"][0], "id": VOCABULARY, "content": EXTRA})
+        for number, content in enumerate((EXTRA, "<tool_call>", "</tool_call>")):
+            said["added_tokens"].append({**said["added_tokens"][0], "id": VOCABULARY + number, "content": content})
         (model / "tokenizer.json").write_text(json.dumps(said))
+        # As a model that writes tool calls in Hermes' format has it, with tokens of its own.
+        settings = json.loads((model / "tokenizer_config.json").read_text())
+        settings["added_tokens_decoder"] = {str(one["id"]): {**one} for one in said["added_tokens"]}
+        (model / "tokenizer_config.json").write_text(json.dumps(settings))
+        (model / "chat_template.jinja").write_text(
+            "{# <tool_call> #}{% for message in messages %}{{ message['content'] }}{% endfor %}")
+        base = transformers.AutoModelForCausalLM.from_pretrained(model)
+        write_adapter(base, directory / "adapter", {"r": 4, "lora_alpha": 16, "target_modules": ("q_proj", "o_proj")})
         super().__init__(directory, **OPTIONS, **{"model": model, "tensor-parallel-size": ranks}, **options)
 
     def start(self):
-        self.run("-m", "vllm_serving", "main", self.directory / "main.yaml", 7, VLLM_USE_V1=0, VLLM_SERVING_BODY=1)
+        self.run("-m", "vllm_serving", "main", self.directory / "main.yaml", 7, VLLM_USE_V1=0, VLLM_SERVING_BODY=1,
+                 VLLM_SERVING_ADAPTERS=f"own={self.directory / 'adapter'}")
 
     def close(self):
         self.kill()
@@ -314,3 +328,38 @@ def test_without_files_clients_are_turned_away(server):
         time.sleep(0.5)
     assert files() < 200
     assert server.ask(COMPLETIONS, {"prompt": "1", "max_tokens": 1})[0] == 200
+
+
+@with_two_ranks
+def test_a_request_names_its_adapter(server):
+    """The model comes first in the list, which the smoke test reads. A wrong name is answered, and harms nobody."""
+    _, text = server.ask("/v1/models")
+    assert [model["id"] for model in json.loads(text)["data"]] == ["license", "own"]
+    answers = set()
+    for model in ("license", "own"):
+        status, text = server.ask(COMPLETIONS, {"model": model, "prompt": "The", "max_tokens": 12, "temperature": 0})
+        assert status == 200, text
+        answers.add(json.loads(text)["choices"][0]["text"])
+    assert len(answers) == 2
+    before = server.children()
+    status, text = server.ask(COMPLETIONS, {"model": "other", "prompt": "The", "max_tokens": 1})
+    assert status == 404
+    assert "other" in text
+    assert server.ask("/health")[0] == 200
+    assert server.children() == before
+
+
+@with_two_ranks
+def test_tools_are_answered_without_options(server):
+    status, text = server.ask(corpus.CHAT, {
+        "messages": [{"role": "user", "content": "The"}], "max_tokens": 8, "tools": [corpus.tool({"type": "object"})],
+        "tool_choice": "auto"})
+    assert status == 200, text
+    assert json.loads(text)["choices"][0]["message"]["content"]
+
+
+def test_vllm_has_the_parsers_that_templates_name():
+    from vllm_serving import parsers
+
+    assert {form.parser for form in parsers.TOOLS} <= set(ToolParserManager.tool_parsers)
+    assert {form.parser for form in parsers.REASONING} <= set(ReasoningParserManager.reasoning_parsers)

@@ -43,7 +43,8 @@ def test_document_has_each_variable_with_its_default():
 
 def test_instance_file_sets_known_variables():
     text = (ROOT / "roles" / "vllm_service" / "templates" / "instance.env.j2").read_text()
-    settings = {f"VLLM_SERVING_{name}" for name in re.findall(r"^\{\{ prefix }}_(\w+)=", text, re.MULTILINE)}
+    set_here = re.findall(r"^(?:\{\{ prefix }}|VLLM_SERVING)_(\w+)=", text, re.MULTILINE)
+    settings = {f"VLLM_SERVING_{name}" for name in set_here}
     switches = set(re.findall(r"^(VLLM_KEPLER_\w+)=", text, re.MULTILINE))
     assert settings == {name for name in DEFINED if name.startswith("VLLM_SERVING_")}
     assert switches

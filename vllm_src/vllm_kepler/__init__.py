@@ -30,11 +30,13 @@ def register_layers() -> None:
     from .settings import KeplerSettings
 
     if isinstance(current_platform, KeplerSettings):
-        from . import configs, moe, parallel_samples, quick_start
+        from . import configs, moe, parallel_samples, quick_start, tokenizers, whitespace
         from .quantization import config
 
         quick_start.register()
         parallel_samples.register()
         configs.register()
+        tokenizers.register()
+        whitespace.register()
         moe.register()
         config.register()

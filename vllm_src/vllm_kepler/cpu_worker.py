@@ -1,10 +1,15 @@
-"""Upstream's CPU worker, with a KV cache that may be float16 and is no larger than its sequences need."""
+"""Upstream's CPU worker, with a KV cache that may be float16 and is no larger than its sequences need, and adapters on
+several ranks.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from vllm.config import CacheConfig, ModelConfig
 from vllm.utils import STR_DTYPE_TO_TORCH_DTYPE, cdiv
+from vllm.worker.cpu_model_runner import ModelInputForCPU, ModelInputForCPUWithSamplingMetadata
 from vllm.worker.cpu_worker import CPUCacheEngine, CPUWorker
 
 
@@ -14,8 +19,20 @@ def kv_cache_dtype(cache_config: CacheConfig, model_config: ModelConfig) -> torc
     return model_config.dtype if cache_dtype == "auto" else STR_DTYPE_TO_TORCH_DTYPE[cache_dtype]
 
 
-# Replaced in place: the worker makes this class by name, so a subclass would not be used.
+def with_adapters(upstream: Any) -> Any:
+    """What the first rank tells the others of a step; upstream leaves out which adapters it needs."""
+
+    def as_broadcastable_tensor_dict(self: ModelInputForCPU) -> dict[str, Any]:
+        return {**upstream(self), "lora_requests": self.lora_requests, "lora_mapping": self.lora_mapping}
+
+    return as_broadcastable_tensor_dict
+
+
+# Replaced in place: the worker makes these classes by name, so subclasses would not be used.
 CPUCacheEngine.get_kv_cache_dtype = staticmethod(kv_cache_dtype)
+ModelInputForCPUWithSamplingMetadata.as_broadcastable_tensor_dict = with_adapters(
+    ModelInputForCPUWithSamplingMetadata.as_broadcastable_tensor_dict
+)
 
 
 class KeplerCpuWorker(CPUWorker):

@@ -49,7 +49,8 @@ class KeplerMoEMethod(UnquantizedFusedMoEMethod):
             weight_loader=track_loaded(weight_loader), **named,
         )
         for name, parameter in layer.named_parameters(recurse=False):
-            if getattr(parameter, "optional", False):
+            # A router's bias is the layer's too.
+            if getattr(parameter, "optional", False) or not name.startswith(("w13_", "w2_")):
                 continue
             shards = ("w1", "w3") if name.startswith("w13_") else ("w2",)
             parameter.pending = {(expert, shard) for expert in range(num_experts) for shard in shards}

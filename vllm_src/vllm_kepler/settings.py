@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.kepler.settings")
 
 BACKEND = "vllm_kepler.attention.backend.KeplerBackend"
+PUNICA = "vllm_kepler.lora.KeplerPunica"
 BLOCK_SIZES = (8, 16, 32)
 # What the KV cache may be: of the activations' dtype, or float16; by vLLM's names.
 CACHE_DTYPES = ("auto", "half")
@@ -31,8 +32,8 @@ CAPTURE_SIZES = (1, 2, 4, 8, 16)
 
 
 def force_v0() -> None:
-    """Choose the V0 engine, which runs eagerly; the V1 engine compiles."""
-    os.environ["VLLM_USE_V1"] = "0"
+    """Choose the V0 engine, which runs eagerly, and latent attention with keys and values of every head."""
+    os.environ["VLLM_USE_V1"], os.environ["VLLM_MLA_DISABLE"] = "0", "1"
 
 
 class KeplerSettings:
@@ -76,10 +77,15 @@ class KeplerSettings:
 
         Raises ModelError for attention of a kind that the port does not have.
         """
-        reject_if(use_mla, "multi-head latent attention")
+        reject_if(use_mla, "multi-head latent attention with VLLM_MLA_DISABLE=0")
         reject_if(use_v1, "the V1 engine")
         logger.info("Using Torch SDPA attention backend for Kepler GPU (sm < 60).")
         return BACKEND
+
+    @classmethod
+    def get_punica_wrapper(cls) -> str:
+        """Dotted name of what computes adapters: upstream's for GPUs needs Triton."""
+        return PUNICA
 
 
 def apply_defaults(config: VllmConfig, graphs: bool = False) -> None:
@@ -113,7 +119,7 @@ def apply_defaults(config: VllmConfig, graphs: bool = False) -> None:
     if config.speculative_config is not None:
         raise SettingError("speculative_config: found one; the Kepler port has no speculative decoding. Leave it out.")
     if config.lora_config is not None:
-        raise SettingError("enable_lora: found true; the Kepler port has no kernels for adapters. Leave it out.")
+        apply_adapters(config, graphs)
     if config.scheduler_config.num_scheduler_steps > 1:
         raise SettingError(
             f"num_scheduler_steps: found {config.scheduler_config.num_scheduler_steps}; expected 1: the Kepler port "
@@ -144,6 +150,30 @@ def apply_defaults(config: VllmConfig, graphs: bool = False) -> None:
     compilation.cudagraph_capture_sizes = list({min(size, most) for size in CAPTURE_SIZES}) if graphs else []
     # Again: upstream has done it for its own sizes before it asks the platform.
     compilation.init_with_cudagraph_sizes(compilation.cudagraph_capture_sizes)
+
+
+def apply_adapters(config: VllmConfig, graphs: bool) -> None:
+    """Keep LoRA adapters in float32, without room for tokens of their own.
+
+    Raises SettingError for what the port does not compute, and for a model that vLLM has no adapters for.
+    """
+    from vllm.model_executor.model_loader.utils import get_model_architecture
+    from vllm.model_executor.models import supports_lora
+
+    lora = config.lora_config
+    for name in ("fully_sharded_loras", "bias_enabled", "long_lora_scaling_factors"):
+        if getattr(lora, name):
+            raise SettingError(f"{name}: found {getattr(lora, name)}; the Kepler port does not have it. Leave it out.")
+    if graphs:
+        raise SettingError("VLLM_KEPLER_CUDA_GRAPHS: found 1 and enable_lora; expected one of the two: which adapter a "
+                           "token has changes from step to step. Leave VLLM_KEPLER_CUDA_GRAPHS out.")
+    # Such room would change the order of the logits over several ranks.
+    lora.lora_dtype, lora.lora_extra_vocab_size = torch.float32, 0
+    if config.model_config is not None:
+        model, architecture = get_model_architecture(config.model_config)
+        if not supports_lora(model):
+            raise SettingError(f"enable_lora: found true and {architecture}, which vLLM has no adapters for. Merge the "
+                               "adapter into its model.")
 
 
 def apply_storage(config: VllmConfig) -> None:

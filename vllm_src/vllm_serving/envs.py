@@ -38,6 +38,17 @@ def number(environment: Mapping[str, str], name: str) -> float:
     return value
 
 
+def wants_parsers(environment: Mapping[str, str]) -> bool:
+    """Return whether answers are parsed for tool calls and reasoning, as the model's chat template writes them."""
+    return environment.get("VLLM_SERVING_PARSERS", "1") != "0"
+
+
+def adapters(environment: Mapping[str, str]) -> dict[str, Path]:
+    """Return the directory of each LoRA adapter by its name in the API: NAME=DIRECTORY, parted by spaces."""
+    pairs = (pair.partition("=") for pair in environment.get("VLLM_SERVING_ADAPTERS", "").split())
+    return {name: Path(directory) for name, _, directory in pairs}
+
+
 def quarantine_file(environment: Mapping[str, str]) -> Path:
     """Return the file that puts the server in quarantine while it exists, and holds the token that is answered."""
     return Path(environment.get("VLLM_SERVING_HELD", "/nonexistent"))

@@ -34,6 +34,7 @@ class Instance:
         directory: the unit's runtime directory, in memory; gone after the last stop.
         quarantine: file; while it exists, only requests with the token in it are answered.
         key: API key that requests must bring; None for a server without one.
+        arguments: those of `vllm serve` beside its options: LoRA adapters, and parsers that follow from the model.
         start_timeout: longest time in seconds from start to ready.
         stall_timeout: longest time in seconds without progress while it starts.
         drain_timeout: longest time in seconds that running requests get when the server is stopped.
@@ -50,6 +51,7 @@ class Instance:
     directory: Path
     quarantine: Path
     key: str | None
+    arguments: list[str]
     start_timeout: float
     stall_timeout: float
     drain_timeout: float
@@ -107,6 +109,7 @@ def read_instance(name: str, options: Path, generation: str, environment: Mappin
         directory=directory,
         quarantine=envs.quarantine_file(environment),
         key=key,
+        arguments=[*models.parser_arguments(found, environment), *models.adapter_arguments(found, environment)],
         start_timeout=envs.number(environment, "VLLM_SERVING_START"),
         stall_timeout=envs.number(environment, "VLLM_SERVING_STALL"),
         drain_timeout=envs.number(environment, "VLLM_SERVING_DRAIN"),

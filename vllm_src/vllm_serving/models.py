@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from . import envs, parsers
+from .checkpoint import adapters
 from .checkpoint.engine import refusals
 from .checkpoint.errors import FileError
 from .checkpoint.files import find_gguf, snapshot_of, try_json
+from .errors import ConfigError
 
 
 def directory_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> Path:
@@ -36,3 +40,38 @@ def refusal(options: Mapping[str, Any], environment: Mapping[str, str]) -> str |
     for found, expected in refusals(config, tokenizer, options.get("trust-remote-code") is True, in_gguf):
         return f"{directory}: found {found}; expected {expected}. Choose another checkpoint of the model."
     return None
+
+
+def parser_arguments(options: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
+    """Return the arguments with which vLLM parses tool calls and reasoning; none if the instance wants none."""
+    if not envs.wants_parsers(environment) or "tokenizer" in options:
+        return []
+    directory = directory_of(options, environment)
+    config, tokenizer = (try_json(str(directory / name)) or {} for name in ("config.json", "tokenizer_config.json"))
+    return parsers.arguments(directory, options, config, tokenizer)
+
+
+def adapter_arguments(options: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
+    """Return the arguments with which vLLM serves the adapters of an instance; none without adapters.
+
+    All are in a batch at once, and of the rank that the largest has, unless the options say otherwise. Raises
+    ConfigError for an adapter that cannot be served.
+    """
+    named = envs.adapters(environment)
+    if not named:
+        return []
+    configs = {name: try_json(str(directory / adapters.CONFIG)) or {} for name, directory in named.items()}
+    ranks = [rank for rank in map(adapters.rank_of, configs.values()) if rank]
+    room = options.get("max-lora-rank") or adapters.room_for(ranks)
+    for name, config in configs.items():
+        for found, expected in adapters.unserved(config, room)[:1]:
+            raise ConfigError(f"adapter {name} in {named[name]}: found {found}; expected {expected}. Choose another "
+                              "adapter, or merge it into its model.")
+    at_once = options.get("max-loras", len(named))
+    # All stay in the host's memory: their files may be gone when they are wanted again.
+    derived = {"max-lora-rank": room, "max-loras": at_once, "max-cpu-loras": max(at_once, len(named))}
+    return [
+        "--enable-lora",
+        *[part for name, value in derived.items() if name not in options for part in (f"--{name}", str(value))],
+        "--lora-modules", *[json.dumps({"name": name, "path": str(directory)}) for name, directory in named.items()],
+    ]

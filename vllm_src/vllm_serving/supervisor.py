@@ -41,14 +41,14 @@ POLL, IDLE_POLL = 1.0, 30.0
 STOP = 30
 
 
-def command_of(options: Path) -> list[str]:
+def command_of(options: Path, *arguments: str) -> list[str]:
     """Return the command that starts vLLM with our middleware in front of its API."""
     own = {found.name: found.value for found in metadata.entry_points(group="vllm_serving")}
     command, middleware = ({**ENTRY_POINTS, **own}[name] for name in ("command", "middleware"))
     module, _, function = command.partition(":")
     # Not `-m`: each spawned process would import the module of the command line again.
     return [sys.executable, "-c", f"from {module} import {function}; {function}()", "serve",
-            "--config", str(options), "--middleware", middleware.replace(":", ".")]
+            "--config", str(options), "--middleware", middleware.replace(":", "."), *arguments]
 
 
 def port_holder(instance: Instance) -> str | None:
@@ -341,4 +341,4 @@ def main(arguments: list[str]) -> int:
         print(f"vllm@{name} ends: {refused}", flush=True)
         notify(STATUS=f"ended: {refused}")
         return CONFIGURATION
-    return asyncio.run(Supervisor(instance, command_of(instance.options), table).run())
+    return asyncio.run(Supervisor(instance, command_of(instance.options, *instance.arguments), table).run())

@@ -7,11 +7,11 @@ from .quantization import read_quantization
 
 # Types that the port refuses at start, or has no kernels for.
 UNSUPPORTED_TYPES = dict(
-    [(name, "multi-head latent attention") for name in ("deepseek_v2", "deepseek_v3", "kimi_vl")]
-    + [(name, "state-space or linear attention layers, whose kernels need Triton") for name in (
+    [(name, "state-space or linear attention layers, whose kernels need Triton") for name in (
         "mamba", "mamba2", "falcon_mamba", "jamba", "bamba", "zamba2", "falcon_h1", "plamo2", "nemotron_h",
         "minimax_text_01", "minimax_m1", "granitemoehybrid",
     )],
+    kimi_vl="multi-head latent attention beside images",
     gemma3n="a KV cache that layers share",
     llama4="attention in chunks of the context",
     phi3small="block-sparse attention",

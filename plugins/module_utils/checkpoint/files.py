@@ -5,7 +5,7 @@ import os
 import re
 import struct
 
-from . import gguf
+from . import adapters, gguf
 from .config import translate
 from .errors import CheckpointError, CorruptFileError, FileError, UnsupportedFileError
 
@@ -96,11 +96,16 @@ def read_header(path):
     return tensors
 
 
+def numbered(name):
+    """A tensor's name with a layer's number as *."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", re.sub(r"^\d+(?=\.)", "*", name))
+
+
 def _grouped(tensors):
     """Tensors of one form counted together: a layer's number in the name becomes *."""
     counts = {}
     for name, dtype, shape in tensors:
-        key = (re.sub(r"(?<=\.)\d+(?=\.)", "*", re.sub(r"^\d+(?=\.)", "*", name)), dtype, tuple(shape))
+        key = (numbered(name), dtype, tuple(shape))
         counts[key] = counts.get(key, 0) + 1
     return [
         {"name": name, "dtype": dtype, "shape": list(shape), "count": counts[name, dtype, shape]}
@@ -215,6 +220,25 @@ def read_model(path):
         errors += wrong
     return {
         "config": config, "tokenizer": tokenizer, "tensors": [] if errors else _grouped(tensors),
+        "faults": [{"file": error.place, "found": error.found, "expected": error.expected} for error in errors],
+    }
+
+
+def read_adapter(path):
+    """Read a LoRA adapter from the directory `path`: {config, tensors (name to shape), faults}. None without a path."""
+    if not os.path.exists(path):
+        return None
+    config, tensors, errors = None, {}, []
+    try:
+        config = read_json(os.path.join(path, adapters.CONFIG))
+    except FileError as error:
+        errors.append(error)
+    try:
+        tensors = {name: shape for name, _, shape in read_header(os.path.join(path, adapters.WEIGHTS))}
+    except FileError as error:
+        errors.append(error)
+    return {
+        "config": config, "tensors": tensors,
         "faults": [{"file": error.place, "found": error.found, "expected": error.expected} for error in errors],
     }
 

@@ -17,6 +17,16 @@ QWEN2_0_5B = llama(896, 4864, 24, 14, 2, 151936, 32768, model_type="qwen2", arch
                    tie_word_embeddings=True)
 QWEN2_7B = llama(3584, 18944, 28, 28, 4, 152064, 131072, model_type="qwen2", architectures=["Qwen2ForCausalLM"],
                  sliding_window=131072, use_sliding_window=False)
+# 15.7 billion parameters, of which 2.4 are read for a token.
+DEEPSEEK_V2_LITE = {
+    "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "hidden_size": 2048,
+    "num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16, "intermediate_size": 10944,
+    "vocab_size": 102400,
+    "kv_lora_rank": 512, "q_lora_rank": None, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6, "moe_intermediate_size": 1408,
+    "first_k_dense_replace": 1, "moe_layer_freq": 1, "n_group": 1, "topk_group": 1, "topk_method": "greedy",
+    "max_position_embeddings": 163840, "tie_word_embeddings": False,
+}
 MIXTRAL = llama(4096, 14336, 32, 32, 8, 32000, 32768, model_type="mixtral", architectures=["MixtralForCausalLM"],
                 num_local_experts=8, num_experts_per_tok=2, sliding_window=None)
 QWEN3_30B = llama(2048, 6144, 48, 32, 4, 151936, 40960, model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"],

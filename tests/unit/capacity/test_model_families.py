@@ -2,6 +2,7 @@
 
 import pytest
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.engine import UNSUPPORTED_TYPES
+from ansible_collections.kepler.vllm.plugins.plugin_utils import capacity
 from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import (
     FAMILIES,
     CapacityError,
@@ -10,7 +11,17 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import 
     refusals,
     tensors_of,
 )
-from known_models import FALCON_7B, GEMMA3_4B, GPT2, LLAMA_7B, LLAMA_8B, MIXTRAL, PARAMETERS, QWEN2_7B
+from known_models import (
+    DEEPSEEK_V2_LITE,
+    FALCON_7B,
+    GEMMA3_4B,
+    GPT2,
+    LLAMA_7B,
+    LLAMA_8B,
+    MIXTRAL,
+    PARAMETERS,
+    QWEN2_7B,
+)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -173,7 +184,7 @@ def test_an_untied_head_is_kept_though_no_file_holds_it():
         ({"quantization_config": {"quant_method": "fp8"}}, "quantized with fp8"),
         ({"quantization_config": {"bits": 4}}, "unnamed"),
         ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
-        ({"model_type": "deepseek_v3"}, "latent"),
+        ({"model_type": "kimi_vl"}, "latent"),
         ({"model_type": "mamba2"}, "Triton"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
     ],
@@ -239,3 +250,14 @@ def test_nothing_else_is_refused():
         assert refusals({**LLAMA_7B, "quantization_config": said}) == []
     assert refusals(LLAMA_7B) == []
     assert not set(UNSUPPORTED_TYPES) & set(FAMILIES)
+
+
+def test_latent_attention_is_counted_head_by_head():
+    """15.7 billion parameters by its card; the cache as upstream pads it."""
+    model = read(DEEPSEEK_V2_LITE)
+    assert round(sum(tensor.elements for tensor in tensors_of(model)) / 1e9, 2) == 15.71
+    assert refusals(DEEPSEEK_V2_LITE) == []
+    assert capacity.token_bytes(model, 4, capacity.STORAGES["fp16"]) == 2 * 27 * (16 // 4) * 192 * 2
+    whole, split = (capacity.weight_bytes(model, tensors_of(model), dies, capacity.STORAGES["fp16"]) for dies in (1, 2))
+    # Projections into the latent space, routers and norms lie whole on both.
+    assert whole / 2 < split < whole / 2 * 1.01

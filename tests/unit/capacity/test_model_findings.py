@@ -299,3 +299,53 @@ def test_an_architecture_may_be_put_in_place_of_an_unknown_one():
     config = {**LLAMA_7B, "architectures": ["OwnForCausalLM"]}
     assert judge(config, device="cpu")
     assert judge(config, device="cpu", extra_args={"hf-overrides": '{"architectures": ["LlamaForCausalLM"]}'}) == []
+
+
+ADAPTER = {"r": 16, "lora_alpha": 32}
+LAYER = "base_model.model.model.layers.7.self_attn.q_proj.lora_"
+
+
+def judge_adapter(config=ADAPTER, shapes=((16, 4096), (4096, 16)), base=LLAMA_7B, faults=(), **keys):
+    """Findings about an instance of a base with one adapter."""
+    instance = {"name": "demo", "model": "/m", "dtype": "half", "adapters": {"own": "/a"}, **keys}
+    tensors = {f"{LAYER}{half}.weight": list(shape) for half, shape in zip("AB", shapes, strict=True)}
+    adapters = {"/a": {"config": config, "tensors": tensors, "faults": list(faults)}}
+    return model_findings({"/m": {"config": base, "tensors": [], "faults": []}}, [instance], PROFILE["gpu"],
+                          adapters=adapters)
+
+
+@pytest.mark.parametrize("base", [LLAMA_7B, quantized()])
+def test_an_adapter_of_its_base_has_no_findings(base):
+    assert judge_adapter(base=base) == []
+    assert model_findings({"/m": {"config": base, "tensors": [], "faults": []}},
+                          [{"model": "/m", "dtype": "half", "adapters": {"own": "/a"}}], PROFILE["gpu"]) == []
+
+
+@pytest.mark.parametrize(("changes", "variable", "named"), [
+    ({"config": {**ADAPTER, "use_dora": True}}, "adapters.own", "/a: use_dora"),
+    ({"extra_args": {"max-lora-rank": 8}}, "adapters.own", "/a: rank 16"),
+    ({"shapes": ((16, 2048), (2048, 16))}, "adapters.own", "model.layers.*.self_attn.q_proj of shapes [16, 2048]"),
+    ({"faults": [{"file": "/a/x", "found": "nothing", "expected": "it"}]}, "adapters.own", "/a: nothing in /a/x"),
+    ({"base": FALCON_7B, "tensor_parallel_size": 1}, "adapters", "adapters of the model type falcon"),
+])
+def test_an_adapter_that_does_not_fit_is_named(changes, variable, named):
+    (found,) = judge_adapter(**changes)
+    assert found["variable"] == f"{WHERE}.{variable}"
+    assert named in found["found"]
+
+
+def test_adapters_are_counted_with_the_weights():
+    """4,096 adapters of rank 512 are beyond any GPU; and what a host's memory needs for one more."""
+    (found,) = judge_adapter(extra_args={"max-loras": 4096, "max-lora-rank": 512})
+    assert "a GPU on 4 (weights" in found["found"]
+    facts = {"/m": {"config": LLAMA_7B, "tensors": [], "faults": []}}
+    instance = {"name": "demo", "model": "/m", "dtype": "float32"}
+    named = {f"a{number}": f"/a{number}" for number in range(64)}
+    known = {path: {"config": {"r": 64}, "tensors": {}, "faults": []} for path in named.values()}
+    limits = [
+        with_memory_limits([{**instance, "adapters": own}], facts, "kepler", known)[0]["memory_max"]
+        for own in ({}, named)
+    ]
+    # 4 bytes · rank 64 of 64 adapters on 4 ranks; 32 layers of matrices with so many rows and columns.
+    more = 64 * 4 * 64 * 4 * 32 * (4 * 8192 + 3 * 15104) / 2**30
+    assert 0 <= int(limits[1][:-1]) - int(limits[0][:-1]) - int(more) <= 1

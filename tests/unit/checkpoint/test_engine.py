@@ -71,7 +71,7 @@ def test_own_code_is_trusted_if_operator_allows_it():
         ({"model_type": "smollm3"}, "smollm3"), ({"llm_config": {"model_type": "smollm3"}}, "llm_config.model_type"),
         ({"model_type": ["llama"]}, "model_type ['llama']"), ({"model_type": "mamba2"}, "mamba2: state-space"),
         ({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text"}}, "gemma3n: a KV cache"),
-        ({"text_config": {"model_type": "deepseek_v3"}}, "multi-head latent"),
+        ({"model_type": "kimi_vl"}, "multi-head latent"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "the encoder-decoder t5"),
     ],
 )

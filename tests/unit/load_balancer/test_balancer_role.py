@@ -135,6 +135,7 @@ REVISION = "0123456789abcdef" * 2 + "01234567"
         ({"model": "Org/Model_X"}, {"model": "org/model_x"}, "org-model_x"),
         ({"model": "org/x", "revision": REVISION}, {"model": "org/x", "revision": REVISION[::-1]}, "org-x"),
         ({"model": "org/x", "revision": REVISION}, {"model": "org/x"}, "org-x"),
+        ({"model": "org/x", "adapters": {"own": "/a"}}, {"model": "org/x"}, "org-x"),
         ({"model": "/m/x", "served_model_name": "m"}, {"model": "/m/y", "served_model_name": "m"}, "m"),
         ({"model": "a/b"}, {"model": "a b"}, "a-b"),
         ({"model": "/m/llama"}, {"model": "llama"}, "llama"),

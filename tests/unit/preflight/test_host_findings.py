@@ -3,7 +3,7 @@
 import pytest
 from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import profile_gpus
 from ansible_collections.kepler.vllm.plugins.filter.kepler_driver import driver_findings, signing_pair_findings
-from ansible_collections.kepler.vllm.plugins.filter.kepler_host import host_findings, paths_to_read
+from ansible_collections.kepler.vllm.plugins.filter.kepler_host import host_findings, paths_to_look_at, paths_to_read
 from rendered import PROFILE
 
 KERNELS = {"range": "4.0-1*.el8", "tested": ["4.0-1.el8"]}
@@ -589,3 +589,11 @@ def test_fapolicyd_must_let_run_what_is_built(opened, container, closed):
         assert item["found"].endswith(f"is built in {', '.join(closed)}")
         for path in closed:
             assert f"'allow perm=any all : dir={path}/'" in item["next_step"]
+
+
+def test_adapters_are_looked_for_and_read_like_the_model():
+    instance = {**MODEL, "adapters": {"own": "/srv/own"}}
+    assert {"/srv/own", "/srv/demo"} <= set(paths_to_read([instance])) & set(paths_to_look_at([instance]))
+    found = only(judge(host(), instance))
+    assert found["variable"] == "vllm_service_instances[0].adapters.own"
+    assert found["found"] == "/srv/own: nothing is there"

@@ -351,7 +351,7 @@ def test_other_options_are_taken():
      ("kv-cache-dtype", "fp8", "the key dtype"), ("speculative-config", "{}", "one model"),
      ("enable-expert-parallel", True, "split"), ("enforce-eager", True, "the key cuda_graphs"),
      ("load-format", "safetensors", "found by itself"), ("num-scheduler-steps", 8, "every step"),
-     ("enable-lora", True, "no adapters"), ("task", "embed", "generates")],
+     ("enable-lora", True, "the key adapters"), ("lora-dtype", "half", "in float32"), ("task", "embed", "generates")],
 )
 def test_an_option_that_the_port_does_not_serve(option, value, named):
     (found,) = judge(demo(extra_args={option: value}))
@@ -510,3 +510,23 @@ def test_defaults_have_dies_or_gpus():
     instances = instances_with_defaults([demo(tensor_parallel_size=1)], {"dies": [0], "gpus": [0]}, DTYPES)
     found = inventory_findings(instances, DTYPES)
     assert variables(found) == [f"{WHERE}.dies"]
+
+
+@pytest.mark.parametrize(("keys", "variable"), [
+    ({"adapters": {"a": "relative"}}, "adapters"), ({"adapters": {"a b": "/a"}}, "adapters"),
+    ({"adapters": {"a": ["/a"]}}, "adapters"), ({"adapters": {"/srv/demo": "/a"}}, "adapters"),
+    ({"adapters": {"mine": "/a"}, "served_model_name": "mine"}, "adapters"),
+    ({"adapters": {"a": "/a"}, "cuda_graphs": True}, "cuda_graphs"),
+    ({"extra_args": {"lora-modules": "a=/a"}}, "extra_args.lora-modules"),
+])
+def test_adapters_are_names_and_directories(keys, variable):
+    (found,) = judge(demo(**keys))
+    assert found["variable"] == f"{WHERE}.{variable}"
+    assert judge(demo(adapters={"a": "/a", "team/b.1": "/srv/b"}, extra_args={"max-loras": 1})) == []
+
+
+def test_automatic_tools_are_turned_off_by_the_key():
+    """vLLM would not see the false, and the server would name a parser."""
+    (found,) = judge(demo(extra_args={"enable-auto-tool-choice": False}))
+    assert "parsers" in found["next_step"]
+    assert judge(demo(extra_args={"enable-auto-tool-choice": True, "tool-call-parser": "hermes"}, parsers=False)) == []

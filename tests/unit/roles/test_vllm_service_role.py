@@ -139,6 +139,17 @@ def test_sequences_of_a_request_are_bounded(write, most):
     assert f"VLLM_SERVING_SEQUENCES={most}\n" in write("instance.env.j2", vllm_service_max_sequences=most)
 
 
+@pytest.mark.parametrize(("instance", "off"), [({}, False), ({"parsers": True}, False), ({"parsers": False}, True)])
+def test_parsers_are_off_only_when_asked(write, instance, off):
+    assert ("VLLM_SERVING_PARSERS=0\n" in write("instance.env.j2", instance)) == off
+
+
+def test_adapters_are_named_in_the_environment(write):
+    assert "VLLM_SERVING_ADAPTERS" not in write("instance.env.j2")
+    adapters = {"b": "/srv/b", "a": "/srv/a"}
+    assert "VLLM_SERVING_ADAPTERS=a=/srv/a b=/srv/b\n" in write("instance.env.j2", {"adapters": adapters})
+
+
 @pytest.mark.parametrize(("said", "on"), [({}, False), ({"cuda_graphs": False}, False), ({"cuda_graphs": True}, True)])
 def test_cuda_graphs_only_when_asked(write, said, on):
     assert ("VLLM_KEPLER_CUDA_GRAPHS=1\n" in write("instance.env.j2", said)) == on

@@ -189,3 +189,41 @@ def test_a_model_of_the_hub_is_looked_at_in_the_cache(read, tmp_path):
 )
 def test_a_model_that_a_start_may_serve(read, model, config, tokenizer, more):
     assert read(model(config, tokenizer, more))
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """Function that writes an adapter's config and returns NAME=DIRECTORY."""
+
+    def write(name, **config):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8, **config}))
+        return f"{name}={tmp_path / name}"
+
+    return write
+
+
+def test_adapters_become_arguments_of_vllm(read, adapter, tmp_path):
+    """As many at once as there are, of the largest one's rank, unless the options say otherwise."""
+    assert read().arguments == []
+    named = " ".join([adapter("small", r=4), adapter("large", r=20)])
+    modules = [json.dumps({"name": name, "path": str(tmp_path / name)}) for name in ("small", "large")]
+    assert read(VLLM_SERVING_ADAPTERS=named).arguments == [
+        "--enable-lora", "--max-lora-rank", "32", "--max-loras", "2", "--max-cpu-loras", "2",
+        "--lora-modules", *modules,
+    ]
+    said = read({**OPTIONS, "max-loras": 4, "max-lora-rank": 64}, VLLM_SERVING_ADAPTERS=named).arguments
+    assert said == ["--enable-lora", "--max-cpu-loras", "4", "--lora-modules", *modules]
+    assert supervisor.command_of(tmp_path / "main.yaml", *said)[-len(said):] == said
+
+
+@pytest.mark.parametrize(("config", "options", "message"), [
+    ({"r": 4, "use_dora": True}, {}, "found use_dora (DoRA); expected a LoRA adapter"),
+    ({"r": 64}, {"max-lora-rank": 16}, "found rank 64; expected at most 16 (max-lora-rank)"),
+    ({}, {}, "found r None and lora_alpha 8"),
+])
+def test_adapters_that_cannot_be_served_end_the_start(read, adapter, config, options, message):
+    with pytest.raises(ConfigError) as refused:
+        read({**OPTIONS, **options}, VLLM_SERVING_ADAPTERS=adapter("bad", **config))
+    assert message in str(refused.value)
+    assert str(refused.value).startswith("adapter bad in /")
