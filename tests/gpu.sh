@@ -53,6 +53,7 @@ for step in "$@"; do
             "$KEPLER_PYTHON" tests/gpu/bench_engine.py --out "$out"
             "$KEPLER_PYTHON" tests/gpu/bench_graphs.py --out "$out"
             "$KEPLER_PYTHON" tests/gpu/bench_batches.py --out "$out"
+            "$KEPLER_PYTHON" tests/gpu/bench_speculation.py --out "$out"
             ;;
         *) echo "gpu.sh: found $step; expected operators, linear, engine, parallel, server, guided, qualification, capacity, sanitizer or benchmarks" >&2; exit 2 ;;
     esac

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.kepler.vllm.plugins.filter.kepler_host import RANK_GIB, swap_gib
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, setting
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import adapters as judge
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import speculation
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.files import numbered
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.plugin_utils import capacity, engine_options
@@ -26,6 +29,7 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import 
     read,
     refusals,
     tensors_of,
+    text_config,
     uncounted,
 )
 
@@ -158,12 +162,45 @@ def adapter_findings(
     return found
 
 
+def draft_findings(
+    model: Model, facts: dict[str, Any], instance: dict[str, Any], where: str
+) -> list[dict[str, str]]:
+    """Findings about the model that proposes tokens to another, of which `facts` are known."""
+    faults = [
+        (f"{fault['found']} in {fault['file']}", fault["expected"], "Complete the model's files.")
+        for fault in facts["faults"]
+    ]
+    config = facts["config"] or {}
+    judged = speculation.draft_faults(config.get("model_type"), text_config(config).get("vocab_size"), model.vocabulary)
+    if config and not judged:
+        judged = refusals(config, facts["tensors"])
+    faults += [(*fault, "Name another draft model.") for fault in judged]
+    return [finding("error", f"{where}.extra_args.{engine_options.SPECULATION}.model", *fault) for fault in faults]
+
+
+def with_speculation(
+    options: Options, model: Model, instance: dict[str, Any], draft: dict[str, Any] | None
+) -> Options:
+    """The options and what speculating takes of the first GPU; a draft model counts as far as its facts are known."""
+    said = engine_options.speculative(instance.get("extra_args") or {})
+    if said is None:
+        return options
+    weights = token = 0
+    if draft and draft["config"] is not None:
+        with contextlib.suppress(CapacityError):
+            drafting = read(draft["config"], draft["tensors"])
+            storage = storage_of(setting(instance, "dtype"), drafting.quantization)
+            weights = capacity.weight_bytes(drafting, tensors_of(drafting, draft["tensors"]), 1, storage)
+            token = capacity.token_bytes(drafting, 1, storage)
+    checked = capacity.checked_bytes(model, said, options)
+    return replace(options, beside=weights + checked, beside_token=token)
+
+
 def room_findings(
-    model: Model, tensors: list[Tensor], instance: dict[str, Any], where: str, gpu: dict[str, Any],
-    ranks: Iterable[int] = (),
+    model: Model, tensors: list[Tensor], instance: dict[str, Any], where: str, options: Options
 ) -> list[dict[str, str]]:
     """A finding where weights and one sequence of the longest context do not fit a GPU."""
-    dies, options = setting(instance, "tensor_parallel_size"), capacity.options_of(instance, gpu, ranks)
+    dies = setting(instance, "tensor_parallel_size")
     storage = storage_of(setting(instance, "dtype"), model.quantization)
     length = instance.get("max_model_len") or model.positions or DEFAULT_POSITIONS
     at = need(model, tensors, dies, length, options, storage)
@@ -196,8 +233,12 @@ def room_findings(
 def one_model_findings(
     facts: dict[str, Any], instance: dict[str, Any], where: str, gpu: dict[str, Any] | None,
     adapters: dict[str, dict[str, Any]],
+    draft: dict[str, Any] | None = None,
 ) -> list[dict[str, str]]:
-    """Findings about the model of one instance; whether it fits is not judged without a `gpu`."""
+    """Findings about the model of one instance; whether it fits is not judged without a `gpu`.
+
+    draft: facts of the model that proposes tokens to it.
+    """
     faults = [
         finding("error", f"{where}.model", f"{fault['found']} in {fault['file']}", fault["expected"],
                 "Complete the model's files.")
@@ -224,10 +265,12 @@ def one_model_findings(
         found = split_findings(model, tensors, storage, dies, len(setting(instance, "gpus")), where)
         found += length_findings(model, instance, where)
         found += adapter_findings(adapters, model, tensors, instance, where)
+        if draft:
+            found += draft_findings(model, draft, instance, where)
         if gpu and not found and not faults:
-            found += room_findings(
-                model, tensors_of(model, facts["tensors"]), instance, where, gpu, ranks_of(adapters, instance)
-            )
+            options = capacity.options_of(instance, gpu, ranks_of(adapters, instance))
+            options = with_speculation(options, model, instance, draft)
+            found += room_findings(model, tensors_of(model, facts["tensors"]), instance, where, options)
         found += [
             finding("warning", f"{where}.model", f"a {part} and no safetensors", "weights as safetensors",
                     "The weights of that part were not counted: leave room for them.")
@@ -249,26 +292,31 @@ def configured(facts: dict[str, Any], instance: dict[str, Any]) -> dict[str, Any
 
 
 def memory_limit(
-    facts: dict[str, Any], instance: dict[str, Any], adapters: dict[str, dict[str, Any]]
+    models: dict[str, dict[str, Any]], instance: dict[str, Any], adapters: dict[str, dict[str, Any]]
 ) -> str | None:
     """Return the most host memory that an instance's unit can need, as systemd writes it, or None if nobody knows.
 
     Weights pass through it on their way to the GPUs. Pickled files are read whole by each rank, and each rank keeps
     every adapter whole.
     """
-    try:
-        model = read(configured(facts, instance), facts["tensors"])
-        tensors = tensors_of(model, facts["tensors"])
-    except CapacityError:
-        return None
-    if uncounted(model.config, facts["tensors"]):
-        return None
-    ranks = setting(instance, "tensor_parallel_size")
-    storage = storage_of(setting(instance, "dtype"), model.quantization)
-    weights = capacity.weight_bytes(model, tensors, 1, storage) * (1 if facts["tensors"] else ranks)
-    weights += ranks * capacity.adapter_bytes(
-        model, tensors, 1, len(setting(instance, "adapters")), max(ranks_of(adapters, instance), default=0)
-    )
+    ranks, weights = setting(instance, "tensor_parallel_size"), 0
+    for key, named in engine_options.models_of(instance).items():
+        facts = models.get(model_key(named))
+        if facts is None or facts["config"] is None:
+            return None
+        try:
+            model = read(configured(facts, instance) if key == "model" else facts["config"], facts["tensors"])
+            tensors = tensors_of(model, facts["tensors"])
+        except CapacityError:
+            return None
+        if uncounted(model.config, facts["tensors"]):
+            return None
+        storage = storage_of(setting(instance, "dtype"), model.quantization)
+        weights += capacity.weight_bytes(model, tensors, 1, storage) * (1 if facts["tensors"] else ranks)
+        if key == "model":
+            weights += ranks * capacity.adapter_bytes(
+                model, tensors, 1, len(setting(instance, "adapters")), max(ranks_of(adapters, instance), default=0)
+            )
     return f"{math.ceil(SERVER_GIB + weights / capacity.GIB + ranks * (RANK_GIB + swap_gib(instance)))}G"
 
 
@@ -285,19 +333,23 @@ def with_memory_limits(
         adapters: what the module returned of LoRA adapters, by their directories.
     """
     def limited(instance: dict[str, Any]) -> dict[str, Any]:
-        facts = models.get(model_key(instance))
-        if device == "cpu" or "memory_max" in instance or facts is None or facts["config"] is None:
-            return instance
-        limit = memory_limit(facts, instance, adapters)
+        known = device != "cpu" and "memory_max" not in instance
+        limit = memory_limit(models, instance, adapters) if known else None
         return {**instance, "memory_max": limit} if limit else instance
 
     return [limited(instance) for instance in instances]
 
 
-def model_key(instance: dict[str, Any]) -> str:
-    """How the module model_facts is asked for the model of an instance."""
-    model = instance["model"]
-    return model if model.startswith("/") else f"{model}@{instance.get('revision') or 'main'}"
+def model_key(named: dict[str, Any]) -> str:
+    """How the module model_facts is asked for a model, named as an instance does."""
+    model = named["model"]
+    return model if model.startswith("/") else f"{model}@{named.get('revision') or 'main'}"
+
+
+def draft_facts(models: dict[str, dict[str, Any]], instance: dict[str, Any]) -> dict[str, Any] | None:
+    """What is known of the model that proposes tokens to an instance's own."""
+    draft = engine_options.draft_of(instance.get("extra_args") or {})
+    return models.get(model_key(draft)) if draft else None
 
 
 def adapter_paths(instances: list[dict[str, Any]]) -> list[str]:
@@ -306,8 +358,10 @@ def adapter_paths(instances: list[dict[str, Any]]) -> list[str]:
 
 
 def model_keys(instances: list[dict[str, Any]]) -> list[str]:
-    """The models of instances, each once."""
-    return list(dict.fromkeys(model_key(instance) for instance in instances))
+    """The models of instances and those that draft for them, each once."""
+    return list(dict.fromkeys(
+        model_key(named) for instance in instances for named in engine_options.models_of(instance).values()
+    ))
 
 
 def model_findings(
@@ -329,6 +383,7 @@ def model_findings(
         for item in one_model_findings(
             models[model_key(instance)], instance, f"{INSTANCES}[{index}]", gpu if device == "kepler" else None,
             adapters,
+            draft_facts(models, instance),
         )
     ]
 

@@ -19,6 +19,7 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_driver import driver_
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, setting
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import WILDCARDS
+from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import is_plain_path, shown
 
 # Options of vLLM that name files.
@@ -75,8 +76,8 @@ def unit_of(instance: dict) -> str:
 def directories_of(instance: dict) -> dict[str, str]:
     """Return directories of the host that the server reads, by the key of the instance that names each."""
     adapters = {f"adapters.{name}": path for name, path in setting(instance, "adapters").items()}
-    model = setting(instance, "model")
-    return {**({"model": model} if model.startswith("/") else {}), **adapters}
+    models = {key: named["model"] for key, named in engine_options.models_of(instance).items()}
+    return {**{key: model for key, model in models.items() if model.startswith("/")}, **adapters}
 
 
 def paths_to_look_at(instances: Any) -> list[str]:

@@ -182,6 +182,11 @@ def adapter_findings(valid: dict, where: str) -> list[dict[str, str]]:
             "error", f"{where}.cuda_graphs", "true and adapters", "one of the two: steps with adapters are eager",
             "Leave cuda_graphs out.",
         ))
+    if adapters and engine_options.SPECULATION in (valid.get("extra_args") or {}):
+        found.append(finding(
+            "error", f"{where}.extra_args.{engine_options.SPECULATION}", "it beside adapters", "one of the two",
+            "Leave one of them out.",
+        ))
     return found
 
 

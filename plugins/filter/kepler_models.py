@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from ansible_collections.kepler.vllm.plugins.plugin_utils.engine_options import models_of
+
 
 def hub_models(instances: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Models that instances take from the hub, each once: [{name, revision}]. A path is a directory of the host."""
+    """Models of the hub that instances read, drafts too, each once: [{name, revision}]. A path is a directory."""
     found = {
-        (instance["model"], instance.get("revision") or "main"): None
-        for instance in instances if not instance["model"].startswith("/")
+        (named["model"], named["revision"] or "main"): None
+        for instance in instances for named in models_of(instance).values() if not named["model"].startswith("/")
     }
     return [{"name": name, "revision": revision} for name, revision in found]
 

@@ -15,9 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..module_utils.checkpoint import adapters
+from ..module_utils.checkpoint import adapters, speculation
 from ..module_utils.checkpoint.limits import (
     BLOCK_SIZE,
+    CHECKED_BYTES,
     COLUMNS,
     EXPERT_ALIGNMENT,
     EXPERT_BYTES,
@@ -225,6 +226,8 @@ class Options:
         outside: bytes outside of PyTorch, where they are known.
         adapters: LoRA adapters that a batch may have.
         adapter_rank: rank that each has room for.
+        beside: bytes of what speculates on the first GPU: a draft model's weights, and the check of its proposals.
+        beside_token: KV cache of one token of a draft model.
     """
 
     memory: int
@@ -238,6 +241,8 @@ class Options:
     workspace: int = CUBLAS_WORKSPACE
     adapters: int = 0
     adapter_rank: int = 0
+    beside: int = 0
+    beside_token: int = 0
 
     def batched_tokens(self, model: Model, max_model_len: int) -> int:
         """Tokens of the batch that measures the activations."""
@@ -355,14 +360,15 @@ def need(
     model: Model, tensors: list[Tensor], dies: int, max_model_len: int, options: Options, storage: Storage
 ) -> Need:
     """Memory of one of `dies` dies."""
-    weights = weight_bytes(model, tensors, dies, storage)
+    weights = weight_bytes(model, tensors, dies, storage) + options.beside
     weights += adapter_bytes(model, tensors, dies, options.adapters, options.adapter_rank)
     activations = activation_bytes(model, dies, max_model_len, options, storage)
     outside = outside_bytes(dies) if options.outside is None else options.outside
     budget = int(options.memory * options.gpu_memory_utilization)
     return Need(
         max_model_len=max_model_len, weights=weights, activations=activations, outside=outside,
-        cache=budget - weights - activations - outside, block=token_bytes(model, dies, storage) * options.block_size,
+        cache=budget - weights - activations - outside,
+        block=(token_bytes(model, dies, storage) + options.beside_token) * options.block_size,
         block_size=options.block_size,
     )
 
@@ -383,6 +389,13 @@ def longest_context(model: Model, tensors: list[Tensor], dies: int, options: Opt
             low, high = (middle, high) if fits(middle) else (low, middle - 1)
         return low
     return 0
+
+
+def checked_bytes(model: Model, said: dict[str, Any], options: Options) -> int:
+    """What the check of proposed tokens holds, for a well-formed speculative_config."""
+    tokens = said["num_speculative_tokens"]
+    most = min(options.max_num_seqs, speculation.most_sequences(tokens, said.get("disable_by_batch_size")))
+    return CHECKED_BYTES * (tokens + 1) * most * model.vocabulary
 
 
 def size_faults(model: Model, dies: int, tensors: Iterable[Tensor] = (), storage: Storage | None = None) -> list[str]:

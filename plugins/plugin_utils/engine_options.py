@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from ..module_utils.checkpoint import speculation
 from ..module_utils.checkpoint.engine_models import FLAGS, SWITCHES, VALUES
 from ..module_utils.findings import finding
 from .findings import shown
@@ -21,8 +22,9 @@ BOOLEANS = FLAGS | SWITCHES
 OPTIONS = VALUES | BOOLEANS | {NO + name for name in SWITCHES}
 # The option that parsers: false turns off.
 AUTO_TOOLS = "enable-auto-tool-choice"
-# Options that hold keys of config.json, as JSON.
-MAPPINGS = ("rope-scaling", "hf-overrides")
+SPECULATION = "speculative-config"
+# Options that hold a mapping, as JSON.
+MAPPINGS = ("rope-scaling", "hf-overrides", SPECULATION)
 
 LEAVE_OUT = "Leave it out."
 # Options that the role sets itself, and the key of the instance that decides them.
@@ -59,7 +61,6 @@ _KINDS: list[tuple[str, str, str]] = [
     ("what vllm_service_device says", LEAVE_OUT, "device"),
     ("what the checkpoint's own config.json says", "Leave it out; serve a quantized checkpoint.", "quantization"),
     ("a cache in the type that the key dtype names", "Leave it out; set dtype to half or float32.", "kv-cache-dtype"),
-    ("one model alone: the port has no speculative decoding", LEAVE_OUT, "speculative-config"),
     ("what the key cuda_graphs says", "Leave it out; without cuda_graphs: true a server is eager.", "enforce-eager"),
     ("a model that generates: the unit asks each server for tokens", LEAVE_OUT, "task"),
     ("the format that the files have, which is found by itself", LEAVE_OUT, "load-format"),
@@ -98,9 +99,12 @@ def meant(extra: dict[str, Any]) -> dict[str, Any]:
 
 def written(extra: dict[str, Any]) -> dict[str, Any]:
     """Options as vLLM's file of options takes them: there it drops each false without a word."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in extra.items():
-        if value is not False:
+        if name == SPECULATION and draft_of(extra):
+            # vLLM would ask whether the draft model can be split as the model is.
+            found[name] = json.dumps({**(mapping(value) or {}), "draft_tensor_parallel_size": 1})
+        elif value is not False:
             found[name] = value
         elif name in SWITCHES:
             found[NO + name] = True
@@ -114,6 +118,26 @@ def mapping(value: Any) -> dict[str, Any] | None:
     except (TypeError, ValueError, RecursionError):
         return None
     return said if isinstance(said, dict) else None
+
+
+def speculative(extra: dict[str, Any]) -> dict[str, Any] | None:
+    """What an instance says of speculative decoding; None where it does not speculate, or says so badly."""
+    said = mapping(extra.get(SPECULATION))
+    return None if said is None or speculation.faults(said) else said
+
+
+def draft_of(extra: dict[str, Any]) -> dict[str, Any] | None:
+    """The model that proposes tokens, as {model, revision}; None where there is none, or nobody could read it."""
+    said = speculative(extra) or {}
+    return {"model": said["model"], "revision": said.get("revision")} if "model" in said else None
+
+
+def models_of(instance: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The models that a server reads, as {model, revision}, by the key of the instance that names each."""
+    found = {"model": {"model": instance.get("model"), "revision": instance.get("revision")}}
+    if draft := draft_of(instance.get("extra_args") or {}):
+        found[f"extra_args.{SPECULATION}.model"] = draft
+    return found
 
 
 def overrides(extra: dict[str, Any]) -> dict[str, Any]:
@@ -185,4 +209,10 @@ def option_findings(options: dict[str, Any], where: str) -> list[dict[str, str]]
             found.append(finding("error", here, shown(value), *REFUSED[name]))
         else:
             found += [finding("error", here, shown(value), *fault) for fault in value_faults(option, options)]
+    if (said := mapping(options.get(SPECULATION))) is not None:
+        here = f"{where}.{SPECULATION}"
+        found += [
+            finding("error", f"{here}.{key}", what, expected, f"Correct it, or leave {SPECULATION} out.")
+            for key, what, expected in speculation.faults(said)
+        ]
     return found

@@ -96,3 +96,18 @@ def test_beside_chunked_prefill(tiny, family):
     done = on_gpu(model, environment=ON, enable_chunked_prefill=True, max_num_batched_tokens=48)
     assert done.replays > 0
     assert_same(model, done.ids)
+
+
+@pytest.mark.parametrize("graphs", ["0", "1"])
+@pytest.mark.parametrize(("ranks", "drafted"), [(1, False), (1, True), (2, False), (2, True)])
+def test_speculation(tmp_path, seed, ranks, drafted, graphs):
+    """Prompt lookup and a draft model, which is the model itself: up to 8 and 9 rows in the graphs of 8 and 16."""
+    if ranks > GPUS:
+        pytest.skip("needs two NVIDIA GPUs")
+    model = make("llama", tmp_path, seed, tokens=64, heard=0.001)
+    config = {"num_speculative_tokens": 7, "method": "ngram", "prompt_lookup_min": 2, "prompt_lookup_max": 4}
+    if drafted:
+        config = {"num_speculative_tokens": 2, "model": str(model.directory), "disable_by_batch_size": 4}
+    done = on_gpu(model, ranks, {"VLLM_KEPLER_CUDA_GRAPHS": graphs}, max_num_seqs=3, speculative_config=config)
+    assert_same(model, done.ids)
+    assert (done.replays > 0) == (graphs == "1")

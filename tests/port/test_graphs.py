@@ -31,12 +31,16 @@ for options in {options!r}:
     compilation = config.compilation_config
     print(config.model_config.enforce_eager, compilation.cudagraph_capture_sizes,
           [config.pad_for_cudagraph(size) for size in range(1, compilation.max_capture_size + 1)])
+# Upstream's parts of it name flash attention's while they are imported.
+import vllm_kepler.speculation.worker
 """
 # Options, and with graphs: eager, sizes, the size to which each number of sequences is padded; or what is refused.
 CASES = [
     ({}, "False [16, 8, 4, 2, 1] [1, 2, 4, 4, 8, 8, 8, 8, 16, 16, 16, 16, 16, 16, 16, 16]"),
     ({"max_num_seqs": 1}, "False [1] [1]"),
     ({"max_num_seqs": 3}, "False [3, 2, 1] [1, 2, 3]"),
+    ({"max_num_seqs": 2, "speculative_config": {"method": "ngram", "num_speculative_tokens": 4}},
+     "False [10, 8, 4, 2, 1] [1, 2, 4, 4, 8, 8, 8, 8, 10, 10]"),
     ({"enforce_eager": True}, "VLLM_KEPLER_CUDA_GRAPHS: found 1 and enforce_eager: true; expected one of the two."),
     ({"task": "embed"}, "VLLM_KEPLER_CUDA_GRAPHS: found 1 and a model that generates no tokens; expected one of the "),
 ]

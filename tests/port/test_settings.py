@@ -55,7 +55,6 @@ def test_defaults_are_applied():
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"speculative_config": object()}, "speculative_config: found one"),
     ({"lora_config": LoRAConfig(fully_sharded_loras=True)}, "fully_sharded_loras: found True"),
     ({"lora_config": LoRAConfig(bias_enabled=True)}, "bias_enabled: found True"),
     ({"scheduler_config__num_scheduler_steps": 8}, "num_scheduler_steps: found 8; expected 1"),

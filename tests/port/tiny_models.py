@@ -98,6 +98,7 @@ def make(
     lengths: Sequence[int] = PROMPT_LENGTHS,
     tokens: int = NEW_TOKENS,
     context: int = CONTEXT,
+    heard: float = 1.0,
 ) -> TinyModel:
     """Write a model of the family with fresh weights and ask transformers.
 
@@ -105,6 +106,7 @@ def make(
         lengths: of the prompts, in tokens.
         tokens: how many are answered to each.
         context: the model's longest sequence.
+        heard: factor of what attention adds. Where it is small a token decides the next one, and answers go in circles.
     """
     kind, differs = FAMILIES[family]
     torch.manual_seed(seed)
@@ -115,6 +117,8 @@ def make(
         # Biases and norms start at 0 and 1: give them a say.
         if parameter.dim() == 1:
             torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name or "ln_" in name else 0.0, std=0.1)
+        if "o_proj" in name:
+            parameter.data.mul_(heard)
     model.save_pretrained(directory)
     prompts = [torch.randint(3, VOCABULARY, (length,)).tolist() for length in lengths]
     double = model.double().to("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from vllm.config import CacheConfig, ModelConfig
+from vllm.distributed.parallel_state import model_parallel_is_initialized
 from vllm.utils import STR_DTYPE_TO_TORCH_DTYPE, cdiv
 from vllm.worker.cpu_model_runner import ModelInputForCPU, ModelInputForCPUWithSamplingMetadata
 from vllm.worker.cpu_worker import CPUCacheEngine, CPUWorker
@@ -37,6 +38,11 @@ ModelInputForCPUWithSamplingMetadata.as_broadcastable_tensor_dict = with_adapter
 
 class KeplerCpuWorker(CPUWorker):
     """Named by the platform, so that every process of the engine imports this module."""
+
+    def init_distributed_environment(self) -> None:
+        """Once a process: a draft model's worker is the second of rank 0, whose first sum no other rank would join."""
+        if not model_parallel_is_initialized():
+            super().init_distributed_environment()
 
     def determine_num_available_blocks(self) -> tuple[int, int]:
         """Return (blocks, 0): those that fit, but no more than all sequences at their longest fill.

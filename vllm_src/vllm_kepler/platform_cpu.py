@@ -11,6 +11,7 @@ from vllm.logger import init_logger
 from vllm.platforms.cpu import CpuPlatform
 
 from . import envs, ops, settings
+from .speculation import config as speculation
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -38,9 +39,8 @@ class KeplerCpuPlatform(settings.KeplerSettings, CpuPlatform):
         if envs.VLLM_KEPLER_CUDA_GRAPHS:
             logger.warning("VLLM_KEPLER_CUDA_GRAPHS=1 changes nothing here: the CPU has no CUDA graphs.")
         settings.apply_defaults(vllm_config)
+        speculation.apply_defaults(vllm_config, "vllm_kepler.cpu_worker.KeplerCpuWorker")
         parallel = vllm_config.parallel_config
-        if parallel.worker_cls == "auto":
-            parallel.worker_cls = "vllm_kepler.cpu_worker.KeplerCpuWorker"
         if parallel.world_size > 1:
             parallel.distributed_executor_backend = "mp"
         if vllm_config.cache_config is not None:

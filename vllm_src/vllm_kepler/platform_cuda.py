@@ -9,6 +9,7 @@ from vllm.logger import init_logger
 
 from . import absent_modules, envs, ops, settings
 from .ops import library
+from .speculation import config as speculation
 
 # Upstream's CUDA platform imports vllm._C while it is imported: the operators must be there before.
 ops.install()
@@ -50,9 +51,7 @@ class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
             kernels.path,
         )
         settings.apply_defaults(vllm_config, graphs)
-        parallel = vllm_config.parallel_config
-        if parallel.worker_cls == "auto":
-            parallel.worker_cls = "vllm.worker.worker.Worker"
+        speculation.apply_defaults(vllm_config, "vllm.worker.worker.Worker")
 
     @classmethod
     def use_custom_allreduce(cls) -> bool:

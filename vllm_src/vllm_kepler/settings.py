@@ -10,7 +10,7 @@ import torch
 from vllm.logger import init_logger
 
 from .checkpoint.files import read_header
-from .checkpoint.limits import BLOCK_SIZE
+from .checkpoint.limits import BLOCK_SIZE, ROWS
 from .checkpoint.quantization import SUPPORTED_FORMATS
 from .errors import SettingError, reject_if
 from .quantization import METHOD
@@ -28,7 +28,7 @@ BLOCK_SIZES = (8, 16, 32)
 # What the KV cache may be: of the activations' dtype, or float16; by vLLM's names.
 CACHE_DTYPES = ("auto", "half")
 # Numbers of sequences that a graph is captured for. Beyond 16 rows a step is arithmetic, which hides its launches.
-CAPTURE_SIZES = (1, 2, 4, 8, 16)
+CAPTURE_SIZES = (1, 2, 4, 8, ROWS)
 
 
 def force_v0() -> None:
@@ -116,8 +116,6 @@ def apply_defaults(config: VllmConfig, graphs: bool = False) -> None:
             )
         model.enforce_eager = not graphs
         model.disable_cascade_attn = True
-    if config.speculative_config is not None:
-        raise SettingError("speculative_config: found one; the Kepler port has no speculative decoding. Leave it out.")
     if config.lora_config is not None:
         apply_adapters(config, graphs)
     if config.scheduler_config.num_scheduler_steps > 1:
@@ -146,6 +144,9 @@ def apply_defaults(config: VllmConfig, graphs: bool = False) -> None:
             )
     parallel.disable_custom_all_reduce = True
     compilation, most = config.compilation_config, config.scheduler_config.max_num_seqs
+    if config.speculative_config is not None:
+        # The tokens that a step checks are rows of their own.
+        most *= 1 + config.speculative_config.num_speculative_tokens
     compilation.level = CompilationLevel.NO_COMPILATION
     compilation.cudagraph_capture_sizes = list({min(size, most) for size in CAPTURE_SIZES}) if graphs else []
     # Again: upstream has done it for its own sizes before it asks the platform.

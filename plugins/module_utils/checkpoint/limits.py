@@ -16,3 +16,8 @@ BLOCK_SIZE = 16
 TEMPORARY_BLOCK_SIZE = 32
 # Sizes of a head.
 HEAD_MULTIPLE, LARGEST_HEAD = 8, 512
+# Rows of a decoding step that CUDA graphs replay, and up to which proposed tokens are checked beside sequences.
+ROWS = 16
+# Bytes that the check of proposed tokens takes for each row and token of the vocabulary: probabilities of model and
+# proposal and their logarithms, as they come, in the order of the sequences and normalized.
+CHECKED_BYTES = 48

@@ -1,5 +1,6 @@
 """What is concluded from a model's facts about an instance that serves it."""
 
+import json
 import re
 
 import pytest
@@ -125,6 +126,51 @@ def test_columns_that_cannot_be_split(config, size, named, sizes, device):
     assert found["variable"] == f"{WHERE}.tensor_parallel_size"
     assert named in found["found"]
     assert found["expected"] == sizes
+
+
+def speculating(draft, said=None, **keys):
+    """Findings about Llama 8B in half on four GPUs, whose tokens a draft model of that config proposes."""
+    said = {"model": "/d", "num_speculative_tokens": 4, **(said or {})}
+    instance = {"name": "demo", "model": "/m", "dtype": "half",
+                "extra_args": {"speculative-config": json.dumps(said), "max-num-seqs": 4}, **keys}
+    facts = {"/m": LLAMA_8B, "/d": draft}
+    models = {name: {"config": config, "tensors": [], "faults": []} for name, config in facts.items()}
+    return model_findings(models, [instance], PROFILE["gpu"]), with_memory_limits([instance], models, "kepler")[0]
+
+
+# Of Llama 3.2's 1 B shape: 1.24 billion numbers.
+DRAFT = {**LLAMA_8B, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64,
+         "tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize(("draft", "found", "expected"), [
+    ({**DRAFT, "vocab_size": 32000}, "a vocabulary of 32000 tokens", "that of the model, 128256"),
+    ({**DRAFT, "model_type": "eagle"}, "EAGLE layers", "a language model of its own"),
+    ({"model_type": "medusa"}, "Medusa heads", "a language model of its own"),
+    ({**DRAFT, "model_type": "mamba"}, "the model type mamba", "a decoder with plain attention"),
+])  # fmt: skip
+def test_models_that_cannot_draft(draft, found, expected):
+    (item,) = speculating(draft)[0]
+    assert item["variable"] == f"{WHERE}.extra_args.speculative-config.model"
+    assert item["found"].startswith(found)
+    assert item["expected"].startswith(expected)
+
+
+def test_a_draft_model_is_counted_on_its_gpu():
+    """2.3 GiB in half beside the model's, the check of 15 rows, and 32 KiB of cache a token; the host takes both."""
+    findings, limited = speculating(DRAFT, max_model_len=8192)
+    assert findings == []
+    small = {"max_model_len": 8192, "gpu_memory_utilization": 0.25}
+    (drafted,) = speculating(DRAFT, **small)[0]
+    (alone,) = judge(LLAMA_8B, dtype="half", extra_args={"max-num-seqs": 4}, **small)
+    sizes = [
+        [float(re.search(f"{part} ([\\d.]+) GiB", item["found"])[1]) for part in ("weights", "one sequence")]
+        for item in (drafted, alone)
+    ]
+    assert sizes[0][0] - sizes[1][0] == pytest.approx(2.3 + 15 * 128256 * 48 / 2**30, abs=0.1)
+    assert sizes[0][1] - sizes[1][1] == pytest.approx(8192 * 2 * 16 * 8 * 64 * 2 / 2**30, abs=0.02)
+    # 4 for the server, four ranks of 2 and of 4 pinned, and what each reads of files that nobody measured.
+    assert int(limited["memory_max"].removesuffix("G")) == pytest.approx(4 + 4 * 6 + 4 * (15 + 2.3), abs=3)
 
 
 def test_half_is_offered_where_it_fits():

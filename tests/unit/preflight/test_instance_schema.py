@@ -93,7 +93,9 @@ JUNK = st.recursive(
                                                                 max_size=3),
     max_leaves=6,
 )
-OPTIONS = st.sampled_from(["seed", "rope-theta", "hf-overrides", "rope-scaling", "no-enable-lora", "x", "--x"])
+OPTIONS = st.sampled_from([
+    "seed", "rope-theta", "hf-overrides", "rope-scaling", "speculative-config", "no-enable-lora", "x", "--x",
+])
 INSTANCES = st.builds(
     lambda changes, options: {**demo(), **changes, **options},
     st.dictionaries(st.sampled_from(sorted(KEYS)) | st.text(max_size=4) | st.integers() | st.dates(), JUNK, max_size=4),

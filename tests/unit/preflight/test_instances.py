@@ -1,12 +1,17 @@
 """What the inventory says about servers."""
 
+import json
+
 import pytest
+from ansible_collections.kepler.vllm.plugins.filter.kepler_capacity import model_keys
+from ansible_collections.kepler.vllm.plugins.filter.kepler_host import paths_to_read
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import (
     DEFAULTS,
     KEYS,
     instances_with_defaults,
     inventory_findings,
 )
+from ansible_collections.kepler.vllm.plugins.filter.kepler_models import hub_models
 from ansible_collections.kepler.vllm.plugins.filter.kepler_preflight import (
     findings_errors,
     findings_report,
@@ -348,7 +353,7 @@ def test_other_options_are_taken():
 @pytest.mark.parametrize(
     ("option", "value", "named"),
     [("ssl-certfile", "/c", "HTTP"), ("ssl-keyfile", "/k", "HTTP"), ("quantization", "awq", "config.json"),
-     ("kv-cache-dtype", "fp8", "the key dtype"), ("speculative-config", "{}", "one model"),
+     ("kv-cache-dtype", "fp8", "the key dtype"),
      ("enable-expert-parallel", True, "split"), ("enforce-eager", True, "the key cuda_graphs"),
      ("load-format", "safetensors", "found by itself"), ("num-scheduler-steps", 8, "every step"),
      ("enable-lora", True, "the key adapters"), ("lora-dtype", "half", "in float32"), ("task", "embed", "generates")],
@@ -457,6 +462,58 @@ def test_options_that_hold(extra):
 ])
 def test_options_that_would_not_hold_or_are_not_planned(extra):
     assert variables(judge(demo(extra_args=extra))) == [f"{WHERE}.extra_args.{next(iter(extra))}"]
+
+
+NGRAM = {"method": "ngram", "num_speculative_tokens": 4}
+DRAFT = {"model": "owner/draft", "num_speculative_tokens": 4}
+
+
+def speculating(**said):
+    return demo(extra_args={"speculative-config": json.dumps(said)})
+
+
+@pytest.mark.parametrize("said", [
+    {**NGRAM, "prompt_lookup_max": 4, "prompt_lookup_min": 2, "disable_by_batch_size": 8}, DRAFT,
+    {**DRAFT, "method": "draft_model", "revision": "a" * 40, "draft_tensor_parallel_size": 1},
+    {**DRAFT, "model": "/srv/models/draft"},
+])
+def test_speculation_that_the_port_has(said):
+    assert judge(speculating(**said)) == []
+
+
+@pytest.mark.parametrize(("said", "key", "expected"), [
+    ({}, "method", "ngram for prompt lookup, or draft_model with the key model"),
+    ({"method": "eagle", "model": "a/b"}, "method", "ngram for prompt lookup"),
+    ({"method": ["ngram"]}, "method", "ngram"),
+    ({"method": "ngram"}, "num_speculative_tokens", "an integer of 1 to 15"),
+    ({**NGRAM, "num_speculative_tokens": True}, "num_speculative_tokens", "an integer of 1 to 15"),
+    ({**NGRAM, "num_speculative_tokens": 16}, "num_speculative_tokens", "an integer of 1 to 15"),
+    ({**NGRAM, "prompt_lookup_max": 2, "prompt_lookup_min": 3}, "prompt_lookup_min", "at most prompt_lookup_max, 2"),
+    ({**NGRAM, "prompt_lookup_min": 0}, "prompt_lookup_min", "an integer from 1"),
+    ({**NGRAM, "disable_by_batch_size": 1}, "disable_by_batch_size", "an integer from 2"),
+    ({**NGRAM, "acceptance_method": "typical_acceptance_sampler"}, "acceptance_method", "one of the keys method"),
+    ({**NGRAM, "model": "a/b"}, "model", "none beside method ngram"),
+    ({**DRAFT, "prompt_lookup_max": 3}, "prompt_lookup_max", "none beside method draft_model"),
+    ({**DRAFT, "model": "ngram"}, "model", "the name of a Hugging Face model"),
+    ({**DRAFT, "draft_tensor_parallel_size": 4}, "draft_tensor_parallel_size", "1: a draft model runs on"),
+    ({**DRAFT, "revision": "main"}, "revision", "the 40 hexadecimal digits"),
+    ({**DRAFT, "model": "/srv/m", "revision": "a" * 40}, "revision", "none, since the draft model is a directory"),
+])  # fmt: skip
+def test_speculation_that_the_port_does_not_have(said, key, expected):
+    (found,) = (item for item in judge(speculating(**said)) if item["variable"].endswith(f"speculative-config.{key}"))
+    assert found["expected"].startswith(expected)
+
+
+def test_a_draft_model_is_read_and_fetched_like_its_model():
+    """On one GPU: vLLM would judge it as split over all."""
+    hub, directory = speculating(**DRAFT), speculating(**{**DRAFT, "model": "/srv/draft"})
+    assert hub_models([hub])[-1] == {"name": "owner/draft", "revision": "main"}
+    assert model_keys([hub, directory])[-1] == "/srv/draft"
+    assert "/srv/draft" in paths_to_read([directory])
+    (written,) = engine_options.written(hub["extra_args"]).values()
+    assert json.loads(written) == {**DRAFT, "draft_tensor_parallel_size": 1}
+    assert engine_options.written(speculating(**NGRAM)["extra_args"]) == speculating(**NGRAM)["extra_args"]
+    assert model_keys([speculating(**{**DRAFT, "method": "eagle"})]) == model_keys([demo()])
 
 
 def test_an_option_said_twice():

@@ -1,0 +1,67 @@
+"""Prompt lookup, and when a sequence rests from speculation."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+
+
+def look_up(ids: array, least: int, most: int, count: int) -> list[int] | None:
+    """`count` tokens that followed the last tokens where they stood before; None where they did not.
+
+    Of n-grams of `least` to `most` tokens the longest counts, and of its places the last. Where the text ends before
+    `count` tokens, what follows the place repeats itself.
+    """
+    text, width, place = ids.tobytes(), ids.itemsize, None
+    for size in range(least, min(most, len(ids) - 1) + 1):
+        end = len(text) - width
+        tail = text[-size * width:]
+        at = text.rfind(tail, 0, end)
+        while at > 0 and at % width:
+            # Between two tokens.
+            at = text.rfind(tail, 0, at + len(tail) - 1)
+        # Where a short n-gram is not, no longer one is.
+        if at < 0:
+            break
+        place = at // width + size
+    if place is None:
+        return None
+    following = ids[place:].tolist()
+    return [following[index % len(following)] for index in range(count)]
+
+
+@dataclass
+class Balance:
+    """Whether proposals for one sequence pay: where fewer than half of the tokens are accepted, they do not.
+
+    A row of a step costs about a third of its first one, and a draft model's own steps come on top.
+
+    Attributes:
+        most: the largest credit: what earlier proposals count for.
+        longest: steps of the longest rest; the first has 7, each further one four times as many and 7. 0: the first one
+            has no end.
+        credit: accepted tokens minus rejected ones; below 0 the sequence rests.
+    """
+
+    most: int
+    longest: int
+    credit: int = 0
+    pause: int = 0
+    resting: float = 0
+    proposed_at: int | None = None
+
+    def look(self, length: int, count: int) -> bool:
+        """Whether to propose `count` tokens to a sequence of `length` tokens; counts the proposal of the last step."""
+        if self.proposed_at is not None:
+            accepted = length - self.proposed_at - 1
+            self.credit = max(-1, min(self.most, self.credit + 2 * accepted - count))
+            self.proposed_at = None
+            if self.credit >= 0:
+                self.pause = 0
+            else:
+                self.pause = min(4 * self.pause + 7, self.longest)
+                self.resting = self.pause or float("inf")
+        if self.resting:
+            self.resting -= 1
+            return False
+        return True
