@@ -587,3 +587,9 @@ def test_automatic_tools_are_turned_off_by_the_key():
     (found,) = judge(demo(extra_args={"enable-auto-tool-choice": False}))
     assert "parsers" in found["next_step"]
     assert judge(demo(extra_args={"enable-auto-tool-choice": True, "tool-call-parser": "hermes"}, parsers=False)) == []
+
+
+def test_speculation_beside_adapters_is_refused():
+    (found,) = judge({**speculating(**NGRAM), "adapters": {"legal": "/srv/adapters/legal"}})
+    assert found["variable"] == f"{WHERE}.extra_args.speculative-config"
+    assert found["found"] == "it beside adapters"
