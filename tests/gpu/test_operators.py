@@ -105,6 +105,9 @@ def test_rotary(rng, head_size, is_neox, round):
     pair = torch.arange(rotary_size // 2, device="cuda")
     first, second = (pair, pair + rotary_size // 2) if is_neox else (2 * pair, 2 * pair + 1)
     query, key = rows(rng, tokens, heads * head_size), rows(rng, tokens, kv_heads * head_size)
+    if rng.random() < 0.3:
+        # Parts of longer heads, as latent attention has them.
+        query = torch.randn(tokens, heads, 32 + head_size, device="cuda")[..., 32:]
     expected = []
     for states in (query, key):
         turned = states.double().reshape(tokens, -1, head_size).clone()

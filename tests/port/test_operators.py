@@ -4,12 +4,14 @@ Bounds: a sum of n float32 products is off by at most n · 2⁻²⁴ of the sum 
 of a few operations by a few units in the last place.
 """
 
+import ctypes
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from vllm_kepler import ops
-from vllm_kepler.ops import attention, cache, moe
+from vllm_kepler.ops import attention, cache, moe, rotary
 
 ops.install()
 UNIT = 2.0**-24
@@ -114,6 +116,26 @@ def test_rotary_embedding(is_neox, rotary_size, with_key):
     torch.ops._C.rotary_embedding(positions, query, key if with_key else None, head_size, table, is_neox)
     assert_close(query, expected[0], 8 * UNIT * query.abs().max())
     assert_close(key, expected[1] if with_key else untouched.double(), 8 * UNIT * key.abs().max())
+
+
+def test_rotated_parts_of_heads_are_written_back(monkeypatch):
+    """The kernel takes rows: of heads that are parts of longer ones it gets copies. Here it adds 1 to what it gets."""
+    tokens, heads, head_size, beside = 5, 3, 8, 4
+
+    def add_one(positions, q, k, *rest):
+        for pointer, count in ((q, tokens * heads * head_size), (k, tokens * head_size)):
+            values = (ctypes.c_float * count).from_address(pointer)
+            values[:] = [value + 1 for value in values]
+
+    monkeypatch.setattr(rotary, "library", lambda: SimpleNamespace(rotary_embedding=add_one))
+    monkeypatch.setattr(rotary, "stream_of", lambda tensor: 0)
+    whole, key = torch.randn(tokens, heads, beside + head_size), torch.randn(tokens, 1, head_size)
+    expected, expected_key = whole.clone(), key + 1
+    expected[..., beside:] += 1
+    table = torch.zeros(9, head_size)
+    rotary.rotary_embedding_kernel(torch.arange(tokens), whole[..., beside:], key, head_size, table, True)
+    assert torch.equal(whole, expected)
+    assert torch.equal(key, expected_key)
 
 
 def filled_cache(lengths, heads, block_size, head_size):

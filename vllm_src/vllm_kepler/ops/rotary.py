@@ -20,7 +20,8 @@ def rotary_embedding(
 
     Args:
         positions: integer, [num_tokens] or [batch, length].
-        query, key: [num_tokens, heads · head_size], or with [heads, head_size] apart, or [batch, length, …].
+        query, key: [num_tokens, heads · head_size], or with [heads, head_size] apart, or [batch, length, …]; the
+            heads may be parts of longer ones.
         cos_sin_cache: [max_position, rotary_size]: cosines, then sines, of rotary_size / 2 angles each. Only the
             first rotary_size elements of a head are rotated.
         is_neox: pairs are (i, i + rotary_size / 2); else (2 i, 2 i + 1), as GPT-J has them.
@@ -51,13 +52,17 @@ def rotary_embedding_kernel(
 ) -> None:
     """As rotary_embedding, float32 on a GPU; positions int64."""
     tokens = positions.numel()
-    q = matrix(query.view(tokens, -1))
-    k = None if key is None else matrix(key.view(tokens, -1))
+    q = matrix(query.reshape(tokens, -1))
+    k = None if key is None else matrix(key.reshape(tokens, -1))
     library().rotary_embedding(
         positions.data_ptr(), q.data_ptr(), pointer(k), matrix(cos_sin_cache).data_ptr(), tokens,
         q.shape[1] // head_size, 0 if k is None else k.shape[1] // head_size, head_size, cos_sin_cache.shape[1],
         is_neox, q.stride(0), 0 if k is None else k.stride(0), stream_of(q),
     )
+    # Parts of heads, as latent attention rotates them, are no rows: what was rotated is a copy.
+    for states, rows in ((query, q), (key, k)):
+        if states is not None and rows.data_ptr() != states.data_ptr():
+            states.copy_(rows.view_as(states))
 
 
 OPERATORS = [
