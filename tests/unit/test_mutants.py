@@ -1,7 +1,9 @@
 """tests/mutants.py and its table: what applies, what is noticed, and what it says of the rest."""
 
+import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -26,8 +28,14 @@ def test_mutant_still_applies(mutant):
     changed = mutants.mutated(mutant, ROOT)
     if mutant.file.endswith(".py"):
         compile(changed, mutant.file, "exec")
-    paths = [word for word in mutant.tests if word.startswith("tests/")]
-    assert paths and all((ROOT / path).exists() for path in paths)
+    paths = [ROOT / word for word in mutant.tests if word.startswith("tests/")]
+    assert paths and all(path.exists() for path in paths)
+    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("test_*.py"))]
+    text = "".join(file.read_text() for file in files)
+    # A name that no test has any more would select none: mutants.py ends there.
+    expressions = [after for word, after in pairwise(mutant.tests) if word == "-k"]
+    for word in re.findall(r"[\w.-]+", " ".join(expressions)):
+        assert word in text or word in ("and", "or", "not"), word
     assert mutant.lets and "|" not in mutant.lets
 
 

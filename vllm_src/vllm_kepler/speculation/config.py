@@ -20,8 +20,9 @@ WORKER = "vllm_kepler.speculation.worker.create_worker"
 
 
 def refuse(key: str, found: str, expected: str) -> None:
-    raise SettingError(f"speculative_config.{key}: found {found}; expected {expected}. Correct it, or leave "
-                     "speculative_config out.")
+    raise SettingError(
+        f"speculative_config.{key}: found {found}; expected {expected}. Correct it, or leave speculative_config out."
+    )
 
 
 def apply_defaults(config: VllmConfig, worker: str) -> None:
