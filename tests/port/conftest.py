@@ -6,13 +6,17 @@ import functools
 import gc
 import importlib
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 # Before vLLM is imported: the CPU stands in for the Kepler GPU. An empty value with VLLM_KEPLER_VERIFY=1 takes a GPU.
 os.environ.setdefault("VLLM_KEPLER_DEVICE", "cpu")
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
+# vLLM leaves the sockets of its processes behind.
+os.environ["VLLM_RPC_BASE_PATH"] = SOCKETS = tempfile.mkdtemp(prefix="vllm-")
 
 import pytest
 
@@ -20,6 +24,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "unit"))
 from forked import freeze
 from serve_once import IMPORTED
 from tiny_models import CONTEXT, NEW_TOKENS, TinyModel, seed, tiny  # noqa: F401
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(SOCKETS, ignore_errors=True)
 
 
 @functools.cache
