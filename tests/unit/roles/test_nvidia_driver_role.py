@@ -413,6 +413,7 @@ for option in "$@"; do
 done
 [ "$silent" ] || {{ echo "nobody answers the questions" >&2; exit 1; }}
 unpacked="$(mktemp -d)"
+trap 'rm -rf "$unpacked"' EXIT
 sed '1,/^# payload$/d' "$0" | base64 -d | tar -xzf - -C "$unpacked"
 sh "$unpacked/nvidia-installer"
 exit {status}
