@@ -5,16 +5,10 @@ import sys
 from pathlib import Path
 
 from ansible_collections.kepler.vllm.plugins.module_utils.gpu import qualification, qualification_run, smi
+from rendered import PROFILE
 
 ROOT = Path(__file__).resolve().parents[3]
 
-
-# What is read of a profile, of one like k80.
-PROFILE = {
-    "gpu": {"products": ["Tesla K80"], "per_board": 2, "cooling": "passive"},
-    "limits": {"temperature": 85, "hysteresis": 5, "patience": 5, "throttle_patience": 3, "xid_harmless": [45]},
-    "serve": {"sizes": [1, 2, 4]},
-}
 # Two K80 boards with a K40 between them, as nvidia-smi lists them: index, name, address, serial, driver.
 LISTING = """0, Tesla K80, 00000000:05:00.0, 0320000000001, 470.1
 1, Tesla K80, 00000000:06:00.0, 0320000000001, 470.1
