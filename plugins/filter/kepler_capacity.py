@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -33,6 +34,8 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import 
     uncounted,
 )
 
+# A layer's number in the name of a module.
+NUMBER = re.compile(r"\.layers\.(\d+)\.")
 # The answer of the module model_facts for a directory without weights.
 NO_WEIGHTS = "no weights"
 # Nothing is known of adapters. A die whose memory is not asked for.
@@ -150,14 +153,14 @@ def adapter_findings(
         here, facts = f"{where}.adapters.{name}", adapters.get(path)
         if facts is None:
             continue
-        faults = [(f"{fault['found']} in {fault['file']}", fault["expected"]) for fault in facts["faults"]]
-        faults = faults or judge.unserved(facts["config"], room)
-        if not faults and layers:
-            shapes = {numbered(tensor): shape for tensor, shape in facts["tensors"].items()}
-            faults = judge.misfits(shapes, judge.rank_of(facts["config"]), layers)
+        # Layers are counted by the config; the tensors of all have one name.
+        its_own = {
+            module: layers[numbered(module)] for module in judge.modules_of(facts["tensors"])
+            if numbered(module) in layers and all(int(number) < model.layers for number in NUMBER.findall(module))
+        }
         found += [
             finding("error", here, f"{path}: {what}", expected, "Choose another adapter, or merge it into its model.")
-            for what, expected in faults
+            for what, expected in judge.faults(facts, room, its_own if layers else None)
         ]
     return found
 

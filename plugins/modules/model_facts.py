@@ -65,6 +65,8 @@ adapters:
   returned: success
 """
 
+import os
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import files
 
@@ -83,10 +85,9 @@ def main():
         else files.read_cached_model(module.params["hub"], model)
         for model in module.params["models"]
     }
-    adapters = {path: files.read_adapter(path) for path in module.params["adapters"]}
+    adapters = {path: files.read_adapter(path) for path in module.params["adapters"] if os.path.exists(path)}
     module.exit_json(
-        changed=False, models={model: facts for model, facts in found.items() if facts is not None},
-        adapters={path: facts for path, facts in adapters.items() if facts is not None},
+        changed=False, models={model: facts for model, facts in found.items() if facts is not None}, adapters=adapters,
     )
 
 

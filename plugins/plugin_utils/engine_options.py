@@ -14,6 +14,7 @@ from typing import Any
 
 from ..module_utils.checkpoint import speculation
 from ..module_utils.checkpoint.engine_models import FLAGS, SWITCHES, VALUES
+from ..module_utils.checkpoint.speculation import mapping
 from ..module_utils.findings import finding
 from .findings import shown
 
@@ -111,15 +112,6 @@ def written(extra: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def mapping(value: Any) -> dict[str, Any] | None:
-    """The mapping in a JSON text; None where there is none."""
-    try:
-        said = json.loads(value)
-    except (TypeError, ValueError, RecursionError):
-        return None
-    return said if isinstance(said, dict) else None
-
-
 def speculative(extra: dict[str, Any]) -> dict[str, Any] | None:
     """What an instance says of speculative decoding; None where it does not speculate, or says so badly."""
     said = mapping(extra.get(SPECULATION))
@@ -181,6 +173,8 @@ def value_faults(option: str, options: dict[str, Any]) -> Iterator[tuple[str, st
             yield "true or false, without quotes", correct
         elif name == AUTO_TOOLS and not value:
             yield "true, or no value: the parser follows from the model", "Set the instance's key parsers to false."
+        elif name == AUTO_TOOLS and "tool-call-parser" not in options:
+            yield "tool-call-parser beside it", "Name the parser, or leave it out: the parser follows from the model."
     elif isinstance(value, bool):
         yield "a number or a text", correct
     elif re.match("-(?![0-9]+$)", str(value)):

@@ -7,18 +7,17 @@ which puts its functions in the place of upstream's.
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from vllm.lora import layers, models, worker_manager
 from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 from vllm.model_executor.layers.linear import LinearBase, QKVParallelLinear
 from vllm.platforms import current_platform
 
 from .checkpoint import adapters
+from .checkpoint.files import read_adapter
 from .errors import ModelError
 
 # Tokens of one adapter: its slot, and their rows.
@@ -113,15 +112,8 @@ def shapes_of(manager: models.LoRAModelManager) -> dict[str, tuple[int, int]]:
 
 def check(name: str, directory: Path, manager: models.LoRAModelManager) -> None:
     """Raise ModelError for an adapter that the engine would compute wrong, or not at all."""
-    try:
-        config = json.loads((directory / adapters.CONFIG).read_text())
-        with safe_open(directory / adapters.WEIGHTS, "pt") as weights:
-            shapes = {tensor: weights.get_slice(tensor).get_shape() for tensor in weights.keys()}  # noqa: SIM118
-        found = adapters.unserved(config, manager.lora_config.max_lora_rank)
-        found = found or adapters.misfits(shapes, adapters.rank_of(config), shapes_of(manager))
-    except (OSError, ValueError, AttributeError) as error:
-        found = [(f"no {adapters.CONFIG} and {adapters.WEIGHTS} that can be read ({error})", adapters.WORKS)]
-    for what, expected in found[:1]:
+    facts = read_adapter(str(directory))
+    for what, expected in adapters.faults(facts, manager.lora_config.max_lora_rank, shapes_of(manager))[:1]:
         raise ModelError(
             f"adapter {name} in {directory}: found {what}; expected {expected}. Choose another adapter, or merge it "
             "into its model."

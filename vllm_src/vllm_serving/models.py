@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from . import envs, parsers
-from .checkpoint import adapters
+from .checkpoint import adapters, speculation
 from .checkpoint.engine import refusals
 from .checkpoint.errors import FileError
-from .checkpoint.files import find_gguf, snapshot_of, try_json
+from .checkpoint.files import find_gguf, read_adapter, snapshot_of, try_json
 from .errors import ConfigError
+
+# The option that says who proposes tokens.
+SPECULATION = "speculative-config"
 
 
 def directory_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> Path:
@@ -25,7 +28,19 @@ def directory_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> 
 
 
 def refusal(options: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
-    """Return why the engine can never serve the model, in one sentence; None if its files name no reason."""
+    """Return why the engine can never serve the model and its draft, in one sentence; None if nothing names a reason.
+
+    vLLM reports a text that is no JSON.
+    """
+    said = speculation.mapping(options.get(SPECULATION)) or {}
+    for key, found, expected in speculation.faults(said) if said else ():
+        return f"{SPECULATION}.{key}: found {found}; expected {expected}. Correct extra_args."
+    draft = refusal_of(said, environment) if "model" in said else None
+    return refusal_of(options, environment) or draft
+
+
+def refusal_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
+    """Return why the engine can never serve one model, in one sentence; None if its files name no reason."""
     directory = directory_of(options, environment)
     # vLLM reports what is wrong with a file that cannot be read.
     config = try_json(str(directory / "config.json"))
@@ -60,11 +75,13 @@ def adapter_arguments(options: Mapping[str, Any], environment: Mapping[str, str]
     named = envs.adapters(environment)
     if not named:
         return []
-    configs = {name: try_json(str(directory / adapters.CONFIG)) or {} for name, directory in named.items()}
-    ranks = [rank for rank in map(adapters.rank_of, configs.values()) if rank]
+    for option, found, expected in adapters.option_faults(options, len(named)):
+        raise ConfigError(f"extra_args.{option}: found {found}; expected {expected}. Correct it, or leave it out.")
+    facts = {name: read_adapter(str(directory)) for name, directory in named.items()}
+    ranks = [rank for rank in (adapters.rank_of(adapter["config"] or {}) for adapter in facts.values()) if rank]
     room = options.get("max-lora-rank") or adapters.room_for(ranks)
-    for name, config in configs.items():
-        for found, expected in adapters.unserved(config, room)[:1]:
+    for name, adapter in facts.items():
+        for found, expected in adapters.faults(adapter, room)[:1]:
             raise ConfigError(f"adapter {name} in {named[name]}: found {found}; expected {expected}. Choose another "
                               "adapter, or merge it into its model.")
     at_once = options.get("max-loras", len(named))

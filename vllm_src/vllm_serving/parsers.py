@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .checkpoint.files import try_json
 
 
 class Format(NamedTuple):
@@ -46,25 +47,29 @@ REASONING = (
 
 
 def templates(directory: Path, options: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> str:
-    """Return the text of the chat templates that a model answers by; empty if there are none."""
+    """Return the text of the chat templates that a model answers by; empty if there are none, or none that is a text.
+
+    vLLM reports what is wrong with a file that cannot be read.
+    """
     named = options.get("chat-template")
+    # The option may hold the template itself, which the system refuses as a path.
+    with contextlib.suppress(OSError, ValueError):
+        return (directory / "chat_template.jinja" if named is None else Path(str(named))).read_text()
     if named is not None:
-        path = Path(str(named))
-        return path.read_text() if path.is_absolute() and path.is_file() else str(named)
-    if (file := directory / "chat_template.jinja").is_file():
-        return file.read_text()
-    said = tokenizer.get("chat_template") or ""
-    return said if isinstance(said, str) else "\n".join(
-        str(one.get("template", "")) for one in said if isinstance(one, dict)
-    )
+        return str(named)
+    said = tokenizer.get("chat_template")
+    if isinstance(said, list):
+        return "\n".join(str(one.get("template", "")) for one in said if isinstance(one, dict))
+    return said if isinstance(said, str) else ""
 
 
 def tokens_of(directory: Path, tokenizer: Mapping[str, Any]) -> set[str]:
     """Return the tokens that were added to the tokenizer's vocabulary: those with a meaning."""
     added = tokenizer.get("added_tokens_decoder")
     found = list(added.values()) if isinstance(added, dict) else []
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        found += json.loads((directory / "tokenizer.json").read_text())["added_tokens"] if not found else []
+    if not found:
+        own = (try_json(str(directory / "tokenizer.json")) or {}).get("added_tokens")
+        found = own if isinstance(own, list) else []
     return {one["content"] for one in found if isinstance(one, dict) and isinstance(one.get("content"), str)}
 
 

@@ -1,5 +1,6 @@
 """LoRA adapters as the peft library writes them: what of them the engine computes, and what it would get wrong."""
 
+import math
 import re
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -10,7 +11,8 @@ PLAIN = (
     ("use_dora", "DoRA"), ("modules_to_save", "whole modules of its own"), ("rank_pattern", "several ranks"),
     ("alpha_pattern", "several alphas"), ("layer_replication", "layers that are repeated"),
     ("trainable_token_indices", "tokens of its own"), ("target_parameters", "parameters of no linear layer"),
-    ("lora_bias", "biases"), ("use_qalora", "pooled inputs"),
+    ("lora_bias", "biases"), ("use_qalora", "pooled inputs"), ("alora_invocation_tokens", "tokens that switch it on"),
+    ("context_length", "a longer context than its model's"),
 )
 # Starts of training that change the model's own weights, unless the adapter was converted when it was saved.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -18,19 +20,59 @@ TENSOR = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight$")
 WORKS = "a LoRA adapter of linear layers alone, as peft saves it"
 
 
+def _is_integer(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    # A number of hundreds of digits is no float.
+    return (_is_integer(value) and abs(value) < 1 << 64) or (isinstance(value, float) and math.isfinite(value))
 
 
 def rank_of(config):
     """Rank that an adapter's config names; None where it names none."""
     rank = config.get("r")
-    return rank if isinstance(rank, int) and not isinstance(rank, bool) and rank > 0 else None
+    return rank if _is_integer(rank) and rank > 0 else None
 
 
 def room_for(ranks):
     """The smallest rank of RANKS that holds all `ranks`; the largest of RANKS where none does."""
     return next((room for room in RANKS if all(rank <= room for rank in ranks)), RANKS[-1])
+
+
+def option_faults(options, count):
+    """Options of vLLM with which it would not start with `count` adapters: [(option, found, expected)]."""
+    found = []
+    rank = options.get("max-lora-rank", RANKS[0])
+    if not _is_integer(rank) or rank not in RANKS:
+        found.append(("max-lora-rank", repr(rank), "one of %s" % ", ".join(map(str, RANKS))))
+    at_once = options.get("max-loras", count)
+    if not _is_integer(at_once) or at_once < 1:
+        found.append(("max-loras", repr(at_once), "an integer from 1"))
+        return found
+    kept = options.get("max-cpu-loras", at_once)
+    if not _is_integer(kept) or kept < at_once:
+        found.append(("max-cpu-loras", repr(kept), "an integer from %d, the adapters of one batch" % at_once))
+    return found
+
+
+def faults(facts, room=RANKS[-1], layers=None):
+    """What keeps the engine from serving an adapter: [(found, expected)].
+
+    Args:
+        facts: what read_adapter gave. room: as unserved has it.
+        layers: as misfits has them; None where nobody knows them.
+    """
+    found = [("%s in %s" % (fault["found"], fault["file"]), fault["expected"]) for fault in facts["faults"]]
+    found = found or unserved(facts["config"], room)
+    if found or layers is None:
+        return found
+    return misfits(facts["tensors"], rank_of(facts["config"]), layers)
+
+
+def modules_of(tensors):
+    """Names of the layers that the tensors of an adapter change."""
+    return {match.group(1) for match in map(TENSOR.match, tensors) if match}
 
 
 def unserved(config, room=RANKS[-1]):

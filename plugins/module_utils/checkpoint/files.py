@@ -225,9 +225,7 @@ def read_model(path):
 
 
 def read_adapter(path):
-    """Read a LoRA adapter from the directory `path`: {config, tensors (name to shape), faults}. None without a path."""
-    if not os.path.exists(path):
-        return None
+    """Read a LoRA adapter from the directory `path`: {config, tensors (name to shape), faults}."""
     config, tensors, errors = None, {}, []
     try:
         config = read_json(os.path.join(path, adapters.CONFIG))

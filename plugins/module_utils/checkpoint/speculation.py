@@ -1,6 +1,7 @@
 """What an instance may say in speculative_config: who proposes the tokens that a step checks all at once.
 """
 
+import json
 import re
 
 from .limits import ROWS
@@ -27,7 +28,17 @@ PLAIN = "a language model of its own"
 
 def is_name(model):
     """Whether it can name a model; upstream takes two names for prompt lookup."""
-    return isinstance(model, str) and bool(model.strip()) and model[0] not in ".-" and model not in ("ngram", "[ngram]")
+    return (isinstance(model, str) and bool(model.strip()) and model.isprintable() and model[0] not in ".- "
+            and model not in ("ngram", "[ngram]"))
+
+
+def mapping(value):
+    """The mapping in a JSON text, as options of vLLM have it; None where there is none."""
+    try:
+        said = json.loads(value)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) else None
 
 
 def faults(said):
@@ -54,7 +65,7 @@ def faults(said):
             if not whole or value < least or (most is not None and value > most):
                 found.append((key, "nothing" if value is None else repr(value), expected))
     revision = said.get("revision")
-    if revision is not None and not re.match("[0-9a-f]{40}$", str(revision)):
+    if revision is not None and not (isinstance(revision, str) and re.match(r"[0-9a-f]{40}\Z", revision)):
         found.append(("revision", repr(revision), "the 40 hexadecimal digits of a commit on the hub"))
     elif revision is not None and str(model).startswith("/"):
         found.append(("revision", repr(revision), "none, since the draft model is a directory"))
@@ -71,8 +82,8 @@ def draft_faults(kind, vocabulary, target):
         vocabulary: its number of tokens; None where nobody knows it.
         target: the number of tokens of the model that it drafts for.
     """
-    if kind in HEADS:
-        return [(HEADS[kind], PLAIN)]
+    if str(kind) in HEADS:
+        return [(HEADS[str(kind)], PLAIN)]
     if vocabulary is not None and target is not None and vocabulary != target:
         return [("a vocabulary of %d tokens" % vocabulary, "that of the model, %d" % target)]
     return []

@@ -147,6 +147,7 @@ DRAFT = {**LLAMA_8B, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden
     ({**DRAFT, "vocab_size": 32000}, "a vocabulary of 32000 tokens", "that of the model, 128256"),
     ({**DRAFT, "model_type": "eagle"}, "EAGLE layers", "a language model of its own"),
     ({"model_type": "medusa"}, "Medusa heads", "a language model of its own"),
+    ({**DRAFT, "model_type": ["llama"]}, "the model_type ['llama']", "a type that the locked vLLM"),
     ({**DRAFT, "model_type": "mamba"}, "the model type mamba", "a decoder with plain attention"),
 ])  # fmt: skip
 def test_models_that_cannot_draft(draft, found, expected):
@@ -370,7 +371,8 @@ def test_an_adapter_of_its_base_has_no_findings(base):
 @pytest.mark.parametrize(("changes", "variable", "named"), [
     ({"config": {**ADAPTER, "use_dora": True}}, "adapters.own", "/a: use_dora"),
     ({"extra_args": {"max-lora-rank": 8}}, "adapters.own", "/a: rank 16"),
-    ({"shapes": ((16, 2048), (2048, 16))}, "adapters.own", "model.layers.*.self_attn.q_proj of shapes [16, 2048]"),
+    ({"shapes": ((16, 2048), (2048, 16))}, "adapters.own", "model.layers.7.self_attn.q_proj of shapes [16, 2048]"),
+    ({"base": {**LLAMA_7B, "num_hidden_layers": 7}}, "adapters.own", "/a: an adapter of model.layers.7.self_attn"),
     ({"faults": [{"file": "/a/x", "found": "nothing", "expected": "it"}]}, "adapters.own", "/a: nothing in /a/x"),
     ({"base": FALCON_7B, "tensor_parallel_size": 1}, "adapters", "adapters of the model type falcon"),
 ])

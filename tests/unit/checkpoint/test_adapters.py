@@ -21,6 +21,8 @@ def test_a_plain_adapter_has_no_findings():
     ({"alpha_pattern": {"q_proj": 3}}, 512, "alpha_pattern"), ({"rank_pattern": {"q_proj": 3}}, 512, "rank_pattern"),
     ({"bias": "all"}, 512, "bias all"), ({"peft_type": "IA3"}, 512, "IA3"), ({"r": "4"}, 512, "r '4'"),
     ({"r": True}, 512, "r True"), ({"lora_alpha": None}, 512, "lora_alpha None"), ({"r": 0}, 512, "r 0"),
+    ({"lora_alpha": float("nan")}, 512, "lora_alpha nan"), ({"lora_alpha": 10**400}, 512, "lora_alpha 1000"),
+    ({"alora_invocation_tokens": [7]}, 512, "switch it on"), ({"context_length": 4096}, 512, "longer context"),
     ({"init_lora_weights": "pissa_niter_4"}, 512, "pissa"), ({"r": 32}, 16, "rank 32"), ({"r": 513}, 512, "rank 513"),
 ])
 def test_what_the_engine_would_get_wrong_is_refused(said, room, named):
@@ -46,7 +48,6 @@ def test_room_is_that_of_the_largest_rank(ranks, room):
 
 
 def test_an_adapters_files_are_read(tmp_path):
-    assert files.read_adapter(str(tmp_path / "absent")) is None
     found = files.read_adapter(str(tmp_path))
     assert [fault["file"].rpartition("/")[2] for fault in found["faults"]] == [adapters.CONFIG, adapters.WEIGHTS]
     (tmp_path / adapters.CONFIG).write_text('{"r": 4}')

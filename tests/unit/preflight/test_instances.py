@@ -497,6 +497,10 @@ def test_speculation_that_the_port_has(said):
     ({**DRAFT, "model": "ngram"}, "model", "the name of a Hugging Face model"),
     ({**DRAFT, "draft_tensor_parallel_size": 4}, "draft_tensor_parallel_size", "1: a draft model runs on"),
     ({**DRAFT, "revision": "main"}, "revision", "the 40 hexadecimal digits"),
+    ({**DRAFT, "revision": "a" * 40 + "\n"}, "revision", "the 40 hexadecimal digits"),
+    ({**DRAFT, "revision": int("1" * 40)}, "revision", "the 40 hexadecimal digits"),
+    ({**DRAFT, "model": " owner/draft"}, "model", "the name of a Hugging Face model"),
+    ({**DRAFT, "model": "/srv/a\nb"}, "model", "the name of a Hugging Face model"),
     ({**DRAFT, "model": "/srv/m", "revision": "a" * 40}, "revision", "none, since the draft model is a directory"),
 ])  # fmt: skip
 def test_speculation_that_the_port_does_not_have(said, key, expected):
@@ -580,6 +584,23 @@ def test_adapters_are_names_and_directories(keys, variable):
     (found,) = judge(demo(**keys))
     assert found["variable"] == f"{WHERE}.{variable}"
     assert judge(demo(adapters={"a": "/a", "team/b.1": "/srv/b"}, extra_args={"max-loras": 1})) == []
+
+
+@pytest.mark.parametrize("extra", [
+    *({"max-lora-rank": rank} for rank in (24, 1024, 0, "64")), *({"max-loras": most} for most in (0, -1, 1.5, "2")),
+    {"max-cpu-loras": 1}, {"max-loras": 3, "max-cpu-loras": 2}, {"max-loras": 1, "max-cpu-loras": "1"},
+])
+def test_options_with_which_adapters_do_not_start(extra):
+    """vLLM would end with a traceback, or with the usage of its command."""
+    (found,) = judge(demo(adapters={"a": "/a", "b": "/b"}, extra_args=extra))
+    assert found["variable"] == f"{WHERE}.extra_args.{list(extra)[-1]}"
+    assert judge(demo(extra_args=extra)) == []
+
+
+def test_a_parser_is_named_beside_automatic_tools():
+    """vLLM does not start with one of the two."""
+    (found,) = judge(demo(extra_args={"enable-auto-tool-choice": True}))
+    assert found["expected"] == "tool-call-parser beside it"
 
 
 def test_automatic_tools_are_turned_off_by_the_key():

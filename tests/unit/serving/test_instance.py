@@ -198,6 +198,8 @@ def adapter(tmp_path):
     def write(name, **config):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8, **config}))
+        # A header of two bytes, without tensors.
+        (tmp_path / name / "adapter_model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
         return f"{name}={tmp_path / name}"
 
     return write
@@ -221,9 +223,37 @@ def test_adapters_become_arguments_of_vllm(read, adapter, tmp_path):
     ({"r": 4, "use_dora": True}, {}, "found use_dora (DoRA); expected a LoRA adapter"),
     ({"r": 64}, {"max-lora-rank": 16}, "found rank 64; expected at most 16 (max-lora-rank)"),
     ({}, {}, "found r None and lora_alpha 8"),
+    ({"r": 4}, {"max-lora-rank": "16"}, "extra_args.max-lora-rank: found '16'; expected one of 8, 16, "),
+    ({"r": 4}, {"max-loras": "2"}, "extra_args.max-loras: found '2'; expected an integer from 1."),
 ])
 def test_adapters_that_cannot_be_served_end_the_start(read, adapter, config, options, message):
     with pytest.raises(ConfigError) as refused:
         read({**OPTIONS, **options}, VLLM_SERVING_ADAPTERS=adapter("bad", **config))
     assert message in str(refused.value)
-    assert str(refused.value).startswith("adapter bad in /")
+    assert str(refused.value).startswith(("adapter bad in /", "extra_args."))
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("adapter_config.json", "{", "found what is no JSON: "), ("adapter_config.json", None, "found No such file"),
+    ("adapter_model.safetensors", "short", "found 5 bytes that begin with no header in /"),
+    ("adapter_model.safetensors", None, "found No such file or directory in /"),
+])
+def test_files_of_adapters_are_judged_before_the_start(read, adapter, tmp_path, name, content, message):
+    named = adapter("bad", r=4)
+    (tmp_path / "bad" / name).unlink()
+    if content:
+        (tmp_path / "bad" / name).write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read(VLLM_SERVING_ADAPTERS=named)
+
+
+@pytest.mark.parametrize(("said", "message"), [
+    ({"method": "eagle"}, "speculative-config.method: found 'eagle'; expected ngram"),
+    ({"method": "ngram", "num_speculative_tokens": 0}, "num_speculative_tokens: found 0; expected an integer of 1 to"),
+    ({"num_speculative_tokens": 2}, "found the model type mamba2: state-space"),
+])
+def test_speculation_that_no_start_can_serve(read, model, tmp_path, said, message):
+    draft = {} if "method" in said else {"model": model({"model_type": "mamba2"})["model"]}
+    with pytest.raises(ConfigError, match=message):
+        read({**OPTIONS, "speculative-config": json.dumps({**said, **draft})})
+    assert read({**OPTIONS, "speculative-config": "["})

@@ -67,6 +67,20 @@ def test_parsers_can_be_turned_off(chosen):
     assert envs.wants_parsers({})
 
 
+@pytest.mark.parametrize("template", [5, True, {"default": HERMES}, [HERMES, None, {"name": "default"}]])
+def test_templates_that_are_no_texts_name_no_parsers(chosen, template):
+    assert chosen("qwen2", template, CALL) == []
+
+
+def test_files_that_cannot_be_read_name_no_parsers(chosen, tmp_path):
+    """A template that is no text, tokens nested too deep, and a template that is too long for a path."""
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff" + HERMES.encode())
+    assert chosen("qwen2", "", CALL) == []
+    assert chosen("qwen2", "", CALL, {"chat-template": "/" + HERMES * 200})[-1] == "hermes"
+    (tmp_path / "tokenizer.json").write_text('{"added_tokens":' * 10**5)
+    assert chosen("qwen2", HERMES, ()) == []
+
+
 def test_a_template_of_its_own_file_counts(chosen, tmp_path):
     (tmp_path / "chat_template.jinja").write_text(HERMES)
     assert chosen("qwen2", "", CALL)[-1] == "hermes"
