@@ -61,7 +61,7 @@ def rotary_embedding_kernel(
     )
     # Parts of heads, as latent attention rotates them, are no rows: what was rotated is a copy.
     for states, rows in ((query, q), (key, k)):
-        if states is not None and rows.data_ptr() != states.data_ptr():
+        if states is not None and rows is not None and rows.data_ptr() != states.data_ptr():
             states.copy_(rows.view_as(states))
 
 
