@@ -56,9 +56,12 @@ MISPLACED = [
 
 
 def test_a_batch_of_base_and_adapters(adapted, engine, tmp_path):
-    """Three adapters in turn in two slots. Those that are refused leave the engine as it was."""
+    """Three adapters in turn in two slots. Those that are refused leave the engine as it was.
+
+    The second time prompts come from the cache, where each adapter has blocks of its own.
+    """
     made, used = adapted("llama", ONE, TWO, {**ONE, "target_modules": ("k_proj", "down_proj")})
-    llm = engine(made, **ENABLED)
+    llm = engine(made, enable_prefix_caching=True, **ENABLED)
     assert_same(made, answers(llm, made, used))
     good = Path(next(filter(None, used)))
     for number, (differs, named) in enumerate(REFUSED):
@@ -73,6 +76,9 @@ def test_a_batch_of_base_and_adapters(adapted, engine, tmp_path):
                   bad / "adapter_model.safetensors")
         refuse(llm, bad, named)
     refuse(llm, tmp_path / "absent", "No such file")
+    cut = shutil.copytree(good, tmp_path / "cut") / "adapter_model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    refuse(llm, cut.parent, "bytes in ")
     assert_same(made, answers(llm, made, used))
 
 

@@ -1,5 +1,5 @@
 """Upstream's CPU worker, with a KV cache that may be float16 and is no larger than its sequences need, and adapters on
-several ranks.
+several ranks and beside cached prefixes.
 """
 
 from __future__ import annotations
@@ -9,8 +9,14 @@ from typing import Any
 import torch
 from vllm.config import CacheConfig, ModelConfig
 from vllm.distributed.parallel_state import model_parallel_is_initialized
+from vllm.lora.layers import LoRAMapping
+from vllm.sequence import SequenceGroupMetadata
 from vllm.utils import STR_DTYPE_TO_TORCH_DTYPE, cdiv
-from vllm.worker.cpu_model_runner import ModelInputForCPU, ModelInputForCPUWithSamplingMetadata
+from vllm.worker.cpu_model_runner import (
+    ModelInputForCPU,
+    ModelInputForCPUBuilder,
+    ModelInputForCPUWithSamplingMetadata,
+)
 from vllm.worker.cpu_worker import CPUCacheEngine, CPUWorker
 
 
@@ -29,11 +35,21 @@ def with_adapters(upstream: Any) -> Any:
     return as_broadcastable_tensor_dict
 
 
+def adapters_of_rows(
+    self: ModelInputForCPUBuilder, groups: list[SequenceGroupMetadata], is_prompt: bool
+) -> LoRAMapping:
+    """Which adapter each row of a step has; upstream counts tokens of a prompt that the cache has already."""
+    wanted = [group.lora_int_id for group in groups for _ in group.seq_data]
+    rows = zip(wanted, self.input_data.query_lens, strict=True)
+    return LoRAMapping(tuple(adapter for adapter, count in rows for _ in range(count)), tuple(wanted), is_prompt)
+
+
 # Replaced in place: the worker makes these classes by name, so subclasses would not be used.
 CPUCacheEngine.get_kv_cache_dtype = staticmethod(kv_cache_dtype)
 ModelInputForCPUWithSamplingMetadata.as_broadcastable_tensor_dict = with_adapters(
     ModelInputForCPUWithSamplingMetadata.as_broadcastable_tensor_dict
 )
+ModelInputForCPUBuilder._prepare_lora_input = adapters_of_rows
 
 
 class KeplerCpuWorker(CPUWorker):
