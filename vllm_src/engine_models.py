@@ -58,6 +58,17 @@ def through_transformers() -> Iterable[str]:
             yield name
 
 
+def unloadable() -> set[str]:
+    """Architectures whose code cannot be imported beside the pinned packages: a package is missing, or too old."""
+    found = set()
+    for name, model in registry.ModelRegistry.models.items():
+        try:
+            model.load_model_cls()
+        except ImportError:
+            found.add(name)
+    return found
+
+
 def tokenizers() -> Iterable[str]:
     """Every class by which tokenizer_config.json may name a tokenizer."""
     return (name for name in dir(transformers) if "Tokenizer" in name and not name.startswith("Auto"))
@@ -111,9 +122,11 @@ def module() -> str:
     # The port's own configs are among vLLM's.
     configs.register()
     generators = {*registry._TEXT_GENERATION_MODELS, *registry._MULTIMODAL_MODELS, *registry._TRANSFORMERS_MODELS}
-    served = {*generators, *through_transformers()}
+    missing = unloadable()
+    served = {*generators, *through_transformers()} - missing
     named: dict[str, tuple[str, Iterable[str]]] = {
         "GENERATORS": ("Architectures that generate text.", served),
+        "UNLOADABLE": ("Architectures whose code needs what the serving environment lacks.", missing),
         "OTHERS": ("Architectures that vLLM has for something else.", {*registry._VLLM_MODELS} - generators),
         "MODEL_TYPES": ("model_type of a config.", {*CONFIG_MAPPING_NAMES, *_CONFIG_REGISTRY}),
         "TOKENIZERS": ("tokenizer_class of a tokenizer_config.", tokenizers()),

@@ -492,8 +492,11 @@ def plan(
     refused = refusals(config, recorded, tokenizer)
     # Files that are refused say nothing about the checkpoint that would be served.
     recorded = [] if refused else recorded
-    model = read(config, recorded)
-    tensors = tensors_of(model, recorded)
+    try:
+        model = read(config, recorded)
+        tensors = tensors_of(model, recorded)
+    except CapacityError as error:
+        raise CapacityError(*refused[0]) if refused else error
     parameters = sum(tensor.elements for tensor in tensors)
     in_gguf = model.quantization is not None and model.quantization.method == "gguf"
     counted = "config" if not recorded else "a GGUF file" if in_gguf else "safetensors"

@@ -1,7 +1,7 @@
 """Whether the engine can serve what a model's files describe: plan, preflight, fetch and start ask here."""
 
 from .config import parts_of, translate
-from .engine_models import GENERATORS, MODEL_TYPES, OTHERS, TOKENIZERS
+from .engine_models import GENERATORS, MODEL_TYPES, OTHERS, TOKENIZERS, UNLOADABLE
 from .errors import CheckpointError
 from .quantization import read_quantization
 
@@ -14,6 +14,7 @@ UNSUPPORTED_TYPES = dict(
     kimi_vl="multi-head latent attention beside images",
     gemma3n="a KV cache that layers share",
     llama4="attention in chunks of the context",
+    mllama="cross-attention to images",
     phi3small="block-sparse attention",
 )
 DECODERS = "a decoder with plain attention in every layer, such as a Llama, Mistral, Qwen or Gemma"
@@ -37,19 +38,17 @@ def refusals(config, tokenizer=None, trusts=False, in_gguf=False):
             return [("the encoder-decoder %s" % model_type, DECODERS)]
         if model_type in UNSUPPORTED_TYPES:
             return [("the model type %s: %s" % (model_type, UNSUPPORTED_TYPES[model_type]), DECODERS)]
-    try:
-        read_quantization(translate(config))
-    except CheckpointError as error:
-        return [(error.found, error.expected)]
-    return unknown(config, tokenizer, trusts, in_gguf)
-
-
-def unknown(config, tokenizer=None, trusts=False, in_gguf=False):
-    """Parts of a model that the engine does not know, as `refusals` has them."""
+        if part.get("dual_chunk_attention_config"):
+            return [("dual_chunk_attention_config: attention in chunks of the context", DECODERS)]
     found = _types(config, trusts)
-    # The architecture of an unknown type is unknown as well: report it once.
+    # The architecture of an unknown type is unknown as well, and its keys may mean something else: report one.
     if not found and not in_gguf:
         found = _architectures(config, trusts)
+    if not found:
+        try:
+            read_quantization(translate(config))
+        except CheckpointError as error:
+            found = [(error.found, error.expected)]
     return found + _tokenizer(tokenizer, trusts)
 
 
@@ -83,6 +82,9 @@ def _architectures(config, trusts):
     if any(name in GENERATORS for name in architectures) or (trusts and _has_code(config, "AutoModel")):
         return []
     names = ", ".join(architectures)
+    if any(name in UNLOADABLE for name in architectures):
+        return [("the architecture %s, whose code in vLLM needs a package or version that is not there" % names,
+                 "one that the serving environment can load, such as LlamaForCausalLM")]
     if any(name in OTHERS or name.endswith(NO_TEXT) for name in architectures):
         return [("the architecture %s, which generates no text" % names, "an architecture that does")]
     if _has_code(config, "AutoModelForCausalLM") and not trusts:

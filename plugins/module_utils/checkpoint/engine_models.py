@@ -5,38 +5,42 @@ Written by vllm_src/engine_models.py: do not edit.
 
 # Architectures that generate text.
 GENERATORS = frozenset((
-    "AquilaForCausalLM AquilaModel ArcticForCausalLM AriaForConditionalGeneration "
-    "AyaVisionForConditionalGeneration BaiChuanForCausalLM BaichuanForCausalLM BambaForCausalLM "
-    "BartForConditionalGeneration BartModel Blip2ForConditionalGeneration BloomForCausalLM "
-    "ChameleonForConditionalGeneration ChatGLMForConditionalGeneration ChatGLMModel Cohere2ForCausalLM "
-    "CohereForCausalLM DbrxForCausalLM DeciLMForCausalLM DeepseekForCausalLM DeepseekV2ForCausalLM "
-    "DeepseekV3ForCausalLM DeepseekVLV2ForCausalLM Dots1ForCausalLM Ernie4_5_ForCausalLM Ernie4_5_MoeForCausalLM "
-    "ExaoneForCausalLM Fairseq2LlamaForCausalLM FalconForCausalLM FalconH1ForCausalLM FalconMambaForCausalLM "
-    "Florence2ForConditionalGeneration FuyuForCausalLM GLM4VForCausalLM GPT2LMHeadModel GPTBigCodeForCausalLM "
-    "GPTJForCausalLM GPTNeoXForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM Gemma3ForConditionalGeneration "
-    "Gemma3nForConditionalGeneration GemmaForCausalLM Glm4ForCausalLM Glm4vForConditionalGeneration "
-    "GlmForCausalLM GraniteForCausalLM GraniteMoeForCausalLM GraniteMoeHybridForCausalLM "
-    "GraniteMoeSharedForCausalLM GraniteSpeechForConditionalGeneration GritLM Grok1ModelForCausalLM "
-    "H2OVLChatModel HeliumForCausalLM HunYuanMoEV1ForCausalLM Idefics3ForConditionalGeneration "
-    "InternLM2ForCausalLM InternLM2VEForCausalLM InternLM3ForCausalLM InternLMForCausalLM InternVLChatModel "
-    "JAISLMHeadModel JambaForCausalLM KeyeForConditionalGeneration KimiVLForConditionalGeneration "
-    "LLaMAForCausalLM Llama4ForCausalLM Llama4ForConditionalGeneration LlamaForCausalLM "
-    "LlavaForConditionalGeneration LlavaNextForConditionalGeneration LlavaNextVideoForConditionalGeneration "
+    "AquilaForCausalLM AquilaModel AriaForConditionalGeneration AyaVisionForConditionalGeneration "
+    "BaiChuanForCausalLM BaichuanForCausalLM BambaForCausalLM BartForConditionalGeneration BartModel "
+    "Blip2ForConditionalGeneration BloomForCausalLM ChameleonForConditionalGeneration "
+    "ChatGLMForConditionalGeneration ChatGLMModel Cohere2ForCausalLM CohereForCausalLM DbrxForCausalLM "
+    "DeciLMForCausalLM DeepseekForCausalLM DeepseekV2ForCausalLM DeepseekV3ForCausalLM Dots1ForCausalLM "
+    "Ernie4_5_ForCausalLM Ernie4_5_MoeForCausalLM ExaoneForCausalLM Fairseq2LlamaForCausalLM FalconForCausalLM "
+    "FalconMambaForCausalLM Florence2ForConditionalGeneration FuyuForCausalLM GPT2LMHeadModel "
+    "GPTBigCodeForCausalLM GPTJForCausalLM GPTNeoXForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM "
+    "Gemma3ForConditionalGeneration GemmaForCausalLM Glm4ForCausalLM GlmForCausalLM GraniteForCausalLM "
+    "GraniteMoeForCausalLM GraniteMoeSharedForCausalLM GraniteSpeechForConditionalGeneration GritLM "
+    "Grok1ModelForCausalLM HeliumForCausalLM HunYuanMoEV1ForCausalLM Idefics3ForConditionalGeneration "
+    "InternLM2ForCausalLM InternLM2VEForCausalLM InternLM3ForCausalLM InternLMForCausalLM JAISLMHeadModel "
+    "JambaForCausalLM KeyeForConditionalGeneration KimiVLForConditionalGeneration LLaMAForCausalLM "
+    "Llama4ForCausalLM Llama4ForConditionalGeneration LlamaForCausalLM LlavaForConditionalGeneration "
+    "LlavaNextForConditionalGeneration LlavaNextVideoForConditionalGeneration "
     "LlavaOnevisionForConditionalGeneration MPTForCausalLM Mamba2ForCausalLM MambaForCausalLM "
     "MantisForConditionalGeneration MiMoForCausalLM MiniCPM3ForCausalLM MiniCPMForCausalLM MiniCPMO MiniCPMV "
     "MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM MiniMaxVL01ForConditionalGeneration "
     "Mistral3ForConditionalGeneration MistralForCausalLM MixtralForCausalLM MllamaForConditionalGeneration "
-    "MolmoForCausalLM MptForCausalLM NVLM_D NemotronForCausalLM NemotronHForCausalLM OPTForCausalLM "
-    "Olmo2ForCausalLM OlmoForCausalLM OlmoeForCausalLM OrionForCausalLM Ovis PaliGemmaForConditionalGeneration "
-    "PersimmonForCausalLM Phi3ForCausalLM Phi3SmallForCausalLM Phi3VForCausalLM Phi4MMForCausalLM "
-    "Phi4MultimodalForCausalLM PhiForCausalLM PhiMoEForCausalLM PixtralForConditionalGeneration Plamo2ForCausalLM "
-    "QWenLMHeadModel QuantMixtralForCausalLM Qwen2AudioForConditionalGeneration Qwen2ForCausalLM "
-    "Qwen2MoeForCausalLM Qwen2VLForConditionalGeneration Qwen2_5OmniForConditionalGeneration Qwen2_5OmniModel "
-    "Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM Qwen3MoeForCausalLM QwenVLForConditionalGeneration "
-    "RWForCausalLM SkyworkR1VChatModel SmolVLMForConditionalGeneration SolarForCausalLM StableLMEpochForCausalLM "
-    "StableLmForCausalLM Starcoder2ForCausalLM Tarsier2ForConditionalGeneration TarsierForConditionalGeneration "
+    "MolmoForCausalLM MptForCausalLM NemotronForCausalLM NemotronHForCausalLM OPTForCausalLM Olmo2ForCausalLM "
+    "OlmoForCausalLM OlmoeForCausalLM OrionForCausalLM PaliGemmaForConditionalGeneration PersimmonForCausalLM "
+    "Phi3ForCausalLM Phi3SmallForCausalLM Phi3VForCausalLM Phi4MMForCausalLM Phi4MultimodalForCausalLM "
+    "PhiForCausalLM PhiMoEForCausalLM PixtralForConditionalGeneration Plamo2ForCausalLM QWenLMHeadModel "
+    "QuantMixtralForCausalLM Qwen2AudioForConditionalGeneration Qwen2ForCausalLM Qwen2MoeForCausalLM "
+    "Qwen3ForCausalLM Qwen3MoeForCausalLM RWForCausalLM SmolVLMForConditionalGeneration SolarForCausalLM "
+    "StableLMEpochForCausalLM StableLmForCausalLM Starcoder2ForCausalLM TarsierForConditionalGeneration "
     "TeleChat2ForCausalLM TeleFLMForCausalLM TransformersForCausalLM UltravoxModel "
     "WhisperForConditionalGeneration XverseForCausalLM Zamba2ForCausalLM"
+).split())
+# Architectures whose code needs what the serving environment lacks.
+UNLOADABLE = frozenset((
+    "ArcticForCausalLM DeepseekVLV2ForCausalLM FalconH1ForCausalLM GLM4VForCausalLM "
+    "Gemma3nForConditionalGeneration Glm4vForConditionalGeneration GraniteMoeHybridForCausalLM H2OVLChatModel "
+    "InternVLChatModel NVLM_D Ovis Qwen2VLForConditionalGeneration Qwen2_5OmniForConditionalGeneration "
+    "Qwen2_5OmniModel Qwen2_5_VLForConditionalGeneration QwenVLForConditionalGeneration SkyworkR1VChatModel "
+    "Tarsier2ForConditionalGeneration"
 ).split())
 # Architectures that vLLM has for something else.
 OTHERS = frozenset((
@@ -338,21 +342,11 @@ DEFAULTS = {
         "num_hidden_layers": 32, "vocab_size": 151936, "max_position_embeddings": 32768, "sliding_window": 4096,
         "use_sliding_window": False,
     },
-    "qwen2_5_vl": {
-        "hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8, "intermediate_size": 29568,
-        "num_hidden_layers": 80, "vocab_size": 152064, "max_position_embeddings": 32768, "sliding_window": 4096,
-        "use_sliding_window": False,
-    },
     "qwen2_moe": {
         "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 16, "intermediate_size": 5632,
         "num_hidden_layers": 24, "vocab_size": 151936, "max_position_embeddings": 32768, "sliding_window": 4096,
         "use_sliding_window": False, "num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
         "shared_expert_intermediate_size": 5632, "decoder_sparse_step": 1,
-    },
-    "qwen2_vl": {
-        "hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8, "intermediate_size": 29568,
-        "num_hidden_layers": 80, "vocab_size": 152064, "max_position_embeddings": 32768, "sliding_window": 4096,
-        "use_sliding_window": False,
     },
     "qwen3": {
         "hidden_size": 4096, "num_attention_heads": 32, "head_dim": 128, "num_key_value_heads": 32,

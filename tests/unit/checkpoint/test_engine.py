@@ -1,7 +1,7 @@
 """Whether the engine knows a model by its names."""
 
 import pytest
-from module_utils.checkpoint.engine import refusals, unknown
+from module_utils.checkpoint.engine import refusals
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 OWN_CODE = {"auto_map": {"AutoConfig": "c.C", "AutoModel": "m.M", "AutoModelForCausalLM": "m.M"}}
@@ -25,7 +25,7 @@ def of(**more):
     ],
 )
 def test_known_model_is_accepted(config, tokenizer):
-    assert unknown(config, tokenizer) == []
+    assert refusals(config, tokenizer) == []
 
 
 @pytest.mark.parametrize(
@@ -50,16 +50,16 @@ def test_known_model_is_accepted(config, tokenizer):
     ],
 )
 def test_unknown_name_is_reported(config, tokenizer, named):
-    ((found, expected),) = unknown(config, tokenizer)
+    ((found, expected),) = refusals(config, tokenizer)
     assert named in found
     assert expected
 
 
 def test_own_code_is_trusted_if_operator_allows_it():
-    assert unknown(of(model_type="novelty", architectures=["Own"], **OWN_CODE), trusts=True) == []
+    assert refusals(of(model_type="novelty", architectures=["Own"], **OWN_CODE), trusts=True) == []
     own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["t.T", None]}}
-    assert unknown(LLAMA, own, trusts=True) == []
-    assert unknown(of(model_type="novelty"), trusts=True)
+    assert refusals(LLAMA, own, trusts=True) == []
+    assert refusals(of(model_type="novelty"), trusts=True)
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_empty_quantization_is_no_refusal():
 
 
 def test_gguf_file_needs_no_architecture():
-    assert unknown({"model_type": "llama"}, in_gguf=True) == []
+    assert refusals({"model_type": "llama"}, in_gguf=True) == []
 
 
 def test_an_unknown_type_and_tokenizer_are_both_named():
-    assert len(unknown(of(model_type="smollm3"), {"tokenizer_class": "TokenizersBackend"})) == 2
+    assert len(refusals(of(model_type="smollm3"), {"tokenizer_class": "TokenizersBackend"})) == 2
