@@ -1,6 +1,7 @@
 """A config.json as transformers 5 writes it gives the answers of the one that transformers 4 wrote."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import tiny_models
 import yaml
 from conftest import generate
 from tiny_models import CONTEXT, WINDOW, assert_same
+from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.utils import FlexibleArgumentParser
+from vllm_serving.models import refusal
 
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = runpy.run_path(str(ROOT / "tests" / "unit" / "checkpoint" / "published_configs.py"))["PUBLISHED"]
 HALF_HEAD = 16
 SCALED = {
     "qwen3": ("qwen3", {"head_dim": 32, "rope_theta": 1000000.0}),
@@ -77,9 +82,30 @@ def test_what_the_engine_cannot_be_told_is_refused_by_name(engine, tmp_path, see
 
 
 def test_known_names_equal_installed_packages():
-    root = Path(__file__).resolve().parents[2]
-    written = runpy.run_path(str(root / "vllm_src" / "engine_models.py"))
-    assert (root / "plugins/module_utils/checkpoint/engine_models.py").read_text() == written["module"]()
+    written = runpy.run_path(str(ROOT / "vllm_src" / "engine_models.py"))
+    assert (ROOT / "plugins/module_utils/checkpoint/engine_models.py").read_text() == written["module"]()
+
+
+@pytest.fixture
+def fetch(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "plugins" / "module_utils"))
+    return runpy.run_path(str(ROOT / "roles" / "models" / "files" / "fetch.py"))
+
+
+@pytest.mark.parametrize(("config", "named"), [row[1:] for row in PUBLISHED], ids=[row[0] for row in PUBLISHED])
+def test_fetch_start_and_engine_answer_as_the_table(tmp_path, fetch, config, named):
+    # With a dtype vLLM does not look for the weights' own.
+    (tmp_path / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16", **config}))
+    if named:
+        assert named in refusal({"model": str(tmp_path)}, {})
+        with pytest.raises(fetch["Fault"], match=re.escape(named)):
+            fetch["check_configs"](tmp_path)
+        return
+    assert refusal({"model": str(tmp_path)}, {}) is None
+    fetch["check_configs"](tmp_path)
+    made = EngineArgs(str(tmp_path), skip_tokenizer_init=True, dtype="float32").create_engine_config().model_config
+    assert made.architectures == config["architectures"]
+    assert made.runner_type == "generate"
 
 
 def test_what_is_off_in_a_file_of_options_is_off_for_vllm(tmp_path):
