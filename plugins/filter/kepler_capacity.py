@@ -199,6 +199,21 @@ def with_speculation(
     return replace(options, beside=weights + checked, beside_token=token)
 
 
+def batch_findings(model: Model, instance: dict[str, Any], where: str, options: Options) -> list[dict[str, str]]:
+    """A finding where a batch takes fewer tokens than vLLM wants: a prompt where prefill is whole, one a sequence."""
+    length = instance.get("max_model_len") or model.positions or DEFAULT_POSITIONS
+    tokens, least = options.batched_tokens(model, length), options.max_num_seqs
+    if not options.is_chunked(model, length):
+        least = max(least, length)
+    if tokens >= least:
+        return []
+    name = "max-num-seqs" if least == options.max_num_seqs else "max_model_len"
+    return [finding(
+        "error", f"{where}.extra_args.max-num-batched-tokens", f"{tokens} tokens", f"at least {least}, the {name}",
+        f"Raise max-num-batched-tokens, or lower {name}.",
+    )]
+
+
 def room_findings(
     model: Model, tensors: list[Tensor], instance: dict[str, Any], where: str, options: Options
 ) -> list[dict[str, str]]:
@@ -270,9 +285,10 @@ def one_model_findings(
         found += adapter_findings(adapters, model, tensors, instance, where)
         if draft:
             found += draft_findings(model, draft, instance, where)
+        options = capacity.options_of(instance, gpu or NO_GPU, ranks_of(adapters, instance))
+        options = with_speculation(options, model, instance, draft)
+        found += batch_findings(model, instance, where, options)
         if gpu and not found and not faults:
-            options = capacity.options_of(instance, gpu, ranks_of(adapters, instance))
-            options = with_speculation(options, model, instance, draft)
             found += room_findings(model, tensors_of(model, facts["tensors"]), instance, where, options)
         found += [
             finding("warning", f"{where}.model", f"a {part} and no safetensors", "weights as safetensors",

@@ -23,7 +23,7 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import is_plain_path, shown
 
 # Options of vLLM that name files.
-PATH_OPTIONS = ("chat-template", "generation-config", "hf-config-path", "tokenizer", "tool-parser-plugin")
+PATH_OPTIONS = ("chat-template", "generation-config", "tokenizer", "tool-parser-plugin")
 # GiB of host memory for one rank: its process, with libraries and CUDA's context.
 RANK_GIB = 2
 # GiB that vLLM pins for each rank where `swap-space` says nothing; it refuses to start beyond 70 % of the memory.

@@ -44,10 +44,12 @@ from .model_families import (
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
-# Defaults of vLLM 0.9.2: CacheConfig, EngineArgs._set_default_args_v0, DEFAULT_MAX_NUM_BATCHED_TOKENS.
+# Defaults of vLLM 0.9.2: CacheConfig, EngineArgs._set_default_args_v0, DEFAULT_MAX_NUM_BATCHED_TOKENS and that of
+# models with images.
 UTILIZATION = 0.9
 MAX_NUM_SEQS = 256
 BATCHED_TOKENS = 2048
+IMAGE_TOKENS = 5120
 CHUNKED_ABOVE = 32768
 VOCABULARY_PADDING = 64
 # What torch.sort holds for each float32 logit while top-k and top-p are sampled (Sort.cu, CUB): logits, values and
@@ -244,15 +246,18 @@ class Options:
     beside: int = 0
     beside_token: int = 0
 
+    def is_chunked(self, model: Model, max_model_len: int) -> bool:
+        """Whether a prompt may be spread over several batches."""
+        if self.enable_chunked_prefill is not None:
+            return self.enable_chunked_prefill
+        return max_model_len > CHUNKED_ABOVE and not (model.window or model.multimodal or self.adapters or self.beside)
+
     def batched_tokens(self, model: Model, max_model_len: int) -> int:
         """Tokens of the batch that measures the activations."""
         if self.max_num_batched_tokens is not None:
             return self.max_num_batched_tokens
-        chunked = self.enable_chunked_prefill
-        if chunked is None:
-            chunked = max_model_len > CHUNKED_ABOVE and not model.window
-        tokens = BATCHED_TOKENS if chunked else max(max_model_len, BATCHED_TOKENS)
-        return min(self.max_num_seqs * max_model_len, tokens)
+        tokens = BATCHED_TOKENS if self.is_chunked(model, max_model_len) else max(max_model_len, BATCHED_TOKENS)
+        return min(self.max_num_seqs * max_model_len, max(tokens, IMAGE_TOKENS if model.multimodal else 0))
 
 
 def die_of(gpu: dict[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from typing import Any
 
 from ..module_utils.checkpoint import speculation
 from ..module_utils.checkpoint.engine_models import FLAGS, SWITCHES, VALUES
+from ..module_utils.checkpoint.limits import BLOCK_SIZES
 from ..module_utils.checkpoint.speculation import mapping
 from ..module_utils.findings import finding
 from .findings import shown
+from .model_families import NO_WINDOW
 
 NO = "no-"
 BOOLEANS = FLAGS | SWITCHES
@@ -26,6 +28,8 @@ AUTO_TOOLS = "enable-auto-tool-choice"
 SPECULATION = "speculative-config"
 # Options that hold a mapping, as JSON.
 MAPPINGS = ("rope-scaling", "hf-overrides", SPECULATION)
+# Options that hold a number from 1, which the planner counts with.
+COUNTS = ("max-num-seqs", "max-num-batched-tokens", "max-loras", "max-lora-rank")
 
 LEAVE_OUT = "Leave it out."
 # Options that the role sets itself, and the key of the instance that decides them.
@@ -58,6 +62,8 @@ _KINDS: list[tuple[str, str, str]] = [
     ("no traces: the serving environment has no OpenTelemetry", LEAVE_OUT,
      "otlp-traces-endpoint collect-detailed-traces"),
     ("a server that takes texts: the unit asks it for tokens", LEAVE_OUT, "skip-tokenizer-init"),
+    ("the config.json beside the weights, as planned", "Leave it out; change single keys with hf-overrides.",
+     "hf-config-path config-format"),
     ("the cache in vllm_service_home, which the role models fills", LEAVE_OUT, "download-dir"),
     ("what vllm_service_device says", LEAVE_OUT, "device"),
     ("what the checkpoint's own config.json says", "Leave it out; serve a quantized checkpoint.", "quantization"),
@@ -79,7 +85,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "disable-log-requests": (True,), "enforce-eager": (), "data-parallel-size": (1,), "api-server-count": (1,),
     "distributed-executor-backend": ("mp",), "pipeline-parallel-size": (1,), "cpu-offload-gb": (0, 0.0),
     "device": ("auto",), "kv-cache-dtype": ("auto",), "task": ("auto", "generate"), "load-format": ("auto",),
-    "num-scheduler-steps": (1,),
+    "num-scheduler-steps": (1,), "config-format": ("auto", "hf"),
 }
 
 
@@ -139,6 +145,8 @@ def overrides(extra: dict[str, Any]) -> dict[str, Any]:
         found["rope_scaling"] = scaling
     with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
         found["rope_theta"] = float(extra["rope-theta"])
+    if extra.get("disable-sliding-window") is True:
+        found[NO_WINDOW] = True
     return {**found, **(mapping(extra.get("hf-overrides")) or {})}
 
 
@@ -179,6 +187,10 @@ def value_faults(option: str, options: dict[str, Any]) -> Iterator[tuple[str, st
         yield "a number or a text", correct
     elif re.match("-(?![0-9]+$)", str(value)):
         yield "a value that does not begin with a hyphen: vLLM takes that for an option", correct
+    elif name in COUNTS and not re.match("0*[1-9][0-9]*$", str(value)):
+        yield "an integer from 1", correct
+    elif name == "block-size" and str(value) not in map(str, BLOCK_SIZES):
+        yield f"one of {', '.join(map(str, BLOCK_SIZES))}", correct
     elif name == "rope-theta" and "rope_theta" not in overrides({name: value}):
         yield "a number", correct
     elif name in MAPPINGS and mapping(value) is None:

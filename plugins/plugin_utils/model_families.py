@@ -51,6 +51,8 @@ class Model:
 
     Attributes:
         positions: longest sequence; None where the config sets no bound.
+        window: whether all layers attend to a window alone.
+        multimodal: whether it takes images or sounds.
         rotary: elements of the table of angles of the rotary embedding, 0 where there is none.
         gated: whether the feed-forward layers are gated.
         query_norm, fused_kept, kept: see Family.
@@ -70,6 +72,7 @@ class Model:
     vocabulary: int
     positions: int | None
     window: bool
+    multimodal: bool
     tied: bool
     rotary: int
     gated: bool
@@ -441,6 +444,10 @@ FAMILIES: dict[str, Family] = {
 
 # Keys of what a model has beside its language model.
 OTHER_KEYS = ("vision_config", "audio_config", "speech_config", "visual")
+# Types with a window in some layers only.
+INTERLEAVED = ("gemma2", *checkpoint_config.PATTERNED)
+# What `overridden` adds for an instance without windows: its sequences end where the window does.
+NO_WINDOW = "disable_sliding_window"
 
 
 # -- Reading a config -------------------------------------------------------------------------------------------------
@@ -486,6 +493,11 @@ def overridden(config: Any, overrides: dict[str, Any]) -> Any:
     return {**translated(config), **overrides}
 
 
+def has_window(config: dict[str, Any]) -> bool:
+    """Whether layers attend to a window of the sequence alone."""
+    return config.get("sliding_window") is not None and config.get("use_sliding_window", True) is not False
+
+
 def longest(config: dict[str, Any]) -> int | None:
     """Positions of a config, as vLLM's _get_and_verify_max_len derives them; None where it names none."""
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions",
@@ -506,6 +518,8 @@ def longest(config: dict[str, Any]) -> int | None:
             if not isinstance(factor, (int, float)) or factor <= 0:
                 raise CapacityError(f"rope_scaling.factor {factor!r} in config.json", "a number above 0")
             positions *= factor
+    if config.get(NO_WINDOW) and has_window(config):
+        positions = min(positions, number(config, "sliding_window"))
     return int(positions)
 
 
@@ -577,7 +591,6 @@ def read(config: Any, recorded: Iterable[dict[str, Any]] = ()) -> Model:
     experts = number(config, "num_local_experts", "num_experts", "n_routed_experts", default=0)
     positions = longest(config)
     tied = config.get("tie_word_embeddings")
-    window = config.get("sliding_window") is not None and config.get("use_sliding_window", True) is not False
     return Model(
         model_type=model_type,
         architecture=architecture,
@@ -589,7 +602,8 @@ def read(config: Any, recorded: Iterable[dict[str, Any]] = ()) -> Model:
         intermediate=intermediate,
         vocabulary=number(config, "vocab_size"),
         positions=positions,
-        window=window,
+        window=has_window(config) and not config.get(NO_WINDOW) and model_type not in INTERLEAVED,
+        multimodal=any(config.get(key) for key in OTHER_KEYS),
         tied=bool(tied) if tied is not None else bool(family and family.tied),
         rotary=rotary_elements(config, family.rotary if family else 1.0, rotated, positions),
         gated=family.gated if family else True,

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 import tiny_models
 import yaml
+from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
+from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import Options
+from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import DEFAULT_POSITIONS, read
 from conftest import generate
 from tiny_models import CONTEXT, WINDOW, assert_same
 from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.cli.serve import ServeSubcommand
+from vllm.platforms import current_platform
 from vllm.utils import FlexibleArgumentParser
 from vllm_serving.models import refusal
 
@@ -93,7 +97,7 @@ def fetch(monkeypatch):
 
 
 @pytest.mark.parametrize(("config", "named"), [row[1:] for row in PUBLISHED], ids=[row[0] for row in PUBLISHED])
-def test_fetch_start_and_engine_answer_as_the_table(tmp_path, fetch, config, named):
+def test_fetch_start_and_engine_answer_as_the_table(tmp_path, monkeypatch, fetch, config, named):
     # With a dtype vLLM does not look for the weights' own.
     (tmp_path / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16", **config}))
     if named:
@@ -103,14 +107,18 @@ def test_fetch_start_and_engine_answer_as_the_table(tmp_path, fetch, config, nam
         return
     assert refusal({"model": str(tmp_path)}, {}) is None
     fetch["check_configs"](tmp_path)
-    made = EngineArgs(str(tmp_path), skip_tokenizer_init=True, dtype="float32").create_engine_config().model_config
-    assert made.architectures == config["architectures"]
-    assert made.runner_type == "generate"
+    # As on a GPU, where long prompts are chunked.
+    monkeypatch.setattr(type(current_platform), "is_cuda", lambda platform: True)
+    made = EngineArgs(str(tmp_path), skip_tokenizer_init=True, dtype="float32").create_engine_config()
+    assert made.model_config.architectures == config["architectures"]
+    assert made.model_config.runner_type == "generate"
+    planned, batch = read(config), made.scheduler_config
+    length = planned.positions or DEFAULT_POSITIONS
+    assert made.model_config.max_model_len == length
+    assert batch.max_num_batched_tokens == Options(0, 0, batch.max_num_seqs).batched_tokens(planned, length)
 
 
 def test_what_is_off_in_a_file_of_options_is_off_for_vllm(tmp_path):
-    from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
-
     given = dict.fromkeys(("enable-chunked-prefill", "enable-prefix-caching", "use-tqdm-on-load"), False)
     path = tmp_path / "options.yaml"
     path.write_text(yaml.safe_dump(engine_options.written(given)))

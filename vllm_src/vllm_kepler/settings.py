@@ -10,7 +10,7 @@ import torch
 from vllm.logger import init_logger
 
 from .checkpoint.files import read_header
-from .checkpoint.limits import BLOCK_SIZE, ROWS
+from .checkpoint.limits import BLOCK_SIZE, BLOCK_SIZES, ROWS
 from .checkpoint.quantization import SUPPORTED_FORMATS
 from .errors import SettingError, reject_if
 from .quantization import METHOD
@@ -24,7 +24,6 @@ logger = init_logger("vllm.kepler.settings")
 
 BACKEND = "vllm_kepler.attention.backend.KeplerBackend"
 PUNICA = "vllm_kepler.lora.KeplerPunica"
-BLOCK_SIZES = (8, 16, 32)
 # What the KV cache may be: of the activations' dtype, or float16; by vLLM's names.
 CACHE_DTYPES = ("auto", "half")
 # Numbers of sequences that a graph is captured for. Beyond 16 rows a step is arithmetic, which hides its launches.

@@ -45,7 +45,7 @@ def refusal_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> st
     # vLLM reports what is wrong with a file that cannot be read.
     config = try_json(str(directory / "config.json"))
     # Overrides may give it another architecture.
-    if config is None or {"hf-overrides", "hf-config-path", "config-format"} & set(options):
+    if config is None or "hf-overrides" in options:
         return None
     tokenizer = None if "tokenizer" in options else try_json(str(directory / "tokenizer_config.json"))
     try:

@@ -342,6 +342,29 @@ def test_positions_are_those_that_the_options_make(config, extra, positions):
     assert f"at most {positions}" in found["expected"]
 
 
+def test_positions_end_with_the_window_that_is_off():
+    config, off = {**LLAMA_7B, "model_type": "mistral", "sliding_window": 1024}, {"disable-sliding-window": True}
+    assert judge(config, device="cpu", max_model_len=1025) == []
+    assert judge(config, device="cpu", max_model_len=1024, extra_args=off) == []
+    (found,) = judge(config, device="cpu", max_model_len=1025, extra_args=off)
+    assert "at most 1024" in found["expected"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "least"),
+    [
+        ({"max-num-batched-tokens": 2047}, 2048), ({"max-num-batched-tokens": 2048}, None),
+        ({"max-num-batched-tokens": 1024, "enable-chunked-prefill": True}, None),
+        ({"max-num-batched-tokens": 255, "enable-chunked-prefill": True}, 256),
+        ({"max-num-batched-tokens": 255, "enable-chunked-prefill": True, "max-num-seqs": 255}, None),
+        ({"max-num-seqs": 2049}, 2049),
+    ],
+)
+def test_a_batch_holds_a_prompt_or_a_token_of_each_sequence(extra, least):
+    found = judge(LLAMA_7B, device="cpu", max_model_len=2048, extra_args=extra)
+    assert [item["expected"].split(",")[0] for item in found] == ([f"at least {least}"] if least else [])
+
+
 def test_an_architecture_may_be_put_in_place_of_an_unknown_one():
     config = {**LLAMA_7B, "architectures": ["OwnForCausalLM"]}
     assert judge(config, device="cpu")

@@ -184,6 +184,8 @@ def test_cache_of_a_token(config, dies, size):
         (32768, Options(), 32768),
         (40000, Options(), 2048),
         (40000, Options(enable_chunked_prefill=False), 40000),
+        (40000, Options(adapters=1, adapter_rank=8), 40000),
+        (40000, Options(beside=1), 40000),
         (8192, Options(enable_chunked_prefill=True), 2048),
         (8192, Options(max_num_batched_tokens=9000), 9000),
     ],
@@ -193,9 +195,14 @@ def test_tokens_of_the_measuring_batch(length, options, tokens):
     assert options.batched_tokens(read(LLAMA_8B), length) == tokens
 
 
-def test_a_window_keeps_long_prefills_whole():
-    model = read({**LLAMA_8B, "model_type": "mistral", "sliding_window": 4096})
-    assert Options().batched_tokens(model, 40000) == 40000
+@pytest.mark.parametrize(("config", "length", "tokens"), [
+    ({**LLAMA_8B, "model_type": "mistral", "sliding_window": 4096}, 40000, 40000),
+    # A window in some layers only; images, which have room of their own.
+    ({**LLAMA_8B, "model_type": "cohere2", "sliding_window": 4096}, 40000, 2048),
+    (GEMMA3_4B, 40000, 40000), (GEMMA3_4B, 2048, 5120),
+])
+def test_windows_and_images_keep_long_prefills_whole(config, length, tokens):
+    assert Options().batched_tokens(read(config), length) == tokens
 
 
 def test_the_peak_of_the_activations():

@@ -449,6 +449,7 @@ def test_the_report_has_the_worst_first():
     {"enable-chunked-prefill": False}, {"enable-chunked-prefill": True}, {"no-enable-chunked-prefill": True},
     {"disable-fastapi-docs": False}, {"rope-theta": 1000000, "rope-scaling": '{"rope_type": "linear", "factor": 2.0}'},
     {"hf-overrides": '{"rope_theta": 1.0}'}, {"rope-theta": "1e6"}, {"max-seq-len-to-capture": 4096},
+    {"max-num-seqs": "16", "max-num-batched-tokens": 4096, "block-size": 32}, {"config-format": "hf"},
 ])
 def test_options_that_hold(extra):
     assert judge(demo(extra_args=extra)) == []
@@ -458,6 +459,8 @@ def test_options_that_hold(extra):
     {"no-enable-chunked-prefill": False}, {"no-enable-prefix-caching": "true"}, {"enable-prefix-caching": "false"},
     {"disable-log-stats": 0}, {"swap-space": False}, {"max-num-seqs": False}, {"rope-scaling": "yarn"},
     {"hf-overrides": "[1]"}, {"hf-overrides": '{"rope_parameters": {"rope_theta": 1.0}}'}, {"rope-theta": "much"},
+    {"max-num-seqs": 0}, {"max-num-batched-tokens": "8k"}, {"max-lora-rank": 8.0}, {"block-size": 64},
+    {"hf-config-path": "/srv/other"}, {"config-format": "mistral"},
     {"cpu-offload-gb": 4}, {"num-gpu-blocks-override": 100}, {"pipeline-parallel-size": 2}, {"data-parallel-size": 2},
 ])
 def test_options_that_would_not_hold_or_are_not_planned(extra):
