@@ -14,7 +14,10 @@ UNSUPPORTED_TYPES = dict(
     kimi_vl="multi-head latent attention beside images",
     gemma3n="a KV cache that layers share",
     llama4="attention in chunks of the context",
+    llama4_text="attention in chunks of the context",
     mllama="cross-attention to images",
+    nemotron="norms that need a newer PyTorch",
+    olmo="norms that need a newer PyTorch",
     phi3small="block-sparse attention",
 )
 DECODERS = "a decoder with plain attention in every layer, such as a Llama, Mistral, Qwen or Gemma"

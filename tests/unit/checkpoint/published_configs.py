@@ -137,6 +137,7 @@ PUBLISHED = [
                       rope_scaling=dict(LONG, type="longrope")), None),
     ("Phi 4 multimodal", of("phi4mm", "Phi4MMForCausalLM", (3072, 8192, 32, 24, 8, 200064, 131072),
                             auto_map=own_code()), "phi4mm, which comes with code of its own"),
+    ("OLMo 7B", of("olmo", "OlmoForCausalLM", (4096, 11008, 32, 32, 32, 50304, 2048)), "olmo: norms"),
     ("OLMo 2 7B", of("olmo2", "Olmo2ForCausalLM", (4096, 11008, 32, 32, 32, 100352, 4096), rope_theta=500000), None),
     ("OLMo 3 7B", of("olmo3", "Olmo3ForCausalLM", (4096, 11008, 32, 32, 32, 100278, 65536), sliding_window=4096,
                      layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * 8), "model_type olmo3"),
@@ -188,7 +189,7 @@ PUBLISHED = [
     ("EXAONE 3.5 7.8B", of("exaone", "ExaoneForCausalLM", (4096, 14336, 32, 32, 8, 102400, 32768), num_layers=32,
                            auto_map=own_code(), rope_theta=1e6), None),
     ("Nemotron Mini 4B", of("nemotron", "NemotronForCausalLM", (3072, 9216, 32, 24, 8, 256000, 4096),
-                            partial_rotary_factor=0.5, hidden_act="relu2"), None),
+                            partial_rotary_factor=0.5, hidden_act="relu2"), "nemotron: norms"),
     ("GPT-OSS 20B", of("gpt_oss", "GptOssForCausalLM", (2880, 2880, 24, 64, 8, 201088, 131072), num_local_experts=32,
                        quantization_config={"quant_method": "mxfp4"}), "gpt_oss"),
     ("GPT-OSS 20B in bfloat16", of("gpt_oss", "GptOssForCausalLM", (2880, 2880, 24, 64, 8, 201088, 131072)),
@@ -238,5 +239,5 @@ PUBLISHED = [
         zip(SIZES, QWEN2_7B), model_type="qwen2_5_vl_text", rope_parameters={
             "rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]})), "text_config.model_type qwen2_5_vl_text"),
     ("Llava 1.5 7B", inside("llava", "LlavaForConditionalGeneration", {
-        "model_type": "llama", "vocab_size": 32064, "max_position_embeddings": 4096}), None),
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32064, "max_position_embeddings": 4096}), None),
 ]
