@@ -501,7 +501,9 @@ def plan(
         model = read(config, recorded)
         tensors = tensors_of(model, recorded)
     except CapacityError as error:
-        raise CapacityError(*refused[0]) if refused else error
+        if not refused:
+            raise
+        raise CapacityError(*refused[0]) from error
     parameters = sum(tensor.elements for tensor in tensors)
     in_gguf = model.quantization is not None and model.quantization.method == "gguf"
     counted = "config" if not recorded else "a GGUF file" if in_gguf else "safetensors"

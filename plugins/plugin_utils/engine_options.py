@@ -28,8 +28,12 @@ AUTO_TOOLS = "enable-auto-tool-choice"
 SPECULATION = "speculative-config"
 # Options that hold a mapping, as JSON.
 MAPPINGS = ("rope-scaling", "hf-overrides", SPECULATION)
-# Options that hold a number from 1, which the planner counts with.
-COUNTS = ("max-num-seqs", "max-num-batched-tokens", "max-loras", "max-lora-rank")
+# Numbers that the planner counts with: how one is written, and what is expected.
+COUNTS = {
+    **dict.fromkeys(("max-num-seqs", "max-num-batched-tokens", "max-loras", "max-lora-rank"),
+                    ("0*[1-9][0-9]*", "an integer from 1")),
+    "block-size": ("|".join(map(str, BLOCK_SIZES)), f"one of {', '.join(map(str, BLOCK_SIZES))}"),
+}
 
 LEAVE_OUT = "Leave it out."
 # Options that the role sets itself, and the key of the instance that decides them.
@@ -187,10 +191,8 @@ def value_faults(option: str, options: dict[str, Any]) -> Iterator[tuple[str, st
         yield "a number or a text", correct
     elif re.match("-(?![0-9]+$)", str(value)):
         yield "a value that does not begin with a hyphen: vLLM takes that for an option", correct
-    elif name in COUNTS and not re.match("0*[1-9][0-9]*$", str(value)):
-        yield "an integer from 1", correct
-    elif name == "block-size" and str(value) not in map(str, BLOCK_SIZES):
-        yield f"one of {', '.join(map(str, BLOCK_SIZES))}", correct
+    elif name in COUNTS and not re.fullmatch(COUNTS[name][0], str(value)):
+        yield COUNTS[name][1], correct
     elif name == "rope-theta" and "rope_theta" not in overrides({name: value}):
         yield "a number", correct
     elif name in MAPPINGS and mapping(value) is None:

@@ -11,7 +11,7 @@ TILE = 1 << 24
 # Bytes that the products of experts may take at once, and the multiple in which their sizes come.
 EXPERT_BYTES = 1 << 27
 EXPERT_ALIGNMENT = 4
-# Tokens of a block of the KV cache, those that it may have, and of the cache that a prompt has while memory is measured.
+# Tokens of a block of the KV cache by default, by choice, and where a prompt has its own while memory is measured.
 BLOCK_SIZE = 16
 BLOCK_SIZES = (8, 16, 32)
 TEMPORARY_BLOCK_SIZE = 32

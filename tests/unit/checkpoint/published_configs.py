@@ -4,8 +4,12 @@ SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
          "vocab_size", "max_position_embeddings")
 
 
+def sized(sizes, **more):
+    return dict(zip(SIZES, sizes, strict=False), **more)
+
+
 def of(kind, architecture, sizes=(), **more):
-    return dict({"model_type": kind, "architectures": [architecture]}, **dict(zip(SIZES, sizes), **more))
+    return dict({"model_type": kind, "architectures": [architecture]}, **sized(sizes, **more))
 
 
 def llama(*sizes, **more):
@@ -17,8 +21,8 @@ def inside(kind, architecture, text, **more):
     return of(kind, architecture, **dict({"text_config": text, "vision_config": {"hidden_size": 1152}}, **more))
 
 
-def own_code(*classes):
-    return {name: "own.Own" for name in classes or ("AutoConfig", "AutoModelForCausalLM")}
+def own_code():
+    return dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "own.Own")
 
 
 def weights(bits, **more):
@@ -41,9 +45,10 @@ LATENT = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, 
 LLAMA_8B = (4096, 14336, 32, 32, 8, 128256, 131072)
 QWEN2_7B = (3584, 18944, 28, 28, 4, 152064, 32768)
 QWEN3_8B = (4096, 12288, 36, 32, 8, 151936, 40960)
-QWEN3_MOE = dict(head_dim=128, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768, rope_theta=1e6)
+QWEN3_MOE = {"head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
 MISTRAL_24B = {"model_type": "mistral", "hidden_size": 5120, "intermediate_size": 32768, "num_hidden_layers": 40,
-               "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131072, "rope_theta": 1e9, "sliding_window": None}
+               "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131072, "rope_theta": 1e9,
+               "sliding_window": None}
 GEMMA3_4B = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
              "sliding_window": 1024}
 GEMMA3_1B = (1152, 6912, 26, 4, 1, 262144, 32768)
@@ -99,7 +104,8 @@ PUBLISHED = [
     ("Qwen3 8B", qwen3(rope_theta=1e6), None),
     ("Qwen3 8B of transformers 5", qwen3(rope_parameters={"rope_type": "default", "rope_theta": 1e6}, dtype="bfloat16",
                                          layer_types=["full_attention"] * 36), None),
-    ("Qwen3 30B A3B", of("qwen3_moe", "Qwen3MoeForCausalLM", (2048, 6144, 48, 32, 4, 151936, 40960), **QWEN3_MOE), None),
+    ("Qwen3 30B A3B", of("qwen3_moe", "Qwen3MoeForCausalLM", (2048, 6144, 48, 32, 4, 151936, 40960), rope_theta=1e6,
+                         **QWEN3_MOE), None),
     ("Qwen3 VL 8B", inside("qwen3_vl", "Qwen3VLForConditionalGeneration", {"model_type": "qwen3_vl_text"}),
      "model_type qwen3_vl"),
     ("Qwen3 Next 80B A3B", of("qwen3_next", "Qwen3NextForCausalLM", (2048, 5120, 48, 16, 2, 151936, 262144)),
@@ -184,7 +190,7 @@ PUBLISHED = [
                            partial_rotary_factor=0.25, use_qkv_bias=True), None),
     ("InternLM 2.5 7B", of("internlm2", "InternLM2ForCausalLM", (4096, 14336, 32, 32, 8, 92544, 32768),
                            auto_map=own_code()), "internlm2, which comes with code of its own"),
-    ("InternVL 3 8B", of("internvl_chat", "InternVLChatModel", llm_config=dict(model_type="qwen2"),
+    ("InternVL 3 8B", of("internvl_chat", "InternVLChatModel", llm_config={"model_type": "qwen2"},
                          auto_map=own_code()), "internvl_chat, which comes with code of its own"),
     ("EXAONE 3.5 7.8B", of("exaone", "ExaoneForCausalLM", (4096, 14336, 32, 32, 8, 102400, 32768), num_layers=32,
                            auto_map=own_code(), rope_theta=1e6), None),
@@ -235,9 +241,11 @@ PUBLISHED = [
         GEMMA3_4B, layer_types=(GEMMA_LAYERS * 2)[:34], rope_parameters={
             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}})), None),
-    ("Qwen2.5 VL 7B of transformers 5", inside("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", dict(
-        zip(SIZES, QWEN2_7B), model_type="qwen2_5_vl_text", rope_parameters={
-            "rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]})), "text_config.model_type qwen2_5_vl_text"),
+    ("Qwen2.5 VL 7B of transformers 5", inside("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", sized(
+        QWEN2_7B, model_type="qwen2_5_vl_text", rope_parameters={
+            "rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]})),
+     "text_config.model_type qwen2_5_vl_text"),
     ("Llava 1.5 7B", inside("llava", "LlavaForConditionalGeneration", {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32064, "max_position_embeddings": 4096}), None),
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32064,
+        "max_position_embeddings": 4096}), None),
 ]
