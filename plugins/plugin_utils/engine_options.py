@@ -30,8 +30,7 @@ SPECULATION = "speculative-config"
 MAPPINGS = ("rope-scaling", "hf-overrides", SPECULATION)
 # Numbers that the planner counts with: how one is written, and what is expected.
 COUNTS = {
-    **dict.fromkeys(("max-num-seqs", "max-num-batched-tokens", "max-loras", "max-lora-rank"),
-                    ("0*[1-9][0-9]*", "an integer from 1")),
+    **dict.fromkeys(("max-num-seqs", "max-num-batched-tokens"), ("0*[1-9][0-9]*", "an integer from 1")),
     "block-size": ("|".join(map(str, BLOCK_SIZES)), f"one of {', '.join(map(str, BLOCK_SIZES))}"),
 }
 
@@ -171,6 +170,16 @@ def unknown_finding(option: str, where: str) -> dict[str, str]:
     )
 
 
+def switch_faults(name: str, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Expectation and next step for the value of an option that is on or off."""
+    if not isinstance(options[name], bool):
+        yield "true or false, without quotes", "Correct the value."
+    elif name == AUTO_TOOLS and not options[name]:
+        yield "true, or no value: the parser follows from the model", "Set the instance's key parsers to false."
+    elif name == AUTO_TOOLS and "tool-call-parser" not in options:
+        yield "tool-call-parser beside it", "Name the parser, or leave it out: the parser follows from the model."
+
+
 def value_faults(option: str, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Expectation and next step for an option's value that vLLM would read differently than meant."""
     value, name = options[option], positive_name(option)
@@ -181,12 +190,7 @@ def value_faults(option: str, options: dict[str, Any]) -> Iterator[tuple[str, st
         elif name in options:
             yield f"{name} or {option}, not both", "Leave one of them out."
     elif name in BOOLEANS:
-        if not isinstance(value, bool):
-            yield "true or false, without quotes", correct
-        elif name == AUTO_TOOLS and not value:
-            yield "true, or no value: the parser follows from the model", "Set the instance's key parsers to false."
-        elif name == AUTO_TOOLS and "tool-call-parser" not in options:
-            yield "tool-call-parser beside it", "Name the parser, or leave it out: the parser follows from the model."
+        yield from switch_faults(name, options)
     elif isinstance(value, bool):
         yield "a number or a text", correct
     elif re.match("-(?![0-9]+$)", str(value)):

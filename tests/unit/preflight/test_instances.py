@@ -459,7 +459,7 @@ def test_options_that_hold(extra):
     {"no-enable-chunked-prefill": False}, {"no-enable-prefix-caching": "true"}, {"enable-prefix-caching": "false"},
     {"disable-log-stats": 0}, {"swap-space": False}, {"max-num-seqs": False}, {"rope-scaling": "yarn"},
     {"hf-overrides": "[1]"}, {"hf-overrides": '{"rope_parameters": {"rope_theta": 1.0}}'}, {"rope-theta": "much"},
-    {"max-num-seqs": 0}, {"max-num-batched-tokens": "8k"}, {"max-lora-rank": 8.0}, {"block-size": 64},
+    {"max-num-seqs": 0}, {"max-num-batched-tokens": "8k"}, {"block-size": 64},
     {"hf-config-path": "/srv/other"}, {"config-format": "mistral"},
     {"cpu-offload-gb": 4}, {"num-gpu-blocks-override": 100}, {"pipeline-parallel-size": 2}, {"data-parallel-size": 2},
 ])
