@@ -11,13 +11,13 @@ def controller_path(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def newer_than(files: list[dict[str, Any]], stamp: str) -> list[str]:
-    """Paths of the files that are not older than the one at `stamp`, which is among them; all, where it is not.
+def newer_than(files: list[dict[str, Any]], marker: str) -> list[str]:
+    """Paths of the files that are not older than the one at `marker`, which is among them; all if it is not.
 
     files: as ansible.builtin.find returns them.
     """
-    since = next((file["mtime"] for file in files if file["path"] == stamp), 0)
-    return [file["path"] for file in files if file["mtime"] >= since and file["path"] != stamp]
+    since = next((file["mtime"] for file in files if file["path"] == marker), 0)
+    return [file["path"] for file in files if file["mtime"] >= since and file["path"] != marker]
 
 
 class FilterModule:

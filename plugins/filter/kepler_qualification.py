@@ -37,25 +37,25 @@ def gpus_text(gpus: list[int]) -> str:
     return f"{'GPU' if len(gpus) == 1 else 'GPUs'} {numbers(gpus)}"
 
 
-def summary(stamp: dict[str, Any]) -> str:
+def summary(host_record: dict[str, Any]) -> str:
     """Describe in one sentence which GPUs servers may use."""
-    if stamp["result"] == "skipped":
+    if host_record["result"] == "skipped":
         return "Nobody qualified this host; servers start as the inventory asks."
-    largest = stamp["stages"][-1]["size"] if stamp["stages"] else 0
-    if stamp["size"] == 0:
+    largest = host_record["stages"][-1]["size"] if host_record["stages"] else 0
+    if host_record["size"] == 0:
         return "Not even one GPU passed: no server may start."
-    if stamp["size"] < largest:
-        return f"Servers get {gpus_text(stamp['dies'])} alone, of {largest} that were to pass."
-    return f"Servers may use {gpus_text(stamp['dies'])}."
+    if host_record["size"] < largest:
+        return f"Servers get {gpus_text(host_record['dies'])} alone, of {largest} that were to pass."
+    return f"Servers may use {gpus_text(host_record['dies'])}."
 
 
-def qualification_verdict(stamp: dict[str, Any], report: str) -> list[str]:
+def qualification_verdict(host_record: dict[str, Any], report: str) -> list[str]:
     """Lines for the operator: the result, each finding, and the path of the report."""
     return [
-        f"qualification: {RESULTS[stamp['result']].lower()}. {summary(stamp)}",
+        f"qualification: {RESULTS[host_record['result']].lower()}. {summary(host_record)}",
         *(
             "{severity}: {variable}: found {found}; expected {expected}. {next_step}".format(**item)
-            for item in sorted(stamp["findings"], key=lambda item: item["severity"] != "error")
+            for item in sorted(host_record["findings"], key=lambda item: item["severity"] != "error")
         ),
         f"The report, on the controller: {report}",
     ]
@@ -146,10 +146,10 @@ def plot(records: list[dict[str, Any]], key: str, title: str, unit: str, limit: 
     return drawn.svg()
 
 
-def die_rows(stamp: dict[str, Any], records: list[dict[str, Any]]) -> list[list[Any]]:
+def die_rows(host_record: dict[str, Any], records: list[dict[str, Any]]) -> list[list[Any]]:
     """For each GPU what it is and the extremes of its readings."""
     rows = []
-    for die in stamp["boards"]:
+    for die in host_record["boards"]:
         readings = [
             record["dies"][str(die["index"])]
             for record in records
@@ -196,34 +196,35 @@ def findings_html(findings: list[dict[str, str]]) -> str:
     )
 
 
-def qualification_report(stamp: dict[str, Any], trace: str, host: str, mark: str) -> str:
+def qualification_report(host_record: dict[str, Any], trace: str, host: str, mark: str) -> str:
     """A page that needs nothing but itself: findings, plots, GPUs and steps.
 
     trace: text of the trace, empty where there is none. mark: tells this report from that of another run.
     """
     records = read_trace(trace)
     limits = begin_of(records).get("limits", {})
-    keys = page.legend(f"GPU {die['index']}" for die in stamp["boards"])
+    keys = page.legend(f"GPU {die['index']}" for die in host_record["boards"])
     figures = "".join(
         f"<h2>{escape(title)} ({escape(unit)})</h2><figure>"
         f"{plot(records, key, title, unit, limits.get('temperature') if key == 'temperature' else None)}</figure>"
         for key, title, unit in PLOTS
     )
     facts = (
-        f"kernel {stamp['kernel']}, driver {stamp['driver']}, generation {stamp['generation'] or 'none'}, device "
-        f"{stamp['device']}, {stamp['seconds']} s of load in each stage"
+        f"kernel {host_record['kernel']}, driver {host_record['driver']}, "
+        f"generation {host_record['generation'] or 'none'}, device {host_record['device']}, "
+        f"{host_record['seconds']} s of load in each stage"
     )
     dies = page.table(
         ("GPU", "name", "address", "board", "max °C", "max W", "max MHz", "ECC, uncorrectable", "ECC, corrected",
          "replays", "PCIe gen", "lanes"),
-        die_rows(stamp, records),
+        die_rows(host_record, records),
     )
     steps = page.table(("stage", "step", "GPUs", "from s", "took s", "result", "measured"), step_rows(records))
     return page.document(
         f"Qualification of {host}",
         f"<p class='soft'>{escape(mark)}</p>"
-        f"<p class='verdict {escape(stamp['result'])}'>{escape(RESULTS[stamp['result']])}</p>"
-        f"<p>{escape(summary(stamp))}</p>{findings_html(stamp['findings'])}"
+        f"<p class='verdict {escape(host_record['result'])}'>{escape(RESULTS[host_record['result']])}</p>"
+        f"<p>{escape(summary(host_record))}</p>{findings_html(host_record['findings'])}"
         + (f"<p>{keys}</p>{figures}<h2>GPUs</h2>{dies}<h2>Steps</h2>{steps}" if records else "")
         + f"<p class='soft'>{escape(facts)}</p>",
     )

@@ -10,13 +10,13 @@ description:
   - Loads one die, the dies of one board, then more, reads temperatures, power, clocks, ECC and the kernel log each
     second, and stops at the first bad sign. Every reading is on the disk before the next step, so that a machine that
     halts leaves its last one.
-  - Writes a stamp. Does nothing where the stamp holds for the host's kernel, driver and boards.
+  - Writes the qualification record. Does nothing if the record is valid for the host's kernel, driver and boards.
   - Sets no clock, no power limit and no other property of a board.
   - The action plugin of this name runs the work detached and shows its progress. The next run picks up work whose
     controller went away.
 options:
   directory:
-    description: Directory of the stamp and the traces. It must exist, but in check mode.
+    description: Directory of the record and the traces. It must exist, but in check mode.
     type: path
     default: /var/lib/kepler/qualification
   root:
@@ -35,7 +35,7 @@ options:
     choices: [kepler, verify, cpu]
     default: kepler
   mode:
-    description: V(skip) writes a stamp that says so, and loads nothing.
+    description: V(skip) writes a record that says so, and loads nothing.
     type: str
     choices: [run, skip]
     default: run
@@ -94,7 +94,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-stamp:
+record:
   description:
     - >-
       What the host keeps: C(result) (V(passed), V(failed), V(halted), V(skipped)), C(passed_size), C(size) and C(dies)
@@ -146,7 +146,7 @@ class Files(object):
 
     def __init__(self, directory):
         self.directory = directory
-        self.stamp = os.path.join(directory, "stamp.json")
+        self.record = os.path.join(directory, "stamp.json")
         self.fault = os.path.join(directory, "fault.json")
         self.lock = os.path.join(directory, "lock")
 
@@ -167,7 +167,7 @@ def generation(root):
 
 
 def read_host(params):
-    """(facts that the stamp must fit, the answer of nvidia-smi if it shows no GPU)."""
+    """(facts that the record must fit, the answer of nvidia-smi if it shows no GPU)."""
     fine, text = smi.query(params["nvidia_smi"], smi.IDENTITY)
     products = None if params["device"] == "verify" else params["profile"]["gpu"]["products"]
     gpus = smi.gpus_of(text, products) if fine else []
@@ -181,7 +181,7 @@ def read_host(params):
 
 
 def record_of_interrupted_run(files, host):
-    """The stamp of a run that the machine did not survive; None without one, or if it says nothing of `host`."""
+    """The record of a run that the machine did not survive; None without one, or if it says nothing of `host`."""
     name, records = files.records()
     summary = qualification.summarize(records)
     if summary["ended"] or not summary["begin"]["stages"]:
@@ -190,16 +190,16 @@ def record_of_interrupted_run(files, host):
         return None  # the machine kept running: only the process was killed
     passed, fault = qualification.interrupted(summary)
     p2p = summary["step"]["p2p"] if summary["step"] else None
-    stamp = qualification.stamp(summary["begin"], "halted", passed, [fault], p2p, name)
-    return None if qualification.stale_reasons(stamp, host) else stamp
+    record = qualification.make_record(summary["begin"], "halted", passed, [fault], p2p, name)
+    return None if qualification.stale_reasons(record, host) else record
 
 
 def skip_load(files, params, host, stages):
-    """The stamp that needs no load: of a host to be skipped, or of one that halted; else None."""
+    """The record that needs no load: of a host to be skipped, or of one that halted; else None."""
     if params["mode"] == "run":
         return None if params["retry"] else record_of_interrupted_run(files, host)
     begin = dict(host, time=qualification_run.now(), seconds=params["seconds"], stages=stages)
-    return qualification.stamp(begin, "skipped", 0, [finding(
+    return qualification.make_record(begin, "skipped", 0, [finding(
         "warning", "qualification", "skip", "a host that was qualified",
         "Remove `qualification: skip`, then run again: nobody knows whether this host stands its load.",
     )], None, None)
@@ -223,11 +223,11 @@ def options_of(params):
 
 
 def work(files, lock, host, options):
-    """Qualify and leave the stamp; a fault of this program leaves its message. Returns the stamp."""
+    """Qualify and leave the record; a fault of this program leaves its message. Returns the record."""
     try:
-        stamp = qualification_run.Qualification(host, options).run()
-        write_atomically(files.stamp, stamp)
-        return stamp
+        record = qualification_run.Qualification(host, options).run()
+        write_atomically(files.record, record)
+        return record
     except Exception:
         text = "unexpected fault in the qualification; please report it:\n%s" % traceback.format_exc()
         jobs.write_result([files.fault], msg=text)
@@ -236,13 +236,13 @@ def work(files, lock, host, options):
         lock.release()
 
 
-def read_stamp(params, files, host):
-    """(stamp of the host, reasons why it is not valid)."""
-    stamp = jobs.read(files.stamp)
-    reasons = qualification.stale_reasons(stamp, host, params["mode"] == "skip")
-    if not reasons and params["retry"] and params["fresh"] and stamp["result"] in ("failed", "halted"):
-        reasons = ["qualification_retry: the last result was: %s" % stamp["result"]]
-    return stamp, reasons
+def read_record(params, files, host):
+    """(record of the host, reasons why it is not valid)."""
+    record = jobs.read(files.record)
+    reasons = qualification.stale_reasons(record, host, params["mode"] == "skip")
+    if not reasons and params["retry"] and params["fresh"] and record["result"] in ("failed", "halted"):
+        reasons = ["qualification_retry: the last result was: %s" % record["result"]]
+    return record, reasons
 
 
 def answer_while_busy(module, files, result):
@@ -300,10 +300,10 @@ def main():
         if not module.check_mode:
             module.fail_json(msg=error)
     result["fault"] = error or ""
-    stamp, result["reasons"] = read_stamp(params, files, host)
+    record, result["reasons"] = read_record(params, files, host)
     result["stages"] = qualification.stages(host["dies"], params["device"], params["profile"])
     if not result["reasons"]:
-        module.exit_json(changed=False, stamp=stamp, **result)
+        module.exit_json(changed=False, record=record, **result)
     if module.check_mode:
         module.exit_json(changed=True, **result)
     lock = Lock(files.lock)
@@ -311,20 +311,20 @@ def main():
         module.exit_json(changed=True, **dict(result, running=True))
     made = skip_load(files, params, host, result["stages"])
     if made:
-        write_atomically(files.stamp, made)
-        module.exit_json(changed=True, stamp=made, **result)
+        write_atomically(files.record, made)
+        module.exit_json(changed=True, record=made, **result)
     try:
         options = options_of(params)
     except ValueError as fault:
         module.fail_json(msg=str(fault))
-    if os.path.exists(files.stamp):  # the record is out of date now, and must not survive a halt of the machine
-        os.unlink(files.stamp)
+    if os.path.exists(files.record):  # the record is out of date now, and must not survive a halt of the machine
+        os.unlink(files.record)
     if params["detach"]:
         # The process inherits the lock.
         jobs.start(lambda: work(files, lock, host, options))
         result.update(running=True, started=True, progress="starting")
         module.exit_json(changed=True, **result)
-    module.exit_json(changed=True, stamp=work(files, lock, host, options), **result)
+    module.exit_json(changed=True, record=work(files, lock, host, options), **result)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ WAY = re.compile(r"Channel .* via (\S+)")
 
 
 def run_qualification(directory, fault=None, **others):
-    """(stamp, records of the trace) of this machine; fault: signal, mode and WITHOUT_P2P of faulty_rank.py."""
+    """(record of the host, trace) of this machine; fault: signal, mode and WITHOUT_P2P of faulty_rank.py."""
     faulty = [FAULTY, *fault, str(directory / "stops")] if fault else []
     fine, text = smi.query("nvidia-smi", smi.IDENTITY)
     assert fine, text
@@ -42,8 +42,8 @@ def run_qualification(directory, fault=None, **others):
         "device": "verify", "seconds": SECONDS, "pair_timeout": 120, "nvidia_smi": "nvidia-smi", "kmsg": "/dev/kmsg",
         "profile": PROFILE, "stall": 60, "interval": 1.0, **others,
     }
-    stamp = qualification_run.Qualification(host, options).run()
-    return stamp, qualification.read_trace((directory / stamp["trace"]).read_text())
+    host_record = qualification_run.Qualification(host, options).run()
+    return host_record, qualification.read_trace((directory / host_record["trace"]).read_text())
 
 
 def stops(directory):
@@ -73,17 +73,17 @@ def left_over(directory):
 
 
 def test_a_sound_machine_passes(tmp_path):
-    stamp, records = run_qualification(tmp_path)
+    host_record, records = run_qualification(tmp_path)
     largest = max(size for size in PROFILE["serve"]["sizes"] if size <= GPUS)
-    assert (stamp["result"], stamp["size"]) == ("passed", largest), stamp
-    assert stamp["p2p"] is (True if GPUS > 1 else None)
+    assert (host_record["result"], host_record["size"]) == ("passed", largest), host_record
+    assert host_record["p2p"] is (True if GPUS > 1 else None)
     for record in records:
         if record["event"] == "step end":
             assert record["ok"], record
-            print(record["step"], "in", stamp["dies"], record["results"])
+            print(record["step"], "in", host_record["dies"], record["results"])
     # Each loaded die drew more than the idle one of the first reading.
     samples = [record for record in records if record["event"] == "sample"]
-    for die in stamp["dies"]:
+    for die in host_record["dies"]:
         watts = [sample["dies"][str(die)]["power"] for sample in samples]
         print(f"die {die}: {watts[0]} W idle, at most {max(watts)} W, {samples[-1]['dies'][str(die)]}")
         assert max(watts) > 1.5 * watts[0]
@@ -96,10 +96,10 @@ def test_a_sound_machine_passes(tmp_path):
 @two
 def test_a_rank_that_stops_is_found(tmp_path, name, found, seconds):
     """The other waits in a sum for ever; the watcher does not. All ranks are gone afterwards."""
-    stamp, _ = run_qualification(tmp_path, fault=(name, "load", "fails"), stall=8)
+    host_record, _ = run_qualification(tmp_path, fault=(name, "load", "fails"), stall=8)
     ended = time.monotonic()
-    assert (stamp["result"], stamp["size"]) == ("failed", 1)
-    (said,) = [item["found"] for item in findings.errors(stamp["findings"])]
+    assert (host_record["result"], host_record["size"]) == ("failed", 1)
+    (said,) = [item["found"] for item in findings.errors(host_record["findings"])]
     assert said.startswith(found)
     took = ended - stops(tmp_path)[0]
     print(f"{name}: {said!r}, {took:.1f} s after it")
@@ -112,7 +112,7 @@ def test_a_rank_that_stops_is_found(tmp_path, name, found, seconds):
 @two
 def test_a_pair_that_hangs(tmp_path, without):
     """In a sum by NCCL, with peer-to-peer alone or either way; both tries end within their limit."""
-    stamp, records = run_qualification(tmp_path, fault=("SIGSTOP", "pair", without), pair_timeout=PAIR_TIMEOUT)
+    host_record, records = run_qualification(tmp_path, fault=("SIGSTOP", "pair", without), pair_timeout=PAIR_TIMEOUT)
     tried = steps(records)
     for name in ("pair 0-1", "pair 0-1 without P2P")[: 1 if without == "works" else 2]:
         print(f"{name}: {tried[name]:.1f} s")
@@ -121,15 +121,15 @@ def test_a_pair_that_hangs(tmp_path, without):
     assert left_over(tmp_path) == []
     limit = f"no end within {PAIR_TIMEOUT} s"
     if without == "works":
-        assert (stamp["result"], stamp["size"], stamp["p2p"]) == ("passed", 2, False)
-        assert [item["found"] for item in stamp["findings"] if item["variable"] == "pair 0-1"] == [
+        assert (host_record["result"], host_record["size"], host_record["p2p"]) == ("passed", 2, False)
+        assert [item["found"] for item in host_record["findings"] if item["variable"] == "pair 0-1"] == [
             f"{limit} with peer-to-peer; it works without"
         ]
         last = [record for record in records if record["event"] == "step"][-1]
         assert (last["step"], last["p2p"]) == ("load", False)
     else:
-        assert (stamp["result"], stamp["size"]) == ("failed", 1)
-        assert [item["found"] for item in findings.errors(stamp["findings"])] == [
+        assert (host_record["result"], host_record["size"]) == ("failed", 1)
+        assert [item["found"] for item in findings.errors(host_record["findings"])] == [
             f"{limit}; without peer-to-peer: {limit}"
         ]
 

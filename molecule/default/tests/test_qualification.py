@@ -20,7 +20,7 @@ fi
 """
 
 
-def stamp(host) -> dict:
+def record(host) -> dict:
     return json.loads(host.check_output(f"cat {KEPT}/stamp.json"))
 
 
@@ -32,7 +32,7 @@ def served(host) -> str:
 
 
 def test_all_dies_have_passed(k80):
-    found = stamp(k80)
+    found = record(k80)
     assert (found["result"], found["size"], found["dies"]) == ("passed", 4, [0, 1, 2, 3])
     assert [stage["dies"] for stage in found["stages"]] == [[0], [0, 1], [0, 1, 2, 3]]
     records = [json.loads(line) for line in k80.check_output(f"cat {KEPT}/{found['trace']}").splitlines()]
@@ -46,7 +46,7 @@ def test_the_report_needs_nothing_but_itself(k80):
     page = REPORT.read_text()
     assert page.count("<svg") > 3
     assert "Passed" in page
-    assert stamp(k80)["time"] in page
+    assert record(k80)["time"] in page
     assert "//" not in page.replace("</", "<")
 
 
@@ -75,7 +75,7 @@ def test_a_die_that_gets_hot_costs_its_board_and_not_the_service(k80, play, hot)
     assert status == 0, printed
     assert "GPU 3: found 96 degrees" in printed
     assert "demo: on GPUs 0, 1 instead of GPUs 0, 1, 2, 3" in printed
-    found = stamp(k80)
+    found = record(k80)
     assert (found["result"], found["size"], found["dies"]) == ("failed", 2, [0, 1])
     assert served(k80) == "2"
     assert "96 degrees" in REPORT.read_text()
@@ -92,5 +92,5 @@ def test_a_repaired_host_serves_as_asked(k80, play):
     )
     assert status == 0, printed
     assert "instead of" not in printed
-    assert stamp(k80)["result"] == "passed"
+    assert record(k80)["result"] == "passed"
     assert served(k80) == "4"

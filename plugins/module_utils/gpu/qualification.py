@@ -1,6 +1,6 @@
-"""Qualification of a host: its stages, findings about readings, the summary of a trace, the validity of a stamp.
+"""Qualification of a host: its stages, findings about readings, the summary of a trace, the validity of its record.
 
-Nothing here acts on a host. Traces and stamps call GPUs `dies`, by their index.
+Nothing here acts on a host. Traces and records call GPUs `dies`, by their index.
 """
 
 import json
@@ -251,7 +251,7 @@ def stage_name(stage):
     return "GPU %s" % indices if stage["size"] == 1 else "GPUs %s" % indices
 
 
-def stamp(begin, result, passed, findings, p2p, trace):
+def make_record(begin, result, passed, findings, p2p, trace):
     """The record that a host keeps of its qualification.
 
     begin: first record of the trace. result: `passed`, `failed`, `halted` or `skipped`. passed: largest size that
@@ -270,7 +270,7 @@ def stamp(begin, result, passed, findings, p2p, trace):
 
 
 def stale_reasons(found, host, skip=False):
-    """Why the stamp `found` (None if there is none) says nothing about `host`: [text], empty if it is valid.
+    """Why the record `found` (None if there is none) says nothing about `host`: [text], empty if it is valid.
 
     host: {kernel, driver, device, dies}. skip: whether the operator skips the qualification. Which generation was
     qualified is recorded and no reason: upgrades ask their servers for sense.

@@ -30,7 +30,7 @@ PAIR = (
 
 
 def now():
-    """The time, as stamps and traces have it."""
+    """The time, as records and traces have it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
@@ -278,7 +278,7 @@ class Qualification(object):
                 self.note(
                     "warning", name, "%s with peer-to-peer; it works without" % trouble, "a pair that works with it",
                     "The servers get NCCL_P2P_DISABLE=1 and go through the host's memory. To have it back, look at ACS "
-                    "and IOMMU, then remove the stamp and run again.",
+                    "and IOMMU, then remove the qualification record and run again.",
                 )
                 return
             trouble += "; without peer-to-peer: " + again
@@ -320,7 +320,7 @@ class Qualification(object):
             )
 
     def run(self):
-        """All stages, up to the first bad sign. Returns the stamp."""
+        """All stages, up to the first bad sign. Returns the record."""
         try:
             self.begin()
             for number, stage in enumerate(self.begun["stages"]):
@@ -330,6 +330,6 @@ class Qualification(object):
         findings = self.all_findings()
         result = "failed" if errors(findings) else "passed"
         p2p = self.p2p if self.tried else None
-        made = qualification.stamp(self.begun, result, self.passed, findings, p2p, self.trace.name)
+        made = qualification.make_record(self.begun, result, self.passed, findings, p2p, self.trace.name)
         self.trace.write("end", result=result, findings=findings)
         return made

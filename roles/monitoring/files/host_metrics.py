@@ -1,7 +1,7 @@
 #!/usr/libexec/platform-python
 """Writes what Prometheus should know of a host and no exporter says, for node_exporter's textfile collector.
 
-Usage: host_metrics.py OUTPUT STORE STAMP: the file to write, the root of the store, the stamp of the qualification.
+Usage: host_metrics.py OUTPUT STORE RECORD: the file to write, the root of the store, the record of the qualification.
 What cannot be read is left out and counted in kepler_host_metrics_unreadable; the rest is written all the same.
 """
 
@@ -89,10 +89,10 @@ def generation(link):
         yield "kepler_generation", {}, int(match.group(1))
 
 
-def qualification(stamp):
-    """Samples of a stamp's text, None where there is none; ValueError, KeyError or TypeError where it is broken."""
-    if stamp is not None:
-        found = json.loads(stamp)
+def qualification(record):
+    """Samples of a record's text, None where there is none; ValueError, KeyError or TypeError where it is broken."""
+    if record is not None:
+        found = json.loads(record)
         yield "kepler_qualification_passed", {}, int(found["result"] == "passed")
         yield "kepler_qualification_dies", {}, int(found["size"])
         yield "kepler_qualification_info", {"result": found["result"]}, 1
@@ -103,7 +103,7 @@ def link_of(path):
     return os.readlink(path) if os.path.islink(path) else None
 
 
-def collect(store, stamp):
+def collect(store, record):
     """All samples: [(name, labels, value)]."""
     sources = (
         lambda: xids(output_of(
@@ -115,7 +115,7 @@ def collect(store, stamp):
         lambda: driver(text_of(MODULE), os.path.basename(os.path.realpath(LIBRARY))
                        if os.path.exists(LIBRARY) else None),
         lambda: generation(link_of(os.path.join(store, "current"))),
-        lambda: qualification(text_of(stamp)),
+        lambda: qualification(text_of(record)),
     )
     samples, unreadable = [], 0
     for source in sources:
@@ -146,11 +146,11 @@ def rendered(samples):
 
 
 def main():
-    output, store, stamp = sys.argv[1:]
+    output, store, record = sys.argv[1:]
     # node_exporter reads *.prom at any time: it sees the old file or the new one.
     new = output + ".new"
     with open(new, "w") as stream:
-        stream.write(rendered(collect(store, stamp)))
+        stream.write(rendered(collect(store, record)))
     os.chmod(new, 0o644)
     os.rename(new, output)
 

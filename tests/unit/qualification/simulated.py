@@ -137,7 +137,7 @@ class Box:
         }
 
     def qualify(self, **others):
-        """(stamp, records of the trace)."""
+        """(record of the host, records of the trace)."""
         options = self.options(**others)
-        stamp = qualification_run.Qualification(self.host(options["device"]), options).run()
-        return stamp, qualification.read_trace((self.kept / stamp["trace"]).read_text())
+        host_record = qualification_run.Qualification(self.host(options["device"]), options).run()
+        return host_record, qualification.read_trace((self.kept / host_record["trace"]).read_text())

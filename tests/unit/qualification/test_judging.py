@@ -1,4 +1,4 @@
-"""What readings, traces and stamps say. Runs under Python 3.6 too."""
+"""What readings, traces and records say. Runs under Python 3.6 too."""
 
 import copy
 import json
@@ -207,7 +207,7 @@ BEGIN = dict(
 
 
 def stamped(result="passed", passed=4):
-    return qualification.stamp(BEGIN, result, passed, [], True, "trace-0001.jsonl")
+    return qualification.make_record(BEGIN, result, passed, [], True, "trace-0001.jsonl")
 
 
 def test_a_stamp_holds_for_its_host():
@@ -254,9 +254,9 @@ def test_a_stamp_of_another_host_does_not_hold(what):
     assert qualification.stale_reasons(stamped(), host) == reasons
 
 
-@pytest.mark.parametrize("stamp", [None, [], {}, {"schema": 0}], ids=repr)
-def test_what_is_no_stamp(stamp):
-    assert qualification.stale_reasons(stamp, HOST) == ["this host was never qualified"]
+@pytest.mark.parametrize("record", [None, [], {}, {"schema": 0}], ids=repr)
+def test_what_is_no_stamp(record):
+    assert qualification.stale_reasons(record, HOST) == ["this host was never qualified"]
 
 
 def test_skipping():

@@ -45,21 +45,21 @@ def test_once(run, box):
 
     answer = run()
     assert answer["changed"]
-    stamp = answer["stamp"]
-    assert (stamp["result"], stamp["size"], stamp["dies"], stamp["generation"]) == ("passed", 2, [0, 1], "7")
-    assert json.loads((box.kept / "stamp.json").read_text()) == stamp
+    record = answer["record"]
+    assert (record["result"], record["size"], record["dies"], record["generation"]) == ("passed", 2, [0, 1], "7")
+    assert json.loads((box.kept / "stamp.json").read_text()) == record
 
     before = kept(box)
     for options in ({}, {"check": True}, {"retry": True}):
         answer = run(**options)
         assert not answer["changed"]
-        assert answer["stamp"] == stamp
+        assert answer["record"] == record
     assert kept(box) == before
 
 
 @pytest.mark.parametrize("what", ["kernel", "driver", "serial", "board"])
 def test_what_has_changed_asks_for_it_again(run, box, what):
-    assert run()["stamp"]["result"] == "passed"
+    assert run()["record"]["result"] == "passed"
     if what == "kernel":
         box.kernel = "4.19"
     elif what == "board":
@@ -70,26 +70,26 @@ def test_what_has_changed_asks_for_it_again(run, box, what):
     box.write()
     (reason, *_) = run(check=True)["reasons"]
     assert reason.startswith({"serial": "boards", "board": "boards"}.get(what, what) + ": ")
-    assert run()["stamp"]["trace"] == "trace-0002.jsonl"
+    assert run()["record"]["trace"] == "trace-0002.jsonl"
     assert not run()["changed"]
 
 
 def test_a_failure_stays_until_it_is_asked_for_again(run, box):
     box.behave({"load 0,1": [["exit", 9]]})
-    assert (run()["stamp"]["result"], run()["stamp"]["size"]) == ("failed", 1)
+    assert (run()["record"]["result"], run()["record"]["size"]) == ("failed", 1)
     before = kept(box)
     assert not run()["changed"]
     assert not run(retry=True, fresh=False)["changed"], "a task asks once"
     assert kept(box) == before
     box.behave({})
-    assert run(retry=True)["stamp"]["size"] == 2
+    assert run(retry=True)["record"]["size"] == 2
 
 
 def halt(box, boot="another"):
     """The machine stops in the load of the second stage, and is started anew."""
-    stamp = box.kept / "stamp.json"
-    trace = box.kept / json.loads(stamp.read_text())["trace"]
-    stamp.unlink()
+    record = box.kept / "stamp.json"
+    trace = box.kept / json.loads(record.read_text())["trace"]
+    record.unlink()
     lines = trace.read_text().splitlines()
     begin = json.loads(lines[0])
     begin["boot"] = boot or begin["boot"]
@@ -103,17 +103,17 @@ def test_a_machine_that_halted(run, box):
     box.behave({"load": [["exit", 9]]})  # a load would be seen
     answer = run()
     assert answer["changed"]
-    stamp = answer["stamp"]
-    assert (stamp["result"], stamp["size"], stamp["dies"], stamp["p2p"]) == ("halted", 1, [0], True)
-    assert 'stopped in stage 2 of 2 (GPUs 0, 1), in the step "load"' in stamp["findings"][0]["found"]
-    assert "GPU 0 60 degrees 120.5 W, GPU 1 60 degrees 120.5 W, at" in stamp["findings"][0]["found"]
+    record = answer["record"]
+    assert (record["result"], record["size"], record["dies"], record["p2p"]) == ("halted", 1, [0], True)
+    assert 'stopped in stage 2 of 2 (GPUs 0, 1), in the step "load"' in record["findings"][0]["found"]
+    assert "GPU 0 60 degrees 120.5 W, GPU 1 60 degrees 120.5 W, at" in record["findings"][0]["found"]
     assert not run()["changed"]
     box.behave({})
-    assert run(retry=True)["stamp"]["result"] == "passed"
+    assert run(retry=True)["record"]["result"] == "passed"
 
 
 def test_a_machine_that_halts_while_it_is_tried_again(run, box):
-    """The stamp of the first try must not hide it."""
+    """The record of the first try must not hide it."""
     box.behave({"load 0,1": [["exit", 9]]})
     run()
     looked = box.directory / "looked"
@@ -133,18 +133,18 @@ def test_a_trace_without_an_end_that_is_no_halt_of_this_host(run, box, why):
     elif why == "another board":
         box.state["dies"][1]["serial"] = box.state["dies"][0]["serial"] = "0320000000007"
         box.write()
-    stamp = run()["stamp"]
-    assert (stamp["result"], stamp["trace"]) == ("passed", "trace-0002.jsonl")
+    record = run()["record"]
+    assert (record["result"], record["trace"]) == ("passed", "trace-0002.jsonl")
 
 
 def test_skipping(run, box):
     assert run(check=True, mode="skip")["changed"]
     assert kept(box) == {}
-    stamp = run(mode="skip")["stamp"]
-    assert (stamp["result"], stamp["passed_size"], stamp["size"], stamp["dies"]) == ("skipped", 0, 2, [0, 1])
+    record = run(mode="skip")["record"]
+    assert (record["result"], record["passed_size"], record["size"], record["dies"]) == ("skipped", 0, 2, [0, 1])
     assert not list(box.kept.glob("trace*"))
     assert not run(mode="skip")["changed"]
-    assert run()["stamp"]["result"] == "passed"
+    assert run()["record"]["result"] == "passed"
 
 
 def test_what_is_missing_is_named(run, box):
@@ -167,18 +167,18 @@ def test_two_at_once(run, box):
     assert (answer["running"], answer["started"], answer["progress"]) == (True, False, "starting")
     assert run(check=True)["reasons"] == ["a qualification is running"]
     lock.release()
-    assert run()["stamp"]["result"] == "passed"
+    assert run()["record"]["result"] == "passed"
 
 
 def test_half_a_stamp_is_none(run, box):
     run()
     (box.kept / "stamp.json").write_text('{"schema": 1, ')
-    assert run()["stamp"]["trace"] == "trace-0002.jsonl"
+    assert run()["record"]["trace"] == "trace-0002.jsonl"
 
 
 def test_a_fault_of_the_program_is_told_once(run, box):
     (box.kept / "fault.json").write_text(json.dumps({"msg": "unexpected fault"}))
     assert run(fresh=False)["msg"] == "unexpected fault"
     (box.kept / "fault.json").write_text(json.dumps({"msg": "of an older run"}))
-    assert run()["stamp"]["result"] == "passed"
+    assert run()["record"]["result"] == "passed"
     assert not os.path.lexists(box.kept / "fault.json")

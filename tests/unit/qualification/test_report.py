@@ -15,9 +15,9 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_qualification import 
 NASTY = """<script>alert("1")</script>'&"""
 
 
-def text_of(stamp, records, host="k80-1"):
+def text_of(host_record, records, host="k80-1"):
     trace = "\n".join(json.dumps(record) for record in records)
-    return qualification_report(stamp, trace, host, f"{stamp['time']} {stamp['trace']}")
+    return qualification_report(host_record, trace, host, f"{host_record['time']} {host_record['trace']}")
 
 
 def page_of(text):
@@ -62,8 +62,8 @@ def test_a_good_run(box):
 
 def test_findings_stand_on_top(box):
     box.behave({"load 0,1": [box.becomes(1, temperature=93, corrected=1), ["sleep", 20]]})
-    stamp, records = box.qualify()
-    page = page_of(text_of(stamp, records))
+    host_record, records = box.qualify()
+    page = page_of(text_of(host_record, records))
     blocks = [element for element in page.iter("div") if element.get("class", "").startswith("finding")]
     assert [block.get("class") for block in blocks] == ["finding error", "finding warning"]
     assert "Found: 93 degrees" in words(blocks[0])
@@ -84,15 +84,15 @@ def test_page_loads_nothing_and_serves_both_color_schemes(box):
 
 def test_nothing_is_unescaped(box):
     box.behave({"load 0,1": [["say", {"event": "wrong", "what": NASTY}], ["sleep", 20]]})
-    stamp, records = box.qualify()
-    for die in stamp["boards"]:
+    host_record, records = box.qualify()
+    for die in host_record["boards"]:
         die.update(name=NASTY, serial=NASTY)
-    stamp.update(kernel=NASTY, driver=NASTY, generation=NASTY)
-    stamp["findings"][0].update(variable=NASTY, expected=NASTY, next_step=NASTY)
+    host_record.update(kernel=NASTY, driver=NASTY, generation=NASTY)
+    host_record["findings"][0].update(variable=NASTY, expected=NASTY, next_step=NASTY)
     for record in records:
         if record["event"] in ("step", "step end"):
             record["step"] = NASTY
-    text = text_of(stamp, records, host=NASTY)
+    text = text_of(host_record, records, host=NASTY)
     assert "<script" not in text
     page = page_of(text)
     assert words(page).count(NASTY) >= 14
@@ -101,25 +101,25 @@ def test_nothing_is_unescaped(box):
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.9])
 def test_a_trace_that_a_halt_has_cut(box, share):
-    stamp, records = box.qualify()
+    host_record, records = box.qualify()
     text = "\n".join(json.dumps(record) for record in records)
-    stamp.update(result="halted", size=0, dies=[])
-    page = page_of(qualification_report(stamp, text[:int(len(text) * share)], "k80-1", "mark"))
+    host_record.update(result="halted", size=0, dies=[])
+    page = page_of(qualification_report(host_record, text[:int(len(text) * share)], "k80-1", "mark"))
     assert "The machine stopped Not even one GPU passed: no server may start." in words(page)
 
 
 def test_a_host_that_was_skipped(box):
-    stamp, _ = box.qualify()
-    stamp.update(result="skipped", trace=None)
-    page = page_of(qualification_report(stamp, "", "k80-1", "mark"))
+    host_record, _ = box.qualify()
+    host_record.update(result="skipped", trace=None)
+    page = page_of(qualification_report(host_record, "", "k80-1", "mark"))
     assert "Nobody qualified this host" in words(page)
     assert not list(page.iter("svg"))
 
 
 def test_the_verdict_has_all_that_an_operator_needs(box):
     box.behave({"load 0,1": [box.becomes(1, temperature=93, corrected=1), ["sleep", 20]]})
-    stamp, _ = box.qualify()
-    first, error, warning, last = qualification_verdict(stamp, "reports/k80-1.html")
+    host_record, _ = box.qualify()
+    first, error, warning, last = qualification_verdict(host_record, "reports/k80-1.html")
     assert first == "qualification: stopped at a bad sign. Servers get GPU 0 alone, of 4 that were to pass."
     assert error.startswith("error: GPU 1: found 93 degrees")
     assert warning.startswith("warning: GPU 1: found 1 ECC errors corrected")

@@ -37,7 +37,7 @@ def role(play, box):
     return run
 
 
-def stamp(box):
+def record(box):
     return json.loads((box.kept / "stamp.json").read_text())
 
 
@@ -57,8 +57,8 @@ def test_once_and_then_no_more(role, box):
     assert status == 0, output
     assert "box: qualification: stage" in output, "progress"
     assert "may use 2 [0, 1] p2p True" in output
-    assert stamp(box)["result"] == "passed"
-    assert stamp(box)["generation"] == "7"
+    assert record(box)["result"] == "passed"
+    assert record(box)["generation"] == "7"
     assert "Servers may use GPUs 0, 1." in report(box)
 
     before = {path.name: path.stat().st_mtime_ns for path in box.kept.iterdir()}
@@ -107,7 +107,7 @@ def test_skipping_is_recorded(role, box):
     assert status == 0, output
     assert "qualification: skipped. Nobody qualified this host" in output
     assert "may use 2 [0, 1] p2p True" in output
-    assert (stamp(box)["result"], stamp(box)["passed_size"]) == ("skipped", 0)
+    assert (record(box)["result"], record(box)["passed_size"]) == ("skipped", 0)
 
 
 @pytest.fixture

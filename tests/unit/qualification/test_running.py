@@ -10,8 +10,8 @@ from ansible_collections.kepler.vllm.plugins.module_utils import findings
 from ansible_collections.kepler.vllm.plugins.module_utils.gpu import qualification, qualification_run, smi
 
 
-def errors(stamp):
-    return [(item["variable"], item["found"]) for item in findings.errors(stamp["findings"])]
+def errors(host_record):
+    return [(item["variable"], item["found"]) for item in findings.errors(host_record["findings"])]
 
 
 def read_command(process):
@@ -26,10 +26,10 @@ def steps(records):
 
 
 def test_all_stages_pass(box):
-    stamp, records = box.qualify()
-    assert (stamp["result"], stamp["passed_size"], stamp["dies"]) == ("passed", 4, [0, 1, 3, 4])
-    assert stamp["findings"] == []
-    assert stamp["p2p"] is True
+    host_record, records = box.qualify()
+    assert (host_record["result"], host_record["passed_size"], host_record["dies"]) == ("passed", 4, [0, 1, 3, 4])
+    assert host_record["findings"] == []
+    assert host_record["p2p"] is True
     assert steps(records) == [
         "load", "pair 0-1", "load", "pair 0-3", "pair 0-4", "pair 1-3", "pair 1-4", "pair 3-4", "load",
     ]
@@ -82,14 +82,14 @@ def test_a_bad_sign_under_load_stops_it_at_once(box, what):
     act, where, found = SIGNS[what]
     box.behave({"load 0,1": [act(box), ["sleep", 30]]})
     begun = time.monotonic()
-    stamp, records = box.qualify()
+    host_record, records = box.qualify()
     assert time.monotonic() - begun < 15
-    assert (stamp["result"], stamp["passed_size"], stamp["dies"]) == ("failed", 1, [0])
-    assert errors(stamp)[0][0] == where
-    assert found in errors(stamp)[0][1]
+    assert (host_record["result"], host_record["passed_size"], host_record["dies"]) == ("failed", 1, [0])
+    assert errors(host_record)[0][0] == where
+    assert found in errors(host_record)[0][1]
     assert steps(records) == ["load", "pair 0-1", "load"]
     assert records[-1]["event"] == "end"
-    assert records[-1]["findings"] == stamp["findings"]
+    assert records[-1]["findings"] == host_record["findings"]
 
 
 def test_an_old_line_of_the_kernel_log_is_no_sign(box):
@@ -99,41 +99,41 @@ def test_an_old_line_of_the_kernel_log_is_no_sign(box):
 
 def test_warnings_do_not_stop_it(box):
     box.behave({"load 0,1": [box.becomes(0, corrected=3, replays=2), ["sleep", 0.2]]})
-    stamp, _ = box.qualify()
-    assert (stamp["result"], stamp["passed_size"]) == ("passed", 4)
-    assert [item["severity"] for item in stamp["findings"]] == ["warning", "warning"]
+    host_record, _ = box.qualify()
+    assert (host_record["result"], host_record["passed_size"]) == ("passed", 4)
+    assert [item["severity"] for item in host_record["findings"]] == ["warning", "warning"]
     box.state["unknown"] = ["clocks_throttle_reasons.active", "ecc.errors.corrected.volatile.total"]
     box.write()
     box.behave({})
-    stamp, _ = box.qualify(kmsg=str(box.directory / "none"))
-    assert stamp["result"] == "passed"
-    assert "does not know clocks_throttle_reasons.active, ecc.errors" in stamp["findings"][0]["found"]
-    assert "none cannot be read" in stamp["findings"][1]["found"]
+    host_record, _ = box.qualify(kmsg=str(box.directory / "none"))
+    assert host_record["result"] == "passed"
+    assert "does not know clocks_throttle_reasons.active, ecc.errors" in host_record["findings"][0]["found"]
+    assert "none cannot be read" in host_record["findings"][1]["found"]
 
 
 def test_nvidia_smi_without_temperatures_is_refused(box):
     box.state["unknown"] = ["temperature.gpu"]
     box.write()
-    stamp, records = box.qualify()
-    assert (stamp["result"], stamp["passed_size"]) == ("failed", 0)
-    assert "temperature.gpu" in errors(stamp)[0][1]
+    host_record, records = box.qualify()
+    assert (host_record["result"], host_record["passed_size"]) == ("failed", 0)
+    assert "temperature.gpu" in errors(host_record)[0][1]
     assert steps(records) == []
 
 
 def test_a_pair_that_hangs(box):
     box.behave({"pair 1,3": [["sleep", 60]]})
-    stamp, records = box.qualify(pair_timeout=0.5)
-    assert (stamp["result"], stamp["passed_size"]) == ("failed", 2)
-    assert errors(stamp) == [("pair 1-3", "no end within 0 s; without peer-to-peer: no end within 0 s")]
+    host_record, records = box.qualify(pair_timeout=0.5)
+    assert (host_record["result"], host_record["passed_size"]) == ("failed", 2)
+    assert errors(host_record) == [("pair 1-3", "no end within 0 s; without peer-to-peer: no end within 0 s")]
     assert steps(records)[-2:] == ["pair 1-3", "pair 1-3 without P2P"]
 
 
 def test_a_pair_that_hangs_with_peer_to_peer_alone(box):
     box.behave({"pair 0,1 direct": [["sleep", 60]]})
-    stamp, records = box.qualify(pair_timeout=0.5)
-    assert (stamp["result"], stamp["passed_size"], stamp["p2p"]) == ("passed", 4, False)
-    assert [(item["severity"], item["variable"]) for item in stamp["findings"]] == [("warning", "pair 0-1")]
-    assert "works without" in stamp["findings"][0]["found"]
+    host_record, records = box.qualify(pair_timeout=0.5)
+    assert (host_record["result"], host_record["passed_size"], host_record["p2p"]) == ("passed", 4, False)
+    assert [(item["severity"], item["variable"]) for item in host_record["findings"]] == [("warning", "pair 0-1")]
+    assert "works without" in host_record["findings"][0]["found"]
     begun = [record for record in records if record["event"] == "step"]
     assert [record["step"] for record in begun[1:3]] == ["pair 0-1", "pair 0-1 without P2P"]
     assert [record["p2p"] for record in begun] == [True, True] + [False] * (len(begun) - 2)
@@ -150,19 +150,19 @@ def test_a_process_of_a_pair_is_ended(box, tmp_path):
 def test_a_wrong_result(box):
     wrong = {"event": "wrong", "what": "3 of 16777216 elements of a product differ from its first result"}
     box.behave({"load 0,1,3,4": [["say", wrong], ["sleep", 30]]})
-    stamp, _ = box.qualify()
-    assert (stamp["result"], stamp["passed_size"]) == ("failed", 2)
-    assert errors(stamp) == [("GPUs 0, 1, 3, 4", "under load: rank 0: wrong result: " + wrong["what"])]
+    host_record, _ = box.qualify()
+    assert (host_record["result"], host_record["passed_size"]) == ("failed", 2)
+    assert errors(host_record) == [("GPUs 0, 1, 3, 4", "under load: rank 0: wrong result: " + wrong["what"])]
 
 
 def test_a_rank_that_fails_or_falls_silent(box):
     box.behave({"load 0": [["exit", 7]]})
-    stamp, _ = box.qualify()
-    assert stamp["passed_size"] == 0
-    assert errors(stamp) == [("GPU 0", "under load: rank 0 ended with status 7: no word")]
+    host_record, _ = box.qualify()
+    assert host_record["passed_size"] == 0
+    assert errors(host_record) == [("GPU 0", "under load: rank 0 ended with status 7: no word")]
     box.behave({"load 0": [["say", {"event": "working"}], ["sleep", 30]]})
-    stamp, _ = box.qualify(stall=0.5)
-    assert errors(stamp) == [("GPU 0", "under load: no result for 0 s")]
+    host_record, _ = box.qualify(stall=0.5)
+    assert errors(host_record) == [("GPU 0", "under load: no result for 0 s")]
 
 
 def test_an_nvidia_smi_that_hangs(box, monkeypatch):
@@ -172,9 +172,9 @@ def test_an_nvidia_smi_that_hangs(box, monkeypatch):
     state = json.loads(json.dumps(box.state))
     state["sleep"] = 60
     box.behave({"load 0": [["state", str(box.directory / "state.json"), state], ["sleep", 30]]})
-    stamp, _ = box.qualify()
-    assert errors(stamp)[0][0] == "nvidia-smi"
-    assert "did not answer within 0 s" in errors(stamp)[0][1]
+    host_record, _ = box.qualify()
+    assert errors(host_record)[0][0] == "nvidia-smi"
+    assert "did not answer within 0 s" in errors(host_record)[0][1]
 
 
 def test_traces_are_numbered(box):
