@@ -49,7 +49,7 @@ def summary(host_record: dict[str, Any]) -> str:
     return f"Servers may use {gpus_text(host_record['dies'])}."
 
 
-def qualification_verdict(host_record: dict[str, Any], report: str) -> list[str]:
+def qualification_conclusion(host_record: dict[str, Any], report: str) -> list[str]:
     """Lines for the operator: the result, each finding, and the path of the report."""
     return [
         f"qualification: {RESULTS[host_record['result']].lower()}. {summary(host_record)}",
@@ -223,7 +223,7 @@ def qualification_report(host_record: dict[str, Any], trace: str, host: str, mar
     return page.document(
         f"Qualification of {host}",
         f"<p class='soft'>{escape(mark)}</p>"
-        f"<p class='verdict {escape(host_record['result'])}'>{escape(RESULTS[host_record['result']])}</p>"
+        f"<p class='result {escape(host_record['result'])}'>{escape(RESULTS[host_record['result']])}</p>"
         f"<p>{escape(summary(host_record))}</p>{findings_html(host_record['findings'])}"
         + (f"<p>{keys}</p>{figures}<h2>GPUs</h2>{dies}<h2>Steps</h2>{steps}" if records else "")
         + f"<p class='soft'>{escape(facts)}</p>",
@@ -234,7 +234,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable]:
         return {
             "qualification_report": qualification_report,
-            "qualification_verdict": qualification_verdict,
+            "qualification_conclusion": qualification_conclusion,
             "qualified_changes": qualified_changes,
             "qualified_instances": qualified_instances,
         }

@@ -407,7 +407,7 @@ def size_faults(model: Model, dies: int, tensors: Iterable[Tensor] = (), storage
     """Why the model cannot be split over `dies`; empty where it can.
 
     Args:
-        tensors, storage: where they are given, groups are judged too.
+        tensors, storage: where they are given, groups are checked too.
     """
     faults = []
     if model.heads % dies:
@@ -491,7 +491,7 @@ def plan(
         sizes: numbers of dies that are compared.
         tokenizer: what tokenizer_config.json holds, where it is there.
 
-    Raises CapacityError where the model cannot be judged.
+    Raises CapacityError if the model cannot be planned.
     """
     recorded = list(recorded)
     refused = refusals(config, recorded, tokenizer)
@@ -518,9 +518,9 @@ def plan(
     ]
     if refused:
         rows = [{**row, "served": False} for row in rows]
-        verdict = [f"Expected: {expected}." for _, expected in refused]
+        conclusion = [f"Expected: {expected}." for _, expected in refused]
     else:
-        verdict = _verdict(model, tensors, context, options, rows, storages, sizes)
+        conclusion = _conclusion(model, tensors, context, options, rows, storages, sizes)
     return {
         "architecture": model.architecture, "parameters": parameters,
         "counted": counted, "uncounted": uncounted(model.config, recorded),
@@ -528,7 +528,7 @@ def plan(
         "max_num_seqs": options.max_num_seqs, "gpu_memory_utilization": options.gpu_memory_utilization,
         "die": options.memory, "bandwidth": options.bandwidth,
         "budget": int(options.memory * options.gpu_memory_utilization),
-        "refused": [found for found, _ in refused], "layouts": rows, "verdict": verdict,
+        "refused": [found for found, _ in refused], "layouts": rows, "conclusion": conclusion,
     }
 
 
@@ -579,7 +579,7 @@ def checkpoint_of(storage: Storage) -> str:
     )
 
 
-def _verdict(
+def _conclusion(
     model: Model, tensors: list[Tensor], context: int, options: Options, rows: list[dict[str, Any]],
     storages: dict[str, Storage], sizes: list[int],
 ) -> list[str]:
@@ -643,7 +643,7 @@ def table(made: dict[str, Any]) -> list[str]:
     if made["uncounted"]:
         lines.append(f"Not counted: the weights of {', '.join(made['uncounted'])}. Name a directory with the model's "
                      "safetensors, and they are.")
-    return lines + [f"Refused at start: {found}." for found in made["refused"]] + made["verdict"]
+    return lines + [f"Refused at start: {found}." for found in made["refused"]] + made["conclusion"]
 
 
 # Fields of Options that options of vLLM set.

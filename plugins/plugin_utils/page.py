@@ -19,7 +19,7 @@ STYLE = """
 body { margin: 2rem auto; max-width: 62rem; padding: 0 1rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-.soft, figcaption { color: var(--soft); } .verdict { font-size: 1.2rem; font-weight: 600; }
+.soft, figcaption { color: var(--soft); } .result { font-size: 1.2rem; font-weight: 600; }
 .passed { color: var(--good); } .failed, .halted, .error { color: var(--bad); }
 .skipped, .warning { color: var(--fair); }
 .finding { border-left: 4px solid; padding: .1rem 0 .1rem .8rem; margin: .8rem 0; }

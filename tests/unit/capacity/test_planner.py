@@ -348,7 +348,7 @@ def test_a_plan_of_seven_billion_parameters():
     assert by[2, "fp16"]["served"]
     assert not by[1, "int4"]["served"]
     assert by[1, "int4"]["checkpoint"] == "a checkpoint in 4 bits, groups of 128"
-    assert made["verdict"] == [
+    assert made["conclusion"] == [
         f"Served in fp32 on 4 GPU(s), fp16 on 2 or 4 GPU(s); in fp16 on 4: {by[4, 'fp16']['sequences']} sequence(s) of "
         "4096 tokens, or one of up to 4096."
     ]
@@ -371,25 +371,25 @@ def test_thirteen_billion_parameters_on_four_dies():
 def test_a_model_that_fits_nowhere_is_told_so():
     made = planned(facts({**LLAMA_13B, "num_hidden_layers": 60}))
     assert not any(row["fits"] and row["served"] for row in made["layouts"])
-    said = " ".join(made["verdict"])
+    said = " ".join(made["conclusion"])
     assert "fits no layout of 1, 2, 4 GPUs" in said
     assert "In fp16 it would take 8 GPUs" in said
     assert "Another checkpoint of it would fit: int8 on 4 GPU(s), int4 on 2 or 4 GPU(s)." in said
     assert "10.06 GiB" in said
     nowhere = planned(facts({**LLAMA_13B, "num_hidden_layers": 400}))
-    assert "No other storage" in " ".join(nowhere["verdict"])
+    assert "No other storage" in " ".join(nowhere["conclusion"])
 
 
 def test_a_mixture_is_planned_in_every_storage():
     small = {**MIXTRAL, "num_hidden_layers": 4}
     made = planned(facts(small))
     assert [row["faults"] for row in rows(made).values()] == [[]] * len(rows(made))
-    assert "fp32 on 4 GPU(s)" in made["verdict"][0]
-    assert "fp16 on" in made["verdict"][0]
-    whole = " ".join(planned(facts(MIXTRAL))["verdict"])
+    assert "fp32 on 4 GPU(s)" in made["conclusion"][0]
+    assert "fp16 on" in made["conclusion"][0]
+    whole = " ".join(planned(facts(MIXTRAL))["conclusion"])
     assert "Another checkpoint of it would fit: int4 on 4 GPU(s)." in whole
     ordered = {**GPTQ, "desc_act": True}
-    said = " ".join(planned(facts({**small, "quantization_config": ordered}))["verdict"])
+    said = " ".join(planned(facts({**small, "quantization_config": ordered}))["conclusion"])
     assert "experts in GPTQ with act-order (desc_act) cannot be split or served" in said
 
 
@@ -421,7 +421,7 @@ def test_a_quantized_checkpoint_is_planned_as_it_is():
     assert by[4, "int4"]["fits"]
     assert by[1, "int4"]["weights"] == MATRICES // 2 + MATRICES // 64 * 2 + 2 * EMBEDDINGS + 4 * FLOAT32
     assert by[4, "fp16"]["checkpoint"] == "an unquantized checkpoint"
-    assert "Served in int4 on 1 or 2 or 4" in made["verdict"][0]
+    assert "Served in int4 on 1 or 2 or 4" in made["conclusion"][0]
     assert any("takes an unquantized checkpoint" in line for line in capacity_table(made))
 
 

@@ -1,4 +1,4 @@
-"""The report, the verdict, and what servers may start."""
+"""The report, its conclusion, and what servers may start."""
 
 import json
 import re
@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 from ansible_collections.kepler.vllm.plugins.filter.kepler_qualification import (
+    qualification_conclusion,
     qualification_report,
-    qualification_verdict,
     qualified_changes,
     qualified_instances,
 )
@@ -119,7 +119,7 @@ def test_a_host_that_was_skipped(box):
 def test_the_verdict_has_all_that_an_operator_needs(box):
     box.behave({"load 0,1": [box.becomes(1, temperature=93, corrected=1), ["sleep", 20]]})
     host_record, _ = box.qualify()
-    first, error, warning, last = qualification_verdict(host_record, "reports/k80-1.html")
+    first, error, warning, last = qualification_conclusion(host_record, "reports/k80-1.html")
     assert first == "qualification: stopped at a bad sign. Servers get GPU 0 alone, of 4 that were to pass."
     assert error.startswith("error: GPU 1: found 93 degrees")
     assert warning.startswith("warning: GPU 1: found 1 ECC errors corrected")
