@@ -12,7 +12,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 from ansible_collections.kepler.vllm.plugins.filter.kepler_host import RANK_GIB, swap_gib
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, setting
-from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import adapters as judge
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import adapters as rules
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import speculation
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.files import numbered
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
@@ -131,7 +131,7 @@ def length_findings(model: Model, instance: dict[str, Any], where: str) -> list[
 def ranks_of(adapters: dict[str, dict[str, Any]], instance: dict[str, Any]) -> list[int]:
     """Return the ranks of an instance's adapters, as far as their configs say."""
     configs = [adapters[path]["config"] or {} for path in setting(instance, "adapters").values() if path in adapters]
-    return [rank for rank in map(judge.rank_of, configs) if rank]
+    return [rank for rank in map(rules.rank_of, configs) if rank]
 
 
 def adapter_findings(
@@ -147,7 +147,7 @@ def adapter_findings(
             "Merge the adapter into its model.",
         )]
     found = []
-    room = capacity.options_of(instance, NO_GPU, [judge.RANKS[-1]]).adapter_rank
+    room = capacity.options_of(instance, NO_GPU, [rules.RANKS[-1]]).adapter_rank
     layers = capacity.adapter_layers(tensors)
     for name, path in named.items():
         here, facts = f"{where}.adapters.{name}", adapters.get(path)
@@ -155,12 +155,12 @@ def adapter_findings(
             continue
         # Layers are counted by the config; the tensors of all have one name.
         its_own = {
-            module: layers[numbered(module)] for module in judge.modules_of(facts["tensors"])
+            module: layers[numbered(module)] for module in rules.modules_of(facts["tensors"])
             if numbered(module) in layers and all(int(number) < model.layers for number in NUMBER.findall(module))
         }
         found += [
             finding("error", here, f"{path}: {what}", expected, "Choose another adapter, or merge it into its model.")
-            for what, expected in judge.faults(facts, room, its_own if layers else None)
+            for what, expected in rules.faults(facts, room, its_own if layers else None)
         ]
     return found
 
@@ -174,10 +174,11 @@ def draft_findings(
         for fault in facts["faults"]
     ]
     config = facts["config"] or {}
-    judged = speculation.draft_faults(config.get("model_type"), text_config(config).get("vocab_size"), model.vocabulary)
-    if config and not judged:
-        judged = refusals(config, facts["tensors"])
-    faults += [(*fault, "Name another draft model.") for fault in judged]
+    vocabulary = text_config(config).get("vocab_size")
+    refused = speculation.draft_faults(config.get("model_type"), vocabulary, model.vocabulary)
+    if config and not refused:
+        refused = refusals(config, facts["tensors"])
+    faults += [(*fault, "Name another draft model.") for fault in refused]
     return [finding("error", f"{where}.extra_args.{engine_options.SPECULATION}.model", *fault) for fault in faults]
 
 
@@ -253,7 +254,7 @@ def one_model_findings(
     adapters: dict[str, dict[str, Any]],
     draft: dict[str, Any] | None = None,
 ) -> list[dict[str, str]]:
-    """Findings about the model of one instance; whether it fits is not judged without a `gpu`.
+    """Findings about the model of one instance; whether it fits is not checked without a `gpu`.
 
     draft: facts of the model that proposes tokens to it.
     """
@@ -298,7 +299,7 @@ def one_model_findings(
     except UnknownModelError as error:
         return [*faults, finding(
             "warning", f"{where}.model", error.found, error.expected,
-            "Whether it fits was not judged: try it, or serve a model of these.",
+            "Whether it fits was not checked: try it, or serve a model of these.",
         )]
     except CapacityError as error:
         return [*faults, finding("error", f"{where}.model", error.found, error.expected, "Correct config.json.")]
@@ -393,7 +394,7 @@ def model_findings(
         models: what the module model_facts returned, by model_key.
         instances: well-formed ones, with their defaults.
         gpu: the profile's.
-        device: vllm_service_device; memory is judged on `kepler` alone.
+        device: vllm_service_device; memory is checked on `kepler` alone.
         adapters: what the module returned of LoRA adapters, by their directories.
     """
     return [

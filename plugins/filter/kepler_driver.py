@@ -1,4 +1,4 @@
-"""Filters that judge what of drivers, kernels and signatures the locked driver would meet on a host."""
+"""Filters that check the drivers, kernels and signatures of a host against the locked driver."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def driver_findings(
     """Findings about drivers and kernels that the locked driver cannot live with.
 
     locked: the lock's `driver` version, `stream` and `kernels`. move: whether the run may move the driver to that and
-    take a newer kernel. A container has its machine's kernel and drivers, so these are not judged there.
+    take a newer kernel. A container has its machine's kernel and drivers, so these are not checked there.
     """
     found = installation_findings(host, locked, provider)
     if host["driver_package"] not in (None, locked["driver"]) and not move:

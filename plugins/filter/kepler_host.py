@@ -1,4 +1,4 @@
-"""Filters that judge a host by what the module kepler_host_facts returned."""
+"""Filters that check a host by what the module kepler_host_facts returned."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
 
 
 def key_files(instances: Any) -> dict[int, str]:
-    """Path of the key file of each instance that has one, by its index; inventory_findings judges malformed ones."""
+    """Path of the key file of each instance that has one, by its index; inventory_findings reports malformed ones."""
     named = instances if isinstance(instances, list) else []
     return {
         index: item["api_key_file"] for index, item in enumerate(named)
@@ -286,7 +286,7 @@ def host_findings(
 
     root: the store's. needs: see disk_findings. memory_gib, jobs: see memory_findings. user: the service's.
     driver: see driver_findings.
-    What a first run needs is not judged once a generation is active. A container has its machine's memory.
+    What a first run needs is not checked once a generation is active. A container has its machine's memory.
     """
     active = host["paths"].get(f"{root}/current")
     host = {**host, **{part: profile[part] for part in ("gpu", "platform")}, "group": profile["groups"]["hosts"]}

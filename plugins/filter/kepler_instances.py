@@ -1,4 +1,4 @@
-"""Filters that judge what the inventory says about servers, without a host."""
+"""Filters that validate the instances of the inventory, without a host."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def memory_findings(instances: list[dict]) -> list[dict[str, str]]:
 
 
 def inventory_findings(instances: Any, dtypes: Sequence[str]) -> list[dict[str, str]]:
-    """Findings about what the inventory says in vllm_service_instances, without a host; `dtypes` are the profile's."""
+    """Findings about vllm_service_instances in the inventory, without a host; `dtypes` are the profile's."""
     if not isinstance(instances, list):
         return [finding(
             "error", INSTANCES, shown(instances), "a list of instances",
@@ -257,7 +257,7 @@ def inventory_findings(instances: Any, dtypes: Sequence[str]) -> list[dict[str, 
         )]
     faults = [instance_findings(item, f"{INSTANCES}[{index}]", dtypes) for index, item in enumerate(instances)]
     found = [item for fault in faults for item in fault]
-    # Clashes are judged where the instances can be read at all.
+    # Clashes are checked if the instances can be read at all.
     return found or clashes(instances)
 
 

@@ -1,4 +1,4 @@
-"""Filters that judge whether a host's dnf would install the locked packages, by what the module dnf_facts returned."""
+"""Filters that check whether a host's dnf would install the locked packages, by what the module dnf_facts returned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filter that judges the inventory's variables by what the roles say of theirs, without a host."""
+"""Filter that validates the inventory's variables against the roles' argument specs, without a host."""
 
 from __future__ import annotations
 
@@ -132,11 +132,11 @@ def role_number_findings(role: str, values: dict[str, Any]) -> list[dict[str, st
     ]
 
 
-def variable_findings(values: dict[str, Any], others: Iterable[str], judged: Iterable[str]) -> list[dict[str, str]]:
+def variable_findings(values: dict[str, Any], others: Iterable[str], checked: Iterable[str]) -> list[dict[str, str]]:
     """Findings about names that no role knows, and about values of another type than the role asks for.
 
-    values: what inventory, facts and command line say of a host, not rendered. others: what playbooks take beside
-    the options of roles. judged: options that somebody else judges.
+    values: variables of a host from inventory, facts and command line, not rendered. others: what playbooks take beside
+    the options of roles. checked: options that other filters check.
     """
     known = options()
     names = {*known, *exported(), *others}
@@ -146,7 +146,7 @@ def variable_findings(values: dict[str, Any], others: Iterable[str], judged: Ite
     found = []
     for name, value in sorted(values.items()):
         if name in known:
-            if name not in judged:
+            if name not in checked:
                 found += typed_findings(name, value, known[name], name in as_text)
         elif name not in names and not name.startswith(("_", "ansible_")):
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.85)

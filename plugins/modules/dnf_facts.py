@@ -11,7 +11,7 @@ description:
     these settings. Then it has dnf resolve the installation with the settings as they are, and abort.
   - Repositories that the host is to get take part from a temporary directory. Signatures are not checked; nothing is
     downloaded but metadata, which dnf keeps in its cache.
-  - It judges nothing; the filter P(kepler.vllm.repository_findings#filter) does.
+  - It checks nothing; the filter P(kepler.vllm.repository_findings#filter) does.
 options:
   rpms:
     description: Entries of rpms.yml of the host's lock.

@@ -9,7 +9,7 @@ extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Reads the release, the NVIDIA functions on the PCI bus, loaded drivers, enabled module streams, listening
     ports with the unit that holds them, paths and free disk space.
-  - Reads only. It judges nothing; the filter P(kepler.vllm.host_findings#filter) does.
+  - Reads only. It checks nothing; the filter P(kepler.vllm.host_findings#filter) does.
 options:
   pci_root:
     description: Directory of the PCI functions in sysfs.
@@ -26,7 +26,7 @@ options:
     elements: str
     default: []
   user:
-    description: Who is to read these; a user that does not exist yet is judged by the modes for everybody else.
+    description: Who is to read these; a user that does not exist yet counts by the modes for everybody else.
     type: str
     default: vllm
   ports:

@@ -8,7 +8,7 @@ author: vllm-kepler (!UNKNOWN)
 extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Reads config.json, the index of the weights and the headers of the safetensors files, never the weights themselves.
-  - Reads only. It judges whether the files are whole; what a model needs, the filter
+  - Reads only. It checks whether the files are whole; what a model needs, the filter
     P(kepler.vllm.model_findings#filter) says.
 options:
   models:

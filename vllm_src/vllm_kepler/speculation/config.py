@@ -26,7 +26,7 @@ def refuse(key: str, found: str, expected: str) -> None:
 
 
 def apply_defaults(config: VllmConfig, worker: str) -> None:
-    """Name the class of the ranks' workers; if the server speculates, set what the port requires and judge the draft.
+    """Name the class of the ranks' workers; if the server speculates, set what the port requires and check the draft.
 
     worker: the class that runs one model. Raises SettingError for what the port does not have.
     """
