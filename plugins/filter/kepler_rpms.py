@@ -96,8 +96,8 @@ def host_rpms(lock: dict, provider: str, python: bool, kernel: str = "", kernels
 def installed_locks(entries: list[dict], installed: list[str]) -> list[str]:
     """Lines of dnf's versionlock list for `entries`, in the form that the plugin writes itself.
 
-    installed: NEVRAs. Only entries that name one version are held. If a package is there in another version than that,
-    its version is locked: a run that failed must not free what it found.
+    installed: NEVRAs. Only entries that name one version are locked. If a package is there in another version, that one
+    is locked: a run that failed must not free what it found.
     """
     packages, found = [parse(text) for text in installed], []
     for entry in filter(rpms.is_exact, entries):

@@ -278,7 +278,7 @@ def main():
         module.fail_json(msg=ended["msg"], log=paths.log)
     try:
         paths.make()
-        with disk.locked(paths.lock, wait=False) as free:
+        with disk.locked(paths.lock.path, wait=False) as free:
             started = free
     except StoreError as error:
         module.fail_json(msg=str(error), log=paths.log)

@@ -105,7 +105,7 @@ def chat_stream(context):
         raise CheckFailed("%r streamed, %r in one piece" % ("".join(parts), whole))
     filled = sum(1 for part in parts if part)
     if filled < 2:
-        raise CheckFailed("%d part: it was held back until it was whole" % filled)
+        raise CheckFailed("%d part: it was buffered until it was whole" % filled)
     return "%d parts, equal to the answer in one piece" % filled, {}
 
 

@@ -35,7 +35,7 @@ class Paths:
         self.final = address.output_path(root, recipe)
         self.store = os.path.join(root, "store")
         self.sources = os.path.join(root, "sources")
-        self.lock = disk.lock_of(root, self.key)
+        self.lock = Lock(disk.lock_of(root, self.key))
         self.locks = os.path.join(root, "locks")
         self.builds = os.path.join(root, "build")
         self.build = os.path.join(self.builds, self.key)
@@ -137,7 +137,7 @@ def run_builder(recipe, paths):
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             preexec_fn=disk.set_umask,
             # An orphaned builder keeps the lock, so no second one starts.
-            pass_fds=[paths.held.stream.fileno()],
+            pass_fds=[paths.lock.stream.fileno()],
         )
     if status:
         free = shutil.disk_usage(paths.builds).free
@@ -279,7 +279,7 @@ def realise(
     """Make sure that the output of `recipe` is in the store. Returns whether it had to be made.
 
     Only one process at a time makes a key; others wait for it. Raises StoreError; nothing half-made stays then.
-    `failed` hears the message of a failure once the room of the build is given back, and while the key is still held:
+    `failed` gets the message of a failure after the build directory is removed and before the key is unlocked:
     nobody can start between the two.
     substituters: directories and addresses that may have the output, signed by a key of the file `trusted_keys`.
     `origin` hears before the commit whether the output was "substituted" or "built". build: whether it may be built
@@ -289,12 +289,11 @@ def realise(
     substitute.check_configuration(substituters, trusted_keys)
     paths = Paths(root, recipe)
     paths.make()
-    paths.held = Lock(paths.lock)
-    if not paths.held.acquire(wait=False):
+    if not paths.lock.acquire(wait=False):
         # Another process may rebuild the same output for hours.
         if is_present(paths):
             return False
-        paths.held.acquire()
+        paths.lock.acquire()
     message, keep = None, False
     try:
         if is_present(paths):
@@ -313,4 +312,4 @@ def realise(
         finally:
             if message:
                 failed(message)
-            paths.held.release()
+            paths.lock.release()

@@ -193,14 +193,14 @@ def plan(root, keep=KEEP, sources=False, published=None, archives=False, referen
 
 @contextlib.contextmanager
 def lock_if_there_is_room(path, wait):
-    """Hold a lock; whether it is held. A disk that is too full for a new one has none that somebody else could hold."""
+    """Take a lock; yield whether it was taken. On a disk too full for a new one, nobody else can have it either."""
     lock = disk.Lock(path)
     try:
-        held = lock.acquire(wait)
+        taken = lock.acquire(wait)
     except StoreError:
-        held = True
+        taken = True
     try:
-        yield held
+        yield taken
     finally:
         if lock.stream:
             lock.release()

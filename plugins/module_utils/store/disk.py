@@ -44,7 +44,7 @@ def open_private(path, flags):
 def lock_of(root, name):
     """Path of a lock of the store: a key, "generations", or "removal".
 
-    "generations" is held by who makes or activates one, and through a collection. "removal" is held for moments: while
+    "generations" is locked by who makes or activates one, and through a collection. "removal" is locked briefly: while
     something leaves its place, and while a run makes sure that what it wants is there and stays.
     """
     return os.path.join(root, "locks", name)
@@ -57,7 +57,7 @@ class Lock:
         self.path, self.stream = path, None
 
     def acquire(self, wait=True, shared=False):
-        """Whether the lock is held now; without `wait`, False where somebody else holds it.
+        """Take the lock and return True; without `wait`, return False if somebody else has it.
 
         shared: others may hold it as well who share it. Raises StoreError where the disk is too full for a new lock.
         """
@@ -80,13 +80,13 @@ class Lock:
 
 @contextlib.contextmanager
 def locked(path, wait=True, shared=False):
-    """Hold a lock; whether it is held, which without `wait` it may not be."""
+    """Take a lock; yield whether it was taken, which without `wait` it may not be."""
     lock = Lock(path)
-    held = lock.acquire(wait, shared)
+    taken = lock.acquire(wait, shared)
     try:
-        yield held
+        yield taken
     finally:
-        if held:
+        if taken:
             lock.release()
 
 

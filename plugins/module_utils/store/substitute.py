@@ -355,7 +355,7 @@ def check_signature(signed, signature, trusted, where, trusted_keys, home):
         return
     raise StoreError(
         "%s: found %s; expected a signature by a key of %s. Nothing was unpacked. Publish it again with the right key, "
-        "or remove that substituter. gpgv said: %s"
+        "or remove that substituter. gpgv printed: %s"
         % (fetch.shown(where), found or "no valid signature", trusted_keys, " ".join(errors.split()))
     )
 
@@ -606,19 +606,20 @@ def take(base, recipe, paths, trusted, trusted_keys, report):
     has something else.
     """
     stem = os.path.basename(paths.final)
-    held = os.path.join(paths.build, "substitute")
+    fetched = os.path.join(paths.build, "substitute")
     quiet = Progress("", 0, lambda text: None)
     for ending in (".manifest.json.asc", ".manifest.json"):
         # Remove the file of an earlier substituter: a download resumes at the end of an existing file.
-        if os.path.exists(held + ending):
-            os.unlink(held + ending)
-        reason = fetch.download_patiently(base + urllib.parse.quote(stem + ending), held + ending, quiet, LIMIT)
+        if os.path.exists(fetched + ending):
+            os.unlink(fetched + ending)
+        reason = fetch.download_patiently(base + urllib.parse.quote(stem + ending), fetched + ending, quiet, LIMIT)
         if reason:
             return None, reason
     where = fetch.shown(base + stem + ".manifest.json")
-    check_signature(held + ".manifest.json", held + ".manifest.json.asc", trusted, where, trusted_keys, paths.build)
+    signed = fetched + ".manifest.json"
+    check_signature(signed, signed + ".asc", trusted, where, trusted_keys, paths.build)
     try:
-        statement = schema.read_json(held + ".manifest.json", STATEMENT)
+        statement = schema.read_json(signed, STATEMENT)
         manifest = statement["manifest"]
         check_wanted(statement, recipe, paths.final, where)
         wrong = schema.misfit(manifest, address.FIELDS)

@@ -78,8 +78,8 @@ def recipe_of(root, path):
     described = address.manifest(path)
     recipe = dict(described["recipe"], sources=[])
     for name, file, sha256 in described["sources"]:
-        held = os.path.join(root, "sources", sha256)
-        if not os.path.exists(held) or sha256_of(held) != sha256:
+        source = os.path.join(root, "sources", sha256)
+        if not os.path.exists(source) or sha256_of(source) != sha256:
             raise StoreError(
                 "%s: its source %s (%s) is not in %s/sources; expected it for building again. Run the play that builds "
                 "it, with this output removed, or take another output." % (os.path.basename(path), name, file, root)
@@ -100,8 +100,7 @@ def rebuild(root, path):
             "%s: its manifest describes %s; expected its own recipe. Verify the output first."
             % (os.path.basename(path), os.path.basename(paths.final))
         )
-    paths.held = build.Lock(paths.lock)
-    paths.held.acquire()
+    paths.lock.acquire()
     try:
         build.remove_tree(paths.build)
         os.makedirs(paths.build)
@@ -111,7 +110,7 @@ def rebuild(root, path):
         return compare(address.manifest(path)["files"], tree.describe_all(out))
     finally:
         build.remove_tree(paths.build)
-        paths.held.release()
+        paths.lock.release()
 
 
 def name_of(path):

@@ -147,7 +147,7 @@ def test_a_failure_is_told_once_its_room_is_given_back(root):
     seen = []
 
     def failed(message):
-        lock = build.Lock(build.Paths(root, recipe()).lock)
+        lock = build.Paths(root, recipe()).lock
         seen.append((message.split(":")[0], os.listdir(os.path.join(root, "build")), lock.acquire(wait=False)))
 
     with pytest.raises(StoreError):

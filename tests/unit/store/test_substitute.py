@@ -269,7 +269,7 @@ def test_substituters_without_a_key_are_refused(root, made, published):
 
 def test_a_signature_by_another_key(root, made, published, keys):
     sign(published, made, root, keys[1], lambda said: None)
-    assert_refused(root, made, published, keys, ".manifest.json", "which is not trusted", keys[0][2], "gpgv said")
+    assert_refused(root, made, published, keys, ".manifest.json", "which is not trusted", keys[0][2], "gpgv printed")
 
 
 def test_a_manifest_that_was_changed(root, made, published, keys):

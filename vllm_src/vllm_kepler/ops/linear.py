@@ -221,10 +221,10 @@ def cut_of(rows: int, n: int, k: int, multiprocessors: int) -> tuple[int, int]:
 
     def time(cut: tuple[int, int]) -> float:
         tile, parts = cut
-        held, of_a_row = TILES[tile]
-        rounds = math.ceil(math.ceil(rows / tile) * math.ceil(n / TILED_OUTPUTS) * parts / (multiprocessors * held))
+        resident, of_a_row = TILES[tile]
+        rounds = math.ceil(math.ceil(rows / tile) * math.ceil(n / TILED_OUTPUTS) * parts / (multiprocessors * resident))
         # A hundredth a part, for its sums' way through memory.
-        return rounds / parts * (1 + parts / 100) * held * tile * of_a_row
+        return rounds / parts * (1 + parts / 100) * resident * tile * of_a_row
 
     # At most half of a tile stays empty, if there is a smaller one.
     tiles = [tile for tile in TILES if tile < 2 * max(rows, min(TILES))]
