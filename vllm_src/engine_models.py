@@ -140,8 +140,8 @@ def module() -> str:
         made.append(f"# {about}\n{name} = frozenset((\n{lines}\n).split())\n")
     sizes = defaults(served)
     made.append("# What a config has where it does not say, by its model_type.\nDEFAULTS = {\n")
-    for kind, said in sorted(sizes.items()):
-        made.append(textwrap.indent(f'"{kind}": {mapping(said)},\n', "    "))
+    for kind, values in sorted(sizes.items()):
+        made.append(textwrap.indent(f'"{kind}": {mapping(values)},\n', "    "))
     made.append("}\n# Types of configs with one for the language model in them, and its type where it does not say.\n")
     made.append(f"LANGUAGE_PARTS = {mapping(dict(sorted(parts(sizes).items())))}\n")
     return "".join(made)

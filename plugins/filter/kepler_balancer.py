@@ -180,7 +180,7 @@ def file_findings(asked: dict[str, Any]) -> list[dict[str, str]]:
         if asked["tls"] and not asked[name]:
             found.append(error(
                 name, "nothing", "a file on the balancer, since it speaks TLS",
-                "Name the file, or say load_balancer_tls: false where something else keeps the line safe.",
+                "Name the file, or set load_balancer_tls: false if something else keeps the line safe.",
             ))
     for name in ("certificate", "certificate_key", "keys_file", "upstream_key_file"):
         if asked[name] and not is_plain_path(asked[name]):
@@ -222,7 +222,7 @@ def balancer_findings(asked: dict[str, Any], balancer: str) -> list[dict[str, st
 
 
 def lines_of(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Number and words of each line that says something."""
+    """Number and words of each line that is not empty or a comment."""
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield number, line.split()

@@ -1,4 +1,4 @@
-"""Filters that say what models need of the dies of a profile, and whether the instances of an inventory can have it."""
+"""Filters for what models need of a profile's GPUs, and whether the instances of an inventory fit."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
 
 
 def number_of(variable: str, value: Any, least: float, most: float) -> Any:
-    """A number of the command line, where every value is a text; None where nothing was said."""
+    """A number of the command line, where every value is a text; None if it is not set."""
     if value in (None, ""):
         return None
     try:
@@ -129,7 +129,7 @@ def length_findings(model: Model, instance: dict[str, Any], where: str) -> list[
 
 
 def ranks_of(adapters: dict[str, dict[str, Any]], instance: dict[str, Any]) -> list[int]:
-    """Return the ranks of an instance's adapters, as far as their configs say."""
+    """Return the ranks of an instance's adapters, as far as their configs have them."""
     configs = [adapters[path]["config"] or {} for path in setting(instance, "adapters").values() if path in adapters]
     return [rank for rank in map(rules.rank_of, configs) if rank]
 
@@ -186,8 +186,8 @@ def with_speculation(
     options: Options, model: Model, instance: dict[str, Any], draft: dict[str, Any] | None
 ) -> Options:
     """The options and what speculating takes of the first GPU; a draft model counts as far as its facts are known."""
-    said = engine_options.speculative(instance.get("extra_args") or {})
-    if said is None:
+    settings = engine_options.speculative(instance.get("extra_args") or {})
+    if settings is None:
         return options
     weights = token = 0
     if draft and draft["config"] is not None:
@@ -196,7 +196,7 @@ def with_speculation(
             storage = storage_of(setting(instance, "dtype"), drafting.quantization)
             weights = capacity.weight_bytes(drafting, tensors_of(drafting, draft["tensors"]), 1, storage)
             token = capacity.token_bytes(drafting, 1, storage)
-    checked = capacity.checked_bytes(model, said, options)
+    checked = capacity.checked_bytes(model, settings, options)
     return replace(options, beside=weights + checked, beside_token=token)
 
 
@@ -228,7 +228,7 @@ def room_findings(
     available = int(options.memory * options.gpu_memory_utilization)
     longest = capacity.longest_context(model, tensors, dies, options, storage)
     more = capacity.dies_needed(model, tensors, length, options, storage)
-    said = "" if instance.get("max_model_len") else ", the model's own length"
+    source = "" if instance.get("max_model_len") else ", the model's own length"
     steps = []
     half = storage_of("half", model.quantization)
     if need(model, tensors, dies, length, options, half).fits:
@@ -241,7 +241,7 @@ def room_findings(
         steps.append(f"{'lower' if steps else 'Lower'} max-num-seqs (it is {options.max_num_seqs}) in extra_args")
     return [finding(
         "error", f"{where}.max_model_len" if longest else f"{where}.model",
-        f"{length} tokens{said}: {gib(at.needed)} a GPU on {dies} (weights {gib(at.weights)}, activations "
+        f"{length} tokens{source}: {gib(at.needed)} a GPU on {dies} (weights {gib(at.weights)}, activations "
         f"{gib(at.activations)}, other {gib(at.outside)}, one sequence {gib(at.sequence)})",
         f"at most {gib(available)}, {options.gpu_memory_utilization:.0%} of a GPU"
         + (f", which holds {longest} tokens" if longest else ", which the weights and activations fill already"),

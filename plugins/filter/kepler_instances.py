@@ -217,8 +217,8 @@ def clashes(instances: list[dict]) -> list[dict[str, str]]:
 
 def utilization(instance: dict) -> float:
     """Share of a GPU's memory that an instance takes."""
-    said = setting(instance, "gpu_memory_utilization")
-    return UTILIZATION if said is None else float(said)
+    value = setting(instance, "gpu_memory_utilization")
+    return UTILIZATION if value is None else float(value)
 
 
 def memory_findings(instances: list[dict]) -> list[dict[str, str]]:

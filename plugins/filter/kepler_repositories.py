@@ -122,13 +122,13 @@ def failure_findings(dnf: dict) -> list[dict[str, str]]:
 def on_offer(entry: dict, offers: list[dict]) -> str:
     """The versions on offer of a locked name, newest first, each with its repository."""
     same = [package for package in offers if package["name"] == entry["name"]]
-    told = []
+    described = []
     while same:
         newest = rpms.newest(same)
         text = f"{rpms.evr_text(newest)}.{newest['arch']} in {newest['repo']}"
-        told += [text] if text not in told else []
+        described += [text] if text not in described else []
         same.remove(newest)
-    return ", ".join(told) or "nothing"
+    return ", ".join(described) or "nothing"
 
 
 def missing_finding(missing: list[dict], offers: list[dict], host: str, bundle: bool, failed: bool) -> dict[str, str]:
@@ -254,7 +254,7 @@ def added_findings(dnf: dict, added: list[str]) -> list[dict[str, str]]:
 def dry_run_findings(
     dnf: dict, explained: set[str], missing: bool, entries: list[dict], newer: dict[str, str]
 ) -> list[dict[str, str]]:
-    """Findings about what dnf itself says to the installation.
+    """Findings of dnf itself about the installation.
 
     explained, newer: what other findings name already. missing: whether some packages are not on offer, and so not part
     of it.

@@ -8,7 +8,7 @@ author: vllm-kepler (!UNKNOWN)
 extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Asks a server of this host, or looks at its processes and its log, and says what it found. A server that does not
-    pass is no failure of the task, so that all checks are made; C(result) says it.
+    pass is no failure of the task, so that all checks are made; C(result) has the outcome.
 options:
   name:
     description: Instance name of the unit.
@@ -112,7 +112,7 @@ figures:
   type: dict
   returned: always
 model:
-  description: The model's name in the API; empty where the server did not say.
+  description: The model's name in the API; empty if the server did not answer.
   type: str
   returned: always
 """

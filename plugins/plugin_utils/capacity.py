@@ -396,10 +396,10 @@ def longest_context(model: Model, tensors: list[Tensor], dies: int, options: Opt
     return 0
 
 
-def checked_bytes(model: Model, said: dict[str, Any], options: Options) -> int:
+def checked_bytes(model: Model, settings: dict[str, Any], options: Options) -> int:
     """What the check of proposed tokens holds, for a well-formed speculative_config."""
-    tokens = said["num_speculative_tokens"]
-    most = min(options.max_num_seqs, speculation.most_sequences(tokens, said.get("disable_by_batch_size")))
+    tokens = settings["num_speculative_tokens"]
+    most = min(options.max_num_seqs, speculation.most_sequences(tokens, settings.get("disable_by_batch_size")))
     return CHECKED_BYTES * (tokens + 1) * most * model.vocabulary
 
 

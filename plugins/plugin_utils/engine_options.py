@@ -123,14 +123,14 @@ def written(extra: dict[str, Any]) -> dict[str, Any]:
 
 def speculative(extra: dict[str, Any]) -> dict[str, Any] | None:
     """What an instance says of speculative decoding; None where it does not speculate, or says so badly."""
-    said = mapping(extra.get(SPECULATION))
-    return None if said is None or speculation.faults(said) else said
+    settings = mapping(extra.get(SPECULATION))
+    return None if settings is None or speculation.faults(settings) else settings
 
 
 def draft_of(extra: dict[str, Any]) -> dict[str, Any] | None:
     """The model that proposes tokens, as {model, revision}; None where there is none, or nobody could read it."""
-    said = speculative(extra) or {}
-    return {"model": said["model"], "revision": said.get("revision")} if "model" in said else None
+    settings = speculative(extra) or {}
+    return {"model": settings["model"], "revision": settings.get("revision")} if "model" in settings else None
 
 
 def models_of(instance: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -221,10 +221,10 @@ def option_findings(options: dict[str, Any], where: str) -> list[dict[str, str]]
             found.append(finding("error", here, shown(value), *REFUSED[name]))
         else:
             found += [finding("error", here, shown(value), *fault) for fault in value_faults(option, options)]
-    if (said := mapping(options.get(SPECULATION))) is not None:
+    if (settings := mapping(options.get(SPECULATION))) is not None:
         here = f"{where}.{SPECULATION}"
         found += [
             finding("error", f"{here}.{key}", what, expected, f"Correct it, or leave {SPECULATION} out.")
-            for key, what, expected in speculation.faults(said)
+            for key, what, expected in speculation.faults(settings)
         ]
     return found

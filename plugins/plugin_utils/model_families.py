@@ -384,9 +384,9 @@ class Family:
     Attributes:
         architectures: names in config.json, as vLLM 0.9.2 knows them.
         tensors: the tensors of a checkpoint.
-        tied: whether the head is the embedding where the config does not say (the default of transformers).
+        tied: whether the head is the embedding if the config does not have it (the default of transformers).
         gated: whether the feed-forward layers are gated.
-        rotary: share of a head that is rotated where the config does not say; 0 without rotary embedding.
+        rotary: share of a head that is rotated if the config does not have it; 0 without rotary embedding.
         inner: key of the size of the feed-forward layers, which is four times the hidden size where it is left out.
         query_norm: whether queries and keys are normalized, which makes copies of them.
         fused_kept: whether vLLM's feed-forward layer still holds gate and up while it multiplies by down: it does
@@ -530,8 +530,8 @@ def rotary_elements(config: dict[str, Any], share: float, head_size: int, positi
     if config.get("rotary_dim"):
         size = number(config, "rotary_dim")
     else:
-        said = _first(config, ("partial_rotary_factor", "rotary_pct"))
-        size = int(head_size * float(said if isinstance(said, (int, float)) else share))
+        rotated = _first(config, ("partial_rotary_factor", "rotary_pct"))
+        size = int(head_size * float(rotated if isinstance(rotated, (int, float)) else share))
     tables = positions or DEFAULT_POSITIONS
     # Long RoPE keeps a table for short prompts beside the one for long ones.
     tables += number(config, "original_max_position_embeddings", default=0) if config.get("rope_scaling") else 0

@@ -57,10 +57,10 @@ def templates(directory: Path, options: Mapping[str, Any], tokenizer: Mapping[st
         return (directory / "chat_template.jinja" if named is None else Path(str(named))).read_text()
     if named is not None:
         return str(named)
-    said = tokenizer.get("chat_template")
-    if isinstance(said, list):
-        return "\n".join(str(one.get("template", "")) for one in said if isinstance(one, dict))
-    return said if isinstance(said, str) else ""
+    found = tokenizer.get("chat_template")
+    if isinstance(found, list):
+        return "\n".join(str(one.get("template", "")) for one in found if isinstance(one, dict))
+    return found if isinstance(found, str) else ""
 
 
 def tokens_of(directory: Path, tokenizer: Mapping[str, Any]) -> set[str]:

@@ -35,18 +35,18 @@ def is_name(model):
 def mapping(value):
     """The mapping in a JSON text, as options of vLLM have it; None where there is none."""
     try:
-        said = json.loads(value)
+        found = json.loads(value)
     except (TypeError, ValueError, RecursionError):
         return None
-    return said if isinstance(said, dict) else None
+    return found if isinstance(found, dict) else None
 
 
-def faults(said):
+def faults(settings):
     """(key, found, expected) of each thing that the port cannot do, for the mapping that speculative_config holds."""
     found = []
-    for key in sorted(set(said) - set(KEYS)):
-        found.append((key, repr(said[key]), "one of the keys " + ", ".join(KEYS)))
-    model, method = said.get("model"), said.get("method")
+    for key in sorted(set(settings) - set(KEYS)):
+        found.append((key, repr(settings[key]), "one of the keys " + ", ".join(KEYS)))
+    model, method = settings.get("model"), settings.get("method")
     if method is None and model is not None:
         method = "draft_model"
     if method not in METHODS:
@@ -56,21 +56,21 @@ def faults(said):
         found.append(("model", "nothing" if model is None else repr(model),
                       "the name of a Hugging Face model or the absolute path of its directory on the host"))
     for key in DRAFT if method == "ngram" else LOOKUP:
-        if key in said:
-            found.append((key, repr(said[key]), "none beside method %s" % method))
+        if key in settings:
+            found.append((key, repr(settings[key]), "none beside method %s" % method))
     for key, (least, most, expected) in sorted(NUMBERS.items()):
-        value = said.get(key)
-        if key in said or key == "num_speculative_tokens":
+        value = settings.get(key)
+        if key in settings or key == "num_speculative_tokens":
             whole = isinstance(value, int) and not isinstance(value, bool)
             if not whole or value < least or (most is not None and value > most):
                 found.append((key, "nothing" if value is None else repr(value), expected))
-    revision = said.get("revision")
+    revision = settings.get("revision")
     if revision is not None and not (isinstance(revision, str) and re.match(r"[0-9a-f]{40}\Z", revision)):
         found.append(("revision", repr(revision), "the 40 hexadecimal digits of a commit on the hub"))
     elif revision is not None and str(model).startswith("/"):
         found.append(("revision", repr(revision), "none, since the draft model is a directory"))
-    if not found and all(key in said for key in LOOKUP) and said[LOOKUP[1]] > said[LOOKUP[0]]:
-        found.append((LOOKUP[1], repr(said[LOOKUP[1]]), "at most prompt_lookup_max, %d" % said[LOOKUP[0]]))
+    if not found and all(key in settings for key in LOOKUP) and settings[LOOKUP[1]] > settings[LOOKUP[0]]:
+        found.append((LOOKUP[1], repr(settings[LOOKUP[1]]), "at most prompt_lookup_max, %d" % settings[LOOKUP[0]]))
     return found
 
 
@@ -89,10 +89,10 @@ def draft_faults(kind, vocabulary, target):
     return []
 
 
-def most_sequences(tokens, said=None):
+def most_sequences(tokens, settings=None):
     """How many running sequences speculate at most: `tokens` of each are checked beside its next one, ROWS in all.
 
     Args:
-        said: disable_by_batch_size, the number of sequences from which nobody speculates.
+        settings: disable_by_batch_size, the number of sequences from which nobody speculates.
     """
-    return max(1, ROWS // (tokens + 1)) if said is None else said - 1
+    return max(1, ROWS // (tokens + 1)) if settings is None else settings - 1

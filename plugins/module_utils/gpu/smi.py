@@ -49,7 +49,7 @@ def smi(command, arguments, timeout=TIMEOUT):
         process.kill()
         return False, "%s did not answer within %d s" % (command, timeout)
     if process.returncode and not text.strip():
-        text = "%s ended with status %d and said nothing" % (command, process.returncode)
+        text = "%s ended with status %d and printed nothing" % (command, process.returncode)
     return process.returncode == 0, text.strip()
 
 

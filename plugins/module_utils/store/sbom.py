@@ -21,19 +21,19 @@ def python_packages(path):
         metadata = os.path.join(directory, "METADATA")
         try:
             with open(metadata, errors="replace") as stream:
-                said = email.parser.HeaderParser().parse(stream)
+                fields = email.parser.HeaderParser().parse(stream)
         except OSError as error:
             raise StoreError("%s: %s; expected what a Python package says of itself. Verify the output."
                              % (metadata, error.strerror))
-        if not said["Name"] or not said["Version"]:
+        if not fields["Name"] or not fields["Version"]:
             raise StoreError("%s: found no name and version; expected those of a Python package. Verify the output."
                              % metadata)
-        project = re.sub("[-_.]+", "-", said["Name"]).lower()
+        project = re.sub("[-_.]+", "-", fields["Name"]).lower()
         component = {
-            "type": "library", "name": said["Name"], "version": said["Version"],
-            "purl": "pkg:pypi/%s@%s" % (project, said["Version"]),
+            "type": "library", "name": fields["Name"], "version": fields["Version"],
+            "purl": "pkg:pypi/%s@%s" % (project, fields["Version"]),
         }
-        license = said["License-Expression"] or said["License"]
+        license = fields["License-Expression"] or fields["License"]
         # Some packages put the whole text of the license there.
         if license and len(license) < 80 and "\n" not in license:
             component["licenses"] = [{"license": {"name": license}}]

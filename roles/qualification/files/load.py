@@ -32,7 +32,7 @@ RENDEZVOUS = datetime.timedelta(minutes=10)
 WRONG = 3  # exit status
 
 
-def say(event: str, **content: object) -> None:
+def report(event: str, **content: object) -> None:
     print(json.dumps(dict(content, event=event)), flush=True)
 
 
@@ -138,9 +138,9 @@ def load(arguments: argparse.Namespace, device: torch.device) -> dict[str, objec
         join(arguments)
     product = Product(device, ROWS[device.type], arguments.rank)
     total = Sum(device, ELEMENTS[device.type], arguments.rank, arguments.world) if arguments.world > 1 else None
-    begun = said = time.monotonic()
+    begun = reported = time.monotonic()
     products, stop = 0, False
-    say("working", products=0)
+    report("working", products=0)
     while not stop:
         product.again()
         product.check()
@@ -150,9 +150,9 @@ def load(arguments: argparse.Namespace, device: torch.device) -> dict[str, objec
         if total:
             # The ranks' times end at different moments; this sum makes all stop at the same step.
             stop = total.again(stop)
-        if now - said >= 1:
-            said = now
-            say("working", products=products)
+        if now - reported >= 1:
+            reported = now
+            report("working", products=products)
     seconds = time.monotonic() - begun
     return {
         "products": products, "seconds": round(seconds, 1),
@@ -180,10 +180,10 @@ def main() -> int:
     try:
         done = {"pair": pair, "load": load}[arguments.mode](arguments, device)
     except WrongResult as wrong:
-        say("wrong", what=str(wrong))
+        report("wrong", what=str(wrong))
         return WRONG
     leave(arguments)
-    say("done", **done)
+    report("done", **done)
     # Not by return: gloo's threads may abort the process while Python shuts down.
     os._exit(0)
 

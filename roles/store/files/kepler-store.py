@@ -138,7 +138,7 @@ def main():
     added.add_argument("--published", default=collect.PUBLISHED, metavar="DIRECTORY",
                        help="where this host publishes: what died in the middle goes (default: %(default)s)")
     added.add_argument("--archives", action="store_true", help="what is published of outputs that are not kept as well")
-    added.add_argument("--dry-run", action="store_true", help="say what would go")
+    added.add_argument("--dry-run", action="store_true", help="list what would be removed")
     added = command("sbom", bill, "bill of materials of a generation, CycloneDX 1.5")
     added.add_argument("generation", nargs="?", type=int, help="a number; the active one where left out")
     arguments = parser.parse_args()

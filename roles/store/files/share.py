@@ -54,7 +54,7 @@ class Server(ThreadingMixIn, HTTPServer):
         super().process_request(request, client_address)
 
     def let_go(self):
-        """Close the oldest connection over which nobody has said the password, and wait until its place is free."""
+        """Close the oldest connection without a password yet, and wait until its place is free."""
         idle = next((client for client, waits in self.clients.items() if waits), None)
         if idle is not None:
             try:
@@ -64,7 +64,7 @@ class Server(ThreadingMixIn, HTTPServer):
             self.changed.wait_for(lambda: idle not in self.clients, LET_GO_SECONDS)
 
     def is_served(self, request):
-        """Note that a client has said the password: it keeps its place."""
+        """Mark a connection whose client sent the password: it keeps its place."""
         with self.changed:
             if request in self.clients:
                 self.clients[request] = False

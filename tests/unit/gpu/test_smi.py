@@ -22,8 +22,8 @@ def program(tmp_path):
     [
         ("echo a; echo b >&2", (True, "a\nb")),
         ("echo lost; exit 15", (False, "lost")),
-        ("exit 9", (False, "{} ended with status 9 and said nothing")),
-        ("kill -KILL $$", (False, "{} ended with status -9 and said nothing")),
+        ("exit 9", (False, "{} ended with status 9 and printed nothing")),
+        ("kill -KILL $$", (False, "{} ended with status -9 and printed nothing")),
         ("exec sleep 60", (False, "{} did not answer within 1 s")),
     ],
 )

@@ -64,7 +64,7 @@ def test_locks_are_written_after_the_installation():
     released, asked, answered, refused, installed = block["block"]
     assert released["ansible.builtin.blockinfile"]["state"] == "absent"
     assert "--assumeno" in asked["ansible.builtin.command"]["argv"]
-    assert "__repos_dry_run" in answered["vars"]["__repos_said"]
+    assert "__repos_dry_run" in answered["vars"]["__repos_answer"]
     assert "downgrades" in refused["vars"]["__repos_downgrades"]
     assert "ansible.builtin.dnf" in installed
     read, locked = block["always"]
@@ -150,7 +150,7 @@ def test_nothing_is_installed_that_downgrades_a_package(play, tmp_path, offline,
         # What dnf 4.14 says if metadata has to be signed and its key was not taken yet.
         ("echo 'repomd.xml GPG signature verification error: Bad GPG signature' >&2; exit 1", "Bad GPG signature"),
         ("echo 'Error: Problem: nothing provides kernel-devel-matched' >&2; exit 1", "nothing provides kernel-devel"),
-        ("kill -9 $$", "expected it to say"),
+        ("kill -9 $$", "expected the transaction"),
     ],
 )
 def test_nothing_is_installed_if_dnf_cannot_simulate(play, tmp_path, dnf, found):
@@ -165,7 +165,7 @@ def test_nothing_is_installed_if_dnf_cannot_simulate(play, tmp_path, dnf, found)
     assert status != 0
     told = " ".join(output.split())
     assert found in told
-    assert "expected it to say what it would do for dkms-0:3.0.13-1.el8.noarch. Nothing was installed" in told
+    assert "expected the transaction that it prints for dkms-0:3.0.13-1.el8.noarch. Nothing was installed" in told
     assert "Install the packages that are missing" not in output
 
 

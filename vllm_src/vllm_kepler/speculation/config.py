@@ -36,7 +36,7 @@ def apply_defaults(config: VllmConfig, worker: str) -> None:
         parallel.sd_worker_cls = worker
     if speculative is None:
         return
-    for fault in rules.faults(said(speculative)):
+    for fault in rules.faults(settings_of(speculative)):
         refuse(*fault)
     beside = {
         "enable_lora: found true": config.lora_config is not None,
@@ -62,8 +62,8 @@ def apply_defaults(config: VllmConfig, worker: str) -> None:
     )
 
 
-def said(speculative: SpeculativeConfig) -> dict[str, object]:
-    """What the user said, of a config that upstream has completed."""
+def settings_of(speculative: SpeculativeConfig) -> dict[str, object]:
+    """Return the settings that the user named, of a config that upstream has completed."""
     found = {"method": speculative.method, "num_speculative_tokens": speculative.num_speculative_tokens}
     keys = ["disable_by_batch_size"]
     if speculative.method == "ngram":
