@@ -1,4 +1,4 @@
-"""What the pinned vLLM and transformers know by name, as the module that the reader of checkpoints has.
+"""List the models that the pinned vLLM and transformers know, as the module that the reader of checkpoints has.
 
 Run by the Python that serves, with VLLM_KEPLER_DEVICE=cpu:
 `python vllm_src/engine_models.py plugins/module_utils/checkpoint/engine_models.py`.
@@ -28,7 +28,7 @@ from vllm.transformers_utils.config import _CONFIG_REGISTRY
 from vllm.utils import FlexibleArgumentParser
 from vllm_kepler import configs
 
-# What the planner reads of a config.
+# Keys of a config that the planner reads.
 SIZES = (
     "hidden_size", "n_embd", "d_model", "num_attention_heads", "n_head", "head_dim", "n_head_kv", "num_kv_heads",
     "num_key_value_heads", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "num_hidden_layers", "n_layer",
@@ -139,10 +139,10 @@ def module() -> str:
         lines = "\n".join(f'    "{line}{"" if line is text[-1] else " "}"' for line in text)
         made.append(f"# {about}\n{name} = frozenset((\n{lines}\n).split())\n")
     sizes = defaults(served)
-    made.append("# What a config has where it does not say, by its model_type.\nDEFAULTS = {\n")
+    made.append("# Defaults of a config, by its model_type.\nDEFAULTS = {\n")
     for kind, values in sorted(sizes.items()):
         made.append(textwrap.indent(f'"{kind}": {mapping(values)},\n', "    "))
-    made.append("}\n# Types of configs with one for the language model in them, and its type where it does not say.\n")
+    made.append("}\n# Types of configs with one for the language model in them, and its default type.\n")
     made.append(f"LANGUAGE_PARTS = {mapping(dict(sorted(parts(sizes).items())))}\n")
     return "".join(made)
 

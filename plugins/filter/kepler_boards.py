@@ -15,7 +15,7 @@ from ansible_collections.kepler.vllm.plugins.module_utils.gpu.xid import describ
 
 # Drivers that reserve a GPU for a virtual machine; NVIDIA's driver cannot take it from them.
 GIVEN_AWAY = ("vfio-pci", "pci-stub", "xen-pciback")
-# How the class of a GPU begins in sysfs; NVIDIA's chipsets and switches have another.
+# The class of a GPU in sysfs begins so; NVIDIA's chipsets and switches have another.
 DISPLAY = "0x03"
 # nvidia-smi's answers for a die that it cannot reach.
 LOST = re.compile("is lost|device handle|fallen off")

@@ -361,13 +361,13 @@ def with_memory_limits(
 
 
 def model_key(named: dict[str, Any]) -> str:
-    """How the module model_facts is asked for a model, named as an instance does."""
+    """Parameters of the module model_facts for a model, named as an instance does."""
     model = named["model"]
     return model if model.startswith("/") else f"{model}@{named.get('revision') or 'main'}"
 
 
 def draft_facts(models: dict[str, dict[str, Any]], instance: dict[str, Any]) -> dict[str, Any] | None:
-    """What is known of the model that proposes tokens to an instance's own."""
+    """Facts about the model that proposes tokens to an instance's own."""
     draft = engine_options.draft_of(instance.get("extra_args") or {})
     return models.get(model_key(draft)) if draft else None
 

@@ -21,7 +21,7 @@ FOREIGN_DRIVERS = {
 }
 # Packages of the module stream, where the driver is to come from NVIDIA's own installer.
 STREAM_DRIVERS = ("nvidia-driver", "kmod-nvidia", "nvidia-kmod", "nvidia-modprobe", "nvidia-persistenced")
-# Where DKMS keeps the pair that it signs with when nobody gives it another.
+# DKMS's own pair of signing keys, used if nobody configures another.
 DKMS_KEY, DKMS_CERTIFICATE = "/var/lib/dkms/mok.key", "/var/lib/dkms/mok.pub"
 KEY_VARIABLE, CERTIFICATE_VARIABLE = "nvidia_driver_signing_key", "nvidia_driver_signing_certificate"
 

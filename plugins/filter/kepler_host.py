@@ -63,7 +63,7 @@ def platform_findings(host: dict) -> list[dict[str, str]]:
 
 
 def overlap(first: str, second: str) -> bool:
-    """Whether listening on address `first` takes a port of address `second` too."""
+    """Return whether listening on address `first` takes a port of address `second` too."""
     second = "127.0.0.1" if second == "localhost" else second
     return first == second or first in WILDCARDS or second in WILDCARDS
 
@@ -184,7 +184,7 @@ def swap_gib(instance: dict) -> float:
 
 
 def compile_jobs(asked: int, cores: int, memory_mib: int) -> int:
-    """How many compile jobs of PyTorch run at once: what was asked for; where that is 0, what the host bears."""
+    """Return how many compile jobs of PyTorch run at once: what was asked for; where that is 0, what the host bears."""
     return asked or max(1, min(cores, memory_mib // (1024 * JOB_GIB)))
 
 

@@ -43,7 +43,7 @@ KEYS = entry_points("vllm_service")["instance"]
 # Names of keys that inventories of before have.
 ALIASES = {"dies": "gpus"}
 DEFAULTS = {key: option["default"] for key, option in KEYS.items() if "default" in option}
-# What else a value of the right type must be: a test, and what messages expect of the value as a whole.
+# Further conditions of a value of the right type: a test, and the text that messages expect.
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     # vLLM's sockets lie in a directory of this name, and the path of a socket is short.
     "name": (
@@ -116,7 +116,7 @@ def setting(instance: dict, key: str) -> Any:
 
 
 def accepts(key: str, value: Any) -> bool:
-    """Whether `value` is one that the key of an instance may have."""
+    """Return whether `value` is one that the key of an instance may have."""
     option = KEYS[key]
     return has_type(value, option) and value in option.get("choices", [value]) and RULES[key][0](value)
 

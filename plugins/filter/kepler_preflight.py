@@ -20,7 +20,7 @@ def findings_report(findings: list[dict[str, str]]) -> list[str]:
 
 
 def findings_errors(findings: list[dict[str, str]]) -> int:
-    """How many of the findings are errors."""
+    """Return how many of the findings are errors."""
     return len(errors(findings))
 
 

@@ -30,7 +30,7 @@ def groups_of(role: str, groups: dict[str, list[str]]) -> list[str]:
 
 
 def profile_hosts(groups: dict[str, list[str]]) -> list[str] | str:
-    """What a play has as `hosts`: the groups of every profile. A limit names one of them."""
+    """The `hosts` of a play: the groups of every profile. A limit names one of them."""
     found = groups_of("hosts", groups)
     others = [group for names in ROLE_GROUPS.values() for group in names]
     named = [host for group in (*found, *groups_of("builder", groups), *others) for host in groups.get(group, [])]

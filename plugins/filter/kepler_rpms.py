@@ -10,7 +10,7 @@ from ansible_collections.kepler.vllm.plugins.module_utils import dnf_settings, r
 from ansible_collections.kepler.vllm.plugins.plugin_utils.profiles import RPMS
 
 NEVRA = re.compile(r"(?P<name>.+)-(?P<epoch>\d+):(?P<version>[^-]+)-(?P<release>[^-]+)\.(?P<arch>[^.]+)")
-# What a kernel that is installed needs for the driver; the other packages of its unit come with one that is not.
+# Packages that an installed kernel needs for the driver; the other packages of its unit come with one that is not.
 OF_INSTALLED_KERNEL = ("kernel-core", "kernel-devel")
 
 

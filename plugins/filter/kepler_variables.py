@@ -32,7 +32,7 @@ IN_UNITS = ("monitoring_textfile_directory", "qualification_directory", "store_r
 
 
 def is_template(value: Any) -> bool:
-    """Whether a value shows only where it is rendered."""
+    """Return whether a value shows only where it is rendered."""
     return isinstance(value, str) and "{{" in value
 
 
@@ -46,7 +46,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def is_sizes(value: dict[str, Any]) -> bool:
-    """Whether every value of a mapping is a number above 0."""
+    """Return whether every value of a mapping is a number above 0."""
     return all(
         is_template(size)
         or (isinstance(size, (int, float)) and not isinstance(size, bool) and 0 < size < float("inf"))
@@ -54,7 +54,7 @@ def is_sizes(value: dict[str, Any]) -> bool:
     )
 
 
-# What else a value of the right type must be: a test, and what is expected.
+# Further conditions of a value of the right type: a test, and what is expected.
 CONTENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "preflight_disk_gib": (is_sizes, "a number above 0 for each path"),
     "vllm_service_user": (

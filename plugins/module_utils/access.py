@@ -1,4 +1,4 @@
-"""Whether an unprivileged user can read a file, or a directory and all below it."""
+"""Find what keeps an unprivileged user from reading a file, or a directory and all below it."""
 
 import contextlib
 import grp

@@ -7,7 +7,7 @@ HEADER = re.compile(r"^\[(.+)\]\s*$")
 EXCLUDING = ("exclude", "excludepkgs", "includepkgs")
 # Our own blocks in the versionlock list, which the role repos writes.
 OURS = re.compile(r"^# (BEGIN|END) vllm-kepler: ")
-# What `repoquery` prints of each package.
+# Format of `repoquery` for each package.
 FIELDS = ("name", "epoch", "version", "release", "arch", "repo")
 QUERY_FORMAT = "%{name}|%{epoch}|%{version}|%{release}|%{arch}|%{repoid}"
 FAILED = re.compile(r"^(?:Error: )?Failed to download metadata for repo '([^']+)':\s*(.*)$", re.MULTILINE)

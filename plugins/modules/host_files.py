@@ -98,7 +98,7 @@ def put(module, path, text):
 
 
 def attributes(module, path, mode, changed):
-    """Whether owner, permissions or security context of `path` differed, or `changed`; they are set."""
+    """Return whether owner, permissions or security context of `path` differed, or `changed`; they are set."""
     wanted = module.load_file_common_arguments({"path": path, "owner": "root", "group": "root", "mode": mode})
     return module.set_fs_attributes_if_different(wanted, changed)
 

@@ -92,7 +92,7 @@ import re
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kepler.vllm.plugins.module_utils import jobs
 
-# Where the environment of a unit stands until systemd has read it.
+# Directory of the environment of a unit until systemd has read it.
 RUN = "/run"
 
 

@@ -98,7 +98,7 @@ from ansible_collections.kepler.vllm.plugins.module_utils.server.api import Api,
 FIGURES = ("completed", "duration", "request_throughput", "output_throughput", "total_token_throughput") + tuple(
     "%s_%s_ms" % (which, what) for what in ("ttft", "tpot", "e2el") for which in ("median", "p99")
 )
-# What `vllm bench serve` does; the command imports the engine as well, at 5 s of processor time a point.
+# The work of `vllm bench serve`; the command imports the engine as well, at 5 s of processor time a point.
 BENCH = (
     "import argparse; from vllm.benchmarks import serve; parser = argparse.ArgumentParser(); "
     "serve.add_cli_args(parser); serve.main(parser.parse_args())"

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Whether a server answers."""
+"""Check that a server answers."""
 
 DOCUMENTATION = r"""
 module: vllm_ready

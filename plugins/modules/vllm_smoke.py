@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Whether a server answers sense."""
+"""Check that a server's answers make sense."""
 
 DOCUMENTATION = r"""
 module: vllm_smoke

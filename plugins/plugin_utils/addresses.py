@@ -14,7 +14,7 @@ LABEL = re.compile("[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
 def is_listening_address(value: Any) -> bool:
-    """Whether a server can listen on `value`: an IP address without a zone, or a host name.
+    """Return whether a server can listen on `value`: an IP address without a zone, or a host name.
 
     A name whose last part begins with a digit is none: resolvers take 127.1 and 0x7f.1 for addresses.
     """

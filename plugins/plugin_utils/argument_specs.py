@@ -18,7 +18,7 @@ NUMBERS = {"int": "-?[0-9]+", "float": "-?[0-9]+([.][0-9]+)?"}
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is an integer or a float; True and False are not."""
+    """Return whether `value` is an integer or a float; True and False are not."""
     return isinstance(value, float) or is_integer(value)
 
 
@@ -44,14 +44,14 @@ def entry_points(role: str) -> dict[str, dict[str, dict]]:
 
 
 def has_type(value: Any, option: dict) -> bool:
-    """Whether a value, and each element of a list, is of the type that an option names."""
+    """Return whether a value, and each element of a list, is of the type that an option names."""
     return TYPES[option["type"]][0](value) and (
         "elements" not in option or all(TYPES[option["elements"]][0](element) for element in value)
     )
 
 
 def reads_as(value: Any, kind: str) -> bool:
-    """Whether the text of a value reads as one of the type `kind`."""
+    """Return whether the text of a value reads as one of the type `kind`."""
     if kind == "bool":
         return str(value).lower() in TRUTH
     return kind in NUMBERS and bool(re.fullmatch(NUMBERS[kind], str(value)))

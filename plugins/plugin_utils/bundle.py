@@ -113,7 +113,7 @@ def make_repository(downloaded: Path, directory: Path) -> dict[str, str]:
     with tarfile.open(downloaded) as tar:
         tar.extractall(directory, filter="data")
     keys: dict[str, str] = json.loads((directory / "keys.json").read_text())
-    # What the oldest dnf of a host reads.
+    # A format that the oldest dnf of a host reads.
     run("createrepo_c", "--quiet", "--no-database", "--general-compress-type=gz", directory)
     metadata = directory / "modules.yaml"
     for packed in sorted((directory / "modules").glob("*")):
@@ -140,7 +140,7 @@ def run(*command: str | Path) -> None:
 
 
 def is_made(path: Path, identity: dict[str, Any]) -> bool:
-    """Whether the bundle was made from this very identity."""
+    """Return whether the bundle was made from this very identity."""
     try:
         statement = read_statement(path)
     except BundleError:

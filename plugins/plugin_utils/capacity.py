@@ -52,7 +52,7 @@ BATCHED_TOKENS = 2048
 IMAGE_TOKENS = 5120
 CHUNKED_ABOVE = 32768
 VOCABULARY_PADDING = 64
-# What torch.sort holds for each float32 logit while top-k and top-p are sampled (Sort.cu, CUB): logits, values and
+# Memory of torch.sort for each float32 logit while top-k and top-p are sampled (Sort.cu, CUB): logits, values and
 # indices 16, then either indices and CUB's second buffers 20, or, below 128 rows, two pairs of integers, keys and
 # CUB's second buffers 32.
 SORT_BYTES, SORT_BYTES_FEW_ROWS, FEW_ROWS = 36, 48, 128
@@ -62,7 +62,7 @@ TOKEN_BYTES = 64
 CUBLAS_WORKSPACE = 8320 * KIB
 # Bytes of a scale and of a zero point.
 SCALE_BYTES, ZERO_BYTES = 2, 2
-# What lies outside of PyTorch and comes after the engine's first look at the memory. Estimates, not measured:
+# Memory outside of PyTorch that comes after the engine's first look at the memory. Estimates, not measured:
 # kernels that are loaded on first use, and with several GPUs the buffers of two NCCL communicators.
 KERNEL_BYTES = 64 * MIB
 NCCL_BYTES = 192 * MIB
@@ -70,7 +70,7 @@ NCCL_BYTES = 192 * MIB
 
 @dataclass(frozen=True)
 class Storage:
-    """How weights and KV cache lie in memory.
+    """Formats of weights and KV cache in memory.
 
     Attributes:
         bits: of a number in a layer's matrix. 32 and 16 are float32 and float16; less are codes.
@@ -89,8 +89,8 @@ class Storage:
     act_order: bool = False
 
 
-# What a plan compares. Codes are planned with `dtype: half`, and where the checkpoint has none in groups of 128, each
-# with a zero point.
+# Storages that a plan compares. Codes are planned with `dtype: half`; if the checkpoint has none, in groups of 128 with
+# a zero point each.
 STORAGES = {
     "fp32": Storage(32, 0, 0, 4, 4),
     "fp16": Storage(16, 0, 0, 2, 2),
@@ -102,7 +102,7 @@ DTYPES = {"float32": 4, "half": 2}
 
 
 def storage_of(dtype: str, quantization: Quantization | None) -> Storage:
-    """How an instance keeps a checkpoint."""
+    """The storage of a checkpoint by an instance."""
     size = DTYPES[dtype]
     if quantization is None:
         return Storage(8 * size, 0, 0, size, size)
@@ -145,7 +145,7 @@ def share(tensor: Tensor, model: Model, dies: int) -> float:
 
 
 def is_matrix(tensor: Tensor) -> bool:
-    """Whether it is a matrix of a layer: what is stored as a Storage's `bits` say."""
+    """Return whether it is a matrix of a layer: these are stored with a Storage's `bits`."""
     return len(tensor.shape) > 1 and not any(pattern.search(tensor.name) for pattern in (NORM, REPLICATED, EMBEDDING))
 
 
@@ -164,7 +164,7 @@ def held_bytes(tensor: Tensor, model: Model, dies: int, storage: Storage) -> flo
         rows = tensor.shape[0] * tensor.count
         groups = rows if ROW.search(tensor.name) else rows * elements / tensor.elements
     else:
-        # Where dies part a group, each has the scale of its piece.
+        # If GPUs part a group, each has the scale of its piece.
         pieces = math.gcd(storage.group, tensor.shape[1] // dies) if ROW.search(tensor.name) else storage.group
         groups = elements / pieces
     return size + groups * storage.beside
@@ -300,7 +300,7 @@ def activation_bytes(
         # The parts and their whole; then the sum over the GPUs beside what each has.
         joined = tokens * hidden * (1 if part == tokens and dies == 1 else 2)
         feed_forward = tokens * (3 * hidden + model.experts + 3 * model.chosen) + max(products, joined)
-        # What the shared experts gave, and the sum times its factor.
+        # Output of the shared experts, and the sum times its factor.
         feed_forward += 2 * tokens * hidden if model.latent else 0
     if not model.experts or model.latent:
         # The layer's input, the residual and what attention gave; the first product, its activation, the second.
@@ -313,7 +313,7 @@ def activation_bytes(
             tokens * (4 * hidden + kept + inner) + max(tile(hidden, inner), reduced),
         )
     per_logit = SORT_BYTES_FEW_ROWS if seqs < FEW_ROWS else SORT_BYTES
-    # Where padding was cut off, the sort works on a copy.
+    # If padding was cut off, the sort works on a copy.
     per_logit += 4 if model.vocabulary % VOCABULARY_PADDING else 0
     sampler = seqs * model.vocabulary * per_logit + 4 * (tokens + seqs) * hidden
     layer = max(attention, feed_forward) + tokens * model.kept * hidden
@@ -343,7 +343,7 @@ class Need:
 
     @property
     def fits(self) -> bool:
-        """Whether a sequence of max_model_len fits: V0 does not start otherwise."""
+        """Return whether a sequence of max_model_len fits: V0 does not start otherwise."""
         return self.tokens >= self.max_model_len
 
     @property
@@ -397,14 +397,14 @@ def longest_context(model: Model, tensors: list[Tensor], dies: int, options: Opt
 
 
 def checked_bytes(model: Model, settings: dict[str, Any], options: Options) -> int:
-    """What the check of proposed tokens holds, for a well-formed speculative_config."""
+    """Bytes that the check of proposed tokens takes, for a well-formed speculative_config."""
     tokens = settings["num_speculative_tokens"]
     most = min(options.max_num_seqs, speculation.most_sequences(tokens, settings.get("disable_by_batch_size")))
     return CHECKED_BYTES * (tokens + 1) * most * model.vocabulary
 
 
 def size_faults(model: Model, dies: int, tensors: Iterable[Tensor] = (), storage: Storage | None = None) -> list[str]:
-    """Why the model cannot be split over `dies`; empty where it can.
+    """Reason why the model cannot be split over `dies`; empty if it can.
 
     Args:
         tensors, storage: where they are given, groups are checked too.

@@ -122,7 +122,7 @@ def written(extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def speculative(extra: dict[str, Any]) -> dict[str, Any] | None:
-    """What an instance says of speculative decoding; None where it does not speculate, or says so badly."""
+    """Settings of an instance's speculative decoding; None without it, or if they are malformed."""
     settings = mapping(extra.get(SPECULATION))
     return None if settings is None or speculation.faults(settings) else settings
 
@@ -154,7 +154,7 @@ def overrides(extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_refused(option: str, value: Any) -> bool:
-    """Whether no instance can have the option, but with a value that changes nothing."""
+    """Return whether no instance can have the option, but with a value that changes nothing."""
     name = positive_name(option)
     (value,) = meant({option: value}).values()
     return name in REFUSED and str(value) not in map(str, NEUTRAL.get(name, ()))

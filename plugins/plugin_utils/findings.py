@@ -21,10 +21,10 @@ PLAIN_PATH_FORM = "an absolute path of letters, digits and ._+@-"
 
 
 def is_plain_path(value: Any) -> bool:
-    """Whether `value` is a path that can stand in a unit or in nginx's configuration."""
+    """Return whether `value` is a path that can stand in a unit or in nginx's configuration."""
     return isinstance(value, str) and bool(PLAIN_PATH.fullmatch(value))
 
 
 def is_integer(value: Any) -> bool:
-    """Whether `value` is an integer; True and False, which Python counts as such, are not."""
+    """Return whether `value` is an integer; True and False, which Python counts as such, are not."""
     return isinstance(value, int) and not isinstance(value, bool)

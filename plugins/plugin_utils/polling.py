@@ -52,7 +52,7 @@ class PollingAction(ActionBase):
     STARTS = 1  # work that was started this often and has ended without a result will end so again
 
     def title(self) -> str:
-        """What the host works on, for the lines of progress."""
+        """Names of the host's work, for the lines of progress."""
         raise NotImplementedError
 
     def ask(self, fresh: bool) -> dict[str, Any]:

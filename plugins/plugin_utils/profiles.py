@@ -18,7 +18,7 @@ from ansible.errors import AnsibleError
 PROJECT = Path(__file__).resolve().parents[2]
 SCHEMAS = PROJECT / "profiles" / "schema"
 COMMON_LOCK = PROJECT / "files" / "lock"
-# What messages call the file of the packages.
+# The name of the file of packages in messages.
 RPMS = "lock/rpms.yml of the hardware profile"
 # libyaml's reader where PyYAML has it: eight times as fast.
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -54,12 +54,12 @@ def read(path: Path, schema: str) -> dict[str, Any]:
 
 @functools.cache
 def common_lock() -> dict[str, Any]:
-    """What hosts in no profile have of a lock; every profile's lock begins with it."""
+    """The lock of hosts in no profile; every profile's lock begins with it."""
     return {"sources": {}, "repos": {}, "python": {}, **read(COMMON_LOCK / "rpms.yml", "rpms")}
 
 
 def lacking(profile: dict[str, Any], lock: dict[str, Any]) -> list[str]:
-    """What a lock lacks of what its profile names or every role reads: texts of a file and an entry."""
+    """Entries that a profile names or every role reads and that the lock lacks: texts of a file and an entry."""
     repository, python = profile["platform"]["cuda_repo"], profile["python"]["version"]
     roles = {entry["role"] for entry in lock["rpms"]}
     cpython = lock["sources"].get("cpython", {}).get("version", "")

@@ -15,7 +15,7 @@ PROVEN = "cuda-"  # how the name of the repository of driver and CUDA begins
 
 
 def is_pinned(entry: dict) -> bool:
-    """Whether an entry keeps its version: a driver or a CUDA that something was proven with."""
+    """Return whether an entry keeps its version: a driver or a CUDA that something was proven with."""
     return rpms.is_exact(entry) and (entry["repo"].startswith(PROVEN) or "unit" in entry)
 
 

@@ -45,7 +45,7 @@ def check_hosts(everybody: Group, count: int) -> None:
 
 class VarsModule(BaseVarsPlugin):
     def get_vars(self, loader: Any, path: str, entities: Any, cache: bool = True) -> dict[str, Any]:
-        """What a group gives its hosts; Ansible asks for each group and host, in several places."""
+        """Variables that a group gives its hosts; Ansible asks for each group and host, in several places."""
         super().get_vars(loader, path, entities)
         found: dict[str, Any] = {}
         root = profiles.directory()

@@ -12,7 +12,7 @@ from vllm.transformers_utils.configs.deepseek_vl2 import DeepseekV2Config
 
 from .checkpoint.config import translate
 
-# What vLLM asks of DeepSeek V3's config, and only published ones have; its class in transformers goes without saying.
+# vLLM reads these of DeepSeek V3's config; transformers' class does not set them.
 V3_DEFAULTS = {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1}
 
 

@@ -27,7 +27,7 @@ def kv_cache_dtype(cache_config: CacheConfig, model_config: ModelConfig) -> torc
 
 
 def with_adapters(upstream: Any) -> Any:
-    """What the first rank tells the others of a step; upstream leaves out which adapters it needs."""
+    """Data of a step that the first rank sends to the others; upstream leaves out the adapters."""
 
     def as_broadcastable_tensor_dict(self: ModelInputForCPU) -> dict[str, Any]:
         return {**upstream(self), "lora_requests": self.lora_requests, "lora_mapping": self.lora_mapping}

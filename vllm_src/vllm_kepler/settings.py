@@ -24,7 +24,7 @@ logger = init_logger("vllm.kepler.settings")
 
 BACKEND = "vllm_kepler.attention.backend.KeplerBackend"
 PUNICA = "vllm_kepler.lora.KeplerPunica"
-# What the KV cache may be: of the activations' dtype, or float16; by vLLM's names.
+# Types of the KV cache: of the activations' dtype, or float16; by vLLM's names.
 CACHE_DTYPES = ("auto", "half")
 # Numbers of sequences that a graph is captured for. Beyond 16 rows a step is arithmetic, which hides its launches.
 CAPTURE_SIZES = (1, 2, 4, 8, ROWS)

@@ -1,4 +1,4 @@
-"""Whether the engine can serve what a model's files describe: plan, preflight, fetch and start ask here."""
+"""Check whether the engine can serve a model, by its files: for plan, preflight, fetch and start."""
 
 from .config import parts_of, translate
 from .engine_models import GENERATORS, MODEL_TYPES, OTHERS, TOKENIZERS, UNLOADABLE

@@ -166,7 +166,7 @@ FLAGS = frozenset((
     "enable-server-load-tracking enable-ssl-refresh expand-tools-even-if-tool-choice-none headless "
     "return-tokens-as-token-ids use-v2-block-manager"
 ).split())
-# What a config has where it does not say, by its model_type.
+# Defaults of a config, by its model_type.
 DEFAULTS = {
     "bamba": {
         "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
@@ -372,7 +372,7 @@ DEFAULTS = {
         "max_position_embeddings": 4096,
     },
 }
-# Types of configs with one for the language model in them, and its type where it does not say.
+# Types of configs with one for the language model in them, and its default type.
 LANGUAGE_PARTS = {
     "aya_vision": "cohere2", "blip-2": "opt", "colpali": "gemma", "fuyu": "persimmon", "gemma3": "gemma3_text",
     "got_ocr2": "qwen2", "granitevision": "llama", "idefics2": "mistral", "idefics3": "llama",

@@ -29,7 +29,7 @@ KINDS = {bool: "true or false", dict: "a mapping", list: "a list of texts", str:
 
 
 class Scheme(NamedTuple):
-    """How one linear layer is quantized; value = scale * (code - zero point).
+    """The quantization of one linear layer; value = scale * (code - zero point).
 
     Attributes:
         bits: of a code, 4 or 8.
@@ -71,7 +71,7 @@ class Quantization(object):
 
     @property
     def act_order(self):
-        """Whether the columns of any layer's groups are scattered."""
+        """Return whether the columns of any layer's groups are scattered."""
         return any(scheme.act_order for _, scheme in self.rules if scheme)
 
     def scheme_of(self, name):

@@ -1,4 +1,4 @@
-"""What an instance may say in speculative_config: who proposes the tokens that a step checks all at once.
+"""The settings of an instance's speculative_config: who proposes the tokens that a step checks all at once.
 """
 
 import json
@@ -27,13 +27,13 @@ PLAIN = "a language model of its own"
 
 
 def is_name(model):
-    """Whether it can name a model; upstream takes two names for prompt lookup."""
+    """Return whether it can name a model; upstream takes two names for prompt lookup."""
     return (isinstance(model, str) and bool(model.strip()) and model.isprintable() and model[0] not in ".- "
             and model not in ("ngram", "[ngram]"))
 
 
 def mapping(value):
-    """The mapping in a JSON text, as options of vLLM have it; None where there is none."""
+    """Return the mapping in a JSON text, as options of vLLM have it; None where there is none."""
     try:
         found = json.loads(value)
     except (TypeError, ValueError, RecursionError):
@@ -90,7 +90,7 @@ def draft_faults(kind, vocabulary, target):
 
 
 def most_sequences(tokens, settings=None):
-    """How many running sequences speculate at most: `tokens` of each are checked beside its next one, ROWS in all.
+    """Return the most running sequences that speculate: `tokens` of each are checked beside its next one, ROWS in all.
 
     Args:
         settings: disable_by_batch_size, the number of sequences from which nobody speculates.

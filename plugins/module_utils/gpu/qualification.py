@@ -270,7 +270,7 @@ def make_record(begin, result, passed, findings, p2p, trace):
 
 
 def stale_reasons(found, host, skip=False):
-    """Why the record `found` (None if there is none) says nothing about `host`: [text], empty if it is valid.
+    """Reasons why the record `found` (None if there is none) is not valid for `host`: [text], empty if it is.
 
     host: {kernel, driver, device, dies}. skip: whether the operator skips the qualification. Which generation was
     qualified is recorded and no reason: upgrades ask their servers for sense.

@@ -12,7 +12,7 @@ LOST = re.compile("NVRM: (.*(?:%s).*)$" % LOSSES)
 # Expression of journalctl for lines that hold either.
 GREP = "NVRM: .*(Xid|%s)" % LOSSES
 ADDRESS = re.compile(r"\b[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?\b")
-# What went wrong on a GPU, by NVIDIA's number, and the usual cause.
+# Meaning of an Xid, by NVIDIA's number, and the usual cause.
 MEANINGS = {
     13: "graphics engine exception, mostly a program's fault",
     31: "memory page fault, mostly a program's fault",

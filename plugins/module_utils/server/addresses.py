@@ -1,8 +1,8 @@
-"""How a server is reached, for itself and its clients. Self-contained: the serving environment has a copy."""
+"""Addresses of a server, for itself and its clients. Self-contained: the serving environment has a copy."""
 
 import ipaddress
 
-# Where a server that listens everywhere is reached.
+# The address of a server that listens everywhere.
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 # Header with the quarantine token. The wire keeps the name that older servers know.
 QUARANTINE_HEADER = "x-kepler-held"

@@ -26,7 +26,7 @@ def is_sha256(value):
 
 
 def is_row(value):
-    """Whether a value is what a manifest says of a source: name, file and sha256."""
+    """Return whether a value is what a manifest says of a source: name, file and sha256."""
     return (
         isinstance(value, list) and len(value) == 3 and all(isinstance(one, str) for one in value)
         and is_sha256(value[2])
@@ -34,7 +34,7 @@ def is_row(value):
 
 
 def is_entry(value):
-    """Whether a value is what a manifest says of one path. One function, not kinds: a manifest has up to 40,000."""
+    """Return whether a value describes one path in a manifest. One function, not kinds: a manifest has up to 40,000."""
     if not (isinstance(value, dict) and isinstance(value.get("path"), str) and isinstance(value.get("type"), str)):
         return False
     if value["type"] == "link":
@@ -60,7 +60,7 @@ FIELDS = {
 
 
 def is_plain(name, ending=""):
-    """Whether `name` can be the name of a file, with each ending that the store gives it."""
+    """Return whether `name` can be the name of a file, with each ending that the store gives it."""
     return (
         isinstance(name, str) and bool(PLAIN_NAME.match(name))
         and len(os.fsencode(name + ending)) <= NAME_BYTES
@@ -165,5 +165,5 @@ def manifest(path):
 
 
 def is_committed(path):
-    """Whether the store path holds a whole output. A manifest that cannot be read is the business of `manifest`."""
+    """Return whether the store path holds a whole output. `manifest` reports a manifest that cannot be read."""
     return os.path.lexists(os.path.join(path, MANIFEST))

@@ -125,7 +125,7 @@ def run_builder(recipe, paths):
         "PYTHONHASHSEED": "0",
         "out": paths.final,
         "src": sources,
-        # How many processes the builder may run at once: changes no byte, and so does not count for the key.
+        # The number of processes changes no byte of the output, so it is not part of the key.
         "KEPLER_JOBS": str(recipe.get("jobs") or len(os.sched_getaffinity(0))),
     }
     environment.update(recipe["inputs"])
@@ -262,7 +262,7 @@ def cleanup(paths, keep):
 
 
 def is_present(paths):
-    """Whether the output is in the store. If so, a collection before the next activation leaves it."""
+    """Return whether the output is in the store. If so, a collection before the next activation leaves it."""
     if not address.is_committed(paths.final):
         return False
     with disk.locked(disk.lock_of(paths.root, "removal")):

@@ -63,7 +63,7 @@ def size_of(path):
 
 
 def is_held(root, key):
-    """Whether somebody makes an output, or builds it again."""
+    """Return whether somebody makes an output, or builds it again."""
     return is_locked(lock_of(root, key))
 
 
@@ -89,13 +89,13 @@ def needs(root):
 
 
 def is_there(root, name):
-    """Whether an output, or something else, stands in an output's place. An empty directory is what a build fills."""
+    """Return whether anything stands in an output's place, but for the empty directory that a build fills."""
     path = os.path.join(root, "store", name)
     return os.path.lexists(path) and not disk.is_empty_directory(path)
 
 
 def is_half_removed(root, name):
-    """Whether what stands in an output's place is none: an interrupted `rm -rf` leaves such."""
+    """Return whether what stands in an output's place is none: an interrupted `rm -rf` leaves such."""
     return is_there(root, name) and not address.is_committed(os.path.join(root, "store", name))
 
 
@@ -122,7 +122,7 @@ class Usage:
 
 
 def is_awaited(root, name):
-    """Whether somebody works on an output, or the next generation may hold it."""
+    """Return whether somebody works on an output, or the next generation may hold it."""
     key = address.key_of_path(name)
     return is_held(root, key) or generation.is_expected(root, key)
 

@@ -91,7 +91,7 @@ def locked(path, wait=True, shared=False):
 
 
 def is_locked(path):
-    """Whether somebody holds a lock. Looks only: a full disk has no room for a new one."""
+    """Return whether somebody holds a lock. Looks only: a full disk has no room for a new one."""
     if not os.path.exists(path):
         return False
     with locked(path, wait=False) as free:
@@ -116,12 +116,12 @@ def write_atomically(path, content):
 
 
 def is_directory(path):
-    """Whether a directory lies at `path` itself, and no link to one."""
+    """Return whether a directory lies at `path` itself, and no link to one."""
     return os.path.isdir(path) and not os.path.islink(path)
 
 
 def is_no_file(path):
-    """Whether something other than a regular file lies at `path`."""
+    """Return whether something other than a regular file lies at `path`."""
     try:
         return not stat.S_ISREG(os.lstat(path).st_mode)
     except FileNotFoundError:

@@ -65,7 +65,7 @@ class Progress:
 
 
 def is_the_file(stream, path):
-    """Whether an open file still lies at `path`."""
+    """Return whether an open file still lies at `path`."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
     except FileNotFoundError:
@@ -273,7 +273,7 @@ def accept(part, source, final, origin):
 
 
 def is_there(final, source, progress):
-    """Whether the file `final` holds `source` already."""
+    """Return whether the file `final` holds `source` already."""
     try:
         if sha256_of(final) != source["sha256"]:
             return False

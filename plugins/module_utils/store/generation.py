@@ -68,7 +68,7 @@ def expect(root, key):
 
 
 def is_expected(root, key):
-    """Whether an output was made, or found to be there, since the last generation was made; true before the first."""
+    """Return whether an output was made, or found, since the last generation was made; true before the first."""
     number = next_number(root)
     try:
         return number == 1 or number <= os.stat(disk.lock_of(root, key)).st_mtime < NO_CLOCK

@@ -42,7 +42,7 @@ class References:
         return True
 
     def is_copy(self, name):
-        """Whether somebody's copy of an output lies under a name of its own: it is not the store's to remove."""
+        """Return whether somebody's copy of an output lies under a name of its own: it is not the store's to remove."""
         return self.is_readable(name) and self.read(name)[2] != name
 
     def read_all(self):
@@ -66,11 +66,11 @@ class References:
         return found
 
     def is_referred_to(self, name):
-        """Whether another committed output refers to an output. One that cannot be read is taken to refer to none."""
+        """Return whether another committed output refers to an output. An unreadable one refers to none."""
         return any(name in lower for other, (lower, _sources, _stem) in self.read_all().items() if other != name)
 
     def is_source(self, sha256):
-        """Whether a committed output was built from a source."""
+        """Return whether a committed output was built from a source."""
         return any(sha256 in sources for _lower, sources, _stem in self.read_all().values())
 
     def in_order(self, names):

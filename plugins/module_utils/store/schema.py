@@ -12,12 +12,12 @@ SHOWN = 60  # characters of a value in a message
 
 
 def is_number(value):
-    """Whether a value is a number that can be a time: finite, at most the end of the year 9999."""
+    """Return whether a value is a number that can be a time: finite, at most the end of the year 9999."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 253402300800
 
 
 def is_natural(value):
-    """Whether a value is a whole number, zero or more. In Python True equals 1."""
+    """Return whether a value is a whole number, zero or more. In Python True equals 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 

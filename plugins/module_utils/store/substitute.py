@@ -199,7 +199,7 @@ def read_output(path):
 
 
 def is_published(path, directory, home, fingerprint):
-    """Whether an output lies in `directory` whole, byte for byte, signed by the key `fingerprint`."""
+    """Return whether an output lies in `directory` whole, byte for byte, signed by the key `fingerprint`."""
     try:
         manifest = read_output(path)
         base = os.path.join(directory, stem_of(manifest))
@@ -329,7 +329,7 @@ def keyring(trusted_keys, directory):
 
 
 def worthless(status):
-    """Why what gpg or gpgv says of a signature makes it worth nothing; None if it is good."""
+    """Reason why gpg or gpgv rejects a signature; None if it is good."""
     lines = [line.split()[1:] for line in status.splitlines() if line.startswith("[GNUPG:] ")]
     status_lines = {line[0]: line[1:] for line in lines if line}
     if "NO_PUBKEY" in status_lines:
@@ -444,7 +444,7 @@ def check_entries(manifest, where, store=None, known=lambda: ()):
             target = destination(links, path)
             outside = target is None
             if target and store is not None and target not in known():
-                # What ".." means behind another output's links is not known here.
+                # The meaning of ".." behind another output's links is not known here.
                 outside = not target.startswith(store + "/") or ".." in target.split("/")
             if outside:
                 refuse(path, "a link to %s" % entry["target"], "a target in the output or in the store")

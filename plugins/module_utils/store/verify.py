@@ -1,4 +1,4 @@
-"""Whether outputs still are what was committed, and whether building one again gives the same."""
+"""Compare outputs with what was committed, and with a second build."""
 
 import os
 import stat

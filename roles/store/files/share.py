@@ -16,7 +16,7 @@ from collections import OrderedDict
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import ThreadingMixIn
 
-# What a range may be: from one byte on, as a download that goes on asks.
+# The only form of a range: from one byte on, as a resumed download asks.
 RANGE = re.compile("bytes=([0-9]+)-$")
 IDLE_SECONDS = 60
 MOST_CLIENTS = 256

@@ -19,7 +19,7 @@ from ..ops import linear, moe
 from .half import HalfWeights
 from .packed import Layout, check_shard, cuts_groups, empty_tensors, groups_of_rank, read_tensors
 
-# What a layer's weight loader calls the gate's and the other matrix in one, and the last.
+# Names in a layer's weight loader of the gate's and the other matrix in one, and of the last.
 BOTH, DOWN = "w13", "w2"
 
 

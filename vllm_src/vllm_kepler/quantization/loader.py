@@ -19,7 +19,7 @@ from .half import halve_embeddings
 
 logger = init_logger("vllm.kepler.loader")
 
-# What upstream's weight loaders raise for a tensor that the model has no place for.
+# Errors of upstream's weight loaders for a tensor that the model has no place for.
 FAULTS = (AssertionError, IndexError, KeyError, RuntimeError, ValueError)
 
 

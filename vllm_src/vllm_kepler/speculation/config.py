@@ -1,4 +1,4 @@
-"""What the port decides where a server speculates, before a weight is read."""
+"""Settings of a server that speculates, before a weight is read."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def look_up(ids: array, least: int, most: int, count: int) -> list[int] | None:
         while at > 0 and at % width:
             # Between two tokens.
             at = text.rfind(tail, 0, at + len(tail) - 1)
-        # Where a short n-gram is not, no longer one is.
+        # If a short n-gram does not occur, no longer one does.
         if at < 0:
             break
         place = at // width + size
@@ -32,7 +32,7 @@ def look_up(ids: array, least: int, most: int, count: int) -> list[int] | None:
 
 @dataclass
 class Balance:
-    """Whether proposals for one sequence pay: where fewer than half of the tokens are accepted, they do not.
+    """Return whether proposals for one sequence pay: at least half of the tokens are accepted.
 
     A row of a step costs about a third of its first one, and a draft model's own steps come on top.
 
@@ -51,7 +51,7 @@ class Balance:
     proposed_at: int | None = None
 
     def look(self, length: int, count: int) -> bool:
-        """Whether to propose `count` tokens to a sequence of `length` tokens; counts the proposal of the last step."""
+        """Return whether to propose `count` tokens to a sequence of `length`; counts the last step's proposal."""
         if self.proposed_at is not None:
             accepted = length - self.proposed_at - 1
             self.credit = max(-1, min(self.most, self.credit + 2 * accepted - count))

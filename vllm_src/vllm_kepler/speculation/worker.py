@@ -72,7 +72,7 @@ class PromptLookup(NGramWorker):
         self.found: dict[str, list[int]] = {}
 
     def look(self, group: SequenceGroupMetadata, count: int) -> bool:
-        """Whether there is a proposal for the group, which is kept for get_spec_proposals."""
+        """Return whether there is a proposal for the group, which is kept for get_spec_proposals."""
         data = sequence_of(group)
         ids: array = data.prompt_token_ids_array + data.output_token_ids_array
         found = look_up(ids, *self.sizes, count)
@@ -182,7 +182,7 @@ class SpeculativeWorker(SpecDecodeWorker):
                 group.num_speculative_tokens = 0
 
     def speculates(self, group: SequenceGroupMetadata, count: int, everywhere: bool) -> bool:
-        """Whether `count` tokens are proposed for a sequence in this step; `everywhere`: whether any may be."""
+        """Return whether `count` tokens are proposed for a sequence in this step; `everywhere`: whether any may be."""
         if group.is_prompt:
             # Of a sequence that was thrown out of the cache nothing is known.
             self.balances.pop(group.request_id, None)

@@ -1,4 +1,4 @@
-"""What this project reads of vLLM, one table for each version. The package vllm_serving has the same files."""
+"""Phases, log lines and metrics of vLLM, one table for each version. The package vllm_serving has the same files."""
 
 from . import v0_9_2
 

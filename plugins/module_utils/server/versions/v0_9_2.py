@@ -1,6 +1,6 @@
 """vLLM 0.9.2 with the V0 engine and the port: the lines of its log and the metrics that are read. Data only."""
 
-# What a starting server is at, by a regular expression of the lines that it writes; the last one seen counts.
+# Phases of a start, by a regular expression of the lines that a server writes; the last one seen counts.
 PHASES = (
     (r"Loading \w+ checkpoint shards: +(\d+)%", "loading weights, {} %"),
     (r"Starting to load model|Loading weights on", "loading weights"),
@@ -10,12 +10,12 @@ PHASES = (
     (r"Starting vLLM API server|Application startup complete", "warm-up: waiting for the first token"),
 )
 
-# What the log of a sound server holds. Half is how weights are stored; the engine computes in float32 either way.
+# Lines in the log of a sound server. Half is how weights are stored; the engine computes in float32 either way.
 LOG_WANTED = ("V0 LLM engine", "Torch SDPA attention backend", "dtype=torch.float32")
 LOG_WANTED_HALF = ("dtype: half",)
 LOG_WANTED_EAGER = ("enforce_eager=True",)
 LOG_WANTED_GRAPHS = ("enforce_eager=False", "CUDA graphs: captured")
-# What it never holds: kernels that a K80 cannot run, and errors.
+# Words that it never has: kernels that a K80 cannot run, and errors.
 LOG_UNWANTED = ("FlashAttention", "xformers", "Triton", "Traceback")
 
 # Names of the metrics that the supervisor, the alert rules and the dashboard read.
