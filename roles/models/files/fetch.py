@@ -29,8 +29,8 @@ TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 OTHER_FORMATS = (".gguf", ".ggml", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".npz")
 
 
-class Fault(Exception):
-    """A fault, with the next step."""
+class FetchError(Exception):
+    """A model that cannot be fetched or served; the message has the next step."""
 
 
 def write(directory: Path, name: str, content: dict[str, Any]) -> None:
@@ -48,7 +48,7 @@ def choose(names: list[str]) -> list[str]:
         weights = [name for name in own if name.startswith("pytorch_model") and name.endswith(".bin")]
     if not weights:
         others = sorted({Path(name).suffix for name in names if name.endswith(OTHER_FORMATS)})
-        raise Fault(
+        raise FetchError(
             f"found {'weights as ' + ', '.join(others) if others else 'no weights'}; expected *.safetensors or "
             "pytorch_model*.bin. Choose a repository that has the model in one of these."
         )
@@ -60,13 +60,13 @@ CONFIGS = ("config.json", "tokenizer_config.json")
 
 
 def check_configs(snapshot: Path) -> None:
-    """Raise Fault if the engine cannot serve what the configurations describe. Before the weights are fetched."""
+    """Raise FetchError if the engine cannot serve what the configurations describe. Before the weights are fetched."""
     config, tokenizer = (files.try_json(str(snapshot / name)) for name in CONFIGS)
     if config is None:
-        raise Fault("config.json: found no mapping; expected one. Choose another checkpoint of the model.")
+        raise FetchError("config.json: found no mapping; expected one. Choose another checkpoint of the model.")
     # Code that comes with a model is not fetched.
     for found, expected in engine.refusals(config, tokenizer):
-        raise Fault(f"config.json: found {found}; expected {expected}. Choose another checkpoint of the model.")
+        raise FetchError(f"config.json: found {found}; expected {expected}. Choose another checkpoint of the model.")
 
 
 def digests(path: Path) -> tuple[str, str]:
@@ -106,7 +106,7 @@ class Meter:
 
 
 def verify(snapshot: Path, siblings: dict[str, Any], expected: dict[str, str], directory: Path) -> dict[str, Any]:
-    """{file: {size, sha256}} of what was fetched. Raises Fault where a file is not what the hub or the record says."""
+    """{file: {size, sha256}} of what was fetched. Raises FetchError where a file is not what the hub or the record says."""
     found: dict[str, Any] = {}
     total, done = sum(sibling.size or 0 for sibling in siblings.values()), 0
     for name, sibling in sorted(siblings.items()):
@@ -117,11 +117,11 @@ def verify(snapshot: Path, siblings: dict[str, Any], expected: dict[str, str], d
         if wanted not in (sha256, blob):
             os.unlink(path.resolve())  # so that the next run fetches it anew
             path.unlink()
-            raise Fault(
+            raise FetchError(
                 f"{name}: found sha256 {sha256}; expected {wanted}, which the hub says. It was removed: run again."
             )
         if expected.get(name, sha256) != sha256:
-            raise Fault(
+            raise FetchError(
                 f"{name}: found sha256 {sha256}; expected the recorded {expected[name]}. The hub hands out another "
                 "file than the one that was recorded: look at who changed it before you record it anew."
             )
@@ -129,7 +129,7 @@ def verify(snapshot: Path, siblings: dict[str, Any], expected: dict[str, str], d
         done += path.stat().st_size
     missing = sorted(set(expected) - set(found))
     if missing:
-        raise Fault(f"found no {', '.join(missing)}; expected the files that were recorded.")
+        raise FetchError(f"found no {', '.join(missing)}; expected the files that were recorded.")
     return found
 
 
@@ -139,14 +139,14 @@ def fetch(name: str, revision: str, directory: Path, expected: dict[str, str]) -
     chosen = choose([sibling.rfilename for sibling in info.siblings or []])
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or [] if sibling.rfilename in chosen}
     if "config.json" not in siblings:
-        raise Fault("found no config.json; expected a model in the form of transformers.")
+        raise FetchError("found no config.json; expected a model in the form of transformers.")
     cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
     check_configs(Path(snapshot_download(name, revision=revision, allow_patterns=list(CONFIGS))))
     total = sum(sibling.size or 0 for sibling in siblings.values())
     there = sum(path.stat().st_size for path in cache.glob("blobs/*"))
     free = shutil.disk_usage(cache).free
     if total - there > free:
-        raise Fault(
+        raise FetchError(
             f"{cache}: found {free / 2**30:.1f} GiB free; expected {(total - there) / 2**30:.1f} GiB for the rest of "
             "the model. Free some, or put vllm_service_home on a larger disk; what was fetched is kept."
         )
@@ -163,7 +163,7 @@ def main() -> int:
     try:
         write(directory, "record.json", fetch(name, revision, directory, asked["expected"]))
         return 0
-    except Fault as fault:
+    except FetchError as fault:
         text = str(fault)
     except GatedRepoError:
         text = "found a gated repository; expected one that may be read. Accept its terms, then give models_token_file."
