@@ -308,6 +308,18 @@ def _mixtral(model: Model) -> list[Tensor]:
     ]
 
 
+def _sparse_layers(model: Model, router: Tensors, sparse: int) -> list[Tensor]:
+    """MLPs of all layers: `sparse` of them have experts and what is in `router`, the rest one MLP each."""
+    of_some = (
+        (router, sparse), (_gated(model, "mlp", model.intermediate), model.layers - sparse),
+        (_gated(model, "mlp.experts.*", model.expert_intermediate), sparse * model.experts),
+    )
+    return [
+        Tensor(f"model.layers.*.{name}", shape, count)
+        for part, count in of_some if count for name, shape in part.items()
+    ]
+
+
 def _qwen_moe(qkv_bias: bool, head_norms: bool, wide_norms: bool = False) -> Callable[[Model], list[Tensor]]:
     """Experts beside dense layers, and in Qwen 2 an expert that every token goes through."""
 
@@ -327,14 +339,7 @@ def _qwen_moe(qkv_bias: bool, head_norms: bool, wide_norms: bool = False) -> Cal
         if config.get("shared_expert_intermediate_size"):
             router["mlp.shared_expert_gate.weight"] = (1, model.hidden)
             router.update(_gated(model, "mlp.shared_expert", number(config, "shared_expert_intermediate_size")))
-        of_some = (
-            (router, sparse), (_gated(model, "mlp", model.intermediate), model.layers - sparse),
-            (_gated(model, "mlp.experts.*", model.expert_intermediate), sparse * model.experts),
-        )
-        return _whole(model, layer) + [
-            Tensor(f"model.layers.*.{name}", shape, count)
-            for part, count in of_some if count for name, shape in part.items()
-        ]
+        return _whole(model, layer) + _sparse_layers(model, router, sparse)
 
     return tensors
 
@@ -367,14 +372,7 @@ def _latent(model: Model) -> list[Tensor]:
         router["mlp.gate.e_score_correction_bias"] = (model.experts,)
     if shared := number(config, "n_shared_experts", default=0):
         router.update(_gated(model, "mlp.shared_experts", shared * model.expert_intermediate))
-    of_some = (
-        (router, sparse), (_gated(model, "mlp", model.intermediate), model.layers - sparse),
-        (_gated(model, "mlp.experts.*", model.expert_intermediate), sparse * model.experts),
-    )
-    return _whole(model, layer) + [
-        Tensor(f"model.layers.*.{name}", shape, count)
-        for part, count in of_some if count for name, shape in part.items()
-    ]
+    return _whole(model, layer) + _sparse_layers(model, router, sparse)
 
 
 @dataclass(frozen=True)
