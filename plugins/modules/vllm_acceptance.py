@@ -5,31 +5,19 @@ DOCUMENTATION = r"""
 module: vllm_acceptance
 short_description: Check one thing about a running server
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+  - kepler.vllm.server
+  - kepler.vllm.server.key
 description:
   - Asks a server of this host, or looks at its processes and its log, and says what it found. A server that does not
     pass is no failure of the task, so that all checks are made; C(result) has the outcome.
 options:
-  name:
-    description: Instance name of the unit.
-    type: str
-    required: true
   check:
     description: What to look at. C(record) returns answers for later checks of C(golden).
     type: str
     required: true
     choices: [completion, chat, chat_stream, log, memory, coherent, golden, load, decisions, record]
-  host:
-    description: Address that the server listens on.
-    type: str
-    default: 127.0.0.1
-  port:
-    description: Port that the server listens on.
-    type: int
-    default: 8000
-  api_key_file:
-    description: File on the host that holds a line C(VLLM_API_KEY=...); left out for a server without a key.
-    type: path
   device:
     description: Where the server computes.
     type: str
@@ -121,17 +109,15 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kepler.vllm.plugins.module_utils.server.acceptance import CHECKS, CheckContext, CheckSkipped
-from ansible_collections.kepler.vllm.plugins.module_utils.server.api import Api, CheckFailed
+from ansible_collections.kepler.vllm.plugins.module_utils.server.api import KEY_OPTION, SERVER_OPTIONS, Api, CheckFailed
 
 
 def main():
     module = AnsibleModule(
         argument_spec={
-            "name": {"type": "str", "required": True},
+            **SERVER_OPTIONS,
+            **KEY_OPTION,
             "check": {"type": "str", "required": True, "choices": list(CHECKS)},
-            "host": {"type": "str", "default": "127.0.0.1"},
-            "port": {"type": "int", "default": 8000},
-            "api_key_file": {"type": "path", "no_log": False},
             "device": {"type": "str", "choices": ["kepler", "verify", "cpu"], "default": "kepler"},
             "dies": {"type": "list", "elements": "int", "default": []},
             "dtype": {"type": "str", "default": "float32"},

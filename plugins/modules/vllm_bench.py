@@ -5,16 +5,15 @@ DOCUMENTATION = r"""
 module: vllm_bench
 short_description: Measure a running server with vLLM's own benchmark
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+  - kepler.vllm.server
+  - kepler.vllm.server.key
 description:
   - Runs C(vllm bench serve) of the active generation's serving environment against a server of this host, with random
     prompts of one length, as the server's unprivileged user in a transient unit. A warm-up of C(concurrency) requests
     comes first.
 options:
-  name:
-    description: Instance name of the unit.
-    type: str
-    required: true
   model:
     description: What the instance serves; its tokenizer makes the prompts.
     type: str
@@ -35,17 +34,6 @@ options:
     description: Requests in all.
     type: int
     required: true
-  host:
-    description: Address that the server listens on.
-    type: str
-    default: 127.0.0.1
-  port:
-    description: Port that the server listens on.
-    type: int
-    default: 8000
-  api_key_file:
-    description: File on the host that holds a line C(VLLM_API_KEY=...); left out for a server without a key.
-    type: path
   root:
     description: Root of the store.
     type: path
@@ -93,7 +81,13 @@ import json
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.server.api import Api, CheckFailed, base_url
+from ansible_collections.kepler.vllm.plugins.module_utils.server.api import (
+    KEY_OPTION,
+    SERVER_OPTIONS,
+    Api,
+    CheckFailed,
+    base_url,
+)
 
 FIGURES = ("completed", "duration", "request_throughput", "output_throughput", "total_token_throughput") + tuple(
     "%s_%s_ms" % (which, what) for what in ("ttft", "tpot", "e2el") for which in ("median", "p99")
@@ -137,15 +131,13 @@ def command_of(params, served):
 def main():
     module = AnsibleModule(
         argument_spec={
-            "name": {"type": "str", "required": True},
+            **SERVER_OPTIONS,
+            **KEY_OPTION,
             "model": {"type": "str", "required": True},
             "concurrency": {"type": "int", "required": True},
             "input_tokens": {"type": "int", "required": True, "no_log": False},
             "output_tokens": {"type": "int", "required": True, "no_log": False},
             "requests": {"type": "int", "required": True},
-            "host": {"type": "str", "default": "127.0.0.1"},
-            "port": {"type": "int", "default": 8000},
-            "api_key_file": {"type": "path", "no_log": False},
             "root": {"type": "path", "default": "/opt/kepler"},
             "user": {"type": "str", "default": "vllm"},
             "timeout": {"type": "int", "default": 3600},

@@ -5,23 +5,13 @@ DOCUMENTATION = r"""
 module: vllm_ready
 short_description: Wait until the server of a unit answers
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+  - kepler.vllm.server
 description:
   - Looks at the unit C(vllm@NAME.service) and asks its C(/health). The action plugin of this name asks again until the
     server answers, the unit fails or the time is over, and shows what the unit is at meanwhile.
 options:
-  name:
-    description: Instance name of the unit.
-    type: str
-    required: true
-  host:
-    description: Address that the server listens on.
-    type: str
-    default: 127.0.0.1
-  port:
-    description: Port that the server listens on.
-    type: int
-    default: 8000
   timeout:
     description: Longest time in seconds that the action plugin waits.
     type: int
@@ -63,6 +53,7 @@ import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kepler.vllm.plugins.module_utils.server.api import (
+    SERVER_OPTIONS,
     UNANSWERED,
     base_url,
     open_url,
@@ -100,9 +91,7 @@ def is_healthy(name, host, port):
 def main():
     module = AnsibleModule(
         argument_spec={
-            "name": {"type": "str", "required": True},
-            "host": {"type": "str", "default": "127.0.0.1"},
-            "port": {"type": "int", "default": 8000},
+            **SERVER_OPTIONS,
             "timeout": {"type": "int", "default": 1800},
             "late": {"type": "bool", "default": False},
         },

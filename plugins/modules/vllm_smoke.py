@@ -5,27 +5,15 @@ DOCUMENTATION = r"""
 module: vllm_smoke
 short_description: Ask a server for a few tokens and look at them
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+  - kepler.vllm.server
+  - kepler.vllm.server.key
 description:
   - Asks C(/v1/completions) twice for the same greedy answer. Fails where there is none, where a probability is no
     number, where the two differ, where the answer does not hold what is expected of it, or where a server with a key
     answers without it. A server whose kernels compute garbage passes C(/health) and fails here.
 options:
-  name:
-    description: Instance name of the unit, for messages.
-    type: str
-    required: true
-  host:
-    description: Address that the server listens on.
-    type: str
-    default: 127.0.0.1
-  port:
-    description: Port that the server listens on.
-    type: int
-    default: 8000
-  api_key_file:
-    description: File on the host that holds a line C(VLLM_API_KEY=...); left out for a server without a key.
-    type: path
   prompt:
     description: What the model goes on from.
     type: str
@@ -74,16 +62,20 @@ seconds:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.server.api import Api, CheckFailed, quarantine_headers
+from ansible_collections.kepler.vllm.plugins.module_utils.server.api import (
+    KEY_OPTION,
+    SERVER_OPTIONS,
+    Api,
+    CheckFailed,
+    quarantine_headers,
+)
 
 
 def main():
     module = AnsibleModule(
         argument_spec={
-            "name": {"type": "str", "required": True},
-            "host": {"type": "str", "default": "127.0.0.1"},
-            "port": {"type": "int", "default": 8000},
-            "api_key_file": {"type": "path", "no_log": False},
+            **SERVER_OPTIONS,
+            **KEY_OPTION,
             "prompt": {"type": "str", "default": "The quick brown fox"},
             "expect": {"type": "str", "default": ""},
             "tokens": {"type": "int", "default": 8, "no_log": False},

@@ -12,6 +12,13 @@ from .key_file import KeyFileError, read_key
 
 # While this file exists, the server answers only requests with the token in it: its answers are not checked yet.
 QUARANTINE = "/run/vllm-%s.held"
+# Options of modules by which they name a server; documented in doc_fragments/server.py.
+SERVER_OPTIONS = {
+    "name": {"type": "str", "required": True},
+    "host": {"type": "str", "default": "127.0.0.1"},
+    "port": {"type": "int", "default": 8000},
+}
+KEY_OPTION = {"api_key_file": {"type": "path", "no_log": False}}
 # Raised for no answer, a truncated answer, or one that is not HTTP.
 UNANSWERED = (OSError, http.client.HTTPException)
 

@@ -106,7 +106,7 @@ class Meter:
 
 
 def verify(snapshot: Path, siblings: dict[str, Any], expected: dict[str, str], directory: Path) -> dict[str, Any]:
-    """{file: {size, sha256}} of what was fetched. Raises FetchError where a file is not what the hub or the record says."""
+    """{file: {size, sha256}} of what was fetched. Raises FetchError if a file differs from hub or record."""
     found: dict[str, Any] = {}
     total, done = sum(sibling.size or 0 for sibling in siblings.values()), 0
     for name, sibling in sorted(siblings.items()):
