@@ -17,7 +17,7 @@ from ansible_collections.kepler.vllm.plugins.module_utils.gpu.xid import describ
 GIVEN_AWAY = ("vfio-pci", "pci-stub", "xen-pciback")
 # The class of a GPU in sysfs begins so; NVIDIA's chipsets and switches have another.
 DISPLAY = "0x03"
-# nvidia-smi's answers for a die that it cannot reach.
+# nvidia-smi's answers for a GPU that it cannot reach.
 LOST = re.compile("is lost|device handle|fallen off")
 
 
@@ -82,16 +82,16 @@ def gpu_numbers(host: dict) -> list[int]:
 
 
 def place(die: dict) -> str:
-    """A die as people find it: its address, and the slot where the firmware names one."""
+    """A GPU as people find it: its address, and the slot where the firmware names one."""
     return die["address"] + (f" (slot {die['slot']})" if die["slot"] else "")
 
 
 def missing_dies(host: dict) -> list[dict[str, str]]:
-    """Findings about boards that show fewer dies than they have."""
+    """Findings about boards that show fewer GPUs than they have."""
     size = host["gpu"]["per_board"]
     if size == 1:
         return []
-    next_step = "Look for the other die in the firmware and in the kernel's log; a reseated board often has it again."
+    next_step = "Look for the other GPU in the firmware and in the kernel's log; a reseated board often has it again."
     by_board = by_switch(gpus_of(host))
     halves = [dies for dies in by_board.values() if len(dies) < size]
     count = len(gpus_of(host))
@@ -99,12 +99,12 @@ def missing_dies(host: dict) -> list[dict[str, str]]:
         if count % size == 0:
             return []
         return [finding(
-            "warning", "host", f"{count} dies of {product(host)} on the PCI bus", f"{size} for each board", next_step,
+            "warning", "host", f"{count} GPUs of {product(host)} on the PCI bus", f"{size} for each board", next_step,
         )]
     return [
         finding(
-            "warning", "host", f"a {product(host)} board with {len(dies)} of {size} dies, {place(dies[0])}",
-            f"{size} dies behind the switch {dies[0]['bridges'][-2]['address']}", next_step,
+            "warning", "host", f"a {product(host)} board with {len(dies)} of {size} GPUs, {place(dies[0])}",
+            f"{size} GPUs behind the switch {dies[0]['bridges'][-2]['address']}", next_step,
         )
         for dies in halves
     ]
@@ -134,12 +134,12 @@ def board_findings(host: dict) -> list[dict[str, str]]:
 
 
 def bar_findings(host: dict) -> list[dict[str, str]]:
-    """Findings about dies whose memory the firmware did not place."""
+    """Findings about GPUs whose memory the firmware did not place."""
     size = host["gpu"]["bar1_gib"] * 2**30
     return [
         finding(
             "error", "host",
-            f"the memory of the die {place(die)} is not mapped (BAR 1: start {die['bar1']['start']:#x}, "
+            f"the memory of the GPU {place(die)} is not mapped (BAR 1: start {die['bar1']['start']:#x}, "
             f"size {die['bar1']['size']:#x})",
             f"{host['gpu']['bar1_gib']} GiB at an address above 4 GiB",
             "Turn \"above 4G decoding\" (also: memory mapped I/O above 4 GB) on in the firmware, then boot again.",
@@ -153,7 +153,7 @@ def link_findings(host: dict) -> list[dict[str, str]]:
     """Findings about links with fewer lanes than both of their ends could have."""
     places = {}
     for die in gpus_of(host):
-        places[die["address"]] = (f"the die {place(die)}", die)
+        places[die["address"]] = (f"the GPU {place(die)}", die)
         if host["gpu"]["per_board"] > 1 and len(die["bridges"]) > 1:
             switch = die["bridges"][-2]
             slot = f" in slot {die['slot']}" if die["slot"] else ""
@@ -169,7 +169,7 @@ def link_findings(host: dict) -> list[dict[str, str]]:
 
 
 def isolation_findings(host: dict, container: bool) -> list[dict[str, str]]:
-    """Findings about what sends the traffic between two dies on a detour, where NCCL hangs."""
+    """Findings about what sends the traffic between two GPUs on a detour, where NCCL hangs."""
     found = []
     fallback = "Where neither helps, NCCL_P2P_DISABLE=1 goes through shared memory instead."
     redirecting = sorted({
@@ -177,15 +177,15 @@ def isolation_findings(host: dict, container: bool) -> list[dict[str, str]]:
     })
     if redirecting:
         found.append(finding(
-            "warning", "host", f"ACS sends traffic between dies up to the root at {', '.join(redirecting)}",
-            "no redirection on the bridges above the dies: NCCL's peer-to-peer transfers hang there",
+            "warning", "host", f"ACS sends traffic between GPUs up to the root at {', '.join(redirecting)}",
+            "no redirection on the bridges above the GPUs: NCCL's peer-to-peer transfers hang there",
             f"Turn ACS off in the firmware (often under PCIe or virtualization), then boot again. {fallback}",
         ))
     kinds = {die["iommu"] for die in gpus_of(host)} - {None}
     translated = bool(kinds - {"identity"}) if kinds else host["iommu"]["groups"] and not host["iommu"]["passthrough"]
     if translated and not container:
         found.append(finding(
-            "warning", "host", f"the IOMMU translates what dies send ({host['iommu']['groups']} groups)",
+            "warning", "host", f"the IOMMU translates what GPUs send ({host['iommu']['groups']} groups)",
             "no IOMMU, or passthrough: NCCL's peer-to-peer transfers hang behind it",
             "grubby --update-kernel=ALL --args=iommu=pt, then boot again; or turn VT-d off in the firmware. "
             + fallback,
@@ -215,13 +215,13 @@ def history_findings(host: dict) -> list[dict[str, str]]:
         found.append(finding(
             "warning", "host",
             f"{event['text']} ({event['count']} times, the last at {event['last']})",
-            "a driver that reaches every die", LOST_DIE,
+            "a driver that reaches every GPU", LOST_DIE,
         ))
     for die in host["ecc"]:
         if "fault" in die:
             found.append(finding(
                 "warning", "host", f"nvidia-smi says of {die['address'] or 'the host'}: {die['fault']}",
-                "a mode and two counts of ECC errors for each die",
+                "a mode and two counts of ECC errors for each GPU",
                 DRIVER_MISMATCH if "mismatch" in die["fault"] else LOST_DIE,
             ))
             continue
@@ -241,13 +241,13 @@ def history_findings(host: dict) -> list[dict[str, str]]:
 
 
 def unlisted_findings(host: dict) -> list[dict[str, str]]:
-    """Findings about dies that the driver holds and nvidia-smi passes over without a word."""
+    """Findings about GPUs that the driver holds and nvidia-smi passes over without a word."""
     named = {bus_of(row["address"]) for row in host["ecc"] if row["address"]}
     passed_over = unlisted(host)
     return [
         finding(
-            "warning", "host", f"the die {place(die)}, which nvidia-smi does not list",
-            "every die that the driver holds", LOST_DIE,
+            "warning", "host", f"the GPU {place(die)}, which nvidia-smi does not list",
+            "every GPU that the driver holds", LOST_DIE,
         )
         for die in gpus_of(host)
         if die["driver"] == "nvidia" and passed_over(die) and bus_of(die["address"]) not in named

@@ -38,7 +38,7 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import 
 NUMBER = re.compile(r"\.layers\.(\d+)\.")
 # The answer of the module model_facts for a directory without weights.
 NO_WEIGHTS = "no weights"
-# Nothing is known of adapters. A die whose memory is not asked for.
+# Nothing is known of adapters. A GPU whose memory is not asked for.
 NOTHING: dict[str, dict[str, Any]] = {}
 NO_GPU = {"memory_mib": 0, "bandwidth": 0}
 # GiB of host memory for what a server has once: the API, the guides that it compiles, requests and answers.

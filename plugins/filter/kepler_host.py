@@ -115,7 +115,7 @@ def access_findings(host: dict, instances: list[dict], user: str) -> list[dict[s
 
 
 def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
-    """Findings about what the well-formed `instances` ask of the host: dies, models and ports."""
+    """Findings about what the well-formed `instances` ask of the host: GPUs, models and ports."""
     found = []
     dies = gpu_numbers(host)
     asked = [unit_of(instance) for instance in instances]

@@ -109,7 +109,7 @@ DKMS_SETTINGS = "/etc/dkms/framework.conf"
 FAPOLICYD = "/etc/fapolicyd"
 NVIDIA_VERSION = "/sys/module/nvidia/version"
 NVIDIA_GPUS = "/proc/driver/nvidia/gpus"
-SMI_TIMEOUT = 60  # seconds: the first question after a boot initializes the dies
+SMI_TIMEOUT = 60  # seconds: the first question after a boot initializes the GPUs
 PACKAGE_FORMAT = "%{NAME} %{VERSION} %{RELEASE} %{ARCH}\n"
 
 
@@ -154,7 +154,7 @@ def driver_journal(module):
 
 
 def ecc(module):
-    """ECC counts of the dies, and what nvidia-smi says instead. Only a loaded driver is asked: it would be loaded."""
+    """ECC counts of the GPUs, or the error of nvidia-smi. A driver is not asked before it is loaded."""
     program = module.get_bin_path("nvidia-smi")
     if facts.read(NVIDIA_VERSION) is None or not program:
         return []

@@ -294,7 +294,7 @@ def main():
         fail_with_fault(module, files)
     host, error = read_host(params)
     if error:
-        error = "nvidia-smi: found %s; expected the %s dies of the host. Run playbooks/host.yml first." % (
+        error = "nvidia-smi: found %s; expected the %s GPUs of the host. Run playbooks/host.yml first." % (
             error, params["profile"]["gpu"]["products"][0]
         )
         if not module.check_mode:

@@ -1,4 +1,4 @@
-"""Memory that a model needs on the dies of a profile, from its config.json and, if known, the shapes of its tensors.
+"""Memory that a model needs on the GPUs of a profile, from its config.json and, if known, the shapes of its tensors.
 
 The engine is vLLM 0.9.2's V0 as the port runs it: before the KV cache is allocated, a batch of dummy prompts measures
 the peak of the activations; weights, that peak and what lies outside of PyTorch are taken from
@@ -261,7 +261,7 @@ class Options:
 
 
 def die_of(gpu: dict[str, Any]) -> dict[str, Any]:
-    """Memory and bandwidth of a die, as Options has them, of a profile's `gpu`."""
+    """Memory and bandwidth of a GPU, as Options has them, of a profile's `gpu`."""
     return {"memory": gpu["memory_mib"] * MIB, "bandwidth": gpu["bandwidth"]}
 
 
@@ -425,7 +425,7 @@ def size_faults(model: Model, dies: int, tensors: Iterable[Tensor] = (), storage
 def group_faults(dies: int, tensors: Iterable[Tensor], storage: Storage) -> list[str]:
     """Matrices of codes that the groups do not divide, or whose columns the kernels cannot split, with the numbers."""
     if dies > 1 and storage.act_order:
-        return ["columns in the order of their activations (act-order), whose groups are scattered over all dies"]
+        return ["columns in the order of their activations (act-order), whose groups are scattered over all GPUs"]
     whole = COLUMNS if storage.group == WHOLE_ROW else storage.group
     faults: dict[str, str] = {}
     for tensor in tensors:
@@ -451,7 +451,7 @@ def sizes_that_divide(
 def dies_needed(
     model: Model, tensors: list[Tensor], max_model_len: int, options: Options, storage: Storage, most: int = 64
 ) -> int | None:
-    """Fewest dies on which a sequence of max_model_len fits; None where `most` are too few."""
+    """Fewest GPUs on which a sequence of max_model_len fits; None if `most` are too few."""
     for dies in sizes_that_divide(model, most, tensors, storage):
         if need(model, tensors, dies, max_model_len, options, storage).fits:
             return dies

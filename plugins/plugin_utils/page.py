@@ -8,7 +8,7 @@ from typing import Any
 
 WIDTH, HEIGHT = 960, 240
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 28
-# The hues keep their order for people who see colors differently; the second die of each pair is dashed as well.
+# The hues keep their order for people who see colors differently; the second GPU of each pair is dashed as well.
 STYLE = """
 :root { color-scheme: light dark; --paper: #fcfcfb; --ink: #1b1b1a; --soft: #66655f; --line: #dddcd6; --band: #f0efea;
   --bad: #b3261e; --fair: #8a5a00; --good: #1a6b3c;

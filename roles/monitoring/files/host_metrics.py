@@ -29,7 +29,7 @@ METRICS = {
     "kepler_driver_info": ("gauge", "Versions of the loaded kernel module and of libcuda."),
     "kepler_generation": ("gauge", "Number of the active generation."),
     "kepler_qualification_passed": ("gauge", "Whether the host passed its qualification."),
-    "kepler_qualification_dies": ("gauge", "How many dies one server may use."),
+    "kepler_qualification_dies": ("gauge", "How many GPUs one server may use."),
     "kepler_qualification_info": ("gauge", "Result of the qualification."),
     "kepler_host_metrics_unreadable": ("gauge", "How many sources of this file could not be read."),
     "kepler_host_metrics_timestamp_seconds": ("gauge", "When this file was written."),

@@ -115,7 +115,7 @@ def copies(rank: int) -> bool:
     back = sent.to(there).to(here)
     if not torch.equal(back, sent):
         wrong = int((back != sent).sum())
-        raise WrongResult(f"{wrong} of {len(sent)} elements copied to the other die and back differ")
+        raise WrongResult(f"{wrong} of {len(sent)} elements copied to the other GPU and back differ")
     return torch.cuda.can_device_access_peer(rank, 1 - rank)
 
 

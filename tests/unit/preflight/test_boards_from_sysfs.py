@@ -91,7 +91,7 @@ def test_acs_and_a_narrow_link(bus):
     bus.board("0000:00:02.0", 3)
     assert judged(bus)[1] == [
         ("warning", "the board behind 0000:03:00.0: a link of 8 lanes"),
-        ("warning", "ACS sends traffic between dies up to the root at 0000:04:10.0"),
+        ("warning", "ACS sends traffic between GPUs up to the root at 0000:04:10.0"),
     ]
 
 

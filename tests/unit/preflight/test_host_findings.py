@@ -337,7 +337,7 @@ def test_a_board_on_fewer_lanes():
     found = only(judge(host(pci=board(3) + board(0x83, slot="6", width=8))), "warning")
     assert found["found"] == "the board behind 0000:83:00.0 in slot 6: a link of 8 lanes"
     found = only(judge(host(pci=[{**board(3)[0], "width": 4}, *board(3)[1:], *board(0x83)])), "warning")
-    assert "the die 0000:05:00.0: a link of 4 lanes" in found["found"]
+    assert "the GPU 0000:05:00.0: a link of 4 lanes" in found["found"]
 
 
 def test_acs_above_a_die():

@@ -152,7 +152,7 @@ def test_what_is_missing_is_named(run, box):
     assert "Run playbooks/build.yml first" in run()["msg"]
     box.state["fault"], box.state["dies"] = "No devices were found", []
     box.write()
-    assert "nvidia-smi: found No devices were found; expected the Tesla K80 dies of the host" in run()["msg"]
+    assert "nvidia-smi: found No devices were found; expected the Tesla K80 GPUs of the host" in run()["msg"]
     assert "none/nvidia-smi: No such file" in run(nvidia_smi="/none/nvidia-smi")["msg"]
     answer = run(check=True, nvidia_smi="/none/nvidia-smi", directory="/none")
     assert answer["reasons"] == ["this host was never qualified"], "a dry run on an empty host"

@@ -126,7 +126,7 @@ def systemctl(told):
 def test_servers_go_on_where_the_dies_cannot_be_read(role, systemctl, told):
     status, output = role(systemctl=systemctl, smi="echo NVIDIA-SMI has failed; exit 9")
     assert status != 0
-    assert "nvidia-smi: found NVIDIA-SMI has failed; expected the Tesla K80 dies of the host." in output
+    assert "nvidia-smi: found NVIDIA-SMI has failed; expected the Tesla K80 GPUs of the host." in output
     assert not told.exists()
 
 
