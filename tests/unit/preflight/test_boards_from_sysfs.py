@@ -68,7 +68,7 @@ def test_a_board_that_lacks_a_die(bus):
     bus.board("0000:00:03.0", 0x83, dies=1)
     bus.slot("6", "0000:83:00")
     sound(bus, "0000:03:00.0", "0000:83:00.0")
-    assert judged(bus)[1] == [("warning", "a Tesla K80 board with 1 of 2 dies, 0000:85:00.0 (slot 6)")]
+    assert judged(bus)[1] == [("warning", "a Tesla K80 board with 1 of 2 GPUs, 0000:85:00.0 (slot 6)")]
 
 
 def test_a_k40_beside_k80s(bus):
