@@ -119,6 +119,14 @@ def test_checks_of_a_server_that_answers_something_else(name, number):
             acceptance.CHECKS[name](asked)
 
 
+def test_request_that_cannot_be_made_does_not_show_the_key(monkeypatch):
+    """http.client's error has the header in it."""
+    monkeypatch.setattr(api, "read_key", lambda path: "secret\n")
+    with pytest.raises(api.CheckFailed, match="a key that a request cannot have") as caught:
+        api.Api("127.0.0.1", 1, "a file", 10).model()
+    assert "secret" not in str(caught.value)
+
+
 def key_file(tmp_path):
     path = tmp_path / "key.env"
     path.write_text("VLLM_API_KEY=secret\n")
