@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import adapters as judge
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import adapters as rules
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import is_loopback
 from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
@@ -181,7 +181,7 @@ def adapter_findings(valid: dict, where: str) -> list[dict[str, str]]:
     if adapters:
         found += [
             finding("error", f"{where}.extra_args.{option}", what, expected, "Correct it, or leave it out.")
-            for option, what, expected in judge.option_faults(valid.get("extra_args") or {}, len(adapters))
+            for option, what, expected in rules.option_faults(valid.get("extra_args") or {}, len(adapters))
         ]
     if adapters and valid.get("cuda_graphs"):
         found.append(finding(

@@ -25,7 +25,7 @@ BOOLEANS = FLAGS | SWITCHES
 OPTIONS = VALUES | BOOLEANS | {NO + name for name in SWITCHES}
 # The option that parsers: false turns off.
 AUTO_TOOLS = "enable-auto-tool-choice"
-SPECULATION = "speculative-config"
+SPECULATION = speculation.OPTION
 # Options that hold a mapping, as JSON.
 MAPPINGS = ("rope-scaling", "hf-overrides", SPECULATION)
 # Numbers that the planner counts with: how one is written, and what is expected.

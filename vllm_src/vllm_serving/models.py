@@ -14,9 +14,6 @@ from .checkpoint.errors import FileError
 from .checkpoint.files import find_gguf, read_adapter, snapshot_of, try_json
 from .errors import ConfigError
 
-# The option that says who proposes tokens.
-SPECULATION = "speculative-config"
-
 
 def directory_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> Path:
     """Return the directory of the model's files, of its own or in the hub's cache. It may not exist."""
@@ -32,10 +29,10 @@ def refusal(options: Mapping[str, Any], environment: Mapping[str, str]) -> str |
 
     vLLM reports a text that is no JSON.
     """
-    said = speculation.mapping(options.get(SPECULATION)) or {}
-    for key, found, expected in speculation.faults(said) if said else ():
-        return f"{SPECULATION}.{key}: found {found}; expected {expected}. Correct extra_args."
-    draft = refusal_of(said, environment) if "model" in said else None
+    settings = speculation.mapping(options.get(speculation.OPTION)) or {}
+    for key, found, expected in speculation.faults(settings) if settings else ():
+        return f"{speculation.OPTION}.{key}: found {found}; expected {expected}. Correct extra_args."
+    draft = refusal_of(settings, environment) if "model" in settings else None
     return refusal_of(options, environment) or draft
 
 

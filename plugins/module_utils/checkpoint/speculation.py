@@ -1,11 +1,12 @@
-"""The settings of an instance's speculative_config: who proposes the tokens that a step checks all at once.
-"""
+"""Settings of an instance's speculative_config: who proposes the tokens that a step checks together."""
 
 import json
 import re
 
 from .limits import ROWS
 
+# The option of vLLM that has the settings, as a JSON text.
+OPTION = "speculative-config"
 METHODS = ("ngram", "draft_model")
 LOOKUP = ("prompt_lookup_max", "prompt_lookup_min")
 DRAFT = ("model", "revision", "draft_tensor_parallel_size")
