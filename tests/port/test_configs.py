@@ -102,7 +102,7 @@ def test_fetch_start_and_engine_answer_as_the_table(tmp_path, monkeypatch, fetch
     (tmp_path / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16", **config}))
     if named:
         assert named in refusal({"model": str(tmp_path)}, {})
-        with pytest.raises(fetch["Fault"], match=re.escape(named)):
+        with pytest.raises(fetch["FetchError"], match=re.escape(named)):
             fetch["check_configs"](tmp_path)
         return
     assert refusal({"model": str(tmp_path)}, {}) is None

@@ -111,7 +111,8 @@ def test_a_file_that_is_not_what_was_recorded(hub, fetch):
 
 
 def test_quantized_weights_are_not_even_fetched(hub, fetch):
-    hub.files["config.json"] = b'{"quantization_config": {"quant_method": "fp8"}}'
+    said = {"quantization_config": {"quant_method": "fp8"}}
+    hub.files["config.json"] = json.dumps({**json.loads(CONFIG), **said}).encode()
     status, _, fault = fetch()
     assert status == 1
     assert "quantized with fp8" in fault
