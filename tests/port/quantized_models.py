@@ -58,8 +58,8 @@ def expected(
     """Prompts of these lengths, and the model's answers of so many tokens, in float64.
 
     The bound is float32's, as tiny_models has it. With half_cache the reference rounds keys and values to float16, and
-    float32 may round single ones the other way: the bound is then twice, for two logits, the most that all of these
-    roundings together change a logit of the answers.
+    float32 may round single ones the other way. That moves one by a whole step, where rounding moves it by half of one
+    at most: the bound is twice, and for two logits again twice, what all roundings together change a logit by.
     """
     prompts = [torch.randint(3, model.config.vocab_size, (length,)).tolist() for length in lengths]
     double = model.double()
@@ -74,7 +74,7 @@ def expected(
                 model.config._attn_implementation = implementation
                 with torch.no_grad():
                     logits[implementation] = double(whole, use_cache=False).logits
-            bound = max(bound, 2 * float((logits["eager"] - logits["rounding"]).abs().max()))
+            bound = max(bound, 2 * 2 * float((logits["eager"] - logits["rounding"]).abs().max()))
     return TinyModel(directory, prompts, [ids for ids, _, _ in found], [margins for _, margins, _ in found], bound,
                      CONTEXT)
 
