@@ -109,7 +109,7 @@ def test_what_is_wrong_is_found(check, server, what):
 
 def test_a_stream_that_comes_in_one_piece(check, monkeypatch):
     monkeypatch.setattr(fake_server, "tokens", lambda prompt, count: ["".join(tokens(prompt, count))])
-    with pytest.raises(api.CheckFailed, match="held back"):
+    with pytest.raises(api.CheckFailed, match="buffered until it was whole"):
         check("chat_stream")
 
 
