@@ -14,6 +14,7 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_host import RANK_GIB,
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, setting
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import adapters as rules
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import speculation
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.errors import reasons_of
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.files import numbered
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.plugin_utils import capacity, engine_options
@@ -38,6 +39,7 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import 
 NUMBER = re.compile(r"\.layers\.(\d+)\.")
 # The answer of the module model_facts for a directory without weights.
 NO_WEIGHTS = "no weights"
+COMPLETE = "Complete the model's files."
 # Nothing is known of adapters. A GPU whose memory is not asked for.
 NOTHING: dict[str, dict[str, Any]] = {}
 NO_GPU = {"memory_mib": 0, "bandwidth": 0}
@@ -128,6 +130,11 @@ def length_findings(model: Model, instance: dict[str, Any], where: str) -> list[
     )]
 
 
+def length_of(model: Model, instance: dict[str, Any]) -> int:
+    """Return the longest sequence that an instance serves, in tokens."""
+    return instance.get("max_model_len") or model.positions or DEFAULT_POSITIONS
+
+
 def ranks_of(adapters: dict[str, dict[str, Any]], instance: dict[str, Any]) -> list[int]:
     """Return the ranks of an instance's adapters, as far as their configs have them."""
     configs = [adapters[path]["config"] or {} for path in setting(instance, "adapters").values() if path in adapters]
@@ -165,14 +172,9 @@ def adapter_findings(
     return found
 
 
-def draft_findings(
-    model: Model, facts: dict[str, Any], instance: dict[str, Any], where: str
-) -> list[dict[str, str]]:
+def draft_findings(model: Model, facts: dict[str, Any], where: str) -> list[dict[str, str]]:
     """Findings about the model that proposes tokens to another, of which `facts` are known."""
-    faults = [
-        (f"{fault['found']} in {fault['file']}", fault["expected"], "Complete the model's files.")
-        for fault in facts["faults"]
-    ]
+    faults = [(*reason, COMPLETE) for reason in reasons_of(facts["faults"])]
     config = facts["config"] or {}
     vocabulary = text_config(config).get("vocab_size")
     refused = speculation.draft_faults(config.get("model_type"), vocabulary, model.vocabulary)
@@ -202,7 +204,7 @@ def with_speculation(
 
 def batch_findings(model: Model, instance: dict[str, Any], where: str, options: Options) -> list[dict[str, str]]:
     """A finding where a batch takes fewer tokens than vLLM wants: a prompt where prefill is whole, one a sequence."""
-    length = instance.get("max_model_len") or model.positions or DEFAULT_POSITIONS
+    length = length_of(model, instance)
     tokens, least = options.batched_tokens(model, length), options.max_num_seqs
     if not options.is_chunked(model, length):
         least = max(least, length)
@@ -221,7 +223,7 @@ def room_findings(
     """A finding where weights and one sequence of the longest context do not fit a GPU."""
     dies = setting(instance, "tensor_parallel_size")
     storage = storage_of(setting(instance, "dtype"), model.quantization)
-    length = instance.get("max_model_len") or model.positions or DEFAULT_POSITIONS
+    length = length_of(model, instance)
     at = need(model, tensors, dies, length, options, storage)
     if at.fits:
         return []
@@ -259,9 +261,7 @@ def one_model_findings(
     draft: facts of the model that proposes tokens to it.
     """
     faults = [
-        finding("error", f"{where}.model", f"{fault['found']} in {fault['file']}", fault["expected"],
-                "Complete the model's files.")
-        for fault in facts["faults"]
+        finding("error", f"{where}.model", what, expected, COMPLETE) for what, expected in reasons_of(facts["faults"])
     ]
     if facts["config"] is None:
         return faults
@@ -285,12 +285,12 @@ def one_model_findings(
         found += length_findings(model, instance, where)
         found += adapter_findings(adapters, model, tensors, instance, where)
         if draft:
-            found += draft_findings(model, draft, instance, where)
+            found += draft_findings(model, draft, where)
         options = capacity.options_of(instance, gpu or NO_GPU, ranks_of(adapters, instance))
         options = with_speculation(options, model, instance, draft)
         found += batch_findings(model, instance, where, options)
         if gpu and not found and not faults:
-            found += room_findings(model, tensors_of(model, facts["tensors"]), instance, where, options)
+            found += room_findings(model, tensors or tensors_of(model, facts["tensors"]), instance, where, options)
         found += [
             finding("warning", f"{where}.model", f"a {part} and no safetensors", "weights as safetensors",
                     "The weights of that part were not counted: leave room for them.")

@@ -3,6 +3,8 @@
 import math
 import re
 
+from .errors import reasons_of
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Ranks that the engine makes room for.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -63,8 +65,7 @@ def faults(facts, room=RANKS[-1], layers=None):
         facts: what read_adapter gave. room: as unserved has it.
         layers: as misfits has them; None where nobody knows them.
     """
-    found = [("%s in %s" % (fault["found"], fault["file"]), fault["expected"]) for fault in facts["faults"]]
-    found = found or unserved(facts["config"], room)
+    found = reasons_of(facts["faults"]) or unserved(facts["config"], room)
     if found or layers is None:
         return found
     return misfits(facts["tensors"], rank_of(facts["config"]), layers)

@@ -43,3 +43,13 @@ class UnsupportedFileError(FileError):
     """A whole file of a kind that the port does not serve."""
 
     next_step = CheckpointError.next_step
+
+
+def faults_of(errors):
+    """Errors as facts about files have them: [{file, found, expected}]."""
+    return [{"file": error.place, "found": error.found, "expected": error.expected} for error in errors]
+
+
+def reasons_of(faults):
+    """What faults_of returned, for messages: [(found, with the file's name; expected)]."""
+    return [("%s in %s" % (fault["found"], fault["file"]), fault["expected"]) for fault in faults]

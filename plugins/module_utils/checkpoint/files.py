@@ -7,7 +7,7 @@ import struct
 
 from . import adapters, gguf
 from .config import translate
-from .errors import CheckpointError, CorruptFileError, FileError, UnsupportedFileError
+from .errors import CheckpointError, CorruptFileError, FileError, UnsupportedFileError, faults_of
 
 # The longest header that the format's own library accepts.
 MAX_HEADER = 100 * 1000 * 1000
@@ -220,7 +220,7 @@ def read_model(path):
         errors += wrong
     return {
         "config": config, "tokenizer": tokenizer, "tensors": [] if errors else _grouped(tensors),
-        "faults": [{"file": error.place, "found": error.found, "expected": error.expected} for error in errors],
+        "faults": faults_of(errors),
     }
 
 
@@ -235,10 +235,7 @@ def read_adapter(path):
         tensors = {name: shape for name, _, shape in read_header(os.path.join(path, adapters.WEIGHTS))}
     except FileError as error:
         errors.append(error)
-    return {
-        "config": config, "tensors": tensors,
-        "faults": [{"file": error.place, "found": error.found, "expected": error.expected} for error in errors],
-    }
+    return {"config": config, "tensors": tensors, "faults": faults_of(errors)}
 
 
 def snapshot_of(hub, name, revision):

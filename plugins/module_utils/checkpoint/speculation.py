@@ -90,10 +90,10 @@ def draft_faults(kind, vocabulary, target):
     return []
 
 
-def most_sequences(tokens, settings=None):
+def most_sequences(tokens, disable_by_batch_size=None):
     """Return the most running sequences that speculate: `tokens` of each are checked beside its next one, ROWS in all.
 
     Args:
-        settings: disable_by_batch_size, the number of sequences from which nobody speculates.
+        disable_by_batch_size: the number of sequences from which nobody speculates.
     """
-    return max(1, ROWS // (tokens + 1)) if settings is None else settings - 1
+    return max(1, ROWS // (tokens + 1)) if disable_by_batch_size is None else disable_by_batch_size - 1
