@@ -646,9 +646,9 @@ def table(made: dict[str, Any]) -> list[str]:
     return lines + [f"Refused at start: {found}." for found in made["refused"]] + made["conclusion"]
 
 
-# Fields of Options that options of vLLM set.
+# Fields of Options that options of vLLM set, and those that count beside adapters alone.
 NUMBERS = {name: name for name in ("max_num_seqs", "max_num_batched_tokens", "block_size")}
-NUMBERS.update(adapters="max_loras", adapter_rank="max_lora_rank")
+ADAPTER_NUMBERS = {"adapters": "max_loras", "adapter_rank": "max_lora_rank"}
 
 
 def options_of(instance: dict[str, Any], gpu: dict[str, Any], ranks: Iterable[int] = ()) -> Options:
@@ -658,10 +658,12 @@ def options_of(instance: dict[str, Any], gpu: dict[str, Any], ranks: Iterable[in
     """
     found: dict[str, Any] = {}
     extra = engine_options.meant(instance.get("extra_args") or {})
+    numbers = NUMBERS
     if named := instance.get("adapters"):
         found.update(adapters=len(named), adapter_rank=adapters.room_for(list(ranks)))
-    for key, option in NUMBERS.items():
-        value = extra.get(option) if named or not key.startswith("adapter") else None
+        numbers = {**NUMBERS, **ADAPTER_NUMBERS}
+    for key, option in numbers.items():
+        value = extra.get(option)
         # vLLM reads a text of digits as a number.
         value = int(value) if isinstance(value, str) and value.isdecimal() else value
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
