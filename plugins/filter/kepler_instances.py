@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import adapters as rules
@@ -16,6 +16,8 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import UTILIZ
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import PLAIN_PATH_FORM, is_plain_path, shown
 
 INSTANCES = "vllm_service_instances"
+# The `serve` of no profile: nothing has a default by it.
+NO_PROFILE: dict[str, Any] = {}
 
 
 def is_text(value: str) -> bool:
@@ -61,6 +63,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a list of different integers from 0",
     ),
     "tensor_parallel_size": (lambda value: value >= 1, "an integer from 1"),
+    "engine": (lambda value: True, "which this profile's GPUs have"),
     "dtype": (lambda value: True, "which weights and cache may have on these GPUs"),
     "cuda_graphs": (lambda value: True, "true for CUDA graphs of decoding steps, or false, without quotes"),
     "max_model_len": (lambda value: value >= 1, "an integer from 1"),
@@ -97,16 +100,21 @@ def by_own_names(instance: dict) -> dict:
     return {key if ALIASES.get(key) in instance else ALIASES.get(key, key): value for key, value in instance.items()}
 
 
-def instances_with_defaults(instances: Any, defaults: Any, dtypes: Sequence[str] = ()) -> Any:
+def engines_of(serve: dict[str, Any]) -> list[str]:
+    """Engines that a profile's hosts can run, the default first: where vLLM as it is released runs, the port does."""
+    return list(dict.fromkeys([serve["engine"], "port"]))
+
+
+def instances_with_defaults(instances: Any, defaults: Any, serve: dict[str, Any] = NO_PROFILE) -> Any:
     """The instances as the servers get them; what is no mapping is left for the validation.
 
-    dtypes: those of the profile, of which the first is the default.
+    serve: the profile's, whose engine and first dtype are defaults.
     """
     if not isinstance(instances, list):
         return instances
     # variable_findings reports defaults that are no mapping.
     own = by_own_names(defaults) if isinstance(defaults, dict) else {}
-    known = {**DEFAULTS, **dict(zip(["dtype"], dtypes, strict=False)), **own}
+    known = {**DEFAULTS, **({"engine": serve["engine"], "dtype": serve["dtypes"][0]} if serve else {}), **own}
     return [{**known, **by_own_names(item)} if isinstance(item, dict) else item for item in instances]
 
 
@@ -121,8 +129,8 @@ def accepts(key: str, value: Any) -> bool:
     return has_type(value, option) and value in option.get("choices", [value]) and RULES[key][0](value)
 
 
-def instance_findings(instance: Any, where: str, dtypes: Sequence[str]) -> list[dict[str, str]]:
-    """Findings about one instance by itself; `where` is how messages name it, `dtypes` are the profile's."""
+def instance_findings(instance: Any, where: str, serve: dict[str, Any]) -> list[dict[str, str]]:
+    """Findings about one instance by itself; `where` is how messages name it, `serve` is the profile's."""
     if not isinstance(instance, dict):
         return [finding("error", where, shown(instance), "a mapping with name and model", "Write it as a mapping.")]
     found = []
@@ -138,13 +146,16 @@ def instance_findings(instance: Any, where: str, dtypes: Sequence[str]) -> list[
                 "Correct the key, or move an option of vLLM itself into extra_args.",
             ))
     valid = {}
+    # What the profile narrows down, and why a checkpoint or a habit may say otherwise.
+    narrowed = {"engine": (engines_of(serve), ""), "dtype": (serve["dtypes"], ", whatever type the checkpoint has")}
     for key, option in KEYS.items():
         value, expected = setting(instance, key), RULES[key][1]
-        if key == "dtype":
-            expected = f"{' or '.join(dtypes)}, {expected}, whatever type the checkpoint has"
+        allowed, remark = narrowed.get(key, ([value], ""))
+        if key in narrowed:
+            expected = f"{' or '.join(allowed)}, {expected}{remark}"
         if key not in instance and option.get("required"):
             found.append(finding("error", f"{where}.{key}", "nothing", expected, f"Add {key} to the instance."))
-        elif key in instance and not (accepts(key, value) and (key != "dtype" or value in dtypes)):
+        elif key in instance and not (accepts(key, value) and value in allowed):
             found.append(finding(
                 "error", f"{where}.{key}", shown(value), expected, correction(value, option["type"]),
             ))
@@ -247,15 +258,15 @@ def memory_findings(instances: list[dict]) -> list[dict[str, str]]:
     return found
 
 
-def inventory_findings(instances: Any, dtypes: Sequence[str]) -> list[dict[str, str]]:
-    """Findings about vllm_service_instances in the inventory, without a host; `dtypes` are the profile's."""
+def inventory_findings(instances: Any, serve: dict[str, Any]) -> list[dict[str, str]]:
+    """Findings about vllm_service_instances in the inventory, without a host; `serve` is the profile's."""
     if not isinstance(instances, list):
         return [finding(
             "error", INSTANCES, shown(instances), "a list of instances",
             # A template that holds a date is a text to Ansible.
             "Write it as a list, and dates in quotes.",
         )]
-    faults = [instance_findings(item, f"{INSTANCES}[{index}]", dtypes) for index, item in enumerate(instances)]
+    faults = [instance_findings(item, f"{INSTANCES}[{index}]", serve) for index, item in enumerate(instances)]
     found = [item for fault in faults for item in fault]
     # Clashes are checked if the instances can be read at all.
     return found or clashes(instances)

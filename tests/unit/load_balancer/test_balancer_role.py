@@ -14,6 +14,7 @@ from ansible.errors import AnsibleFilterError
 from ansible.utils.context_objects import CLIArgs
 from ansible_collections.kepler.vllm.plugins.filter import kepler_balancer as judge
 from ansible_collections.kepler.vllm.plugins.filter import kepler_instances
+from rendered import PROFILE
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -256,7 +257,7 @@ def test_the_shipped_layouts(path):
     instances = kepler_instances.instances_with_defaults(
         values["vllm_service_instances"], values.get("vllm_service_instance_defaults", {})
     )
-    assert kepler_instances.inventory_findings(instances, ["float32"]) == []
+    assert kepler_instances.inventory_findings(instances, PROFILE["serve"]) == []
     assert sorted(gpu for item in instances for gpu in item["gpus"]) == [0, 1, 2, 3]
     (balancer,) = inventory["k80_balancer"]["hosts"]
     own = {

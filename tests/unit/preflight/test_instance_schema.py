@@ -19,7 +19,7 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import (
 from ansible_collections.kepler.vllm.plugins.plugin_utils import capacity
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_instances import DTYPES, VALID, WHERE, demo
+from test_instances import SERVE, VALID, WHERE, demo
 
 ROLE = Path(__file__).resolve().parents[3] / "roles" / "vllm_service"
 
@@ -79,7 +79,7 @@ def test_ansible_understands_the_schema(instance):
 def test_ansible_refuses_by_the_schema_what_preflight_refuses(change, found):
     instance = demo(**change)
     assert any(found in message for message in ansible_says(instance))
-    assert inventory_findings(instances_with_defaults([instance], {}, DTYPES), DTYPES)
+    assert inventory_findings(instances_with_defaults([instance], {}, SERVE), SERVE)
 
 
 # What YAML and templates can give: dates too, as values and as keys.
@@ -114,7 +114,7 @@ def assert_well_formed(findings):
 @RANDOM
 @given(INSTANCES)
 def test_any_value_of_a_key_gives_one_finding_or_none(instance):
-    found = inventory_findings(instances_with_defaults([instance], {}, DTYPES), DTYPES)
+    found = inventory_findings(instances_with_defaults([instance], {}, SERVE), SERVE)
     assert_well_formed(found)
     named = [item["variable"] for item in found]
     for key, value in instance.items():
@@ -125,7 +125,7 @@ def test_any_value_of_a_key_gives_one_finding_or_none(instance):
 @RANDOM
 @given(st.lists(INSTANCES | JUNK, max_size=3) | JUNK, st.dictionaries(st.sampled_from(sorted(KEYS)), JUNK) | JUNK)
 def test_any_instances_and_defaults_give_findings(instances, defaults):
-    assert_well_formed(inventory_findings(instances_with_defaults(instances, defaults, DTYPES), DTYPES))
+    assert_well_formed(inventory_findings(instances_with_defaults(instances, defaults, SERVE), SERVE))
 
 
 @pytest.mark.parametrize(
@@ -135,5 +135,5 @@ def test_any_instances_and_defaults_give_findings(instances, defaults):
 )
 @pytest.mark.parametrize("key", ["model", "port"])
 def test_a_value_that_json_has_not_is_shown(key, value, found):
-    (finding,) = inventory_findings(instances_with_defaults([demo(**{key: value})], {}, DTYPES), DTYPES)
+    (finding,) = inventory_findings(instances_with_defaults([demo(**{key: value})], {}, SERVE), SERVE)
     assert found in finding["found"]

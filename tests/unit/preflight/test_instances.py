@@ -8,6 +8,7 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_host import paths_to_
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import (
     DEFAULTS,
     KEYS,
+    engines_of,
     instances_with_defaults,
     inventory_findings,
 )
@@ -29,7 +30,7 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.engine_options import 
 from rendered import PROFILE
 
 WHERE = "vllm_service_instances[0]"
-DTYPES = PROFILE["serve"]["dtypes"]
+SERVE = PROFILE["serve"]
 NULL = object()
 
 
@@ -40,7 +41,7 @@ def demo(**keys):
 
 
 def judge(*instances):
-    return inventory_findings(instances_with_defaults(list(instances), {}, DTYPES), DTYPES)
+    return inventory_findings(instances_with_defaults(list(instances), {}, SERVE), SERVE)
 
 
 def variables(findings):
@@ -216,11 +217,32 @@ def test_a_wrong_value_is_named(key, value):
 def test_dtype_is_one_of_the_profile_whose_first_is_the_default():
     (found,) = judge(demo(dtype="bfloat16"))
     assert found["expected"].startswith("float32 or half, ")
-    (instance,) = instances_with_defaults([demo()], {}, ["half"])
+    serve = {**SERVE, "dtypes": ["half"]}
+    (instance,) = instances_with_defaults([demo()], {}, serve)
     assert instance["dtype"] == "half"
-    assert inventory_findings([instance], ["half"]) == []
-    (found,) = inventory_findings([{**instance, "dtype": "float32"}], ["half"])
+    assert inventory_findings([instance], serve) == []
+    (found,) = inventory_findings([{**instance, "dtype": "float32"}], serve)
     assert (found["variable"], found["expected"][:6]) == (f"{WHERE}.dtype", "half, ")
+
+
+def test_engine_is_the_profiles_unless_an_instance_names_one():
+    for own, allowed in (("port", ["port"]), ("stock", ["stock", "port"])):
+        serve = {**SERVE, "engine": own}
+        (instance,) = instances_with_defaults([demo()], {}, serve)
+        assert instance["engine"] == own
+        assert engines_of(serve) == allowed
+        for engine in allowed:
+            assert inventory_findings([{**instance, "engine": engine}], serve) == []
+        (changed,) = instances_with_defaults([demo()], {"engine": "port"}, serve)
+        assert changed["engine"] == "port"
+
+
+def test_stock_is_refused_where_only_the_port_runs():
+    (found,) = judge(demo(engine="stock"))
+    assert found["variable"] == f"{WHERE}.engine"
+    assert (found["found"], found["expected"]) == ('"stock"', "port, which this profile's GPUs have")
+    (found,) = judge(demo(engine="vllm"))
+    assert found["expected"].startswith("port, ")
 
 
 @pytest.mark.parametrize("revision", ["main", "0123456", "0" * 41, "G" * 40, 7, NULL, "0" * 40 + "\n"])
@@ -372,7 +394,7 @@ def test_an_instance_that_is_no_mapping(instance):
 
 @pytest.mark.parametrize("instances", [None, "demo", {"name": "demo"}, 1])
 def test_instances_that_are_no_list(instances):
-    (found,) = inventory_findings(instances, DTYPES)
+    (found,) = inventory_findings(instances, SERVE)
     assert found["variable"] == "vllm_service_instances"
 
 
@@ -551,7 +573,7 @@ def test_dies_is_another_name_of_gpus(defaults, instance, gpus):
         for spelled, default in ((instance, defaults), ({"gpus": gpus}, {}))
     ]
     assert both[0] == both[1]
-    assert inventory_findings(both[0], DTYPES) == []
+    assert inventory_findings(both[0], SERVE) == []
 
 
 @pytest.mark.parametrize("value", ["0,1", [], [0, 0], [True], [[0]], NULL, 4, [0.0]])
@@ -571,8 +593,8 @@ def test_an_instance_has_dies_or_gpus(dies, gpus):
 
 
 def test_defaults_have_dies_or_gpus():
-    instances = instances_with_defaults([demo(tensor_parallel_size=1)], {"dies": [0], "gpus": [0]}, DTYPES)
-    found = inventory_findings(instances, DTYPES)
+    instances = instances_with_defaults([demo(tensor_parallel_size=1)], {"dies": [0], "gpus": [0]}, SERVE)
+    found = inventory_findings(instances, SERVE)
     assert variables(found) == [f"{WHERE}.dies"]
 
 

@@ -199,7 +199,7 @@ def test_paths_in_units_are_all_known():
 def test_templates_take_texts_for_numbers():
     """As -e name=value gives them."""
     pool = {"m": [{"name": "box/a", "address": "127.0.0.1", "port": 8000}]}
-    (item,) = instances_with_defaults([{"name": "a", "model": "/m"}], {}, ["float32"])
+    (item,) = instances_with_defaults([{"name": "a", "model": "/m"}], {}, rendered.PROFILE["serve"])
     for role, template, more in (
         ("load_balancer", "nginx.conf.j2", {"load_balancer_pools": pool, "load_balancer_tls": False}),
         ("vllm_service", "vllm@.service.j2", {"store_root": "/opt/kepler"}),

@@ -7,7 +7,7 @@ import subprocess
 import module_run
 import pytest
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import instances_with_defaults
-from rendered import evaluate, render, variables_of
+from rendered import PROFILE, evaluate, render, variables_of
 
 pytestmark = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 
@@ -107,7 +107,7 @@ def test_server_leaves_no_core_and_no_open_directory():
 @pytest.mark.parametrize("key", ["gpus", "dies"])
 def test_gpus_are_numbered_by_their_place_on_the_bus(key):
     """CUDA would count the fastest first, and preflight and qualification count in PCI order."""
-    (instance,) = instances_with_defaults([{"name": "main", "model": "/m", key: [2, 3]}], {}, ["float32"])
+    (instance,) = instances_with_defaults([{"name": "main", "model": "/m", key: [2, 3]}], {}, PROFILE["serve"])
     lines = render("vllm_service", "instance.env.j2", item=instance).splitlines()
     assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in lines
     assert "CUDA_VISIBLE_DEVICES=2,3" in lines
@@ -116,7 +116,7 @@ def test_gpus_are_numbered_by_their_place_on_the_bus(key):
 
 
 def test_server_tells_nobody_how_it_is_used():
-    (instance,) = instances_with_defaults([{"name": "main", "model": "/m"}], {}, ["float32"])
+    (instance,) = instances_with_defaults([{"name": "main", "model": "/m"}], {}, PROFILE["serve"])
     lines = render("vllm_service", "instance.env.j2", item=instance).splitlines()
     assert {"VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1"} <= set(lines)
 

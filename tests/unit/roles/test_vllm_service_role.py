@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import instances_with_defaults
-from rendered import render
+from rendered import PROFILE, render
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLE = ROOT / "roles" / "vllm_service"
@@ -39,10 +39,26 @@ def write():
     def run(template, instance=None, **variables):
         variables.setdefault("store_root", "/opt/kepler")
         known = {"__vllm_service_current": {"stat": {"lnk_target": "generations/7"}}}
-        (item,) = instances_with_defaults([{**INSTANCE, **(instance or {})}], {}, ["float32"])
+        (item,) = instances_with_defaults([{**INSTANCE, **(instance or {})}], {}, PROFILE["serve"])
         return render("vllm_service", template, **known, item=item, **variables)
 
     return run
+
+
+# An instance that sets most keys, and one of defaults: what each file held before there was a second engine.
+RECORDED = Path(__file__).parent / "k80-files"
+FULL = {
+    "name": "full", "host": "0.0.0.0", "port": 8001, "gpus": [0, 1], "tensor_parallel_size": 2, "dtype": "half",
+    "cuda_graphs": True, "max_model_len": 2048, "gpu_memory_utilization": 0.8, "served_model_name": "x",
+    "api_key_file": "/etc/k", "memory_max": "48G", "nice": 5, "parsers": False, "adapters": {"a": "/srv/a"},
+    "extra_args": {"swap-space": 2, "enable-prefix-caching": True},
+}
+
+
+@pytest.mark.parametrize("path", sorted(RECORDED.iterdir()), ids=lambda path: path.name)
+def test_a_second_engine_changes_no_file_of_a_k80_host(write, path):
+    name, _, template = path.name.partition(".")
+    assert write(f"{template}.j2", {"main": {}, "full": FULL}[name]) == path.read_text()
 
 
 def settings(text):
