@@ -12,6 +12,7 @@ from ansible_collections.kepler.vllm.plugins.module_utils.findings import findin
 from ansible_collections.kepler.vllm.plugins.module_utils.gpu.boards import by_switch
 from ansible_collections.kepler.vllm.plugins.module_utils.gpu.pci import bus_of
 from ansible_collections.kepler.vllm.plugins.module_utils.gpu.xid import describe
+from ansible_collections.kepler.vllm.plugins.plugin_utils import profiles
 
 # Drivers that reserve a GPU for a virtual machine; NVIDIA's driver cannot take it from them.
 GIVEN_AWAY = ("vfio-pci", "pci-stub", "xen-pciback")
@@ -36,9 +37,16 @@ def profile_gpus(facts: dict, gpu: dict) -> int:
     return len(gpus_of({**facts, "gpu": gpu}))
 
 
+def gpu_of(facts: dict, gpu: dict) -> dict:
+    """A profile's `gpu` with the memory and bandwidth of the least of a host's boards, if it has any of them."""
+    boards = [gpu["boards"][device["device"]] for device in gpus_of({**facts, "gpu": gpu})]
+    least = min(boards, key=lambda board: (board["memory_mib"], board["bandwidth"]), default=gpu)
+    return {**gpu, "memory_mib": least["memory_mib"], "bandwidth": least["bandwidth"]}
+
+
 def product(host: dict) -> str:
     """Name of the GPUs of the profile."""
-    return host["gpu"]["products"][0]
+    return host["gpu"]["name"]
 
 
 def unlisted(host: dict) -> Callable[[dict], bool]:
@@ -115,12 +123,19 @@ def board_findings(host: dict) -> list[dict[str, str]]:
     found = []
     if not gpus_of(host):
         others = ", ".join(f"{device['address']} {device['device']}" for device in host["pci"]) or "none at all"
+        elsewhere = {
+            board["product"]: profile["groups"]["hosts"]
+            for profile in profiles.profiles(profiles.directory()).values()
+            for pci_id, board in profile["gpu"]["boards"].items()
+            if pci_id in [device["device"] for device in host["pci"]]
+        }
         found.append(finding(
             "error", "host", f"no {product(host)} on the PCI bus (NVIDIA functions there: {others})",
             f"{host['gpu']['per_board']} function(s) {' or '.join(f'0x10de:{i}' for i in host['gpu']['pci_ids'])} for "
             "each board",
-            "Check the board's seat, its power plug and \"above 4G decoding\" in the firmware, or take the host out of "
-            f"{host['group']}.",
+            "".join(f"A {name} belongs into {group}. " for name, group in elsewhere.items())
+            + "Check the board's seat, its power plug and \"above 4G decoding\" in the firmware, or take the host out "
+            f"of {host['group']}.",
         ))
     found += missing_dies(host)
     for device in host["pci"]:
@@ -135,17 +150,19 @@ def board_findings(host: dict) -> list[dict[str, str]]:
 
 def bar_findings(host: dict) -> list[dict[str, str]]:
     """Findings about GPUs whose memory the firmware did not place."""
-    size = host["gpu"]["bar1_gib"] * 2**30
+    def gib(die: dict) -> int:
+        return host["gpu"]["boards"][die["device"]].get("bar1_gib", 0)
+
     return [
         finding(
             "error", "host",
             f"the memory of the GPU {place(die)} is not mapped (BAR 1: start {die['bar1']['start']:#x}, "
             f"size {die['bar1']['size']:#x})",
-            f"{host['gpu']['bar1_gib']} GiB at an address above 4 GiB",
+            f"{gib(die)} GiB at an address above 4 GiB" if gib(die) else "an address",
             "Turn \"above 4G decoding\" (also: memory mapped I/O above 4 GB) on in the firmware, then boot again.",
         )
         for die in gpus_of(host)
-        if die["bar1"] is not None and (die["bar1"]["start"] == 0 or die["bar1"]["size"] < size)
+        if die["bar1"] is not None and (die["bar1"]["start"] == 0 or die["bar1"]["size"] < gib(die) * 2**30)
     ]
 
 
@@ -256,4 +273,4 @@ def unlisted_findings(host: dict) -> list[dict[str, str]]:
 
 class FilterModule:
     def filters(self) -> dict[str, Callable]:
-        return {"profile_gpus": profile_gpus}
+        return {"gpu_of": gpu_of, "profile_gpus": profile_gpus}

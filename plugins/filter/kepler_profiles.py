@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.plugin_utils import profiles
+from ansible_collections.kepler.vllm.plugins.plugin_utils.argument_specs import entry_points
 
 # Groups of hosts that need no profile, by what they do; the second names are those of older inventories.
 ROLE_GROUPS = {
@@ -71,6 +73,22 @@ def profile_lock(profile: dict[str, Any]) -> dict[str, Any]:
     return profiles.lock_of(Path(profile["directory"]))
 
 
+def provider_findings(profile: dict[str, Any], **chosen: str) -> list[dict[str, str]]:
+    """Findings about providers that the profile does not have. chosen: python and pytorch, each a provider."""
+    return [
+        finding(
+            "error", f"{part}_provider", provider,
+            f"{' or '.join(profile[part]['providers'])}, which the profile {profile['name']} has",
+            f"Leave the variable out for {profile['groups']['hosts']}; set it in the variables of the groups that it "
+            "is for.",
+        )
+        for part, provider in chosen.items()
+        # Preflight refuses what no profile has by the choices of the role.
+        if provider in entry_points(part)["main"][f"{part}_provider"]["choices"]
+        and provider not in profile[part]["providers"]
+    ]
+
+
 def role_groups(groups: Iterable[str], role: str) -> list[str]:
     """Those of `groups` whose hosts are balancers, or have the files of the monitoring."""
     return [group for group in ROLE_GROUPS[role] if group in groups]
@@ -94,5 +112,6 @@ class FilterModule:
             "profile_members": profile_members,
             "profile_missing": profile_missing,
             "profile_named": profile_named,
+            "provider_findings": provider_findings,
             "role_groups": role_groups,
         }

@@ -62,8 +62,12 @@ def evr_text(package):
 
 
 def in_range(pattern, release):
-    """Return whether a kernel's VERSION-RELEASE is in a range, whose `*` stands for further numbers such as .89.1."""
-    return re.match(re.escape(pattern).replace(r"\*", r"(\.[0-9]+)*") + "$", release) is not None
+    """Return whether a kernel's VERSION-RELEASE is in a range.
+
+    `*` after a digit stands for further numbers such as .89.1, elsewhere for numbers such as 570.17.1.
+    """
+    further = re.sub(r"([0-9])\\\*", r"\1(\.[0-9]+)*", re.escape(pattern))
+    return re.match(further.replace(r"\*", r"[0-9]+(\.[0-9]+)*") + "$", release) is not None
 
 
 def is_of_range(pattern, kernel):

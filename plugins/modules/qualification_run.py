@@ -295,7 +295,7 @@ def main():
     host, error = read_host(params)
     if error:
         error = "nvidia-smi: found %s; expected the %s GPUs of the host. Run playbooks/host.yml first." % (
-            error, params["profile"]["gpu"]["products"][0]
+            error, params["profile"]["gpu"]["name"]
         )
         if not module.check_mode:
             module.fail_json(msg=error)

@@ -60,15 +60,17 @@ def common_lock() -> dict[str, Any]:
 
 def lacking(profile: dict[str, Any], lock: dict[str, Any]) -> list[str]:
     """Entries that a profile names or every role reads and that the lock lacks: texts of a file and an entry."""
-    repository, python = profile["platform"]["cuda_repo"], profile["python"]["version"]
-    roles = {entry["role"] for entry in lock["rpms"]}
-    cpython = lock["sources"].get("cpython", {}).get("version", "")
+    repository, python = profile["platform"]["cuda_repo"], profile["python"]
     there = {
         "rpms.yml: kernels": "kernels" in lock,
         f"rpms.yml: repos: {repository}": repository in lock.get("repos", {}),
-        **{f"rpms.yml: package of the role {role}": role in roles for role in ("cuda_toolkit", "compiler")},
-        f"sources.yml: cpython {python}": cpython.startswith(f"{python}."),
     }
+    if "source" in python["providers"]:
+        cpython = lock["sources"].get("cpython", {}).get("version", "")
+        there[f"sources.yml: cpython {python['version']}"] = cpython.startswith(f"{python['version']}.")
+    needed = ["python", *(["cuda_toolkit", "compiler"] if "toolchain" in profile else [])]
+    roles = {entry["role"] for entry in lock["rpms"]}
+    there.update({f"rpms.yml: package of the role {role}": role in roles for role in needed})
     return [entry for entry, is_there in there.items() if not is_there]
 
 
@@ -92,6 +94,15 @@ def lock_of(path: Path) -> dict[str, Any]:
     return {**found, **{part: common[part] + found[part] for part in ("modules", "rpms")}}
 
 
+def with_boards(gpu: dict[str, Any]) -> dict[str, Any]:
+    """A profile's `gpu` with what its boards say of all: `pci_ids`, `products`, and the first one's figures."""
+    boards = gpu["boards"]
+    first = next(iter(boards.values()))
+    products = list(dict.fromkeys(board["product"] for board in boards.values()))
+    figures = {key: first[key] for key in ("memory_mib", "bandwidth")}
+    return {**gpu, **figures, "pci_ids": list(boards), "products": products}
+
+
 @functools.cache
 def profiles(root: Path) -> dict[str, dict[str, Any]]:
     """Every profile below `root` by its name, each with its name and directory."""
@@ -105,7 +116,8 @@ def profiles(root: Path) -> dict[str, dict[str, Any]]:
                     f"{path}: groups.{role}: found {group}, which {owners[group]} names too; expected a group of its "
                     "own. Name another one."
                 )
-        found[path.parent.name] = {**profile, "name": path.parent.name, "directory": str(path.parent)}
+        derived = {"gpu": with_boards(profile["gpu"]), "name": path.parent.name, "directory": str(path.parent)}
+        found[path.parent.name] = {**profile, **derived}
     if not found:
         raise AnsibleError(f"{root}: no profile there: expected NAME/profile.yml.")
     return found

@@ -5,7 +5,8 @@ import re
 from functools import cache
 
 import pytest
-from repository import SCHEMAS, files, load, name_of, profile_files, text_of
+from ansible_collections.kepler.vllm.plugins.plugin_utils import profiles
+from repository import ROOT, SCHEMAS, files, name_of, text_of
 from test_versions import versions
 
 # What serves every profile.
@@ -33,12 +34,12 @@ GROUPS = re.compile(r"k80[-_](hosts|balancer|monitoring|[0-9]+)")
 def pattern():
     """Strings of KINDS, versions of the locks, and what profiles name."""
     named = set(versions())
-    for path in profile_files():
-        profile = load(path)
-        gpu, toolchain, python = profile["gpu"], profile["toolchain"], profile["python"]
+    for profile in profiles.profiles(ROOT / "profiles").values():
+        gpu, toolchain, python = profile["gpu"], profile.get("toolchain", {}), profile["python"]
         named |= {*gpu["products"], *gpu["pci_ids"], *gpu["other_pci_ids"], *profile["engine"]["environment"]}
         named |= {word for product in gpu["products"] for word in product.split() if re.search("[0-9]", word)}
-        named |= {toolchain["cuda_home"], toolchain["compiler_bin"], f"Python {python['version']}"}
+        named |= {f"Python {python['version']}"}
+        named |= {toolchain[key] for key in ("cuda_home", "compiler_bin") if toolchain}
     return re.compile(r"(?<![\w.])(" + "|".join([*KINDS, *map(re.escape, sorted(named))]) + r")(?!\w|\.\w)")
 
 

@@ -6,15 +6,13 @@ from pathlib import Path
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
+from ansible_collections.kepler.vllm.plugins.plugin_utils import profiles
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 # The profile that a host of the group k80-hosts has.
-PROFILE = {
-    **yaml.safe_load((ROOT / "profiles" / "k80" / "profile.yml").read_text()), "name": "k80",
-    "directory": str(ROOT / "profiles" / "k80"),
-}
+PROFILE = profiles.profiles(ROOT / "profiles")["k80"]
 
 
 @cache

@@ -86,7 +86,7 @@ def first_sustained(readings, begins, ends, patience):
 
 def heat_findings(name, readings, limits, gpu):
     """Findings about temperatures [(time, degrees)]."""
-    passive = "A %s has no fan: give it" % gpu["products"][0] if gpu["cooling"] == "passive" else "Give it"
+    passive = "A %s has no fan: give it" % gpu["name"] if gpu["cooling"] == "passive" else "Give it"
     limit, margin, patience = limits["temperature"], limits["hysteresis"], limits["patience"]
     at_once = [(time, value) for time, value in readings if value >= limit + margin]
     hot = first_sustained(readings, lambda value: value >= limit, lambda value: value < limit - margin, patience)

@@ -13,17 +13,18 @@ from module_server import module_python
 from rendered import evaluate, render
 
 PROJECT = Path(__file__).resolve().parents[3]
+BOARD = {"product": "Example X1", "memory_mib": 32768, "bandwidth": 9e11, "link": "pcie", "bar1_gib": 32}
 # What differs from the profile that it is copied from.
 CHANGES = {
     "groups": {"hosts": "example-hosts", "builder": "example_builder"},
     "platform": {"os": ["rocky"], "major": 9, "cuda_repo": "cuda-rhel9"},
     "gpu": {
-        "products": ["Example X1"], "pci_ids": ["0x9999", "0x999a"], "compute_capability": "7.0", "other_pci_ids": {},
-        "undriven_pci_ids": [], "memory_mib": 32768, "bandwidth": 9e11, "bar1_gib": 32, "per_board": 1,
-        "cooling": "active",
+        "name": "Example X1",
+        "boards": {"0x9999": BOARD, "0x999a": BOARD},
+        "compute_capability": "7.0", "other_pci_ids": {}, "undriven_pci_ids": [], "per_board": 1, "cooling": "active",
     },
     "toolchain": {"cuda_home": "/usr/local/cuda-12.8", "compiler_bin": "/usr/bin", "nvcc": ["12.0", "12.9"]},
-    "python": {"version": "3.12", "output": "python312", "command": "python3.12"},
+    "python": {"version": "3.12", "providers": ["source"], "output": "python312", "command": "python3.12"},
     "engine": {"environment": {"EXAMPLE_SWITCH": "1"}},
 }
 
@@ -87,7 +88,7 @@ def test_a_model_is_planned_for_its_gpus(root, tmp_path):
     assert re.findall(r"^ +([0-9]) +fp16", done.stdout, re.MULTILINE) == ["1", "2"]
     unnamed = ansible_playbook(tmp_path, *arguments)
     assert unnamed.returncode != 0
-    assert "plan_profile: found none; expected one of example, k80" in " ".join(unnamed.stdout.split())
+    assert "plan_profile: found none; expected one of example, k80, volta" in " ".join(unnamed.stdout.split())
 
 
 def test_its_hosts_are_preflighted(root, tmp_path):

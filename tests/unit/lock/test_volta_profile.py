@@ -1,0 +1,132 @@
+"""The profile of sm_70: wheels that its hosts can load, a driver that drives them, recipes that build nothing."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import board_findings, gpu_of
+from ansible_collections.kepler.vllm.plugins.filter.kepler_driver import driver_findings
+from ansible_collections.kepler.vllm.plugins.filter.kepler_profiles import provider_findings
+from ansible_collections.kepler.vllm.plugins.filter.kepler_rpms import host_rpms, locked_driver
+from ansible_collections.kepler.vllm.plugins.filter.lock_sources import bundle_sources
+from ansible_collections.kepler.vllm.plugins.module_utils import rpms
+from ansible_collections.kepler.vllm.plugins.plugin_utils import profiles
+from rendered import ROOT, evaluate, render
+
+ROOTS = ROOT / "profiles"
+PROFILE = profiles.profiles(ROOTS)["volta"]
+LOCK = profiles.lock_of(ROOTS / "volta")
+VARIABLES = {"profile": PROFILE, "kepler_lock": LOCK}
+GPU = PROFILE["gpu"]
+
+
+def version(project):
+    (found,) = [package["version"] for package in LOCK["python"]["serving"] if package["project"] == project]
+    return found
+
+
+def test_wheels_are_those_that_volta_needs():
+    assert (version("torch"), version("triton"), version("nvidia-cudnn-cu12")) == ("2.9.0", "3.5.0", "9.10.2.21")
+    projects = {package["project"] for package in LOCK["python"]["serving"]}
+    assert not projects & {"flashinfer-python", "ray"}
+
+
+def test_every_wheel_runs_on_the_glibc_of_the_release():
+    """A wheel's tag names the oldest glibc that it loads with: 2.34 on Enterprise Linux 9."""
+    files = [package["file"] for package in LOCK["python"]["serving"]] + [LOCK["sources"]["vllm"]["file"]]
+    for file in files:
+        levels = [int(level) for level in re.findall(r"manylinux_2_([0-9]+)", file)]
+        assert not levels or min(levels) <= 34, file
+        assert re.search(r"-(cp312-cp312|cp[0-9]+-abi3|(py2[.])?py3|py[0-9]+|cp312)-", file), file
+
+
+def test_driver_is_the_last_branch_and_proprietary():
+    assert locked_driver(LOCK)["stream"] == "580-dkms"
+    assert {entry["version"].split(".")[0] for entry in LOCK["rpms"] if entry.get("unit") == "driver"} == {"580"}
+    assert not [entry["name"] for entry in LOCK["rpms"] if "open" in entry["name"]]
+
+
+@pytest.mark.parametrize(("kernel", "accepted"), [
+    ("5.14.0-427.13.1.el9_4", True), ("5.14.0-611.el9_7", True), ("5.14.0-611.5.1.el9_7", True),
+    ("5.14.0-.el9_4", False), ("5.14.0-611.el9", False), ("4.18.0-553.el8_10", False), ("5.14.0-611.el9_7+rt", False),
+])  # fmt: skip
+def test_kernels_of_every_minor_release_are_in_range(kernel, accepted):
+    assert rpms.in_range(LOCK["kernels"]["range"], kernel) == accepted
+
+
+def facts(*packages, **others):
+    return {"streams": {}, "packages": packages, "runfile": False, "driver_package": None, **others}
+
+
+@pytest.mark.parametrize(("host", "named"), [
+    (facts(streams={"nvidia-driver": "open-dkms"}), "nvidia-driver:open-dkms"),
+    (facts(streams={"nvidia-driver": "latest-dkms"}), "nvidia-driver:latest-dkms"),
+    (facts("kmod-nvidia-open-dkms"), "kmod-nvidia-open-dkms"),
+    (facts(driver_package="590.48.01"), "driver 590.48.01 installed"),
+])  # fmt: skip
+def test_a_driver_that_does_not_drive_volta_is_refused(host, named):
+    (found,) = driver_findings(host, locked_driver(LOCK), container=True)
+    assert found["severity"] == "error"
+    assert named in found["found"]
+
+
+def test_hosts_get_no_toolkit_but_what_triton_calls():
+    names = {entry["name"] for entry in host_rpms(LOCK, "module_stream", True)}
+    assert {"gcc", "python3.12", "python3.12-devel", "python3.12-pip"} <= names
+    assert not [name for name in names if name.startswith(("cuda-", "libcu"))]
+
+
+def test_store_takes_the_wheels_as_they_are():
+    task = yaml.safe_load((ROOT / "roles/vllm/tasks/upstream_wheel.yml").read_text())[0]["kepler.vllm.store_output"]
+    (source,) = evaluate("vllm", task["sources"], **VARIABLES)
+    assert source["file"] == LOCK["sources"]["vllm"]["file"]
+    assert "pip --quiet install" in render("vllm", "build-vllm-wheel.sh", **VARIABLES)
+    chosen = "{{ [vllm_kernels, __vllm_upstream_wheel, __vllm_port_wanted, python_provider, pytorch_provider] }}"
+    assert evaluate("vllm", chosen, **VARIABLES) == [False, True, False, "distribution", "wheel"]
+    serving = render("vllm", "build-serving.sh", **VARIABLES)
+    assert 'in "$vllm_dependencies" "$pytorch" "$vllm" "$vllm_serving"; do' in serving
+    assert "KEPLER_DEVICE" not in serving
+    assert "import torch, vllm, vllm_serving.supervisor" in serving
+
+
+def test_bundle_holds_wheels_and_no_sources():
+    sources = bundle_sources(LOCK, {"pytorch_provider": "wheel", "python_provider": "distribution"})
+    assert {Path(source["file"]).suffix for source in sources} == {".whl"}
+    assert LOCK["sources"]["vllm"]["file"] in [source["file"] for source in sources]
+
+
+@pytest.mark.parametrize(("chosen", "variable"), [
+    ({"python": "distribution", "pytorch": "source"}, "pytorch_provider"),
+    ({"python": "source", "pytorch": "wheel"}, "python_provider"),
+])  # fmt: skip
+def test_providers_of_another_profile_are_refused(chosen, variable):
+    (found,) = provider_findings(PROFILE, **chosen)
+    assert found["variable"] == variable
+    assert "which the profile volta has" in found["expected"]
+
+
+def on_bus(*devices):
+    return {"pci": [
+        {"address": f"0000:{number:02}:00.0", "device": device, "slot": None, "driver": None, "bridges": []}
+        for number, device in enumerate(devices)
+    ]}
+
+
+def test_memory_is_that_of_the_least_board():
+    assert gpu_of(on_bus("0x1db5", "0x1db6"), GPU)["memory_mib"] == 32501
+    assert gpu_of(on_bus("0x1db5", "0x1db4"), GPU)["memory_mib"] == 16151
+    assert gpu_of(on_bus("0x1db5", "0x1d81"), GPU)["memory_mib"] == 12066
+    assert gpu_of(on_bus(), GPU)["memory_mib"] == 16151
+
+
+@pytest.mark.parametrize(("device", "profile", "group", "said"), [
+    ("0x102d", "volta", "v100-hosts", "no Tesla V100 on the PCI bus"),
+    ("0x1db4", "k80", "k80-hosts", "no Tesla K80 on the PCI bus"),
+])  # fmt: skip
+def test_a_board_in_the_group_of_another_profile_is_refused(device, profile, group, said):
+    host = {**on_bus(device), "gpu": profiles.profiles(ROOTS)[profile]["gpu"], "group": group}
+    found = board_findings(host)[0]
+    assert (found["severity"], said in found["found"]) == ("error", True)
+    other = {"volta": "A Tesla K80 belongs into k80-hosts.", "k80": "A Tesla V100-PCIE-16GB belongs into v100-hosts."}
+    assert other[profile] in found["next_step"]
