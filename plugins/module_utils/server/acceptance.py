@@ -313,14 +313,14 @@ def log(context):
         raise CheckFailed(str(error))
     return check_log(
         output_of("journalctl", "--quiet", "--no-pager", "--output", "cat", "_SYSTEMD_INVOCATION_ID=" + invocation),
-        table, context.dtype, context.cuda_graphs and context.device != "cpu",
+        table, context.dtype, context.cuda_graphs, context.device,
     )
 
 
-def check_log(text, table, dtype, cuda_graphs=False):
+def check_log(text, table, dtype, cuda_graphs=False, device="kepler"):
     """As `log`, of the log's text. table: of this version of vLLM."""
-    wanted = table.LOG_WANTED + (table.LOG_WANTED_HALF if dtype == "half" else ())
-    wanted += table.LOG_WANTED_GRAPHS if cuda_graphs else table.LOG_WANTED_EAGER
+    kinds = ["always", dtype] + (["cpu"] if device == "cpu" else ["gpu", "graphs" if cuda_graphs else "eager"])
+    wanted = [line for kind in kinds for line in table.LOG_WANTED.get(kind, ())]
     missing = [line for line in wanted if line not in text]
     if missing:
         raise CheckFailed("no line with: " + ", ".join(missing))

@@ -8,7 +8,7 @@ import fake_server
 import pytest
 from ansible_collections.kepler.vllm.plugins.module_utils.gpu import smi
 from ansible_collections.kepler.vllm.plugins.module_utils.server import acceptance, api
-from ansible_collections.kepler.vllm.plugins.module_utils.server.versions import v0_9_2
+from ansible_collections.kepler.vllm.plugins.module_utils.server.versions import v0_9_2, v0_12_0
 from fake_server import Server, tokens
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -255,6 +255,23 @@ def test_a_log_of_cuda_graphs():
         acceptance.check_log(GOOD_LOG, v0_9_2, "float32", cuda_graphs=True)
 
 
+STOCK_LOG = (
+    "Initializing a V1 LLM engine (v0.12.0) with config: dtype=torch.float16, enforce_eager=False\n"
+    "Using AttentionBackendEnum.TRITON_ATTN backend.\nGraph capturing finished in 9 secs, took 0.41 GiB\n"
+)
+
+
+def test_a_log_of_vllm_as_it_is_released():
+    acceptance.check_log(STOCK_LOG, v0_12_0, "half", cuda_graphs=True)
+    acceptance.check_log(STOCK_LOG.partition("Using")[0], v0_12_0, "half", cuda_graphs=True, device="cpu")
+    for text, said in ((STOCK_LOG.replace("float16", "bfloat16"), "no line with: dtype=torch.float16"),
+                       (STOCK_LOG.replace("TRITON", "FLEX"), "no line with: TRITON_ATTN"),
+                       (STOCK_LOG.replace("False", "True"), "no line with: enforce_eager=False"),
+                       (STOCK_LOG + "Traceback (most recent call last):\n", "lines with: Traceback")):
+        with pytest.raises(api.CheckFailed, match=said):
+            acceptance.check_log(text, v0_12_0, "half", cuda_graphs=True)
+
+
 @pytest.mark.parametrize(("device", "line"), [("kepler", "enforce_eager=False"), ("cpu", "enforce_eager=True")])
 def test_the_log_follows_the_inventory(check, monkeypatch, device, line):
     """The CPU has no CUDA graphs, whatever the inventory says."""
@@ -267,7 +284,7 @@ def test_the_log_follows_the_inventory(check, monkeypatch, device, line):
 def test_log_of_a_vllm_without_a_table(check, server, monkeypatch, version):
     monkeypatch.setattr(acceptance, "output_of", lambda *_: "InvocationID=7")
     server.version = version
-    said = f"found version {version}; expected 0.9.2" if version else "expected version: str"
+    said = f"found version {version}; expected 0.12.0 or 0.9.2" if version else "expected version: str"
     with pytest.raises(api.CheckFailed, match=re.escape(said)):
         check("log")
 

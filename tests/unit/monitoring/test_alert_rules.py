@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.kepler.vllm.plugins.module_utils.server.versions import v0_9_2
+from ansible_collections.kepler.vllm.plugins.module_utils.server.versions import TABLES
 from rendered import PROFILE, render
 
 HERE = Path(__file__).resolve().parent
@@ -36,7 +36,12 @@ def exporter_name(column):
     return "nvidia_smi_" + re.sub(r"[^a-z0-9]+", "_", field.lower()) + UNITS.get(unit.rstrip("]"), "")
 
 
-VLLM = {line.split()[0]: set(line.split()[2].split(",")) for line in lines_of("vllm-0.9.2-metrics.txt")}
+# Metric -> its labels, by version; and those of all versions.
+CAPTURES = {
+    version: {line.split()[0]: set(line.split()[2].split(",")) for line in lines_of(f"vllm-{version}-metrics.txt")}
+    for version in TABLES
+}
+VLLM = {name: labels for capture in CAPTURES.values() for name, labels in capture.items()}
 EXPORTER = {exporter_name(column) for column in lines_of("nvidia-smi-470-fields.txt")}
 LIMITS = render("monitoring", "kepler-limits.prom.j2")
 WRITTEN = set(host_metrics.METRICS) | set(re.findall(r"^\w+", LIMITS, re.MULTILINE))
@@ -73,10 +78,26 @@ def test_every_metric_exists(expression):
     assert metrics(expression) and metrics(expression) - KNOWN == set()
 
 
-def test_metrics_of_a_server_are_those_of_its_table():
+@pytest.mark.parametrize("version", TABLES)
+def test_a_server_has_the_metrics_of_its_table(version):
+    assert set(TABLES[version].METRICS.values()) - set(CAPTURES[version]) == set()
+
+
+def test_metrics_of_servers_are_those_of_the_tables():
     """The supervisor, the rules and the dashboard read no other, and all of them."""
     read = {name for expression in [rule["expr"] for rule in rules()] + queries() for name in metrics(expression)}
-    assert {name for name in read if name.startswith("vllm:")} == set(v0_9_2.METRICS.values())
+    assert {name for name in read if name.startswith("vllm:")} == {
+        name for table in TABLES.values() for name in table.METRICS.values()
+    }
+
+
+@pytest.mark.parametrize("expression", [rule["expr"] for rule in rules()] + queries())
+def test_every_version_has_a_metric_of_a_query(expression):
+    """Where versions name a metric differently, the query asks for both."""
+    read = {name for name in metrics(expression) if name.startswith("vllm:")}
+    asked = {key for table in TABLES.values() for key, name in table.METRICS.items() if name in read}
+    for version, table in TABLES.items():
+        assert {table.METRICS[key] for key in asked} <= read, version
 
 
 @pytest.mark.parametrize("expression", [rule["expr"] for rule in rules()] + queries())

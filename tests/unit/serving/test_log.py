@@ -1,8 +1,9 @@
-"""The server's log and its metrics, as vLLM 0.9.2 writes them."""
+"""The server's log and its metrics, as the versions of vLLM write them."""
 
 import pytest
 from vllm_serving.client import PROBE_MARK, Answer, has_token, total
 from vllm_serving.log import MOST_PATTERNS, Log, error_of, is_probe, phase_of
+from vllm_serving.versions import v0_12_0
 from vllm_serving.versions.v0_9_2 import PHASES
 
 WORKER = "\x1b[1;36m(VllmWorkerProcess pid=14283)\x1b[0;0m "
@@ -32,12 +33,39 @@ LIFE = [
 ]  # fmt: skip
 
 
-def test_the_phases_of_a_start():
-    log, seen = Log(PHASES), []
-    for line, _ in LIFE:
+CORE = "\x1b[0;36m(EngineCore_DP0 pid=30015)\x1b[0;0m "
+# Lines of the CPU build's own start; those of a GPU in between have the form of the format strings in its source.
+LIFE_0_12_0 = [
+    ("(APIServer pid=28190) INFO 11-30 07:13:08 [api_server.py:1772] vLLM API server version 0.12.0", "starting vLLM"),
+    (CORE + "INFO 11-30 07:13:47 [core.py:93] Initializing a V1 LLM engine (v0.12.0) with config: model='/srv/x'",
+     "starting the ranks"),
+    (CORE + "INFO 11-30 07:13:48 [gpu_model_runner.py:3468] Starting to load model /srv/x...", "loading weights"),
+    ("Loading safetensors checkpoint shards:  75% Completed | 3/4 [01:00<00:20, 20.00s/it]", "loading weights, 75 %"),
+    (CORE + "INFO 11-30 07:13:48 [default_loader.py:308] Loading weights took 0.01 seconds", "compiling the model"),
+    (CORE + "INFO 11-30 07:13:48 [gpu_model_runner.py:3549] Model loading took 1.2 GiB memory and 3.0 seconds",
+     "compiling the model"),
+    (CORE + "INFO 11-30 07:13:49 [backends.py:715] Dynamo bytecode transform time: 9.12 s", "compiling the model"),
+    (CORE + "INFO 11-30 07:14:40 [backends.py:288] Compiling a graph for dynamic shape takes 48.33 s",
+     "measuring memory for the KV cache"),
+    (CORE + "INFO 11-30 07:14:48 [kv_cache_utils.py:1286] GPU KV cache size: 524,288 tokens",
+     "preparing a KV cache of 524,288 tokens"),
+    ("Capturing CUDA graphs (mixed prefill-decode, PIECEWISE):  43%|####3     | 22/51 [00:02<00:03,  9.07it/s]",
+     "capturing CUDA graphs, 43 %"),
+    (CORE + "INFO 11-30 07:15:18 [core.py:254] init engine (profile, create kv cache, warmup model) took 29.55 seconds",
+     "capturing CUDA graphs, 43 %"),
+    ("(APIServer pid=28190) INFO 11-30 07:14:19 [api_server.py:1847] Starting vLLM API server 0 on http://127.0.0.1:1",
+     "warm-up: waiting for the first token"),
+    ("(APIServer pid=28190) INFO:     Application startup complete.", "warm-up: waiting for the first token"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("phases", "life"), [(PHASES, LIFE), (v0_12_0.PHASES, LIFE_0_12_0)], ids=["0.9.2", "0.12.0"])
+def test_the_phases_of_a_start(phases, life):
+    log, seen = Log(phases), []
+    for line, _ in life:
         log.feed(f"{line}\n".encode())
         seen.append(log.phase)
-    assert seen == [phase for _, phase in LIFE]
+    assert seen == [phase for _, phase in life]
     assert log.error is None
 
 

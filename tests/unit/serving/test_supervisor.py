@@ -14,7 +14,7 @@ import yaml
 from supervised import KEY, ROOT, wait_for
 from vllm_serving import supervisor
 from vllm_serving.instance import read_instance
-from vllm_serving.versions import table_of, v0_9_2
+from vllm_serving.versions import table_of, v0_9_2, v0_12_0
 
 
 @pytest.fixture
@@ -66,7 +66,8 @@ def test_a_port_names_its_own_command_line_and_middleware(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("version", "message"), [
-    ("0.10.0", "vLLM: found version 0.10.0; expected 0.9.2."), ("0.9.21+empty", "found version 0.9.21+empty;"),
+    ("0.10.0", "vLLM: found version 0.10.0; expected 0.12.0 or 0.9.2."),
+    ("0.9.21+empty", "found version 0.9.21+empty;"),
     (None, "vllm"),
 ])
 def test_a_vllm_without_a_table_is_refused(bare, tmp_path, monkeypatch, capsys, version, message):
@@ -87,9 +88,13 @@ def test_locked_vllm_has_a_table():
         assert table_of(lock["sources"]["vllm"]["version"]).METRICS
 
 
-@pytest.mark.parametrize("version", ["0.9.2", "0.9.2+empty", "0.9.2+cpu.1"])
-def test_a_build_of_a_version_has_its_table(version):
-    assert table_of(version) is v0_9_2
+@pytest.mark.parametrize(
+    ("version", "table"),
+    [("0.9.2", v0_9_2), ("0.9.2+empty", v0_9_2), ("0.9.2+cpu.1", v0_9_2), ("0.12.0", v0_12_0), ("0.12.0+cpu", v0_12_0),
+     ("0.12.0.post2", v0_12_0)],
+)
+def test_a_build_of_a_version_has_its_table(version, table):
+    assert table_of(version) is table
 
 
 def test_ready_means_a_token(unit):

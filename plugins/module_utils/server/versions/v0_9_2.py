@@ -10,11 +10,15 @@ PHASES = (
     (r"Starting vLLM API server|Application startup complete", "warm-up: waiting for the first token"),
 )
 
-# Lines in the log of a sound server. Half is how weights are stored; the engine computes in float32 either way.
-LOG_WANTED = ("V0 LLM engine", "Torch SDPA attention backend", "dtype=torch.float32")
-LOG_WANTED_HALF = ("dtype: half",)
-LOG_WANTED_EAGER = ("enforce_eager=True",)
-LOG_WANTED_GRAPHS = ("enforce_eager=False", "CUDA graphs: captured")
+# Lines in the log of a sound server: always, by dtype, device and the key cuda_graphs. Half is how weights are stored;
+# the engine computes in float32 either way.
+LOG_WANTED = {
+    "always": ("V0 LLM engine", "Torch SDPA attention backend", "dtype=torch.float32"),
+    "half": ("dtype: half",),
+    "cpu": ("enforce_eager=True",),
+    "eager": ("enforce_eager=True",),
+    "graphs": ("enforce_eager=False", "CUDA graphs: captured"),
+}
 # Words that it never has: kernels that a K80 cannot run, and errors.
 LOG_UNWANTED = ("FlashAttention", "xformers", "Triton", "Traceback")
 

@@ -1,0 +1,41 @@
+"""vLLM 0.12.0 with the V1 engine, as it is released: the lines of its log and the metrics that are read. Data only."""
+
+# Phases of a start, by a regular expression of the lines that a server writes; the last one seen counts.
+PHASES = (
+    (r"Initializing a V1 LLM engine", "starting the ranks"),
+    (r"Loading \w+ checkpoint shards: +(\d+)%", "loading weights, {} %"),
+    (r"Starting to load model|Loading weights on", "loading weights"),
+    (r"Loading weights took|Dynamo bytecode transform time|Warming up model for the comp", "compiling the model"),
+    (r"Directly load the compiled graph|Compiling a graph for|torch.compile takes",
+     "measuring memory for the KV cache"),
+    (r"(?:GPU|CPU) KV cache size: ([\d,]+) tokens", "preparing a KV cache of {} tokens"),
+    (r"Capturing CUDA graphs .*: +(\d+)%", "capturing CUDA graphs, {} %"),
+    (r"Starting vLLM API server|Application startup complete", "warm-up: waiting for the first token"),
+)
+
+# Lines in the log of a sound server: always, by dtype, by the device and by the key cuda_graphs.
+LOG_WANTED = {
+    "always": ("V1 LLM engine",),
+    "float32": ("dtype=torch.float32",),
+    "half": ("dtype=torch.float16",),
+    "gpu": ("TRITON_ATTN",),
+    "eager": ("enforce_eager=True",),
+    "graphs": ("enforce_eager=False", "Graph capturing finished"),
+}
+# Words that it never has: types that these GPUs have not, and errors.
+LOG_UNWANTED = ("dtype=torch.bfloat16", "Traceback")
+
+# Names of the metrics that the supervisor, the alert rules and the dashboard read.
+METRICS = {
+    "prompt_tokens": "vllm:prompt_tokens_total",
+    "generation_tokens": "vllm:generation_tokens_total",
+    "requests_running": "vllm:num_requests_running",
+    "requests_waiting": "vllm:num_requests_waiting",
+    "requests_finished": "vllm:request_success_total",
+    "preemptions": "vllm:num_preemptions_total",
+    "kv_cache_usage": "vllm:kv_cache_usage_perc",
+    "queue_time": "vllm:request_queue_time_seconds_bucket",
+    "time_to_first_token": "vllm:time_to_first_token_seconds_bucket",
+    "time_per_output_token": "vllm:inter_token_latency_seconds_bucket",
+    "request_latency": "vllm:e2e_request_latency_seconds_bucket",
+}

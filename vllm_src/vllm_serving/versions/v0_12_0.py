@@ -1,0 +1,1 @@
+../../../plugins/module_utils/server/versions/v0_12_0.py
