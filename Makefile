@@ -15,7 +15,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # An English UTF-8 locale: Ansible refuses others.
 export LC_ALL := C.UTF-8
 
-.PHONY: help tools demo demo-down test lint unit kernels port gpu molecule plan bundle vendor lock lock-rpms clean
+.PHONY: help tools demo demo-down test lint unit kernels port gpu molecule plan bundle image vendor lock lock-rpms clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ plan: $(READY)  ## What a model needs of K80 dies, and what fits (MODEL=director
 
 bundle: $(READY)  ## One file for hosts without a network, made with a connected host (BUNDLE=file)
 	@ansible-playbook playbooks/bundle.yml $(if $(BUNDLE),-e bundle_dest=$(abspath $(BUNDLE)))
+
+image: $(READY)  ## The servers as a container image, written on a host of a profile (PROFILE=k80, HOST=name, ARCHIVE=file there)
+	@ansible-playbook playbooks/image.yml $(if $(PROFILE),-e image_profile=$(PROFILE)) $(if $(HOST),-e image_host=$(HOST)) \
+	  $(if $(ARCHIVE),-e image_archive=$(ARCHIVE))
 
 vendor: $(READY)  ## Lay vLLM's pinned sdist, verified, into vllm_src/upstream
 	@python vllm_src/vendor.py

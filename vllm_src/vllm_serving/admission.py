@@ -92,7 +92,7 @@ class AdmissionMiddleware:
         """Learn the model's limits, or end the process: with status 78 if the configuration must be corrected."""
         try:
             for address in unused_sockets():
-                refuse_open_server(address, self.key)
+                refuse_open_server(address, self.key, os.environ)
             if "app" in scope:
                 self.limits = await self.learn(scope["app"].state)
         except Exception as error:

@@ -1,12 +1,14 @@
-"""Environment variables of a unit vllm@NAME, which the role vllm_service writes."""
+"""Environment variables of a server: of a unit vllm@NAME, which the role vllm_service writes, or of a container."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from .errors import ConfigError
 
+# The port's own variable: in a container the user sets nothing else to say that there is no GPU.
+DEVICE = "VLLM_KEPLER_DEVICE"
 # Variables that hold a number from 0, and their defaults.
 NUMBERS: dict[str, float] = {
     # Longest time in seconds from start to ready.
@@ -19,6 +21,8 @@ NUMBERS: dict[str, float] = {
     "VLLM_SERVING_BODY": 8,
     # Most sequences of one request: its prompts times n, or times best_of.
     "VLLM_SERVING_SEQUENCES": 128,
+    # In a container: seconds without a sign of life after which the server is ended; 0 for never.
+    "VLLM_SERVING_WATCHDOG": 180,
     # Set by systemd: microseconds without a sign of life after which it ends the unit; 0 for never.
     "WATCHDOG_USEC": 0,
 }
@@ -33,9 +37,24 @@ def number(environment: Mapping[str, str], name: str) -> float:
         value = -1
     if not 0 <= value < float("inf"):
         raise ConfigError(
-            f"{name}: found {text!r}; expected a number from 0. Correct the instance's environment file."
+            f"{name}: found {text!r}; expected a number from 0. Correct the server's environment."
         )
     return value
+
+
+def is_published(environment: Mapping[str, str]) -> bool:
+    """Return whether the server listens in a container's own network: who reaches it is decided by who publishes it."""
+    return environment.get("VLLM_SERVING_PUBLISHED") == "1"
+
+
+def publish(environment: MutableMapping[str, str]) -> None:
+    """Note for this process and the server's that `is_published`."""
+    environment["VLLM_SERVING_PUBLISHED"] = "1"
+
+
+def computes_on_cpu(environment: Mapping[str, str]) -> bool:
+    """Return whether the CPU stands in for the GPU."""
+    return environment.get(DEVICE) == "cpu"
 
 
 def wants_parsers(environment: Mapping[str, str]) -> bool:

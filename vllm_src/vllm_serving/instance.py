@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import envs, models
 from .addresses import WILDCARDS, is_loopback
@@ -72,9 +73,9 @@ def key_of(environment: Mapping[str, str]) -> str | None:
     return environment.get("VLLM_API_KEY", "").strip() or None
 
 
-def refuse_open_server(host: str, key: str | None) -> None:
+def refuse_open_server(host: str, key: str | None, environment: Mapping[str, str]) -> None:
     """Raise ConfigError for a server without an API key that the network reaches."""
-    if key is None and not is_loopback(host):
+    if key is None and not is_loopback(host) and not envs.is_published(environment):
         raise ConfigError(f"VLLM_API_KEY: found no key for a server on {host}; expected one beyond 127.0.0.1, ::1 and "
                           "localhost. Write a line VLLM_API_KEY=KEY into the file that api_key_file names.")
 
@@ -88,6 +89,13 @@ def read_instance(name: str, options: Path, generation: str, environment: Mappin
         raise ConfigError(f"{options}: cannot be read: {' '.join(str(error).split())}. Run the play again.") from None
     if not isinstance(found, dict) or not isinstance(found.get("model"), str) or not isinstance(found.get("port"), int):
         raise ConfigError(f"{options}: expected options of vLLM with at least model and port. Run the play again.")
+    return instance_of(name, options, found, generation, environment)
+
+
+def instance_of(
+    name: str, options: Path, found: Mapping[str, Any], generation: str, environment: Mapping[str, str]
+) -> Instance:
+    """Return the instance with the options `found`, of which vLLM reads those in a file. Raises ConfigError."""
     if reason := models.refusal(found, environment):
         raise ConfigError(reason)
     if not environment.get("RUNTIME_DIRECTORY"):
@@ -97,7 +105,7 @@ def read_instance(name: str, options: Path, generation: str, environment: Mappin
         raise ConfigError(f"RUNTIME_DIRECTORY: found {len(str(directory))} characters; expected at most {LONGEST}, for "
                           "the sockets in it. Give the instance a shorter name.")
     host, key = str(found.get("host") or "0.0.0.0"), key_of(environment)
-    refuse_open_server(host, key)
+    refuse_open_server(host, key, environment)
     return Instance(
         name=name,
         options=options,

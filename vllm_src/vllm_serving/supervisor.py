@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +24,7 @@ from .errors import ConfigError
 from .instance import CONFIGURATION, Instance, read_instance
 from .log import Log
 from .starts import LIMIT, Starts
-from .systemd import notify
+from .systemd import listens, notify
 from .versions import table_of
 
 USAGE = "usage: python -m vllm_serving NAME OPTIONS.yaml GENERATION"
@@ -220,7 +220,7 @@ class Supervisor:
                 show(line)
 
     async def watch(self) -> str:
-        """Report the server's state to systemd. Returns only if it can never become ready: the reason."""
+        """Report the server's state to systemd. Returns why it must end: it can never be ready, or hangs unwatched."""
         if reason := await self.until_ready():
             return reason
         self.is_ready = True
@@ -233,8 +233,11 @@ class Supervisor:
             if await self.is_alive():
                 self.progress_at = time.monotonic()
                 notify(WATCHDOG=1, STATUS=self.serving)
-            else:
-                notify(STATUS=f"no sign of life for {time.monotonic() - self.progress_at:.0f} s")
+                continue
+            silent = time.monotonic() - self.progress_at
+            if not listens() and 0 < self.instance.watchdog < silent:
+                return f"hung: no sign of life for {silent:.0f} s while {self.current_phase}"
+            notify(STATUS=f"no sign of life for {silent:.0f} s")
 
     async def until_ready(self) -> str | None:
         """Wait for the first token; extend the start while it makes progress. Returns why there can never be one."""
@@ -247,6 +250,8 @@ class Supervisor:
                 end = self.started_at + self.instance.start_timeout
                 left = min(self.instance.stall_timeout, end - self.progress_at)
                 notify(STATUS=self.log.phase, EXTEND_TIMEOUT_USEC=int(left * 1e6))
+            elif stalled and not listens():
+                return f"{self.log.phase}; {stalled}"
             elif stalled:
                 notify(STATUS=f"{self.log.phase}; {stalled}")
             health = await ask(self.instance, "/health")
@@ -334,11 +339,17 @@ def main(arguments: list[str]) -> int:
         print(USAGE, file=sys.stderr)
         return CONFIGURATION
     name, options, generation = arguments
+    return supervise(name, lambda: read_instance(name, Path(options), generation, os.environ))
+
+
+def supervise(name: str, read: Callable[[], Instance], arguments: Sequence[str] = ()) -> int:
+    """Supervise the server that `read` returns, with these arguments of `vllm serve` too. Returns the exit status."""
     try:
-        instance = read_instance(name, Path(options), generation, os.environ)
+        instance = read()
         table = table_of(metadata.version("vllm"))
     except (ConfigError, ValueError, metadata.PackageNotFoundError) as refused:
         print(f"vllm@{name} ends: {refused}", flush=True)
         notify(STATUS=f"ended: {refused}")
         return CONFIGURATION
-    return asyncio.run(Supervisor(instance, command_of(instance.options, *instance.arguments), table).run())
+    command = command_of(instance.options, *arguments, *instance.arguments)
+    return asyncio.run(Supervisor(instance, command, table).run())

@@ -7,6 +7,11 @@ import os
 import socket
 
 
+def listens() -> bool:
+    """Return whether systemd watches this process. If not, the process has to watch itself."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
 def notify(**fields: object) -> None:
     """Send fields such as READY=1 or STATUS="loading", if systemd listens."""
     address = os.environ.get("NOTIFY_SOCKET")

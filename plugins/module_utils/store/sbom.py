@@ -81,12 +81,27 @@ def component_of(path):
     }
 
 
+def dependencies(paths):
+    """What each output depends on."""
+    return [
+        {"ref": address.key_of_path(path),
+         "dependsOn": sorted(address.key_of_path(other) for other in address.manifest(path)["references"])}
+        for path in paths
+    ]
+
+
+def numbered(document):
+    """A document with the serial number that follows from its content."""
+    content = json.dumps(document, sort_keys=True)
+    return dict(document, serialNumber="urn:uuid:%s" % uuid.uuid5(uuid.NAMESPACE_URL, content))
+
+
 def sbom(root, number):
     """The bill of materials of a generation: a mapping, the same for the same generation."""
     described = generation.read(root, number)
     paths = sorted(described["outputs"].values())
     packages = [dict(part, **{"bom-ref": part["purl"]}) for part in toolchain(described["packages"])]
-    document = {
+    return numbered({
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
         "version": 1,
@@ -100,12 +115,7 @@ def sbom(root, number):
             },
         },
         "components": [component_of(path) for path in paths] + packages,
-        "dependencies": [{"ref": "generation", "dependsOn": [address.key_of_path(path) for path in paths]}] + [
-            {"ref": address.key_of_path(path),
-             "dependsOn": sorted(address.key_of_path(other) for other in address.manifest(path)["references"])}
-            for path in paths
-        ],
-    }
-    content = json.dumps(document, sort_keys=True)
-    document["serialNumber"] = "urn:uuid:%s" % uuid.uuid5(uuid.NAMESPACE_URL, content)
-    return document
+        "dependencies": [
+            {"ref": "generation", "dependsOn": [address.key_of_path(path) for path in paths]},
+        ] + dependencies(paths),
+    })

@@ -80,13 +80,14 @@ def padding(size):
     return b"\0" * (-size % BLOCK)
 
 
-def header(entry):
-    """Everything that stands before the content of one manifest entry in the archive."""
+def header(entry, mode=None):
+    """Everything that stands before the content of one manifest entry in the archive. mode: if not the store's own."""
     name, target = os.fsencode(entry["path"]), os.fsencode(entry.get("target", ""))
     kind, size = entry["type"], entry.get("size", 0)
     if kind == "directory":
         name += b"/"
-    mode = MODES["executable" if entry.get("executable") else kind]
+    if mode is None:
+        mode = MODES["executable" if entry.get("executable") else kind]
     records = b""
     if len(name) > 100:
         records += record(b"path", name)
