@@ -1,12 +1,14 @@
-"""List the models that the pinned vLLM and transformers know, as the module that the reader of checkpoints has.
+"""List the models that the installed vLLM and transformers know, as the module that the reader of checkpoints has.
 
-Run by the Python that serves, with VLLM_KEPLER_DEVICE=cpu:
-`python vllm_src/engine_models.py plugins/module_utils/checkpoint/engine_models.py`.
+Run by the Python that serves, with VLLM_KEPLER_DEVICE=cpu where it has the port:
+`python vllm_src/engine_models.py plugins/module_utils/checkpoint/engine_models.py`;
+for vLLM as it is released by one with its CPU build: `... plugins/module_utils/checkpoint/engine_models_stock.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import inspect
 import json
 import sys
@@ -25,8 +27,12 @@ from transformers.models.auto.modeling_auto import (
 from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.model_executor.models import registry
 from vllm.transformers_utils.config import _CONFIG_REGISTRY
-from vllm.utils import FlexibleArgumentParser
-from vllm_kepler import configs
+
+# Upstream moved it.
+try:
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+except ImportError:
+    from vllm.utils import FlexibleArgumentParser
 
 # Keys of a config that the planner reads.
 SIZES = (
@@ -36,6 +42,10 @@ SIZES = (
     "num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size",
     "shared_expert_intermediate_size", "decoder_sparse_step", "multi_query", "new_decoder_architecture", "rotary_dim",
 )
+
+# Tables of upstream's registry with models that generate text; releases differ.
+KINDS = ("_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS", "_TRANSFORMERS_MODELS", "_TRANSFORMERS_SUPPORTED_MODELS",
+         "_TRANSFORMERS_BACKEND_MODELS")
 
 HEADER = '''"""Names that vLLM {vllm} and transformers {transformers} know.
 
@@ -100,7 +110,7 @@ def parts(kinds: Iterable[str]) -> dict[str, str]:
         try:
             whole = CONFIG_MAPPING[kind]()
             inner = whole.get_text_config()
-        except (ValueError, AssertionError):  # no language model, or several
+        except (ValueError, AssertionError, OSError):  # no language model, several, or one that the hub has
             continue
         if inner is not whole and inner.model_type in kinds:
             found[kind] = inner.model_type
@@ -120,8 +130,12 @@ def module() -> str:
     """The text of the module."""
     made = [HEADER.format(vllm=version("vllm").partition("+")[0], transformers=transformers.__version__)]
     # The port's own configs are among vLLM's.
-    configs.register()
-    generators = {*registry._TEXT_GENERATION_MODELS, *registry._MULTIMODAL_MODELS, *registry._TRANSFORMERS_MODELS}
+    if importlib.util.find_spec("vllm_kepler"):
+        importlib.import_module("vllm_kepler.configs").register()
+    generators = {
+        name for kind in KINDS for name in getattr(registry, kind, {})
+        if not name.endswith(("Classification", "EmbeddingModel"))
+    }
     missing = unloadable()
     served = {*generators, *through_transformers()} - missing
     named: dict[str, tuple[str, Iterable[str]]] = {

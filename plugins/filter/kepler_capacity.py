@@ -11,9 +11,10 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.kepler.vllm.plugins.filter.kepler_host import RANK_GIB, swap_gib
-from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, setting
+from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, engines_of, setting
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import adapters as rules
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import speculation
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.engine import Engine
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.errors import reasons_of
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.files import numbered
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
@@ -43,6 +44,8 @@ COMPLETE = "Complete the model's files."
 # Nothing is known of adapters. A GPU whose memory is not asked for.
 NOTHING: dict[str, dict[str, Any]] = {}
 NO_GPU = {"memory_mib": 0, "bandwidth": 0}
+# The engine of instances that name none.
+PORT = "port"
 # GiB of host memory for what a server has once: the API, the guides that it compiles, requests and answers.
 SERVER_GIB = 4
 
@@ -53,7 +56,7 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
     Args:
         facts: config, tensors and faults, as the module model_facts gives them.
         profile: the hardware profile of the dies.
-        asked: context, max_num_seqs and utilization; None for a default.
+        asked: context, max_num_seqs, utilization and engine; None for a default.
     """
     for fault in facts["faults"]:
         # A model is planned before it is downloaded, too.
@@ -67,13 +70,22 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
         "gpu_memory_utilization": number_of("plan_utilization", asked.get("utilization"), 0.1, 0.95),
     }
     context = number_of("plan_context", asked.get("context"), 1, 1 << 24)
+    name = asked.get("engine") or profile["serve"]["engine"]
+    if name not in engines_of(profile["serve"]):
+        raise AnsibleFilterError(
+            f"plan_engine: found {shown(name)}; expected {' or '.join(engines_of(profile['serve']))}, which the "
+            f"profile {profile['name']} has. Correct it, or leave it out."
+        )
+    # The V1 engine of a released vLLM spreads every prompt over batches.
+    chunked = {"enable_chunked_prefill": True} if name == "stock" else {}
     try:
         return capacity.plan(
             facts["config"], facts["tensors"], None if context is None else int(context),
             Options(
-                **capacity.die_of(profile["gpu"]), **{key: value for key, value in options.items() if value is not None}
+                **capacity.die_of(profile["gpu"]), **chunked,
+                **{key: value for key, value in options.items() if value is not None},
             ),
-            profile["serve"]["sizes"], facts.get("tokenizer"),
+            profile["serve"]["sizes"], facts.get("tokenizer"), Engine(name, profile["gpu"]["compute_capability"]),
         )
     except CapacityError as error:
         raise AnsibleFilterError(f"plan_model: {error}. Plan another model, or complete its files.") from error
@@ -172,14 +184,14 @@ def adapter_findings(
     return found
 
 
-def draft_findings(model: Model, facts: dict[str, Any], where: str) -> list[dict[str, str]]:
+def draft_findings(model: Model, facts: dict[str, Any], where: str, engine: Engine) -> list[dict[str, str]]:
     """Findings about the model that proposes tokens to another, of which `facts` are known."""
     faults = [(*reason, COMPLETE) for reason in reasons_of(facts["faults"])]
     config = facts["config"] or {}
     vocabulary = text_config(config).get("vocab_size")
     refused = speculation.draft_faults(config.get("model_type"), vocabulary, model.vocabulary)
     if config and not refused:
-        refused = refusals(config, facts["tensors"])
+        refused = refusals(config, facts["tensors"], served_by=engine)
     faults += [(*fault, "Name another draft model.") for fault in refused]
     return [finding("error", f"{where}.extra_args.{engine_options.SPECULATION}.model", *fault) for fault in faults]
 
@@ -253,8 +265,7 @@ def room_findings(
 
 def one_model_findings(
     facts: dict[str, Any], instance: dict[str, Any], where: str, gpu: dict[str, Any] | None,
-    adapters: dict[str, dict[str, Any]],
-    draft: dict[str, Any] | None = None,
+    adapters: dict[str, dict[str, Any]], engine: Engine, draft: dict[str, Any] | None = None,
 ) -> list[dict[str, str]]:
     """Findings about the model of one instance; whether it fits is not checked without a `gpu`.
 
@@ -272,7 +283,7 @@ def one_model_findings(
             finding("error", f"{where}.model", what, expected, "Serve another model, or another checkpoint of it.")
             for what, expected in refusals(
                 config, facts["tensors"], None if "tokenizer" in extra else facts.get("tokenizer"),
-                extra.get("trust-remote-code") is True,
+                extra.get("trust-remote-code") is True, engine,
             )
         ]
         if refused:
@@ -285,7 +296,7 @@ def one_model_findings(
         found += length_findings(model, instance, where)
         found += adapter_findings(adapters, model, tensors, instance, where)
         if draft:
-            found += draft_findings(model, draft, where)
+            found += draft_findings(model, draft, where, engine)
         options = capacity.options_of(instance, gpu or NO_GPU, ranks_of(adapters, instance))
         options = with_speculation(options, model, instance, draft)
         found += batch_findings(model, instance, where, options)
@@ -402,7 +413,7 @@ def model_findings(
         for index, instance in enumerate(instances) if model_key(instance) in models
         for item in one_model_findings(
             models[model_key(instance)], instance, f"{INSTANCES}[{index}]", gpu if device == "kepler" else None,
-            adapters,
+            adapters, Engine(setting(instance, "engine") or PORT, gpu.get("compute_capability")),
             draft_facts(models, instance),
         )
     ]

@@ -115,7 +115,13 @@ def instances_with_defaults(instances: Any, defaults: Any, serve: dict[str, Any]
     # variable_findings reports defaults that are no mapping.
     own = by_own_names(defaults) if isinstance(defaults, dict) else {}
     known = {**DEFAULTS, **({"engine": serve["engine"], "dtype": serve["dtypes"][0]} if serve else {}), **own}
-    return [{**known, **by_own_names(item)} if isinstance(item, dict) else item for item in instances]
+
+    def filled(item: dict) -> dict:
+        instance = {**known, **by_own_names(item)}
+        # A released vLLM captures graphs for every batch, beside adapters too.
+        return {"cuda_graphs": instance.get("engine") == "stock", **instance}
+
+    return [filled(item) if isinstance(item, dict) else item for item in instances]
 
 
 def setting(instance: dict, key: str) -> Any:
@@ -179,7 +185,9 @@ def instance_findings(instance: Any, where: str, serve: dict[str, Any]) -> list[
             "Leave revision out, or name the model as the hub does.",
         ))
     found += adapter_findings(valid, where)
-    return found + engine_options.option_findings(valid.get("extra_args") or {}, f"{where}.extra_args")
+    return found + engine_options.option_findings(
+        valid.get("extra_args") or {}, f"{where}.extra_args", valid.get("engine")
+    )
 
 
 def adapter_findings(valid: dict, where: str) -> list[dict[str, str]]:
@@ -194,7 +202,7 @@ def adapter_findings(valid: dict, where: str) -> list[dict[str, str]]:
             finding("error", f"{where}.extra_args.{option}", what, expected, "Correct it, or leave it out.")
             for option, what, expected in rules.option_faults(valid.get("extra_args") or {}, len(adapters))
         ]
-    if adapters and valid.get("cuda_graphs"):
+    if adapters and valid.get("cuda_graphs") and valid.get("engine") != "stock":
         found.append(finding(
             "error", f"{where}.cuda_graphs", "true and adapters", "one of the two: steps with adapters are eager",
             "Leave cuda_graphs out.",

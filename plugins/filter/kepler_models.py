@@ -9,13 +9,18 @@ from typing import Any
 from ansible_collections.kepler.vllm.plugins.plugin_utils.engine_options import models_of
 
 
-def hub_models(instances: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Models of the hub that instances read, drafts too, each once: [{name, revision}]. A path is a directory."""
-    found = {
-        (named["model"], named["revision"] or "main"): None
-        for instance in instances for named in models_of(instance).values() if not named["model"].startswith("/")
-    }
-    return [{"name": name, "revision": revision} for name, revision in found]
+def hub_models(instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Models of the hub that instances read, drafts too, each once: [{name, revision, engines}].
+
+    A path is a directory; engines: those that shall serve the model.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for instance in instances:
+        for named in models_of(instance).values():
+            if not named["model"].startswith("/"):
+                engines = found.setdefault((named["model"], named["revision"] or "main"), [])
+                engines += [engine for engine in [instance.get("engine") or "port"] if engine not in engines]
+    return [{"name": name, "revision": revision, "engines": engines} for (name, revision), engines in found.items()]
 
 
 def model_record_file(asked: dict[str, str], directory: str) -> str:

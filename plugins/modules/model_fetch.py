@@ -23,6 +23,14 @@ options:
     description: Recorded sha256 of the model's files, by their name.
     type: dict
     default: {}
+  engines:
+    description: Engines that shall serve the model; what one of them cannot is refused before its weights are fetched.
+    type: list
+    elements: str
+    default: [port]
+  capability:
+    description: Compute capability of the GPUs, such as V(7.5).
+    type: str
   fetch:
     description: The program that fetches.
     type: path
@@ -188,6 +196,7 @@ def command_of(params, unit, environment):
     # In an argument, not a file: root writes nothing into a directory of the user. systemd takes $$ for $.
     arguments = json.dumps({
         "name": params["name"], "revision": params["revision"], "expected": params["expected"],
+        "engines": params["engines"], "capability": params["capability"],
         "directory": os.path.join(params["home"], "models", slug(params["name"])),
     }).replace("$", "$$")
     if params["token_file"]:
@@ -203,6 +212,8 @@ def main():
             "name": {"type": "str", "required": True},
             "revision": {"type": "str", "default": "main"},
             "expected": {"type": "dict", "default": {}},
+            "engines": {"type": "list", "elements": "str", "default": ["port"]},
+            "capability": {"type": "str"},
             "fetch": {"type": "path", "required": True},
             "root": {"type": "path", "default": "/opt/kepler"},
             "user": {"type": "str", "default": "vllm"},

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..module_utils.checkpoint import adapters, speculation
+from ..module_utils.checkpoint.engine import PORT, Engine
 from ..module_utils.checkpoint.limits import (
     BLOCK_SIZE,
     CHECKED_BYTES,
@@ -482,7 +483,7 @@ def gib(size: float) -> str:
 
 def plan(
     config: Any, recorded: Iterable[dict[str, Any]], context: int | None, options: Options, sizes: list[int],
-    tokenizer: dict[str, Any] | None = None,
+    tokenizer: dict[str, Any] | None = None, engine: Engine = PORT,
 ) -> dict[str, Any]:
     """Every layout and storage of a model, as JSON can hold it.
 
@@ -494,7 +495,7 @@ def plan(
     Raises CapacityError if the model cannot be planned.
     """
     recorded = list(recorded)
-    refused = refusals(config, recorded, tokenizer)
+    refused = refusals(config, recorded, tokenizer, served_by=engine)
     # Files that are refused say nothing about the checkpoint that would be served.
     recorded = [] if refused else recorded
     try:
@@ -657,7 +658,10 @@ def options_of(instance: dict[str, Any], gpu: dict[str, Any], ranks: Iterable[in
     gpu: the profile's. ranks: of the instance's adapters.
     """
     found: dict[str, Any] = {}
-    extra = engine_options.meant(instance.get("extra_args") or {})
+    extra = engine_options.meant(instance.get("extra_args") or {}, instance.get("engine"))
+    if instance.get("engine") == "stock":
+        # Its V1 engine spreads every prompt over batches.
+        found["enable_chunked_prefill"] = True
     numbers = NUMBERS
     if named := instance.get("adapters"):
         found.update(adapters=len(named), adapter_rank=adapters.room_for(list(ranks)))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..module_utils.checkpoint import speculation
-from ..module_utils.checkpoint.engine_models import FLAGS, SWITCHES, VALUES
+from ..module_utils.checkpoint.engine import Engine
 from ..module_utils.checkpoint.limits import BLOCK_SIZES
 from ..module_utils.checkpoint.speculation import mapping
 from ..module_utils.findings import finding
@@ -21,18 +21,34 @@ from .findings import shown
 from .model_families import NO_WINDOW
 
 NO = "no-"
-BOOLEANS = FLAGS | SWITCHES
-OPTIONS = VALUES | BOOLEANS | {NO + name for name in SWITCHES}
+
+
+class Options:
+    """The options of an engine's `vllm serve`.
+
+    Attributes:
+        switches: those that no-NAME turns off.
+        booleans: those that are on or off.
+        all: every name.
+    """
+
+    def __init__(self, engine: str) -> None:
+        names = Engine(engine).names
+        self.switches = names.SWITCHES
+        self.booleans = names.FLAGS | names.SWITCHES
+        self.all = names.VALUES | self.booleans | {NO + name for name in names.SWITCHES}
+
+
+KNOWN = {name: Options(name) for name in ("port", "stock")}
 # The option that parsers: false turns off.
 AUTO_TOOLS = "enable-auto-tool-choice"
 SPECULATION = speculation.OPTION
 # Options that hold a mapping, as JSON.
 MAPPINGS = ("rope-scaling", "hf-overrides", SPECULATION)
 # Numbers that the planner counts with: how one is written, and what is expected.
-COUNTS = {
-    **dict.fromkeys(("max-num-seqs", "max-num-batched-tokens"), ("0*[1-9][0-9]*", "an integer from 1")),
-    "block-size": ("|".join(map(str, BLOCK_SIZES)), f"one of {', '.join(map(str, BLOCK_SIZES))}"),
-}
+COUNTS = dict.fromkeys(("max-num-seqs", "max-num-batched-tokens"), ("0*[1-9][0-9]*", "an integer from 1"))
+# Tokens of a block of the cache that the engine's attention takes.
+BLOCKS = {"port": BLOCK_SIZES, "stock": (16, 32, 64, 128)}
 
 LEAVE_OUT = "Leave it out."
 # Options that the role sets itself, and the key of the instance that decides them.
@@ -81,33 +97,71 @@ _KINDS: list[tuple[str, str, str]] = [
      "lora-extra-vocab-size long-lora-scaling-factors"),
     ("every expert split over the GPUs", LEAVE_OUT, "enable-expert-parallel enable-eplb"),
 ]
+# The same of vLLM as it is released, beside those above.
+_STOCK_KINDS: list[tuple[str, str, str]] = [
+    ("one server of one host: it would be reached past its key, or never become ready", LEAVE_OUT,
+     "uds nnodes node-rank master-addr master-port data-parallel-external-lb data-parallel-hybrid-lb tokens-only"),
+    ("1: an instance is split by tensor_parallel_size", LEAVE_OUT,
+     "prefill-context-parallel-size decode-context-parallel-size"),
+    ("as many blocks as gpu_memory_utilization leaves", "Leave it out; change gpu_memory_utilization.",
+     "kv-cache-memory-bytes"),
+    ("all of the cache on the GPUs, as planned", LEAVE_OUT, "kv-offloading-backend kv-offloading-size"),
+    ("no socket that others reach without the key", LEAVE_OUT, "ec-transfer-config tool-server"),
+    ("false: prompts and answers stand in no log", LEAVE_OUT, "enable-log-requests enable-log-outputs"),
+    ("a model that generates: the unit asks each server for tokens", LEAVE_OUT, "runner convert pooler-config"),
+    ("true: vLLM's own all-reduce has hung these GPUs, up to a reboot", "Leave it out: NCCL adds.",
+     "disable-custom-all-reduce"),
+]
 REFUSED = {name: (expected, step) for expected, step, names in _KINDS for name in names.split()}
+STOCK_REFUSED = {
+    name: (expected, step) for expected, step, names in _KINDS + _STOCK_KINDS for name in names.split()
+}
+# Options of the port's vLLM that the released one has under another name, or says in another option.
+RENAMED = {
+    "max-seq-len-to-capture": "max-cudagraph-capture-size", "override-pooler-config": "pooler-config",
+    "expand-tools-even-if-tool-choice-none": "exclude-tools-when-tool-choice-none",
+    "enable-reasoning": "reasoning-parser", "rope-scaling": "hf-overrides", "rope-theta": "hf-overrides",
+    **dict.fromkeys(
+        ("guided-decoding-backend", "guided-decoding-disable-fallback", "guided-decoding-disable-any-whitespace",
+         "guided-decoding-disable-additional-properties"), "structured-outputs-config",
+    ),
+    **dict.fromkeys(
+        ("num-redundant-experts", "eplb-window-size", "eplb-step-interval", "eplb-log-balancedness"), "eplb-config",
+    ),
+}
 # Values of these options that change nothing, and are taken.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    **{name: (False,) for name in REFUSED if name in BOOLEANS},
-    "disable-log-requests": (True,), "enforce-eager": (), "data-parallel-size": (1,), "api-server-count": (1,),
+    **{name: (False,) for name in STOCK_REFUSED if any(name in known.booleans for known in KNOWN.values())},
+    "disable-log-requests": (True,), "disable-custom-all-reduce": (True,), "nnodes": (1,), "node-rank": (0,),
+    "prefill-context-parallel-size": (1,), "decode-context-parallel-size": (1,), "runner": ("auto", "generate"),
+    "convert": ("auto", "none"), "enforce-eager": (), "data-parallel-size": (1,), "api-server-count": (1,),
     "distributed-executor-backend": ("mp",), "pipeline-parallel-size": (1,), "cpu-offload-gb": (0, 0.0),
     "device": ("auto",), "kv-cache-dtype": ("auto",), "task": ("auto", "generate"), "load-format": ("auto",),
     "num-scheduler-steps": (1,), "config-format": ("auto", "hf"),
 }
 
 
-def positive_name(option: str) -> str:
+def known_by(engine: str | None) -> Options:
+    """Options of an engine; of the port if there is none such."""
+    return KNOWN.get(str(engine), KNOWN["port"])
+
+
+def positive_name(option: str, engine: str | None = None) -> str:
     """The option that `option` switches on, or off as no-NAME."""
     base = option.removeprefix(NO)
-    return base if base in SWITCHES else option
+    return base if base in known_by(engine).switches else option
 
 
-def meant(extra: dict[str, Any]) -> dict[str, Any]:
+def meant(extra: dict[str, Any], engine: str | None = None) -> dict[str, Any]:
     """Options by the names that vLLM has inside, with no-NAME: true as NAME: false."""
     found = {}
     for option, value in extra.items():
-        name = positive_name(option)
+        name = positive_name(option, engine)
         found[name.replace("-", "_")] = value if name == option else value is not True
     return found
 
 
-def written(extra: dict[str, Any]) -> dict[str, Any]:
+def written(extra: dict[str, Any], engine: str | None = None) -> dict[str, Any]:
     """Options as vLLM's file of options takes them: there it drops each false without a word."""
     found: dict[str, Any] = {}
     for name, value in extra.items():
@@ -116,7 +170,7 @@ def written(extra: dict[str, Any]) -> dict[str, Any]:
             found[name] = json.dumps({**(mapping(value) or {}), "draft_tensor_parallel_size": 1})
         elif value is not False:
             found[name] = value
-        elif name in SWITCHES:
+        elif name in known_by(engine).switches:
             found[NO + name] = True
     return found
 
@@ -153,17 +207,30 @@ def overrides(extra: dict[str, Any]) -> dict[str, Any]:
     return {**found, **(mapping(extra.get("hf-overrides")) or {})}
 
 
-def is_refused(option: str, value: Any) -> bool:
+def refused_by(engine: str | None) -> dict[str, tuple[str, str]]:
+    """Options that no instance of an engine can have: what is expected, and the next step."""
+    return STOCK_REFUSED if engine == "stock" else REFUSED
+
+
+def is_refused(option: str, value: Any, engine: str | None = None) -> bool:
     """Return whether no instance can have the option, but with a value that changes nothing."""
-    name = positive_name(option)
-    (value,) = meant({option: value}).values()
-    return name in REFUSED and str(value) not in map(str, NEUTRAL.get(name, ()))
+    name = positive_name(option, engine)
+    (value,) = meant({option: value}, engine).values()
+    return name in refused_by(engine) and str(value) not in map(str, NEUTRAL.get(name, ()))
 
 
-def unknown_finding(option: str, where: str) -> dict[str, str]:
+def unknown_finding(option: str, where: str, engine: str | None = None) -> dict[str, str]:
     """Finding about an option that vLLM does not have; argparse may complete it to another one."""
-    longer = sorted(name for name in OPTIONS if name.startswith(option))
-    near = longer or difflib.get_close_matches(option, OPTIONS, n=1)
+    options = known_by(engine).all
+    if engine == "stock" and option in KNOWN["port"].all:
+        successor = RENAMED.get(positive_name(option))
+        return finding(
+            "error", where, "an option that the vLLM of engine: stock has no more",
+            f"{successor} in its place" if successor else "one of its options",
+            f"Write it as {successor}, or set engine to port." if successor else "Leave it out, or set engine to port.",
+        )
+    longer = sorted(name for name in options if name.startswith(option))
+    near = longer or difflib.get_close_matches(option, options, n=1)
     return finding(
         "error", where, "an option that the locked vLLM does not have", "the whole name of one of its options",
         f"Did you mean {near[0]}? Write it in full." if near else "Correct the name, or take it out.",
@@ -180,23 +247,24 @@ def switch_faults(name: str, options: dict[str, Any]) -> Iterator[tuple[str, str
         yield "tool-call-parser beside it", "Name the parser, or leave it out: the parser follows from the model."
 
 
-def value_faults(option: str, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def value_faults(option: str, options: dict[str, Any], engine: str | None = None) -> Iterator[tuple[str, str]]:
     """Expectation and next step for an option's value that vLLM would read differently than meant."""
-    value, name = options[option], positive_name(option)
-    correct = "Correct the value."
+    value, name = options[option], positive_name(option, engine)
+    correct, sizes = "Correct the value.", BLOCKS.get(str(engine), BLOCK_SIZES)
+    counts = {**COUNTS, "block-size": ("|".join(map(str, sizes)), f"one of {', '.join(map(str, sizes))}")}
     if name != option:
         if value is not True:
             yield "true", f"Write {name}: true or {name}: false."
         elif name in options:
             yield f"{name} or {option}, not both", "Leave one of them out."
-    elif name in BOOLEANS:
+    elif name in known_by(engine).booleans:
         yield from switch_faults(name, options)
     elif isinstance(value, bool):
         yield "a number or a text", correct
     elif re.match("-(?![0-9]+$)", str(value)):
         yield "a value that does not begin with a hyphen: vLLM takes that for an option", correct
-    elif name in COUNTS and not re.fullmatch(COUNTS[name][0], str(value)):
-        yield COUNTS[name][1], correct
+    elif name in counts and not re.fullmatch(counts[name][0], str(value)):
+        yield counts[name][1], correct
     elif name == "rope-theta" and "rope_theta" not in overrides({name: value}):
         yield "a number", correct
     elif name in MAPPINGS and mapping(value) is None:
@@ -205,26 +273,31 @@ def value_faults(option: str, options: dict[str, Any]) -> Iterator[tuple[str, st
         yield "rope_theta and rope_scaling: the engine does not know rope_parameters", "Write them so."
 
 
-def option_findings(options: dict[str, Any], where: str) -> list[dict[str, str]]:
+def option_findings(options: dict[str, Any], where: str, engine: str | None = None) -> list[dict[str, str]]:
     """Findings about the well-formed extra_args of an instance; `where` is how messages name them."""
     found = []
     for option, value in sorted(options.items()):
-        here, name = f"{where}.{option}", positive_name(option)
-        if option not in OPTIONS:
-            found.append(unknown_finding(option, here))
+        here, name = f"{where}.{option}", positive_name(option, engine)
+        if option not in known_by(engine).all:
+            found.append(unknown_finding(option, here, engine))
         elif name in OWN:
             found.append(finding(
                 "error", here, "an option that the instance sets itself", "options that have no key of their own",
                 f"Use the instance's key {OWN[name]} instead.",
             ))
-        elif is_refused(option, value):
-            found.append(finding("error", here, shown(value), *REFUSED[name]))
+        elif is_refused(option, value, engine):
+            found.append(finding("error", here, shown(value), *refused_by(engine)[name]))
         else:
-            found += [finding("error", here, shown(value), *fault) for fault in value_faults(option, options)]
+            found += [finding("error", here, shown(value), *fault) for fault in value_faults(option, options, engine)]
     if (settings := mapping(options.get(SPECULATION))) is not None:
         here = f"{where}.{SPECULATION}"
         found += [
             finding("error", f"{here}.{key}", what, expected, f"Correct it, or leave {SPECULATION} out.")
             for key, what, expected in speculation.faults(settings)
         ]
+        if engine == "stock" and "model" in settings:
+            found.append(finding(
+                "error", f"{here}.model", shown(settings["model"]), "none: engine stock has no draft models",
+                "Use method ngram, or set engine to port.",
+            ))
     return found

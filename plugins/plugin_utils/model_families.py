@@ -689,14 +689,16 @@ def tensors_of(model: Model, recorded: Iterable[dict[str, Any]] = ()) -> list[Te
 
 
 def refusals(
-    config: Any, recorded: Iterable[dict[str, Any]] = (), tokenizer: dict[str, Any] | None = None, trusts: bool = False
+    config: Any, recorded: Iterable[dict[str, Any]] = (), tokenizer: dict[str, Any] | None = None, trusts: bool = False,
+    served_by: engine.Engine = engine.PORT,
 ) -> list[tuple[str, str]]:
-    """Parts of a model that the engine does not know or the port refuses: (found, expected).
+    """Parts of a model that the engine does not know or refuses: (found, expected).
 
     Args:
         recorded: the tensors, where they are known.
         tokenizer: what tokenizer_config.json holds, where it is there.
         trusts: whether the engine runs code that comes with the model.
+        served_by: the engine.
     """
     recorded = list(recorded)
     router = quantized_router(item["name"] for item in recorded)
@@ -704,4 +706,4 @@ def refusals(
         return [(f"a quantized router ({router})", "a checkpoint that leaves routers unquantized")]
     in_gguf = any(item["dtype"] in gguf.BITS for item in recorded)
     # `read` reports what is no config at all.
-    return engine.refusals(config, tokenizer, trusts, in_gguf) if isinstance(config, dict) else []
+    return engine.refusals(config, tokenizer, trusts, in_gguf, served_by) if isinstance(config, dict) else []

@@ -23,6 +23,8 @@ ENGINE = "what is known of this release of the engine; the table of each release
 ALLOWED = {
     ("plugins/module_utils/checkpoint/engine_models.py", "vLLM 0.9.2"): ENGINE,
     ("plugins/module_utils/checkpoint/engine_models.py", "4.51.3"): ENGINE,
+    ("plugins/module_utils/checkpoint/engine_models_stock.py", "vLLM 0.12.0"): ENGINE,
+    ("plugins/module_utils/checkpoint/engine_models_stock.py", "4.57.6"): ENGINE,
     ("plugins/plugin_utils/capacity.py", "vLLM 0.9.2"): ENGINE,
     ("plugins/plugin_utils/model_families.py", "vLLM 0.9.2"): ENGINE,
 }

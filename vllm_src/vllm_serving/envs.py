@@ -68,6 +68,11 @@ def adapters(environment: Mapping[str, str]) -> dict[str, Path]:
     return {name: Path(directory) for name, _, directory in pairs}
 
 
+def capability(environment: Mapping[str, str]) -> str | None:
+    """Return the compute capability of the GPUs that a released vLLM runs on, such as 7.0; None for the port."""
+    return environment.get("VLLM_SERVING_CAPABILITY")
+
+
 def quarantine_file(environment: Mapping[str, str]) -> Path:
     """Return the file that puts the server in quarantine while it exists, and holds the token that is answered."""
     return Path(environment.get("VLLM_SERVING_HELD", "/nonexistent"))

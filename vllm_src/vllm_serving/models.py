@@ -9,7 +9,7 @@ from typing import Any
 
 from . import envs, parsers
 from .checkpoint import adapters, speculation
-from .checkpoint.engine import refusals
+from .checkpoint.engine import Engine, refusals
 from .checkpoint.errors import FileError
 from .checkpoint.files import find_gguf, read_adapter, snapshot_of, try_json
 from .errors import ConfigError
@@ -49,7 +49,9 @@ def refusal_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> st
         in_gguf = find_gguf(str(directory)) is not None
     except FileError as error:
         return str(error)
-    for found, expected in refusals(config, tokenizer, options.get("trust-remote-code") is True, in_gguf):
+    capability = envs.capability(environment)
+    engine = Engine("stock" if capability else "port", capability)
+    for found, expected in refusals(config, tokenizer, options.get("trust-remote-code") is True, in_gguf, engine):
         return f"{directory}: found {found}; expected {expected}. Choose another checkpoint of the model."
     return None
 

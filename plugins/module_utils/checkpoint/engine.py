@@ -1,9 +1,26 @@
 """Check whether the engine can serve a model, by its files: for plan, preflight, fetch and start."""
 
+from typing import NamedTuple, Optional
+
+from . import engine_models, engine_models_stock, stock
 from .config import parts_of, translate
-from .engine_models import GENERATORS, MODEL_TYPES, OTHERS, TOKENIZERS, UNLOADABLE
 from .errors import CheckpointError
 from .quantization import read_quantization
+
+
+class Engine(NamedTuple):
+    """What serves a model: `port` or `stock`, and the compute capability of the GPUs, such as 7.0; None if unknown."""
+
+    name: str
+    capability: Optional[str] = None
+
+    @property
+    def names(self):
+        """Names and options that its vLLM knows."""
+        return engine_models_stock if self.name == "stock" else engine_models
+
+
+PORT = Engine("port")
 
 # Types that the port refuses at start, or has no kernels for.
 UNSUPPORTED_TYPES = dict(
@@ -26,7 +43,7 @@ TRUST = "trust-remote-code: true in extra_args, once its code was read, with the
 NO_TEXT = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "Model")
 
 
-def refusals(config, tokenizer=None, trusts=False, in_gguf=False):
+def refusals(config, tokenizer=None, trusts=False, in_gguf=False, engine=PORT):
     """Reasons why no start of the engine can serve a model: [(found, expected)].
 
     Args:
@@ -34,7 +51,10 @@ def refusals(config, tokenizer=None, trusts=False, in_gguf=False):
         tokenizer: content of tokenizer_config.json; None if there is none.
         trusts: whether the engine runs code that comes with the model.
         in_gguf: whether the weights are a GGUF file, whose architecture the engine takes from the type.
+        engine: an Engine.
     """
+    if engine.name == "stock":
+        return _stock(config, tokenizer, trusts, in_gguf, engine)
     for _, part in parts_of(config):
         model_type = str(part.get("model_type", ""))
         if part.get("is_encoder_decoder"):
@@ -43,16 +63,31 @@ def refusals(config, tokenizer=None, trusts=False, in_gguf=False):
             return [("the model type %s: %s" % (model_type, UNSUPPORTED_TYPES[model_type]), DECODERS)]
         if part.get("dual_chunk_attention_config"):
             return [("dual_chunk_attention_config: attention in chunks of the context", DECODERS)]
-    found = _types(config, trusts)
+    found = _types(config, trusts, engine.names)
     # The architecture of an unknown type is unknown as well, and its keys may mean something else: report one.
     if not found and not in_gguf:
-        found = _architectures(config, trusts)
+        found = _architectures(config, trusts, engine.names)
     if not found:
         try:
             read_quantization(translate(config))
         except CheckpointError as error:
             found = [(error.found, error.expected)]
-    return found + _tokenizer(tokenizer, trusts)
+    return found + _tokenizer(tokenizer, trusts, engine.names)
+
+
+def _stock(config, tokenizer, trusts, in_gguf, engine):
+    """As refusals, for vLLM as it is released."""
+    if in_gguf:
+        return [("a GGUF file and engine: stock", "safetensors, or " + stock.PORT)]
+    found = _types(config, trusts, engine.names) or _architectures(config, trusts, engine.names)
+    if not found and engine.capability:
+        found = stock.refusals(config, engine.capability)
+    if not found:
+        try:
+            read_quantization(config)
+        except CheckpointError as error:
+            found = [(error.found, error.expected)]
+    return found + _tokenizer(tokenizer, trusts, engine.names)
 
 
 def _has_code(section, key):
@@ -60,7 +95,7 @@ def _has_code(section, key):
     return isinstance(own, dict) and key in own
 
 
-def _types(config, trusts):
+def _types(config, trusts, names):
     if trusts and _has_code(config, "AutoConfig"):
         return []
     for prefix, part in parts_of(config):
@@ -70,35 +105,35 @@ def _types(config, trusts):
             continue
         if not model_type:
             return [("a config.json without %s" % key, "one, by which transformers chooses the model's class")]
-        if str(model_type) not in MODEL_TYPES:
+        if str(model_type) not in names.MODEL_TYPES:
             if _has_code(config, "AutoConfig"):
                 return [("the %s %s, which comes with code of its own (auto_map)" % (key, model_type), TRUST)]
             return [("the %s %s" % (key, model_type), "a type that the locked vLLM or transformers knows")]
     return []
 
 
-def _architectures(config, trusts):
+def _architectures(config, trusts, known):
     architectures = config.get("architectures")
     if (not isinstance(architectures, list) or not architectures
             or not all(isinstance(name, str) for name in architectures)):
         return [("a config.json without architectures", "a list of them, such as [\"LlamaForCausalLM\"]")]
-    if any(name in GENERATORS for name in architectures) or (trusts and _has_code(config, "AutoModel")):
+    if any(name in known.GENERATORS for name in architectures) or (trusts and _has_code(config, "AutoModel")):
         return []
     names = ", ".join(architectures)
-    if any(name in UNLOADABLE for name in architectures):
+    if any(name in known.UNLOADABLE for name in architectures):
         return [("the architecture %s, whose code in vLLM needs a package or version that is not there" % names,
                  "one that the serving environment can load, such as LlamaForCausalLM")]
-    if any(name in OTHERS or name.endswith(NO_TEXT) for name in architectures):
+    if any(name in known.OTHERS or name.endswith(NO_TEXT) for name in architectures):
         return [("the architecture %s, which generates no text" % names, "an architecture that does")]
     if _has_code(config, "AutoModelForCausalLM") and not trusts:
         return [("the architecture %s, which comes with code of its own (auto_map)" % names, TRUST)]
     return [("the architecture %s" % names, "one that the locked vLLM has, such as LlamaForCausalLM")]
 
 
-def _tokenizer(section, trusts):
+def _tokenizer(section, trusts, known):
     name = str(section.get("tokenizer_class") or "") if isinstance(section, dict) else ""
     has_code = bool(name) and _has_code(section, "AutoTokenizer")
-    if not name or name in TOKENIZERS or "%sFast" % name in TOKENIZERS or (trusts and has_code):
+    if not name or name in known.TOKENIZERS or "%sFast" % name in known.TOKENIZERS or (trusts and has_code):
         return []
     if has_code:
         return [("tokenizer_class %s in tokenizer_config.json, which comes with code of its own (auto_map)" % name,

@@ -2,8 +2,9 @@
 """Fetches one model from the hub into the shared cache, on the Python of the serving environment.
 
 Its argument says as JSON what to fetch: `name`, `revision`, `directory` for the record, `expected` (sha256 of
-files by name; empty where none are recorded). Leaves `record.json` there, or `fault.json` with what went wrong, and
-`progress.json` while it works. What an earlier run has fetched is not fetched again.
+files by name; empty where none are recorded), `engines` that shall serve it on GPUs of a `capability`. Leaves
+`record.json` there, or `fault.json` with what went wrong, and `progress.json` while it works. What an earlier run has
+fetched is not fetched again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +61,16 @@ def choose(names: list[str]) -> list[str]:
 CONFIGS = ("config.json", "tokenizer_config.json")
 
 
-def check_configs(snapshot: Path) -> None:
-    """Raise FetchError if the engine cannot serve what the configurations describe. Before the weights are fetched."""
+def check_configs(snapshot: Path, engines: Sequence[engine.Engine] = (engine.PORT,)) -> None:
+    """Raise FetchError if an engine cannot serve what the configurations describe. Before the weights are fetched."""
     config, tokenizer = (files.try_json(str(snapshot / name)) for name in CONFIGS)
     if config is None:
         raise FetchError("config.json: found no mapping; expected one. Choose another checkpoint of the model.")
     # Code that comes with a model is not fetched.
-    for found, expected in engine.refusals(config, tokenizer):
-        raise FetchError(f"config.json: found {found}; expected {expected}. Choose another checkpoint of the model.")
+    for served_by in engines:
+        for found, expected in engine.refusals(config, tokenizer, engine=served_by):
+            next_step = "Choose another checkpoint of the model."
+            raise FetchError(f"config.json: found {found}; expected {expected}. {next_step}")
 
 
 def digests(path: Path) -> tuple[str, str]:
@@ -133,7 +137,9 @@ def verify(snapshot: Path, siblings: dict[str, Any], expected: dict[str, str], d
     return found
 
 
-def fetch(name: str, revision: str, directory: Path, expected: dict[str, str]) -> dict[str, Any]:
+def fetch(
+    name: str, revision: str, directory: Path, expected: dict[str, str], engines: Sequence[engine.Engine]
+) -> dict[str, Any]:
     """The record of the model: name, revision, path, files."""
     info = HfApi().model_info(name, revision=revision, files_metadata=True)
     chosen = choose([sibling.rfilename for sibling in info.siblings or []])
@@ -141,7 +147,7 @@ def fetch(name: str, revision: str, directory: Path, expected: dict[str, str]) -
     if "config.json" not in siblings:
         raise FetchError("found no config.json; expected a model in the form of transformers.")
     cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
-    check_configs(Path(snapshot_download(name, revision=revision, allow_patterns=list(CONFIGS))))
+    check_configs(Path(snapshot_download(name, revision=revision, allow_patterns=list(CONFIGS))), engines)
     total = sum(sibling.size or 0 for sibling in siblings.values())
     there = sum(path.stat().st_size for path in cache.glob("blobs/*"))
     free = shutil.disk_usage(cache).free
@@ -160,8 +166,9 @@ def main() -> int:
     asked = json.loads(sys.argv[1])
     name, revision, directory = asked["name"], asked["revision"], Path(asked["directory"])
     where = f"model {name} at {revision}: "
+    engines = [engine.Engine(one, asked["capability"]) for one in asked["engines"]]
     try:
-        write(directory, "record.json", fetch(name, revision, directory, asked["expected"]))
+        write(directory, "record.json", fetch(name, revision, directory, asked["expected"], engines))
         return 0
     except FetchError as fault:
         text = str(fault)

@@ -1,7 +1,8 @@
 """Whether the engine knows a model by its names."""
 
 import pytest
-from module_utils.checkpoint.engine import refusals
+from module_utils.checkpoint.engine import Engine, refusals
+from quantization_cases import AWQ, GPTQ, packed
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 OWN_CODE = {"auto_map": {"AutoConfig": "c.C", "AutoModel": "m.M", "AutoModelForCausalLM": "m.M"}}
@@ -90,3 +91,48 @@ def test_gguf_file_needs_no_architecture():
 
 def test_an_unknown_type_and_tokenizer_are_both_named():
     assert len(refusals(of(model_type="smollm3"), {"tokenizer_class": "TokenizersBackend"})) == 2
+
+
+VOLTA, NEWER = Engine("stock", "7.0"), Engine("stock", "8.0")
+LATENT = {"model_type": "deepseek_v2", "architectures": ["DeepseekV2ForCausalLM"], "kv_lora_rank": 512}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LLAMA, of(quantization_config=GPTQ), of(model_type="smollm3", architectures=["SmolLM3ForCausalLM"]),
+     of(torch_dtype="bfloat16")],
+)
+def test_stock_serves_what_its_kernels_can(config):
+    assert refusals(config, engine=VOLTA) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "found", "instead", "newer"),
+    [
+        (of(quantization_config=AWQ), "awq and engine: stock, whose kernels for them need compute capability 7.5; "
+         "these GPUs have 7.0", "GPTQ, or engine: port", True),
+        (of(quantization_config=packed()), "compressed-tensors", "GPTQ, or engine: port", True),
+        (of(quantization_config={"quant_method": "fp8"}), "capability 8.0", "unquantized weights or GPTQ", False),
+        (of(quantization_config={"quant_method": "mxfp4"}), "capability 8.0", "unquantized weights or GPTQ", False),
+        (of(quantization_config={"quant_method": "gptq_marlin"}), "capability 8.0", "or GPTQ", False),
+        (of(quantization_config={"quant_method": "quip"}), "quip", "unquantized weights or GPTQ", False),
+        (of(quantization_config=dict(GPTQ, bits=2)), "bits 2", "4, 8", False),
+        (LATENT, "multi-head latent attention", "engine: port", True),
+        (of(text_config={"model_type": "llama", "kv_lora_rank": 8}), "text_config.kv_lora_rank", "engine: port", True),
+    ],
+)
+def test_stock_refuses_what_gpus_lack_and_names_what_works(config, found, instead, newer):
+    ((what, expected),) = refusals(config, engine=VOLTA)
+    assert found in what and instead in expected
+    assert (refusals(config, engine=NEWER) == []) is newer
+
+
+def test_stock_takes_no_gguf_file():
+    ((found, expected),) = refusals(LLAMA, in_gguf=True, engine=VOLTA)
+    assert "GGUF" in found and "engine: port" in expected
+
+
+def test_stock_knows_models_of_its_own_release():
+    ((found, _),) = refusals(of(model_type="qwen4", architectures=["Qwen4ForCausalLM"]), engine=VOLTA)
+    assert "qwen4" in found
+    assert refusals(of(model_type="smollm3", architectures=["SmolLM3ForCausalLM"]))

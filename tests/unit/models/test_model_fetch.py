@@ -72,7 +72,8 @@ def test_missing_model_is_fetched_in_unit_of_the_user(box):
     assert "--unit=kepler-model-owner--tiny.service" in started
     assert "EnvironmentFile=/etc/token.env" in started
     asked = json.loads(started[-1].replace("$$", "$"))
-    assert asked == {"name": "owner/tiny", "revision": SHA, "directory": str(box.kept), "expected": {"a$b": "c"}}
+    assert asked == {"name": "owner/tiny", "revision": SHA, "directory": str(box.kept), "expected": {"a$b": "c"},
+                     "engines": ["port"], "capability": None}
 
 
 @pytest.mark.parametrize("refuses", [False, True])
@@ -161,9 +162,12 @@ def test_a_user_who_is_missing(box):
 def test_models_of_instances():
     instances = [
         {"model": "/srv/models/a"}, {"model": "owner/b"}, {"model": "owner/b", "revision": SHA},
-        {"model": "owner/b", "revision": SHA},
+        {"model": "owner/b", "revision": SHA, "engine": "stock"},
     ]
-    assert hub_models(instances) == [{"name": "owner/b", "revision": "main"}, {"name": "owner/b", "revision": SHA}]
+    assert hub_models(instances) == [
+        {"name": "owner/b", "revision": "main", "engines": ["port"]},
+        {"name": "owner/b", "revision": SHA, "engines": ["port", "stock"]},
+    ]
     assert model_record_file({"name": "owner/b", "revision": SHA}, "d") == f"d/owner--b@{SHA}.json"
     record = {"name": "n", "revision": SHA, "path": "/p", "files": {"b": {"size": 1, "sha256": "x"}}}
     assert model_record(record) == {"name": "n", "revision": SHA, "files": {"b": "x"}}

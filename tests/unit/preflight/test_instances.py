@@ -20,16 +20,18 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_preflight import (
 )
 from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
 from ansible_collections.kepler.vllm.plugins.plugin_utils.engine_options import (
-    BOOLEANS,
+    KNOWN,
     NEUTRAL,
-    OPTIONS,
     OWN,
     REFUSED,
+    RENAMED,
     positive_name,
+    refused_by,
 )
 from rendered import PROFILE
 
 WHERE = "vllm_service_instances[0]"
+OPTIONS = KNOWN["port"].all
 SERVE = PROFILE["serve"]
 NULL = object()
 
@@ -40,8 +42,9 @@ def demo(**keys):
     return {key: None if value is NULL else value for key, value in instance.items() if value is not None}
 
 
-def judge(*instances):
-    return inventory_findings(instances_with_defaults(list(instances), {}, SERVE), SERVE)
+def judge(*instances, engine="port"):
+    serve = {**SERVE, "engine": engine}
+    return inventory_findings(instances_with_defaults(list(instances), {}, serve), serve)
 
 
 def variables(findings):
@@ -77,15 +80,15 @@ def test_a_valid_instance_has_no_findings(instance):
 
 def test_the_inventory_may_change_the_defaults():
     first, second, other = instances_with_defaults([demo(), demo(port=8001), "nonsense"], {"gpus": [0], "port": 9000})
-    assert first == {**DEFAULTS, **demo(gpus=[0], port=9000)}
-    assert second == {**DEFAULTS, **demo(gpus=[0], port=8001)}
+    assert first == {**DEFAULTS, "cuda_graphs": False, **demo(gpus=[0], port=9000)}
+    assert second == {**DEFAULTS, "cuda_graphs": False, **demo(gpus=[0], port=8001)}
     assert other == "nonsense"
     assert instances_with_defaults("nonsense", {"gpus": [0]}) == "nonsense"
 
 
 @pytest.mark.parametrize("defaults", [None, "port=9000", ["port"], 9000])
 def test_defaults_without_mapping_are_left_to_variable_check(defaults):
-    assert instances_with_defaults([demo()], defaults) == [{**DEFAULTS, **demo()}]
+    assert instances_with_defaults([demo()], defaults) == [{**DEFAULTS, "cuda_graphs": False, **demo()}]
 
 
 def test_no_instance_is_no_fault():
@@ -325,13 +328,19 @@ def test_unknown_option_is_refused_with_the_name_it_may_mean(option, meant):
         assert meant in found["next_step"]
 
 
-@pytest.mark.parametrize("option", sorted(REFUSED))
-def test_refused_option_exists_and_is_refused_with_a_reason(option):
-    assert option in OPTIONS
-    value = option != "disable-log-requests" if option in BOOLEANS else "x"
-    (found,) = judge(demo(extra_args={option: value}))
+@pytest.mark.parametrize(
+    ("engine", "option"), [(engine, option) for engine in KNOWN for option in sorted(refused_by(engine))]
+)
+def test_refused_option_exists_and_is_refused_with_a_reason(engine, option):
+    known, expected = KNOWN[engine], refused_by(engine)[option][0]
+    if engine == "stock" and option in REFUSED and option not in known.all:
+        expected = "one of its options"
+    else:
+        assert option in known.all
+    value = option not in ("disable-log-requests", "disable-custom-all-reduce") if option in known.booleans else "x"
+    (found,) = judge(demo(extra_args={option: value}), engine=engine)
     assert found["variable"] == f"{WHERE}.extra_args.{option}"
-    assert found["expected"] == REFUSED[option][0]
+    assert found["expected"] == expected
 
 
 @pytest.mark.parametrize(
@@ -342,11 +351,52 @@ def test_option_that_opens_a_door_or_breaks_the_unit_is_refused(option):
     assert option in REFUSED
 
 
-@pytest.mark.parametrize(("option", "value"), [(name, value) for name in NEUTRAL for value in NEUTRAL[name]])
-def test_value_of_a_refused_option_that_changes_nothing_is_taken(option, value):
-    assert judge(demo(extra_args={option: value})) == []
-    if value is False and option in engine_options.SWITCHES:
-        assert judge(demo(extra_args={f"no-{option}": True})) == []
+@pytest.mark.parametrize(
+    ("engine", "option", "value"),
+    [(engine, name, value) for engine, known in KNOWN.items() for name in NEUTRAL if name in known.all
+     for value in NEUTRAL[name]],
+)
+def test_value_of_a_refused_option_that_changes_nothing_is_taken(engine, option, value):
+    assert judge(demo(extra_args={option: value}), engine=engine) == []
+    if value is False and option in KNOWN[engine].switches:
+        assert judge(demo(extra_args={f"no-{option}": True}), engine=engine) == []
+
+
+def test_successors_of_options_are_options():
+    for old, new in RENAMED.items():
+        assert old in OPTIONS and old not in KNOWN["stock"].all and new in KNOWN["stock"].all
+
+
+@pytest.mark.parametrize("option", sorted(OPTIONS - KNOWN["stock"].all))
+def test_option_that_the_released_vllm_lost_is_named(option):
+    (found,) = judge(demo(extra_args={option: True}), engine="stock")
+    assert found["variable"] == f"{WHERE}.extra_args.{option}"
+    assert found["found"] == "an option that the vLLM of engine: stock has no more"
+    assert RENAMED.get(positive_name(option), "port") in found["next_step"]
+
+
+def test_blocks_of_the_cache_are_those_of_the_engine():
+    for engine, taken, refused in (("port", 8, 64), ("stock", 64, 8)):
+        assert judge(demo(extra_args={"block-size": taken}), engine=engine) == []
+        (found,) = judge(demo(extra_args={"block-size": refused}), engine=engine)
+        assert found["variable"] == f"{WHERE}.extra_args.block-size"
+
+
+def test_stock_has_graphs_by_default_and_beside_adapters():
+    serve = {**SERVE, "engine": "stock"}
+    for said, graphs in (({}, True), ({"cuda_graphs": False}, False), ({"engine": "port"}, False)):
+        (instance,) = instances_with_defaults([demo(**said)], {}, serve)
+        assert instance["cuda_graphs"] is graphs
+    assert judge(demo(adapters={"a": "/a"}), engine="stock") == []
+
+
+def test_stock_drafts_by_lookup_alone():
+    lookup = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
+    assert judge(demo(extra_args={"speculative-config": json.dumps(lookup)}), engine="stock") == []
+    drafting = {"model": "owner/draft", "num_speculative_tokens": 3}
+    (found,) = judge(demo(extra_args={"speculative-config": json.dumps(drafting)}), engine="stock")
+    assert found["variable"].endswith("speculative-config.model")
+    assert "ngram" in found["next_step"]
 
 
 def test_negated_flag_is_refused_like_the_flag():
@@ -536,7 +586,7 @@ def test_speculation_that_the_port_does_not_have(said, key, expected):
 def test_a_draft_model_is_read_and_fetched_like_its_model():
     """On one GPU: vLLM would judge it as split over all."""
     hub, directory = speculating(**DRAFT), speculating(**{**DRAFT, "model": "/srv/draft"})
-    assert hub_models([hub])[-1] == {"name": "owner/draft", "revision": "main"}
+    assert hub_models([hub])[-1] == {"name": "owner/draft", "revision": "main", "engines": ["port"]}
     assert model_keys([hub, directory])[-1] == "/srv/draft"
     assert "/srv/draft" in paths_to_read([directory])
     (written,) = engine_options.written(hub["extra_args"]).values()

@@ -9,7 +9,8 @@ def test_a_model_may_stand_in_the_defaults_of_the_instances():
         vllm_service_instance_defaults={"model": "owner/both", "port": 8000},
         vllm_service_instances=[{"name": "a"}, {"name": "b", "model": "owner/own", "revision": "v1"}],
     )
-    assert asked == [{"name": "owner/both", "revision": "main"}, {"name": "owner/own", "revision": "v1"}]
+    assert asked == [{"name": "owner/both", "revision": "main", "engines": ["port"]},
+                     {"name": "owner/own", "revision": "v1", "engines": ["port"]}]
 
 
 def test_program_that_fetches_has_whole_reader_of_checkpoints():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import instances_with_defaults
+from ansible_collections.kepler.vllm.plugins.plugin_utils import profiles
 from rendered import PROFILE, render
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -57,8 +58,29 @@ FULL = {
 
 @pytest.mark.parametrize("path", sorted(RECORDED.iterdir()), ids=lambda path: path.name)
 def test_a_second_engine_changes_no_file_of_a_k80_host(write, path):
-    name, _, template = path.name.partition(".")
+    name, _, template = path.stem.partition(".")
     assert write(f"{template}.j2", {"main": {}, "full": FULL}[name]) == path.read_text()
+
+
+STOCK = profiles.profiles(ROOT / "profiles")["volta"]
+
+
+def test_options_and_environment_of_a_released_vllm(write):
+    def options(**said):
+        return yaml.safe_load(write("instance.yaml.j2", {"engine": "stock", **said}, profile=STOCK))
+
+    assert options()["disable-custom-all-reduce"] is True
+    assert "enforce-eager" not in options(cuda_graphs=True)
+    assert options(cuda_graphs=False)["enforce-eager"] is True
+    assert options(extra_args={"enable-prefix-caching": False})["no-enable-prefix-caching"] is True
+    text = write("instance.env.j2", {"engine": "stock"}, profile=STOCK, vllm_service_home="/var/lib/vllm")
+    known = dict(line.partition("=")[::2] for line in text.splitlines() if not line.startswith("#"))
+    caches = {name: known.pop(name) for name in ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")}
+    assert len(set(caches.values())) == 3
+    assert all(path.startswith("/var/lib/vllm/.cache/vllm@main/") for path in caches.values())
+    assert known["VLLM_HOST_IP"] == "127.0.0.1"
+    assert (known["NCCL_CUMEM_ENABLE"], known["NCCL_PROTO"]) == ("0", "Simple")
+    assert not [name for name in known if name in ("VLLM_USE_V1", "VLLM_ATTENTION_BACKEND")]
 
 
 def settings(text):
