@@ -80,10 +80,11 @@ def lock_of(path: Path) -> dict[str, Any]:
     lock, common = path / "lock", common_lock()
     environments = sorted((lock / "python").glob("*.yml"))
     if not environments:
-        raise AnsibleError(f"{lock}: no lock there: expected sources.yml, rpms.yml and python/*.yml.")
+        raise AnsibleError(f"{lock}: no lock there: expected sources.yml, rpms.yml, containers.yml and python/*.yml.")
     found = {
         **read(lock / "sources.yml", "sources"),
         **read(lock / "rpms.yml", "rpms"),
+        "containers": read(lock / "containers.yml", "containers"),
         "python": {path.stem: read(path, "python")["packages"] for path in environments},
     }
     missing = lacking(profiles(path.parent)[path.name], found)

@@ -23,6 +23,7 @@ def lock():
     found = {"python": packages}
     for name in ("sources", "rpms"):
         found.update(yaml.safe_load((directory / f"{name}.yml").read_text()))
+    found["containers"] = yaml.safe_load((directory / "containers.yml").read_text())
     return found
 
 
