@@ -192,6 +192,7 @@ def draft_findings(model: Model, facts: dict[str, Any], where: str, engine: Engi
     refused = speculation.draft_faults(config.get("model_type"), vocabulary, model.vocabulary)
     if config and not refused:
         refused = refusals(config, facts["tensors"], served_by=engine)
+    refused += [speculation.ALONE] if facts.get("alone") else []
     faults += [(*fault, "Name another draft model.") for fault in refused]
     return [finding("error", f"{where}.extra_args.{engine_options.SPECULATION}.model", *fault) for fault in faults]
 

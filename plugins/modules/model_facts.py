@@ -8,13 +8,14 @@ author: vllm-kepler (!UNKNOWN)
 extends_documentation_fragment: ansible.builtin.action_common_attributes
 description:
   - Reads config.json, the index of the weights and the headers of the safetensors files, never the weights themselves.
+    Of a GGUF file without a config.json, its header says it all.
   - Reads only. It checks whether the files are whole; what a model needs, the filter
     P(kepler.vllm.model_findings#filter) says.
 options:
   models:
     description:
-      - Directories of models, or files config.json alone, as absolute paths; or models of the hub as NAME@REVISION,
-        which are looked for in its cache. What is not there is left out.
+      - Directories of models, GGUF files, or files config.json alone, as absolute paths; or models of the hub as
+        NAME@REVISION, which are looked for in its cache. What is not there is left out.
     type: list
     elements: str
     required: true
@@ -50,11 +51,11 @@ models:
   description:
     - >-
       Model to C(config) (the mapping of config.json, or none), C(tokenizer) (that of tokenizer_config.json, or none),
-      C(tensors) (list of name, dtype, shape and count;
-      numbers within a name are written as *, and equal tensors are counted together) and C(faults) (list of file, found
-      and expected). No tensors are given where a file has a fault or the weights are neither safetensors nor a GGUF
-      file, whose tensors have the names of the model. Files that the hub's cache lacks are no fault: they are fetched
-      when their turn comes.
+      C(tensors) (list of name, dtype, shape and count; numbers within a name are written as *, and equal tensors are
+      counted together), C(faults) (list of file, found and expected) and C(alone) (there, and true, where config and
+      tokenizer are those of a GGUF file's header). No tensors are given where a file has a fault or the weights are
+      neither safetensors nor a GGUF file, whose tensors have the names of the model. Files that the hub's cache lacks
+      are no fault: they are fetched when their turn comes.
   type: dict
   returned: success
 adapters:

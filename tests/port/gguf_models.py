@@ -5,7 +5,8 @@ That package has no quantizer for the K types: those here round to nearest and f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from quantized_models import expected, fresh_model
 from tiny_models import TinyModel
+from vllm_kepler.checkpoint.files import find_gguf_alone
+from vllm_kepler.checkpoint.gguf_model import write_model
 
 # A block of the K types is 256 columns.
 SIZES = {"hidden_size": 256, "intermediate_size": 512}
@@ -155,6 +158,129 @@ def write(
     return kept
 
 
+# Architectures of files whose models transformers calls otherwise.
+ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
+                 "gemma3_text": "gemma3"}
+PERMUTED, FROM_ONE = ("llama", "granite", "granitemoe"), ("gemma", "gemma2", "gemma3")
+EXPERTS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
+
+
+def laid_out(model: Any, architecture: str) -> Iterator[tuple[str, list[torch.Tensor]]]:
+    """The tensors of a file: its name for each, and the weights, or parts of one, of which it is a stack.
+
+    In the order in which llama.cpp's converter has them, and by the gguf package's names.
+    """
+    arch = {known: key for key, known in gguf.MODEL_ARCH_NAMES.items()}[architecture]
+    names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
+    stacks: dict[str, list[torch.Tensor]] = {}
+    for own, parameter in model.named_parameters():
+        weight, layer = parameter.data, (re.findall(r"layers\.(\d+)\.", own) or [""])[0]
+        expert = re.search(r"experts\.\d+\.(\w+)\.weight$", own)
+        if expert:
+            stacks.setdefault(f"blk.{layer}.ffn_{EXPERTS[expert[1]]}_exps.weight", []).append(weight)
+        elif own.endswith("input_linear.weight"):
+            for part, half in zip(("gate", "up"), weight.chunk(2, dim=1), strict=True):
+                yield f"blk.{layer}.ffn_{part}_exps.weight", list(half)
+        elif own.endswith("output_linear.weight"):
+            yield f"blk.{layer}.ffn_down_exps.weight", list(weight)
+        else:
+            base, _, suffix = own.rpartition(".")
+            yield f"{names.get_name(base)}.{suffix}", [weight]
+    yield from stacks.items()
+
+
+def convert(called: str, weight: numpy.ndarray, config: Any, architecture: str, back: bool = False) -> numpy.ndarray:
+    """A weight as the converter changes it for the file, or `back` again."""
+    if architecture in FROM_ONE and called.endswith("norm.weight"):
+        return weight + (-1 if back else 1)
+    if architecture in PERMUTED and (".attn_q." in called or ".attn_k." in called):
+        heads = config.num_attention_heads if ".attn_q." in called else config.num_key_value_heads
+        if back:
+            return weight.reshape(heads, -1, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+        return permuted(weight, heads)
+    return weight
+
+
+def header(writer: gguf.GGUFWriter, config: Any) -> None:
+    """Values as llama.cpp's converter writes them, and a small tokenizer."""
+    of = config.to_dict().get
+    heads = config.num_attention_heads
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_freq_base(config.rope_theta)
+    if of("norm_epsilon"):
+        writer.add_layer_norm_eps(config.norm_epsilon)
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    size = of("head_dim") or config.hidden_size // heads
+    if of("head_dim"):
+        writer.add_key_length(size)
+        writer.add_value_length(size)
+    if of("partial_rotary_factor"):
+        writer.add_rope_dimension_count(int(size * config.partial_rotary_factor))
+    for keys, add in (
+        (("num_local_experts", "num_experts"), writer.add_expert_count),
+        (("num_experts_per_tok",), writer.add_expert_used_count),
+        (("attn_logit_softcapping",), writer.add_attn_logit_softcapping),
+        (("final_logit_softcapping",), writer.add_final_logit_softcapping),
+        (("attention_multiplier",), writer.add_attention_scale),
+        (("embedding_multiplier",), writer.add_embedding_scale),
+        (("residual_multiplier",), writer.add_residual_scale), (("logits_scaling",), writer.add_logit_scale),
+    ):
+        for key in keys:
+            if of(key):
+                add(of(key))
+    if config.model_type.startswith("gemma") and of("sliding_window"):
+        writer.add_sliding_window(config.sliding_window)
+    tokens = ["<unk>", "<s>", "</s>", *map(chr, range(0x4E00, 0x4E00 + config.vocab_size - 3))]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_token_types([2, 3, 3, *[1] * (len(tokens) - 3)])
+
+
+def model_alone(
+    family: str, directory: Path, seed: int, kind_of: Callable[[str], Type], split: int = 0, **differs: Any
+) -> TinyModel:
+    """A GGUF file and nothing else, the directory that is made of it, and the answers of the weights it stands for.
+
+    split: tensors of a part, of which there are several then.
+    """
+    model = fresh_model(family, seed, **{**SIZES, **SPREAD, **differs})
+    config, kept = model.config, []
+    architecture = ARCHITECTURES.get(config.model_type, config.model_type)
+    directory.mkdir(exist_ok=True)
+    writer = gguf.GGUFWriter(directory / "model.gguf", architecture, split_max_tensors=split)
+    header(writer, config)
+    for called, weights in laid_out(model, architecture):
+        kind = kind_of(called) if weights[0].ndim == 2 and "ffn_gate_inp" not in called else Type.F32
+        rows = []
+        for weight in weights:
+            rows.append(stored(convert(called, weight.numpy(), config, architecture), kind))
+            makers = [gguf.dequantize, rounded] if kind in WITH_OFFSETS and "blk." in called else [gguf.dequantize]
+            values = [
+                torch.from_numpy(numpy.ascontiguousarray(
+                    convert(called, make(rows[-1], kind).reshape(weight.shape), config, architecture, back=True)
+                ))
+                for make in makers
+            ]
+            weight.copy_(values[0])
+            kept += [(weight, value) for value in values[1:]]
+        data = rows[0] if len(rows) == 1 and "_exps" not in called else numpy.stack(rows)
+        writer.add_tensor(called, numpy.ascontiguousarray(data.squeeze()), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    served = directory / "served"
+    write_model(find_gguf_alone(str(directory)), str(served))
+    return with_bound(model, expected(model, served, lengths=LENGTHS, tokens=16), kept)
+
+
 def gguf_model(family: str, directory: Path, seed: int, kind_of: Callable[[str], Type], **differs: Any) -> TinyModel:
     """A GGUF file, and the answers of the weights that it stands for.
 
@@ -162,18 +288,21 @@ def gguf_model(family: str, directory: Path, seed: int, kind_of: Callable[[str],
     answers: a margin is the difference of two.
     """
     model = fresh_model(family, seed, **{**SIZES, **SPREAD, **differs})
-    kept = write(model, directory, kind_of)
+    kept, parameters = write(model, directory, kind_of), dict(model.named_parameters())
     found = expected(model, directory, lengths=LENGTHS, tokens=16)
+    return with_bound(model, found, [(parameters[own].data, value) for own, value in kept.items()])
+
+
+@torch.no_grad()
+def with_bound(model: Any, found: TinyModel, kept: list[tuple[torch.Tensor, torch.Tensor]]) -> TinyModel:
+    """A model with the bound of its margins; `kept`: weights that the port rounds, and what it makes of them."""
     # expected() has its own sizes.
     bound = found.bound * sum(SIZES.values()) / sum(quantized_models.SIZES.values())
     if kept:
         wholes = [torch.tensor([prompt + ids]) for prompt, ids in zip(found.prompts, found.answers, strict=True)]
-        logits = []
-        with torch.no_grad():
-            logits.append(torch.cat([model(whole, use_cache=False).logits[0] for whole in wholes]))
-            for own, parameter in model.named_parameters():
-                if own in kept:
-                    parameter.copy_(kept[own])
-            logits.append(torch.cat([model(whole, use_cache=False).logits[0] for whole in wholes]))
+        logits = [torch.cat([model(whole, use_cache=False).logits[0] for whole in wholes])]
+        for weight, value in kept:
+            weight.copy_(value)
+        logits.append(torch.cat([model(whole, use_cache=False).logits[0] for whole in wholes]))
         bound += 2 * float((logits[0] - logits[1]).abs().max())
     return replace(found, bound=bound)

@@ -24,11 +24,20 @@ NOTHING: Mapping[str, Any] = {}
 # A mixture in which every token goes through an expert of its own besides.
 SHARED = {"qwen2-moe": ("qwen2_moe", {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
                                       "shared_expert_intermediate_size": 128, "decoder_sparse_step": 1})}
+# Families that are tried from GGUF files alone.
+FROM_FILES = {
+    "gemma3": ("gemma3_text", {"hidden_activation": "gelu_pytorch_tanh", "head_dim": 64, "sliding_window": 32,
+                               "query_pre_attn_scalar": 64, "num_hidden_layers": 7, "rope_theta": 1e6}),
+    "granitemoe": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_multiplier": 0.2,
+                                  "residual_multiplier": 0.5, "embedding_multiplier": 2.0, "logits_scaling": 0.5}),
+    "olmo2": ("olmo2", {}),
+    "glm4": ("glm4", {"head_dim": 64, "partial_rotary_factor": 0.5, "attention_bias": True}),
+}
 
 
 def fresh_model(family: str, seed: int, **differs: Any) -> Any:
     """A model of transformers with random weights, biases and norms among them."""
-    kind, own = {**FAMILIES, **SHARED}[family]
+    kind, own = {**FAMILIES, **SHARED, **FROM_FILES}[family]
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(kind, **{**SHAPE, **SIZES, **own, **differs})
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()

@@ -1,5 +1,6 @@
 """GGUF files: what is repacked, what is served, and what is refused."""
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -12,11 +13,13 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils import model_families
 from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import storage_of, weight_bytes
 from conftest import generate
 from gguf import GGMLQuantizationType as Type
-from gguf_models import SIZES, WITH_OFFSETS, gguf_model, scales_and_offsets, stored, write
+from gguf_models import SIZES, WITH_OFFSETS, gguf_model, model_alone, scales_and_offsets, stored, write
 from quantized_models import fresh_model
 from serve_once import serve
 from tiny_models import TinyModel, assert_same
+from tokenizers import Tokenizer, pre_tokenizers
 from vllm_kepler.checkpoint import gguf as reader
+from vllm_kepler.checkpoint.gguf_tokenizer import WORDS_OF, tokenizer_of
 from vllm_kepler.ops import linear
 from vllm_kepler.quantization.gguf_linear import BITS, GROUP, GgufLinearMethod, pack, unpack_blocks
 
@@ -170,7 +173,7 @@ def test_other_types_are_refused(refusal, kind):
 
     said = refusal(change)
     assert f"model.gguf: found weights of the type {kind.name} (blk.1.ffn_up.weight)" in said
-    assert reader.SUPPORTED_FILES in said and "Q4_K" in said
+    assert reader.SUPPORTED_TYPES in said and "Q4_K" in said
 
 
 def test_types_of_the_reader_are_those_of_the_library():
@@ -182,8 +185,8 @@ def test_types_of_the_reader_are_those_of_the_library():
 
 def test_other_architectures_are_refused(refusal):
     """Even those whose names upstream knows: the converter changes their weights."""
-    said = refusal(family="gemma")
-    assert "model.gguf: found the architecture gemma; expected" in said and reader.SUPPORTED_FILES in said
+    said = refusal(family="gpt2")
+    assert "model.gguf: found the architecture gpt2; expected" in said and "gemma3" in said
 
 
 def cut(directory):
@@ -211,8 +214,8 @@ def test_damaged_files_are_refused(refusal, damage):
     assert "bytes; expected a whole GGUF file" in said and "Fetch the model again" in said
 
 
-def test_split_files_are_refused(refusal):
-    """By the names, and by what the one file says that has lost its others."""
+def test_files_that_are_no_parts_are_refused(refusal):
+    """By their names they are two parts of one, by their headers two whole files."""
 
     def name_two(directory):
         for part in (1, 2):
@@ -220,23 +223,7 @@ def test_split_files_are_refused(refusal):
         (directory / "model.gguf").unlink()
 
     said = refusal(after=name_two)
-    assert "found model-00001-of-00002.gguf, model-00002-of-00002.gguf; expected one GGUF file" in said
-
-
-def test_a_part_of_a_split_file_is_refused(refusal):
-    def one_part(directory):
-        whole = gguf.GGUFReader(directory / "model.gguf")
-        writer = gguf.GGUFWriter(directory / "part.gguf", "llama")
-        writer.add_uint16("split.count", 2)
-        for tensor in whole.tensors[:5]:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        (directory / "model.gguf").unlink()
-
-    assert "part.gguf: found a part of a split file (join it" in refusal(after=one_part)
+    assert "model-00001-of-00002.gguf: found a whole file; expected part 1 of 2" in said
 
 
 def test_a_file_and_a_config_that_differ_are_refused(refusal, tmp_path):
@@ -286,8 +273,141 @@ def test_the_file_itself_is_no_model(model_of, engine):
 
 
 def test_columns_that_cannot_be_split_are_refused():
-    """By the layer, while the model is built: no process is needed to see it."""
-    method = GgufLinearMethod("model.layers.0.o_proj", [Type.Q4_0], half=False)
-    found = r"found 48 columns a rank \(96 over 2\) in groups of 32; expected whole groups"
+    """By the layer, before it is loaded: no process is needed to see it."""
+    method, layer = GgufLinearMethod(half=False), torch.nn.Module()
+    method.create_weights(layer, 48, [64], 96, 64, torch.float32, weight_loader=None)
+    found = r"o_proj: found 48 columns a rank \(96 over 2\) in groups of 32; expected whole groups"
     with pytest.raises(ValueError, match=found):
-        method.create_weights(torch.nn.Module(), 48, [64], 96, 64, torch.float32, weight_loader=None)
+        method.set_types(layer, "model.layers.0.o_proj", [Type.Q4_0])
+
+
+def in_32(name):
+    """Types whose blocks have 32 columns; parts of fused layers differ."""
+    kinds = {"attn_q.": Type.Q5_0, "attn_k.": Type.Q8_0, "ffn_down": Type.Q4_1, "token_embd": Type.Q8_0}
+    return next((kind for part, kind in kinds.items() if part in name), Type.Q4_0)
+
+
+def mixed_experts(name):
+    """Stacks of each form: codes with and without offsets, and floats."""
+    kinds = {"0.ffn_gate_exps": Type.Q4_K, "0.ffn_up_exps": Type.Q4_K, "0.ffn_down_exps": Type.Q6_K,
+             "1.ffn_gate_exps": Type.F16, "1.ffn_up_exps": Type.BF16, "1.ffn_down_exps": Type.Q5_0}
+    return next((kind for part, kind in kinds.items() if part in name), Type.Q8_0)
+
+
+# Experts of a multiple of 256 columns fit the K types' blocks.
+LARGE_EXPERTS = {"moe_intermediate_size": 256}
+ALONE = {
+    "llama": (mixed, {}),
+    "mistral": (in_32, {"sliding_window": None}),
+    "qwen2": (in_32, {"tie_word_embeddings": True}),
+    "qwen3": (in_32, {"head_dim": 32}),
+    "gemma": (in_32, {}),
+    "gemma2": (in_32, {"attn_logit_softcapping": 5.0}),
+    "gemma3": (in_32, {}),
+    "phi3": (in_32, {}),
+    "granite": (in_32, {}),
+    "starcoder2": (in_32, {"sliding_window": None}),
+    "olmo2": (in_32, {}),
+    "glm4": (in_32, {}),
+    "mixtral": (mixed_experts, {}),
+    "qwen2-moe": (mixed_experts, LARGE_EXPERTS),
+    "qwen3-moe": (mixed_experts, LARGE_EXPERTS),
+    "granitemoe": (mixed_experts, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def alone_of(tmp_path_factory, seed):
+    """Function from a family to its model, a file alone in parts of 5 tensors, made once."""
+    made = {}
+
+    def get(family):
+        if family not in made:
+            kind_of, differs = ALONE[family]
+            made[family] = model_alone(family, tmp_path_factory.mktemp(family), seed, kind_of, split=5, **differs)
+        return made[family]
+
+    return get
+
+
+@pytest.mark.parametrize("family", ALONE)
+def test_file_alone_answers_as_the_dequantized_model(alone_of, engine, family):
+    """Config, names and weights follow from the file alone, also where it is split."""
+    model = alone_of(family)
+    assert len(list(model.directory.glob("*-of-*.gguf"))) > 1
+    assert (torch.tensor(model.margins) > model.bound).float().mean() > 0.7
+    assert_same(model, generate(engine(model), model.prompts, len(model.answers[0])))
+
+
+@pytest.mark.parametrize("family", ["phi3", "qwen3-moe"])
+def test_two_ranks_of_a_file_alone(alone_of, family):
+    """Layers that the file has in one, and stacks of experts, are cut for each rank."""
+    done = serve(alone_of(family), tensor_parallel_size=2)
+    assert done.status == 0, done.printed
+    assert_same(alone_of(family), done.ids)
+
+
+def test_stacks_are_codes_where_their_parts_are_alike(alone_of, engine):
+    model = model_inside(engine(alone_of("mixtral"), dtype="half"))
+    first, second = (model.model.layers[layer].block_sparse_moe.experts for layer in (0, 1))
+    assert (first.w13_stack.bits, first.w2_stack.dtype) == (4, torch.float16)
+    assert (second.w13_stack.dtype, second.w2_stack.bits) == (torch.float16, 8)
+    assert first.w13_stack.n == first.global_num_experts * 2 * SIZES["intermediate_size"]
+
+
+TEXTS = (
+    "Hello world, the quick brown fox.", "  two  spaces\n\n\nnewlines\t\ttabs   x", "naïve Zürich 🦙 日本",
+    "def f(x):\n    return x**2  # comment\n", "1234567890 3.14159", "<s>hi</s> there",
+)
+
+
+def sentencepiece_header(prefix):
+    """A header with a tokenizer of pieces of a text, and the processor that sentencepiece makes of the same."""
+    from sentencepiece import SentencePieceProcessor
+    from sentencepiece import sentencepiece_model_pb2 as format_of
+
+    whole = "".join(TEXTS[:-1]).replace(" ", "\u2581")
+    words = {whole[first : first + length] for first in range(len(whole)) for length in (1, 2, 3, 4)}
+    pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("\u2581\u2581", 1 if prefix else 4),
+              *((f"<0x{byte:02X}>", 6) for byte in range(256)),
+              # Without a prefix two spaces are a user's token, and one character is in bytes.
+              *((word, 1) for word in sorted(words) if "\u2581\u2581" not in word and "🦙" not in word)]
+    scores = [float(-number) for number in range(len(pieces))]
+    model = format_of.ModelProto()
+    for (piece, kind), score in zip(pieces, scores, strict=True):
+        model.pieces.add(piece=piece, score=score, type=kind)
+    model.trainer_spec.model_type, model.trainer_spec.byte_fallback = 2, True
+    model.normalizer_spec.name, model.normalizer_spec.add_dummy_prefix = "identity", prefix
+    model.normalizer_spec.remove_extra_whitespaces = False
+    values = {
+        "model": "llama", "tokens": [piece for piece, _ in pieces], "scores": tuple(scores),
+        "token_type": tuple(kind for _, kind in pieces), "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0,
+        "add_space_prefix": prefix,
+    }
+    header = reader.Header("m.gguf", {f"tokenizer.ggml.{name}": value for name, value in values.items()}, {})
+    return header, SentencePieceProcessor(model_proto=model.SerializeToString())
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_tokenizer_of_a_header_is_sentencepieces(prefix):
+    """What it makes of texts, and of ids again."""
+    header, processor = sentencepiece_header(prefix)
+    tokenizer = Tokenizer.from_str(json.dumps(tokenizer_of(header)))
+    for text in TEXTS[:-1]:
+        ids = tokenizer.encode(text).ids
+        assert ids == [1, *processor.encode(text)]
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.encode(TEXTS[-1]).ids[:2] == [1, 1] and 2 in tokenizer.encode(TEXTS[-1]).ids
+
+
+@pytest.mark.parametrize("name", WORDS_OF)
+def test_words_of_each_kind_are_patterns_of_the_library(name):
+    """Every text of bytes comes back, and the words are those of the pattern."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    values = {"model": "gpt2", "pre": name, "tokens": [*alphabet, "ve"], "merges": ["v e"], "bos_token_id": 0}
+    header = reader.Header("m.gguf", {f"tokenizer.ggml.{key}": value for key, value in values.items()}, {})
+    tokenizer = Tokenizer.from_str(json.dumps(tokenizer_of(header)))
+    for text in TEXTS:
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
+    words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str("I've 12345 x")]
+    assert "".join(words) == "I've\u012012345\u0120x" and len(words) >= 4

@@ -52,8 +52,8 @@ class KeplerSettings:
         if quant == "gguf":
             # Upstream takes a model that is a GGUF file for this method.
             raise SettingError(
-                "model: found a GGUF file; expected its directory, with the config.json and the tokenizer of its model "
-                "beside it: a file holds only parts of both."
+                "model: found a GGUF file; expected its directory, with a config.json and a tokenizer beside it. The "
+                "supervisor (vllm_serving) makes one of a file's header."
             )
         if quant != METHOD:
             raise SettingError(

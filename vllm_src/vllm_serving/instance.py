@@ -27,7 +27,8 @@ class Instance:
     Attributes:
         name: of the unit, after the @.
         options: file of options that `vllm serve --config` reads.
-        model: directory or name of the model.
+        model: directory, GGUF file or name of the model.
+        files: directory that was made for a model that is a GGUF file alone; None if vLLM reads the model's own.
         host: address that the server listens on.
         port: port that it listens on.
         generation: number of the store's generation that it runs.
@@ -45,6 +46,7 @@ class Instance:
     name: str
     options: Path
     model: str
+    files: Path | None
     host: str
     port: int
     generation: str
@@ -96,20 +98,23 @@ def instance_of(
     name: str, options: Path, found: Mapping[str, Any], generation: str, environment: Mapping[str, str]
 ) -> Instance:
     """Return the instance with the options `found`, of which vLLM reads those in a file. Raises ConfigError."""
-    if reason := models.refusal(found, environment):
-        raise ConfigError(reason)
     if not environment.get("RUNTIME_DIRECTORY"):
         raise ConfigError("RUNTIME_DIRECTORY: found nothing; expected a directory in memory. Use vllm@NAME.service.")
     directory = Path(environment["RUNTIME_DIRECTORY"])
     if len(str(directory)) > LONGEST:
         raise ConfigError(f"RUNTIME_DIRECTORY: found {len(str(directory))} characters; expected at most {LONGEST}, for "
                           "the sockets in it. Give the instance a shorter name.")
+    served = models.with_files(found, environment, directory / "model")
+    files = None if served is found else Path(served["model"])
+    if reason := models.refusal(served, environment):
+        raise ConfigError(reason)
     host, key = str(found.get("host") or "0.0.0.0"), key_of(environment)
     refuse_open_server(host, key, environment)
     return Instance(
         name=name,
         options=options,
         model=found["model"],
+        files=files,
         host=host,
         port=found["port"],
         generation=generation,
@@ -117,7 +122,10 @@ def instance_of(
         directory=directory,
         quarantine=envs.quarantine_file(environment),
         key=key,
-        arguments=[*models.parser_arguments(found, environment), *models.adapter_arguments(found, environment)],
+        arguments=[
+            *(["--served-model-name", found["model"]] if files and not found.get("served-model-name") else []),
+            *models.parser_arguments(served, environment), *models.adapter_arguments(found, environment),
+        ],
         start_timeout=envs.number(environment, "VLLM_SERVING_START"),
         stall_timeout=envs.number(environment, "VLLM_SERVING_STALL"),
         drain_timeout=envs.number(environment, "VLLM_SERVING_DRAIN"),

@@ -11,17 +11,33 @@ from . import envs, parsers
 from .checkpoint import adapters, speculation
 from .checkpoint.engine import Engine, refusals
 from .checkpoint.errors import FileError
-from .checkpoint.files import find_gguf, read_adapter, snapshot_of, try_json
+from .checkpoint.files import find_gguf, find_gguf_alone, read_adapter, snapshot_of, try_json
+from .checkpoint.gguf_model import write_model
 from .errors import ConfigError
 
 
-def directory_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> Path:
-    """Return the directory of the model's files, of its own or in the hub's cache. It may not exist."""
+def path_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> Path:
+    """Return the directory of the model's files, of its own or in the hub's cache, or a file. It may not exist."""
     name = str(options["model"])
     if name.startswith("/"):
         return Path(name)
     cache = Path(environment.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
     return Path(snapshot_of(str(cache), name, str(options.get("revision") or "main")))
+
+
+def with_files(options: Mapping[str, Any], environment: Mapping[str, str], directory: Path) -> Mapping[str, Any]:
+    """Return the options of a server, with the files of a model that is a GGUF file alone written to `directory`.
+
+    Raises ConfigError for a file that cannot be served.
+    """
+    try:
+        found = find_gguf_alone(str(path_of(options, environment)))
+        if found is None:
+            return options
+        write_model(found, str(directory))
+    except FileError as error:
+        raise ConfigError(str(error)) from None
+    return {**options, "model": str(directory)}
 
 
 def refusal(options: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
@@ -38,9 +54,16 @@ def refusal(options: Mapping[str, Any], environment: Mapping[str, str]) -> str |
 
 def refusal_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
     """Return why the engine can never serve one model, in one sentence; None if its files name no reason."""
-    directory = directory_of(options, environment)
+    directory = path_of(options, environment)
     # vLLM reports what is wrong with a file that cannot be read.
     config = try_json(str(directory / "config.json"))
+    try:
+        # Of the server's own model it was made one: a draft is left.
+        if find_gguf_alone(str(directory)):
+            found, expected = speculation.ALONE
+            return f"{directory}: found {found} for a draft model; expected {expected}. Name another draft model."
+    except FileError as error:
+        return str(error)
     # Overrides may give it another architecture.
     if config is None or "hf-overrides" in options:
         return None
@@ -60,7 +83,7 @@ def parser_arguments(options: Mapping[str, Any], environment: Mapping[str, str])
     """Return the arguments with which vLLM parses tool calls and reasoning; none if the instance wants none."""
     if not envs.wants_parsers(environment) or "tokenizer" in options:
         return []
-    directory = directory_of(options, environment)
+    directory = path_of(options, environment)
     config, tokenizer = (try_json(str(directory / name)) or {} for name in ("config.json", "tokenizer_config.json"))
     return parsers.arguments(directory, options, config, tokenizer)
 

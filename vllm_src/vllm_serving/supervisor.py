@@ -41,13 +41,17 @@ POLL, IDLE_POLL = 1.0, 30.0
 STOP = 30
 
 
-def command_of(options: Path, *arguments: str) -> list[str]:
-    """Return the command that starts vLLM with our middleware in front of its API."""
+def command_of(options: Path, *arguments: str, model: Path | None = None) -> list[str]:
+    """Return the command that starts vLLM with our middleware in front of its API.
+
+    model: directory that is served in the place of the model that the options name.
+    """
     own = {found.name: found.value for found in metadata.entry_points(group="vllm_serving")}
     command, middleware = ({**ENTRY_POINTS, **own}[name] for name in ("command", "middleware"))
     module, _, function = command.partition(":")
+    named = [str(model)] if model else []
     # Not `-m`: each spawned process would import the module of the command line again.
-    return [sys.executable, "-c", f"from {module} import {function}; {function}()", "serve",
+    return [sys.executable, "-c", f"from {module} import {function}; {function}()", "serve", *named,
             "--config", str(options), "--middleware", middleware.replace(":", "."), *arguments]
 
 
@@ -351,5 +355,5 @@ def supervise(name: str, read: Callable[[], Instance], arguments: Sequence[str] 
         print(f"vllm@{name} ends: {refused}", flush=True)
         notify(STATUS=f"ended: {refused}")
         return CONFIGURATION
-    command = command_of(instance.options, *arguments, *instance.arguments)
+    command = command_of(instance.options, *arguments, *instance.arguments, model=instance.files)
     return asyncio.run(Supervisor(instance, command, table).run())

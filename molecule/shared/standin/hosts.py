@@ -57,22 +57,22 @@ def pci_tree(dies: tuple[str, ...]) -> Path:
     return root
 
 
-def model_directory() -> Path | None:
-    """The model to serve where it is a directory of this machine; None for a name on a hub."""
+def model_path() -> Path | None:
+    """The model to serve where it is a directory or a file of this machine; None for a name on a hub."""
     named = os.environ.get("MODEL")
     if not named:
         return DEFAULT_MODEL
-    if Path(named).is_dir():
+    if Path(named).exists():
         return Path(named).resolve()
     if named.startswith(("/", ".", "~")):
-        fail(f"MODEL: found {named}, which is no directory; expected a model's directory, or its name on a hub.")
+        fail(f"MODEL: found {named}, which is not there; expected a model's directory, a GGUF file or a name on a hub.")
     return None
 
 
 def model_name() -> str:
     """The model as the stand-in knows it: a path there, or a name on a hub."""
-    directory = model_directory()
-    return os.environ["MODEL"] if directory is None else f"/srv/models/{directory.name}"
+    path = model_path()
+    return os.environ["MODEL"] if path is None else f"/srv/models/{path.name}"
 
 
 def make_key(fleet: Fleet) -> None:
@@ -108,7 +108,7 @@ def mounts(fleet: Fleet, host: Host) -> dict[str, dict[str, str]]:
         bound[repos.ensure()] = "/opt/stub-repos"
     if host.compiler and (compiler := nvcc(fleet)):
         bound[compiler] = NVCC
-    if host.dies and (model := model_directory()):
+    if host.dies and (model := model_path()):
         bound[model] = f"/srv/models/{model.name}"
     if bundle := os.environ.get("SSL_CERT_FILE"):
         bound[Path(bundle).resolve()] = CA_BUNDLE

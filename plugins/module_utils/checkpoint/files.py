@@ -5,7 +5,7 @@ import os
 import re
 import struct
 
-from . import adapters, gguf
+from . import adapters, gguf, gguf_families, gguf_tokenizer
 from .config import translate
 from .errors import CheckpointError, CorruptFileError, FileError, UnsupportedFileError, faults_of
 
@@ -18,6 +18,8 @@ BITS = {
     "F4": 4,
 }
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Beginning of the names of GGUF files that turn images into a model's vectors.
+PROJECTOR = "mmproj"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 READABLE = "a file that can be read"
 
@@ -128,25 +130,59 @@ def _read_index(path):
 
 
 def find_gguf(directory):
-    """Path of the GGUF file of a directory; None if it has none, or weights that vLLM prefers. Raises FileError."""
-    names = os.listdir(directory)
-    found = sorted(name for name in names if name.lower().endswith(".gguf"))
+    """Path of the GGUF file of a directory, or of its first part; None if it has none, or weights that vLLM prefers.
+
+    Raises FileError.
+    """
+    try:
+        names = os.listdir(directory)
+    except OSError as error:
+        raise FileError(error.strerror or "an error", "a directory that can be read", directory)
+    # What reads images stands beside the model that reads text.
+    found = sorted(
+        name for name in names if name.lower().endswith(".gguf") and not name.lower().startswith(PROJECTOR)
+    )
     if not found or any(name.endswith((".safetensors", ".bin", ".pt")) for name in names):
         return None
-    if len(found) > 1:
-        raise UnsupportedFileError(
-            ", ".join(found), "one GGUF file: keep the one to serve; llama-gguf-split --merge joins one that is split",
-            directory,
-        )
-    return os.path.join(directory, found[0])
+    first = gguf.part_path(found[0], 1)
+    if first is None or any(gguf.part_path(name, 1) != first for name in found):
+        if len(found) > 1:
+            raise UnsupportedFileError(
+                ", ".join(found), "one GGUF file, or the parts of one: name the one to serve as the model", directory
+            )
+        first = found[0]
+    return os.path.join(directory, first)
+
+
+def find_gguf_alone(path):
+    """The GGUF file that a path is, or that a directory without config.json has, or its first part; None if neither.
+
+    Raises FileError.
+    """
+    if not os.path.isdir(path):
+        return path if gguf.is_gguf(path) else None
+    return None if os.path.exists(os.path.join(path, "config.json")) else find_gguf(path)
+
+
+def _tensors_of(header):
+    return [(part.name, part.tensor.kind, part.shape) for part in gguf_families.parts_of(header)]
 
 
 def _read_gguf(path, config):
     """Tensors of a GGUF file, as read_header gives them, after they were checked against a translated config."""
     header = gguf.read_header(path)
     if config is not None:
-        gguf.check_model(path, header, config.get("model_type"), bool(config.get("rope_scaling")))
-    return list(header.tensors.values())
+        gguf_families.check_model(header, config.get("model_type"), bool(config.get("rope_scaling")))
+    return _tensors_of(header)
+
+
+def _read_gguf_alone(path):
+    """As read_model, of a GGUF file whose header has all that there is. Raises FileError."""
+    header = gguf.read_header(path)
+    return {
+        "config": gguf_families.config_of(header), "tokenizer": gguf_tokenizer.tokenizer_config_of(header),
+        "tensors": _grouped(_tensors_of(header)), "faults": [], "alone": True,
+    }
 
 
 def _read_part(path, names, index):
@@ -194,7 +230,7 @@ def _read_weights(directory, config):
 
 
 def read_model(path):
-    """Read a model from `path`, a directory or a config.json: {config, tokenizer, tensors, faults}.
+    """Read a model from `path`, a directory, a GGUF file or a config.json: {config, tokenizer, tensors, faults}.
 
     None if there is nothing.
     """
@@ -202,14 +238,16 @@ def read_model(path):
         return None
     is_directory = os.path.isdir(path)
     config, tokenizer, tensors, errors = None, None, [], []
-    if not is_directory and path.lower().endswith(".gguf"):
-        expected = "its directory, with the model's config.json and tokenizer beside it"
-        errors = [UnsupportedFileError("a GGUF file", expected, path)]
-    else:
-        try:
-            config = read_json(os.path.join(path, "config.json") if is_directory else path)
-        except FileError as error:
-            errors = [error]
+    try:
+        alone = find_gguf_alone(path)
+        if alone:
+            return _read_gguf_alone(alone)
+    except FileError as error:
+        return {"config": None, "tokenizer": None, "tensors": [], "faults": faults_of([error])}
+    try:
+        config = read_json(os.path.join(path, "config.json") if is_directory else path)
+    except FileError as error:
+        errors = [error]
     if is_directory:
         tokenizer = try_json(os.path.join(path, "tokenizer_config.json"))
         try:

@@ -1,9 +1,9 @@
-"""The header of a GGUF file: its tensors, checked against the file's size."""
+"""Headers of GGUF files: their values and tensors, checked against the sizes of the files."""
 
 import os
 import re
 import struct
-from typing import Dict, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple
 
 from .errors import CorruptFileError, FileError, UnsupportedFileError
 
@@ -25,44 +25,53 @@ BITS = {"Q4_0": 4, "Q4_1": 4, "Q4_K": 4, "Q5_0": 8, "Q5_1": 8, "Q5_K": 8, "Q8_0"
 SYMMETRIC = ("Q4_0", "Q5_0", "Q8_0")
 # Columns that share a scale once a file's blocks are unpacked.
 GROUP = 32
-# Architectures of files, and the model types that they go with. Converters change the weights of others.
-ARCHITECTURES = {"llama": ("llama", "mistral"), "qwen2": ("qwen2",), "qwen3": ("qwen3",)}
-SUPPORTED_FILES = (
-    "a directory with one GGUF file of a Llama, Mistral, Qwen2 or Qwen3 in %s, its config.json and its tokenizer"
-    % ", ".join(sorted(kind[0] for kind in TYPES.values()))
-)
-# Names of a model's tensors by the file's; of a layer's after blk.N.
-NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-LAYER_NAMES = {
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}
-# config.json says the same.
-ROPE_FACTORS = "rope_freqs.weight"
+SUPPORTED_TYPES = "weights of the types %s" % ", ".join(sorted(kind[0] for kind in TYPES.values()))
+# Values of a part of a split file: its number from 0 on, how many there are, and the tensors of all.
+PART, PARTS, ALL_TENSORS = "split.no", "split.count", "split.tensors.count"
+PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)$", re.IGNORECASE)
 VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9
 # struct's letters of the types of values: bytes and shorts, whole numbers and floats, a truth value.
 VALUES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-# No name or text of a file is longer, and no tensor has more dimensions.
-LONGEST_TEXT, MOST_DIMENSIONS = 1 << 24, 4
+# No tensor has more dimensions.
+MOST_DIMENSIONS = 4
 # The first bytes of a file that git left for git-lfs to fetch.
 POINTER = b"version https://git-lfs"
+MAGIC = b"GGUF"
+
+
+class Tensor(NamedTuple):
+    """A tensor of a file.
+
+    Attributes:
+        path: the file that holds it.
+        offset: of its first byte in the file.
+        kind: name of its type.
+        shape: with the dimension whose elements lie side by side last.
+    """
+
+    path: str
+    offset: int
+    kind: str
+    shape: List[int]
 
 
 class Header(NamedTuple):
-    """A file's header.
+    """The header of a file, or of all parts of one that is split.
 
     Attributes:
-        architecture: one of ARCHITECTURES.
-        tensors: the model's name, type and shape by the file's name.
-        has_rope_factors: whether the file holds scaled rotary frequencies.
+        path: the file, or its first part.
+        values: by their names; an array is a sequence.
+        tensors: by their names.
     """
 
-    architecture: str
-    tensors: Dict[str, Tuple[str, str, list]]
-    has_rope_factors: bool
+    path: str
+    values: Dict[str, Any]
+    tensors: Dict[str, Tensor]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.values.get("general.architecture"))
 
 
 class _Reader(object):
@@ -71,7 +80,7 @@ class _Reader(object):
     def __init__(self, path, stream):
         self.path, self.stream, self.size = path, stream, os.path.getsize(path)
 
-    def refuse(self, found, expected=SUPPORTED_FILES):
+    def refuse(self, found, expected):
         raise UnsupportedFileError(found, expected, self.path)
 
     def corrupt(self):
@@ -81,46 +90,42 @@ class _Reader(object):
         if not is_whole:
             raise self.corrupt()
 
+    def bytes(self, count):
+        # Not more than there is: a damaged count would ask for all of the memory.
+        self.check(count <= self.size - self.stream.tell())
+        return self.stream.read(count)
+
+    def numbers(self, letter, count):
+        form = "<%d%s" % (count, letter)
+        return struct.unpack(form, self.bytes(struct.calcsize(form)))
+
     def number(self, letter):
-        width = struct.calcsize("<" + letter)
-        data = self.stream.read(width)
-        self.check(len(data) == width)
-        return struct.unpack("<" + letter, data)[0]
+        return self.numbers(letter, 1)[0]
 
     def text(self):
-        length = self.number("Q")
-        self.check(length <= LONGEST_TEXT)
-        data = self.stream.read(length)
-        self.check(len(data) == length)
-        return data.decode("utf-8", "replace")
-
-    def skip(self, count):
-        self.check(self.stream.tell() + count <= self.size)
-        self.stream.seek(count, os.SEEK_CUR)
+        return self.bytes(self.number("Q")).decode("utf-8", "replace")
 
     def value(self, kind):
-        """A value; None for an array, which is skipped."""
+        """A value; a sequence for an array."""
         if kind == STRING:
             return self.text()
         if kind == ARRAY:
             inner, count = self.number("I"), self.number("Q")
-            self.check(inner in VALUES or inner == STRING)
-            if inner in VALUES:
-                self.skip(count * struct.calcsize("<" + VALUES[inner]))
-            else:
-                for _ in range(count):
-                    self.skip(self.number("Q"))
-            return None
+            self.check(count <= self.size)
+            if inner == STRING:
+                return [self.text() for _ in range(count)]
+            self.check(inner in VALUES)
+            return self.numbers(VALUES[inner], count)
         self.check(kind in VALUES)
         return self.number(VALUES[kind])
 
     def magic(self):
-        """Read the file's first bytes."""
+        """Read the first eight bytes: the format's name and its version."""
         start = self.stream.read(len(POINTER))
         if start == POINTER:
             raise FileError("a pointer of git-lfs", "the file itself: run git lfs pull", self.path)
-        self.stream.seek(4)
-        self.check(start.startswith(b"GGUF"))
+        self.stream.seek(len(MAGIC))
+        self.check(start.startswith(MAGIC))
         version = self.number("I")
         if version not in VERSIONS:
             self.check(version)
@@ -129,52 +134,40 @@ class _Reader(object):
             self.refuse(kind, "a little-endian one of version 2 or 3: convert the model again")
 
     def header(self):
-        """Read the whole header."""
+        """Read the whole header of one file."""
         self.magic()
         tensor_count, value_count = self.number("Q"), self.number("Q")
         values = {}
         for _ in range(value_count):
             name = self.text()
             values[name] = self.value(self.number("I"))
-        architecture = values.get("general.architecture")
-        if architecture not in ARCHITECTURES:
-            self.refuse("the architecture %s" % architecture)
-        alignment, parts = values.get("general.alignment", 32), values.get("split.count", 1)
-        self.check(isinstance(parts, int) and isinstance(alignment, int) and alignment > 0)
-        if parts > 1:
-            self.refuse("a part of a split file (join it with llama-gguf-split --merge)")
-        tensors, end = {}, 0
+        alignment = values.get("general.alignment", 32)
+        self.check(isinstance(alignment, int) and alignment > 0)
+        self.check(all(isinstance(values.get(name, 0), int) for name in (PART, PARTS, ALL_TENSORS)))
+        found, end = [], 0
         for _ in range(tensor_count):
             name, dimensions = self.text(), self.number("I")
             self.check(dimensions <= MOST_DIMENSIONS)
             # In the file the fastest dimension comes first.
-            shape = [self.number("Q") for _ in range(dimensions)][::-1]
+            shape = list(self.numbers("Q", dimensions))[::-1]
             number, offset = self.number("I"), self.number("Q")
             if number not in TYPES:
                 kind = OTHER_TYPES.get(number, "number %d" % number)
-                self.refuse("weights of the type %s (%s)" % (kind, name))
+                self.refuse("weights of the type %s (%s)" % (kind, name), SUPPORTED_TYPES)
             kind, columns, block = TYPES[number]
             elements = 1
             for length in shape:
                 elements *= length
+            self.check(not shape or shape[-1] % columns == 0)
             end = max(end, offset + elements // columns * block)
-            tensors[name] = (name if name == ROPE_FACTORS else self.model_name(name), kind, shape)
+            found.append((name, offset, kind, shape))
         start = -(-self.stream.tell() // alignment) * alignment
         self.check(start + end <= self.size)
-        return Header(architecture, tensors, tensors.pop(ROPE_FACTORS, None) is not None)
-
-    def model_name(self, name):
-        """The model's name for a tensor."""
-        match = re.match(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)$", name)
-        layer, own, kind = match.groups() if match else (None, None, None)
-        names = NAMES if layer is None else LAYER_NAMES
-        if own not in names:
-            self.refuse("a tensor %s" % name)
-        return "%s%s.%s" % ("" if layer is None else "model.layers.%s." % layer, names[own], kind)
+        tensors = {name: Tensor(self.path, start + offset, kind, shape) for name, offset, kind, shape in found}
+        return Header(self.path, values, tensors)
 
 
-def read_header(path):
-    """The Header of a file. Raises FileError."""
+def _read_file(path):
     try:
         with open(path, "rb") as stream:
             return _Reader(path, stream).header()
@@ -182,18 +175,68 @@ def read_header(path):
         raise FileError(error.strerror or "an error", "a file that can be read", path)
 
 
-def check_model(path, header, model_type, scales_rope):
-    """Raise UnsupportedFileError if a file is not one of the model that config.json describes.
+def part_path(path, number):
+    """Path of a part, from 1 on, of the split file of which `path` is one; None if the name is not a part's."""
+    match = PART_NAME.match(path)
+    return "%s-%05d-of-%s%s" % (match.group(1), number, match.group(3), match.group(4)) if match else None
 
-    scales_rope: whether config.json has a rope_scaling.
-    """
-    if model_type not in ARCHITECTURES[header.architecture]:
+
+def read_header(path):
+    """The Header of a file, or of all parts of the split file that it is the first of. Raises FileError."""
+    first = _read_file(path)
+    match, count, number = PART_NAME.match(path), first.values.get(PARTS, 1), first.values.get(PART, 0)
+    if count <= 1:
+        if match is not None and int(match.group(3)) > 1:
+            raise UnsupportedFileError("a whole file", "part %d of %d, as its name says" % (
+                int(match.group(2)), int(match.group(3))), path)
+        return first
+    if match is None or int(match.group(3)) != count or int(match.group(2)) != number + 1:
         raise UnsupportedFileError(
-            "the architecture %s beside a config.json of a %s" % (header.architecture, model_type), SUPPORTED_FILES,
-            path,
+            "part %d of %d of a split file" % (number + 1, count),
+            "the name that gguf-split gave it: NAME-%05d-of-%05d.gguf" % (number + 1, count), path,
         )
-    if header.has_rope_factors and not scales_rope:
+    if number:
+        raise UnsupportedFileError("part %d of a split file" % (number + 1), part_path(path, 1), path)
+    tensors = dict(first.tensors)
+    for other in range(2, count + 1):
+        part = _read_file(part_path(path, other))
+        place = (part.values.get(PART, 0) + 1, part.values.get(PARTS, 1))
+        if place != (other, count):
+            raise UnsupportedFileError("part %d of %d" % place, "part %d of %d: fetch it again" % (other, count),
+                                       part.path)
+        twice = sorted(set(tensors) & set(part.tensors))
+        if twice:
+            raise UnsupportedFileError(
+                "a tensor %s, which %s has too" % (twice[0], os.path.basename(tensors[twice[0]].path)),
+                "parts of one file", part.path,
+            )
+        tensors.update(part.tensors)
+    expected = first.values.get(ALL_TENSORS, len(tensors))
+    if len(tensors) != expected:
         raise UnsupportedFileError(
-            "scaled rotary frequencies (%s) and no rope_scaling in config.json" % ROPE_FACTORS,
-            "the config.json of the very model that the file was made of", path,
+            "%d tensors in its %d parts" % (len(tensors), count),
+            "%d, as its header says: parts of one file" % expected, path,
         )
+    return first._replace(tensors=tensors)
+
+
+def read_floats(header, name):
+    """The numbers of a small tensor of the type F32. Raises FileError."""
+    tensor = header.tensors[name]
+    if tensor.kind != "F32":
+        raise UnsupportedFileError("%s of the type %s" % (name, tensor.kind), "F32", tensor.path)
+    count = 1
+    for length in tensor.shape:
+        count *= length
+    with open(tensor.path, "rb") as stream:
+        stream.seek(tensor.offset)
+        return list(struct.unpack("<%df" % count, stream.read(4 * count)))
+
+
+def is_gguf(path):
+    """Whether a file is a GGUF file, by its name or its first bytes."""
+    try:
+        with open(path, "rb") as stream:
+            return path.lower().endswith(".gguf") or stream.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False

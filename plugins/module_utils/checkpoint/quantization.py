@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from .config import QUANTIZATION_KEYS, parts_of
 from .errors import UnsupportedQuantizationError
-from .gguf import SUPPORTED_FILES
+from .gguf_families import SUPPORTED_FILES
 from .limits import BITS, GROUPS, WHOLE_ROW
 
 SUPPORTED_FORMATS = (

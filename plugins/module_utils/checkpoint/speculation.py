@@ -25,6 +25,8 @@ HEADS = {
     "deepseek_mtp": "layers that predict several tokens (MTP)", "mimo_mtp": "layers that predict several tokens (MTP)",
 }
 PLAIN = "a language model of its own"
+# A draft whose files the engine would have to make: what is found, and expected.
+ALONE = ("a GGUF file alone", "one with a config.json and a tokenizer beside it")
 
 
 def is_name(model):

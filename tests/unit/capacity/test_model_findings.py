@@ -157,6 +157,17 @@ def test_models_that_cannot_draft(draft, found, expected):
     assert item["expected"].startswith(expected)
 
 
+def test_gguf_file_alone_cannot_draft():
+    """As the start refuses it: the engine would have to make its config and tokenizer."""
+    facts = {"/m": LLAMA_8B, "/d": DRAFT}
+    models = {
+        name: {"config": config, "tensors": [], "faults": [], "alone": name == "/d"} for name, config in facts.items()
+    }
+    instance = {"name": "demo", "model": "/m", "dtype": "half", "max_model_len": 512, "extra_args": {
+        "speculative-config": json.dumps({"model": "/d", "num_speculative_tokens": 4}), "max-num-seqs": 4}}
+    assert "a GGUF file alone" in [item["found"] for item in model_findings(models, [instance], PROFILE["gpu"])]
+
+
 def test_a_draft_model_is_counted_on_its_gpu():
     """2.3 GiB in half beside the model's, the check of 15 rows, and 32 KiB of cache a token; the host takes both."""
     findings, limited = speculating(DRAFT, max_model_len=8192)

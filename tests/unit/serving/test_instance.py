@@ -5,7 +5,9 @@ import os
 
 import pytest
 import yaml
+from gguf_files import header_values, layer, write
 from vllm_serving import supervisor
+from vllm_serving.checkpoint.speculation import OPTION
 from vllm_serving.errors import ConfigError
 from vllm_serving.instance import LONGEST, read_instance
 
@@ -127,13 +129,13 @@ MODEL = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 def model(tmp_path):
     """Function that writes a model's files and gives the options for it."""
 
-    def write(config, tokenizer=None, more=None):
+    def write_files(config, tokenizer=None, more=None):
         (tmp_path / "config.json").write_text(json.dumps(config))
         if tokenizer is not None:
             (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
         return {"model": str(tmp_path), "port": 8000, **(more or {})}
 
-    return write
+    return write_files
 
 
 UNSERVABLE = [
@@ -162,6 +164,40 @@ def test_several_gguf_files_are_refused_before_start(read, model, tmp_path):
     (tmp_path / "b.gguf").touch()
     with pytest.raises(ConfigError, match=r"found a\.gguf, b\.gguf; expected one GGUF file"):
         read(options)
+
+
+def test_gguf_file_alone_gets_a_directory_of_its_own(read, tmp_path, monkeypatch):
+    """As the unit's own, in memory; the API calls the model as before, unless the options name it."""
+    monkeypatch.setattr("vllm_serving.instance.LONGEST", 500)
+    file, runtime = tmp_path / "models" / "m.gguf", tmp_path / "run"
+    file.parent.mkdir()
+    write(file, layer(), header_values("llama"))
+    for model in (file, file.parent):
+        instance = read({**OPTIONS, "model": str(model)}, RUNTIME_DIRECTORY=str(runtime))
+        assert (instance.model, instance.files) == (str(model), runtime / "model")
+        assert instance.arguments == ["--served-model-name", str(model)]
+        command = supervisor.command_of(tmp_path / "main.yaml", *instance.arguments, model=instance.files)
+        assert command[command.index("serve") + 1] == str(runtime / "model")
+    assert json.loads((runtime / "model" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert (runtime / "model" / "m.gguf").resolve() == file
+    named = read({**OPTIONS, "model": str(file), "served-model-name": "x"}, RUNTIME_DIRECTORY=str(runtime))
+    assert named.arguments == []
+
+
+def test_gguf_file_that_cannot_be_served_ends_the_start(read, tmp_path, monkeypatch):
+    write(tmp_path / "m.gguf", layer(), header_values("llama", tokenizer=[]))
+    options = {**OPTIONS, "model": str(tmp_path / "m.gguf")}
+    with pytest.raises(ConfigError, match="found a tokenizer of the kind None; expected"):
+        read(options)
+    monkeypatch.setattr(os, "environ", ENVIRONMENT)
+    assert supervisor.main(["main", str(tmp_path / "main.yaml"), "7"]) == 78
+
+
+def test_gguf_file_alone_is_no_draft(read, tmp_path):
+    write(tmp_path / "m.gguf", layer(), header_values("llama"))
+    draft = {"model": str(tmp_path / "m.gguf"), "num_speculative_tokens": 2}
+    with pytest.raises(ConfigError, match="found a GGUF file alone for a draft model"):
+        read({**OPTIONS, OPTION: json.dumps(draft)})
 
 
 def test_a_model_of_the_hub_is_looked_at_in_the_cache(read, tmp_path):

@@ -80,7 +80,7 @@ def test_a_pid_of_another_process_is_left_alone(monkeypatch, tmp_path):
 
 def test_a_model_that_is_no_directory(monkeypatch):
     monkeypatch.setenv("MODEL", "/nowhere/model")
-    assert "MODEL: found /nowhere/model" in message_of(hosts.model_directory)
+    assert "MODEL: found /nowhere/model" in message_of(hosts.model_path)
 
 
 def test_a_model_by_its_name_on_a_hub(monkeypatch):

@@ -1,55 +1,70 @@
-"""GGUF files (llama.cpp): a directory with one of them beside the config.json and the tokenizer of its model.
+"""GGUF files (llama.cpp): a directory with one of them, or its parts, beside a config.json and a tokenizer.
 
-Upstream's GGUF loader says which tensors the model has; its kernels have no part. Codes of 4 and 8 bits are repacked
-for the port's kernels; what these cannot hold is stored as dtype says.
+Upstream's loader and kernels have no part. What the file's converter did to a family's tensors is undone here. Codes of
+4 and 8 bits are repacked for the port's kernels; what these cannot hold is stored as dtype says.
 """
 
 from __future__ import annotations
 
-import copy
+import math
+import re
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import gguf
 import numpy
 import torch
 from gguf import GGMLQuantizationType as Type
-from vllm.config import LoadConfig, LoadFormat, ModelConfig, VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.logger import init_logger
+from vllm.model_executor.layers.fused_moe import FusedMoE
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
-from vllm.model_executor.model_loader.gguf_loader import GGUFModelLoader
 
 from ..checkpoint.errors import UnsupportedFileError
 from ..checkpoint.files import find_gguf
-from ..checkpoint.gguf import check_model, read_header
+from ..checkpoint.gguf import read_header
+from ..checkpoint.gguf_families import Family, Part, check_model, family_of, parts_of
 from ..errors import ModelError
 from .config import KeplerConfig
+from .gguf_experts import GgufExpertsMethod
 from .gguf_linear import GgufLinearMethod
 from .loader import KeplerLoader
 
 logger = init_logger("vllm.kepler.gguf")
 
-EMBEDDINGS = ("token_embd.weight", "output.weight")
+FLOAT_TYPES = {Type.F32: numpy.float32, Type.F16: numpy.float16}
+# Names of what vLLM makes one of, for classes that do not say it.
+FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+# Tensors that the port keeps as floats, by the file's names; besides, vectors.
+FLOATS = re.compile(r"^(token_embd|output)\.|\.ffn_gate_inp(_shexp)?\.")
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """Tensors of a GGUF file.
+    """Tensors of a GGUF file, or of all parts of one that is split.
 
     Attributes:
-        path: of the file.
-        names: the model's name for each of the file's tensors.
-        types: how each tensor is stored, by the model's name.
-        permuted: heads of the layers whose rows the converter has permuted, by the file's name.
+        path: the file, or its first part.
+        parts: the model's tensors, by the model's names.
+        family: of the file.
+        heads: of queries and of keys, by the part of a tensor's name that tells them.
     """
 
     path: Path
-    names: Mapping[str, str]
-    types: Mapping[str, Type]
-    permuted: Mapping[str, int]
+    parts: Mapping[str, Part]
+    family: Family
+    heads: Mapping[str, int]
+
+    def type_of(self, name: str) -> Type:
+        """How a tensor is stored, by the model's name. Raises ModelError if the file lacks it."""
+        if name not in self.parts:
+            raise ModelError(
+                f"{self.path}: found no weights for {name}; expected all of the model's. Fetch the model again, or "
+                "choose another file of it."
+            )
+        return Type[self.parts[name].tensor.kind]
 
 
 def read(path: Path, model: ModelConfig) -> GgufFile:
@@ -57,48 +72,63 @@ def read(path: Path, model: ModelConfig) -> GgufFile:
 
     Raises ModelError for what the port does not have.
     """
-    header, config = read_header(path), model.hf_config
-    check_model(path, header, config.model_type, bool(getattr(config, "rope_scaling", None)))
-    # Upstream knows an architecture by the type of the model.
-    named = copy.copy(config)
-    named.model_type = header.architecture
-    known = GGUFModelLoader(LoadConfig(load_format=LoadFormat.GGUF))._get_gguf_weights_map(
-        SimpleNamespace(hf_config=named, trust_remote_code=model.trust_remote_code)
-    )
-    strange = sorted(header.tensors.keys() - known.keys())
-    if strange:
-        raise UnsupportedFileError(
-            f"a tensor {strange[0]}, for which the model of config.json has no place",
-            "the config.json of the very model that the file was made of", path,
-        )
+    header, config = read_header(str(path)), model.hf_config
+    check_model(header, config.model_type, bool(getattr(config, "rope_scaling", None)))
     # Without a head of its own a file's model uses the embedding.
-    if EMBEDDINGS[1] not in header.tensors:
+    if "output.weight" not in header.tensors:
         config.tie_word_embeddings = True
     heads = {".attn_q.": config.num_attention_heads, ".attn_k.": config.num_key_value_heads}
-    permuted = {name: count for name in header.tensors for part, count in heads.items() if part in name}
-    return GgufFile(
-        path,
-        {name: own for name, (own, _, _) in header.tensors.items()},
-        {own: Type[kind] for own, kind, _ in header.tensors.values()},
-        permuted if header.architecture == "llama" else {},
-    )
+    return GgufFile(path, {part.name: part for part in parts_of(header)}, family_of(header), heads)
+
+
+def check_places(file: GgufFile, model: torch.nn.Module, fused: Mapping[str, list[str]]) -> None:
+    """Raise UnsupportedFileError for a tensor that the model has no place for: some of vLLM's classes pass over it.
+
+    fused: the model's names of what vLLM makes one of, by vLLM's name.
+    """
+    places = {name for name, _ in model.named_parameters()}
+    own = {part: name for name, parts in fused.items() for part in parts}
+    for name, part in file.parts.items():
+        parent, _, kind = name.rpartition(".")
+        before, _, last = parent.rpartition(".")
+        if part.expert is None and name not in places and f"{before}.{own.get(last, last)}.{kind}" not in places:
+            raise UnsupportedFileError(
+                f"a tensor {part.file_name}, for which the model of config.json has no place",
+                "the config.json of the very model that the file was made of", file.path,
+            )
 
 
 def tensors(file: GgufFile) -> Generator[tuple[str, torch.Tensor], None, None]:
-    """The file's tensors by the model's names: matrices of linear layers as they are stored, others as floats."""
-    for tensor in gguf.GGUFReader(file.path).tensors:
-        if tensor.name not in file.names:
-            continue
-        data = tensor.data
-        if tensor.name in EMBEDDINGS or data.ndim == 1:
-            data = gguf.dequantize(data, tensor.tensor_type)
-        # A copy, of one tensor: torch takes no arrays that cannot be written.
-        rows = torch.from_numpy(numpy.array(data))
-        heads = file.permuted.get(tensor.name)
-        if heads:
+    """The model's tensors by their names: matrices of linear layers as they are stored, others as floats."""
+    maps: dict[str, numpy.ndarray] = {}
+    for name, part in file.parts.items():
+        path = part.tensor.path
+        if path not in maps:
+            maps[path] = numpy.memmap(path, numpy.uint8, "r")
+        rows = rows_of(maps[path], part)
+        if "norm." in part.file_name and part.file_name.endswith("weight") and file.family.norms_from_one:
+            # llama.cpp multiplies by the weight, transformers and vLLM by what it is above -1.
+            rows = rows - 1
+        heads = next((heads for key, heads in file.heads.items() if key in part.file_name), None)
+        if heads and file.family.permuted:
             # llama.cpp rotates neighboring rows of a head, transformers and vLLM a row of each half.
             rows = rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
-        yield file.names[tensor.name], rows
+        yield name, rows
+
+
+def rows_of(whole: numpy.ndarray, part: Part) -> torch.Tensor:
+    """A copy of one tensor of a file's bytes: uint8 [n, bytes] of codes, or floats of its shape."""
+    kind, shape = Type[part.tensor.kind], part.shape
+    block_columns, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    nbytes = math.prod(shape) // block_columns * block_bytes
+    begin = part.tensor.offset + (part.expert or 0) * nbytes
+    # torch takes no arrays that cannot be written.
+    data = numpy.array(whole[begin : begin + nbytes]).reshape(*shape[:-1], -1)
+    if len(shape) == 1 or FLOATS.search(part.file_name):
+        data = gguf.dequantize(data, kind).reshape(shape)
+    elif kind in FLOAT_TYPES:
+        data = data.view(FLOAT_TYPES[kind])
+    return torch.from_numpy(data)
 
 
 def use_gguf(config: VllmConfig, directory: Path) -> None:
@@ -106,7 +136,7 @@ def use_gguf(config: VllmConfig, directory: Path) -> None:
 
     Raises ModelError for one that the port does not have.
     """
-    found = find_gguf(directory)
+    found = find_gguf(str(directory))
     if found is None or isinstance(config.quant_config, GgufConfig):
         return
     path = Path(found)
@@ -120,12 +150,29 @@ def use_gguf(config: VllmConfig, directory: Path) -> None:
     logger.info("%s: weights are unpacked by the port's own kernels.", path)
 
 
+def expert_matrices(prefix: str) -> tuple[str, str, str]:
+    """A model's names of an expert's gate, of the matrix beside it, and of the last."""
+    return ("w1", "w3", "w2") if "block_sparse_moe" in prefix else ("gate_proj", "up_proj", "down_proj")
+
+
 class GgufLoader(KeplerLoader):
     """Loads the GGUF file of a directory."""
 
     def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig) -> torch.nn.Module:
         self._file = vllm_config.quant_config.file
         return super().load_model(vllm_config, model_config)
+
+    def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
+        fused = {**FUSED, **getattr(model, "packed_modules_mapping", {})}
+        check_places(self._file, model, fused)
+        # Some of vLLM's classes make layers without telling them their names.
+        for prefix, layer in model.named_modules():
+            if isinstance(method := getattr(layer, "quant_method", None), GgufLinearMethod):
+                parent, _, own = prefix.rpartition(".")
+                parts = [own] if f"{prefix}.weight" in self._file.parts else fused.get(own, [own])
+                names = [f"{parent}.{part}.weight" if parent else f"{part}.weight" for part in parts]
+                method.set_types(layer, prefix, [self._file.type_of(name) for name in names])
+        super().load_weights(model, model_config)
 
     def _get_weights_iterator(self, source: object) -> Generator[tuple[str, torch.Tensor], None, None]:
         return tensors(self._file)
@@ -139,16 +186,9 @@ class GgufConfig(KeplerConfig):
         self.file = file
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        if isinstance(layer, FusedMoE):
+            gate, up, down = (self.file.type_of(f"{prefix}.0.{part}.weight") for part in expert_matrices(prefix))
+            return GgufExpertsMethod(layer, prefix, (gate, up), down, self.half)
         if not isinstance(layer, LinearBase):
             return super().get_quant_method(layer, prefix)
-        parent, _, own = prefix.rpartition(".")
-        types = []
-        for part in self.packed_modules_mapping.get(own, [own]):
-            name = f"{parent}.{part}.weight" if parent else f"{part}.weight"
-            if name not in self.file.types:
-                raise ModelError(
-                    f"{self.file.path}: found no weights for {name}; expected all of the model's. Fetch the model "
-                    "again, or choose another file of it."
-                )
-            types.append(self.file.types[name])
-        return GgufLinearMethod(prefix, types, self.half)
+        return GgufLinearMethod(self.half)

@@ -141,29 +141,40 @@ class Assembly:
 
         Raises ModelError for a tensor of another shape than config.json gives it.
         """
-        kind, size = self.kinds[part], self.sizes[part]
-        block_columns, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-        found = (len(rows), rows[0].numel() * rows.element_size() * block_columns // block_bytes)
-        if found != (size * places, self.all_columns):
-            raise ModelError(
-                f"found {found[0]} rows of {found[1]} columns; expected {size * places} of {self.all_columns}, as "
-                "config.json says"
-            )
-        rows = rows.narrow(0, place * size, size)
-        first, last = column_place * self.columns, (column_place + 1) * self.columns
-        if kind in BITS:
-            codes = unpack_blocks(rows.to(device), kind)
-            groups = slice(first // GROUP, last // GROUP)
-            offsets = None if codes.offsets is None else codes.offsets[:, groups]
-            self.parts[part] = Codes(codes.bits, codes.codes[:, first:last], codes.scales[:, groups], offsets)
-        else:
-            values = torch.from_numpy(gguf.dequantize(rows.numpy(), kind))[:, first:last]
-            if self.half:
-                refuse_overflow(values, self.name)
-            self.parts[part] = values.to(device, torch.float16 if self.half else torch.float32)
+        size = self.sizes[part]
+        check_shape(rows, self.kinds[part], size * places, self.all_columns)
+        own = rows.narrow(0, place * size, size)
+        first = column_place * self.columns
+        self.parts[part] = columns_of(own, self.kinds[part], first, first + self.columns, self.half, self.name, device)
         if len(self.parts) == len(self.kinds):
             self.pieces = join([self.parts[index] for index in range(len(self.kinds))])
             self.parts.clear()
+
+
+def check_shape(rows: torch.Tensor, kind: Type, expected_rows: int, expected_columns: int) -> None:
+    """Raise ModelError for a matrix of another shape than config.json gives it."""
+    block_columns, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    found = (len(rows), rows[0].numel() * rows.element_size() * block_columns // block_bytes)
+    if found != (expected_rows, expected_columns):
+        raise ModelError(
+            f"found {found[0]} rows of {found[1]} columns; expected {expected_rows} of {expected_columns}, as "
+            "config.json says"
+        )
+
+
+def columns_of(
+    rows: torch.Tensor, kind: Type, first: int, last: int, half: bool, name: str, device: torch.device
+) -> Codes | torch.Tensor:
+    """Some columns of rows of a file, as codes if there are kernels for them, else as floats."""
+    if kind in BITS:
+        codes = unpack_blocks(rows.to(device), kind)
+        groups = slice(first // GROUP, last // GROUP)
+        offsets = None if codes.offsets is None else codes.offsets[:, groups]
+        return Codes(codes.bits, codes.codes[:, first:last], codes.scales[:, groups], offsets)
+    values = torch.from_numpy(gguf.dequantize(rows.numpy(), kind))[:, first:last]
+    if half:
+        refuse_overflow(values, name)
+    return values.to(device, torch.float16 if half else torch.float32)
 
 
 class GgufParameter(BasevLLMParameter):
@@ -199,33 +210,34 @@ class GgufParameter(BasevLLMParameter):
 
 def join(parts: Sequence[Codes | torch.Tensor]) -> list[linear.Packed | torch.Tensor]:
     """Pieces of a layer: neighboring parts that are stored alike are one."""
+    return [join_alike(list(group)) for _, group in groupby(parts, form)]
 
-    def form(part: Codes | torch.Tensor) -> tuple[int, bool]:
-        return (part.bits, part.offsets is None) if isinstance(part, Codes) else (0, False)
 
-    pieces = []
-    for (bits, _), group in groupby(parts, form):
-        alike = list(group)
-        if not bits:
-            pieces.append(torch.cat(alike))
-            continue
-        offsets = [part.offsets for part in alike]
-        pieces.append(pack(Codes(
-            bits, torch.cat([part.codes for part in alike]), torch.cat([part.scales for part in alike]),
-            None if offsets[0] is None else torch.cat(offsets),
-        )))
-    return pieces
+def form(part: Codes | torch.Tensor) -> tuple[int, bool]:
+    """How a part is stored; parts of one form can be one matrix."""
+    return (part.bits, part.offsets is None) if isinstance(part, Codes) else (0, False)
+
+
+def join_alike(parts: Sequence[Any]) -> linear.Packed | torch.Tensor:
+    """Parts of one form, one above the other."""
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat(list(parts))
+    offsets = [part.offsets for part in parts]
+    return pack(Codes(
+        parts[0].bits, torch.cat([part.codes for part in parts]), torch.cat([part.scales for part in parts]),
+        None if offsets[0] is None else torch.cat(offsets),
+    ))
 
 
 @loading_by_parameters
 class GgufLinearMethod(upstream.LinearMethodBase):
     """A linear layer of a GGUF file, of one tensor of it or of several that vLLM fuses.
 
-    `kinds` says how each of these is stored; `half`, whether floats are stored as float16.
+    half: whether floats are stored as float16.
     """
 
-    def __init__(self, name: str, kinds: Sequence[Type], half: bool) -> None:
-        self.name, self.kinds, self.half = name, kinds, half
+    def __init__(self, half: bool) -> None:
+        self.half = half
 
     def create_weights(
         self,
@@ -238,18 +250,20 @@ class GgufLinearMethod(upstream.LinearMethodBase):
         weight_loader: Callable[..., Any],
         **named: Any,
     ) -> None:
-        """The parameter that takes what is loaded.
+        """The parameter that takes what is loaded, once set_types has named it."""
+        assembly = Assembly("", [], output_partition_sizes, input_size_per_partition, input_size, self.half)
+        weight = GgufParameter(torch.empty(0), assembly=assembly, weight_loader=weight_loader)
+        layer.register_parameter("weight", weight)
+
+    def set_types(self, layer: torch.nn.Module, name: str, kinds: Sequence[Type]) -> None:
+        """Say how the file has each part of a layer, or all of them in one.
 
         Raises ModelError for a shard that cannot be cut out of the file.
         """
-        k, sizes = input_size_per_partition, output_partition_sizes
-        # The file has them in one.
-        kinds = list(self.kinds) * len(sizes) if len(self.kinds) == 1 else self.kinds
+        assembly = layer.weight.assembly
+        assembly.name, assembly.kinds = name, list(kinds) * len(assembly.sizes) if len(kinds) == 1 else kinds
         if any(kind in BITS for kind in kinds):
-            check_groups(self.name, GROUP, k, input_size)
-        assembly = Assembly(self.name, kinds, sizes, k, input_size, self.half)
-        weight = GgufParameter(torch.empty(0), assembly=assembly, weight_loader=weight_loader)
-        layer.register_parameter("weight", weight)
+            check_groups(name, GROUP, assembly.columns, assembly.all_columns)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Put `layer.pieces`, what it multiplies with, in the place of the parameter.
@@ -258,7 +272,9 @@ class GgufLinearMethod(upstream.LinearMethodBase):
         """
         pieces = layer.weight.assembly.pieces
         if pieces is None:
-            raise ModelError(f"{self.name}: found no weights for a part of it; expected all. Fetch the model again.")
+            raise ModelError(
+                f"{layer.weight.assembly.name}: found no weights for a part of it; expected all. Fetch the model again."
+            )
         del layer.weight
         layer.pieces = pieces
 
