@@ -23,12 +23,17 @@ os.environ.setdefault("VLLM_KEPLER_VERIFY", "1")
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
 
 CONTEXT, STEPS, WARM_UP, PROMPTS = 256, 40, 10, 8
-# Beyond 16 there are no graphs, and products of other tiles.
-BATCHES = (1, 2, 4, 8, 16, 17, 32, 64)
+# Products of 17, 33 and 49 rows are of the next tile.
+BATCHES = (1, 2, 4, 8, 16, 17, 20, 24, 32, 33, 40, 48, 64)
 RANKS = (1, 2, 4)
 # Tokens a second, in 4 bits on one GPU, with CUDA graphs.
 BARS = {1: 340, 8: 1050, 16: 1300, 32: 1500, 64: 2200}
 PROMPT_BAR = 75e-3
+# llama.cpp 0.3.36 on one H200 from compute_37 PTX, November 2026: batches of the same shape without a server.
+PEERS = {
+    "llama.cpp, q4_0": ((1, 224), (8, 676), (16, 287), (32, 502), (64, 820)),
+    "llama.cpp, q4_K_M": ((1, 185), (8, 538), (16, 315), (32, 540)),
+}
 GROUP = 128
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -153,8 +158,16 @@ def rows_of(storage: str, ranks: int, eager: dict, graphs: dict) -> list[dict[st
 def write(out: Path, rows: list[dict[str, object]], prompts: list[dict[str, object]]) -> str:
     """The tables so far: a run that is cut short leaves what it has measured."""
     from machine import describe, heading, table
+    from plots import plot
+    from vllm_kepler.settings import CAPTURE_SIZES
 
     described = describe()
+    lines = {
+        f"{storage}, {'graphs' if way.startswith('graphs') else 'eager'}": [
+            (row["sequences"], row[way]) for row in rows if (row["weights"], row["GPUs"]) == (storage, 1)
+        ]
+        for storage in dict.fromkeys(row["weights"] for row in rows) for way in ("graphs, tok/s", "eager, tok/s")
+    }
     out.mkdir(parents=True, exist_ok=True)
     (out / "batches.json").write_text(json.dumps({**described, "rows": rows, "prompts": prompts}))
     text = f"""# Decoding of many sequences
@@ -162,13 +175,17 @@ def write(out: Path, rows: list[dict[str, object]], prompts: list[dict[str, obje
 {heading(described)}
 Llama 3 8B's shape, random weights: GPTQ in groups of {GROUP} and the rest in `half`, or all in `half`. Sequences of
 {CONTEXT} tokens and more, greedy; median of {STEPS} steps, each waited for. On several GPUs tensor parallelism over
-NCCL. Graphs are recorded for up to 16 sequences: beyond, both columns are eager.
+NCCL. Graphs are recorded for {', '.join(map(str, CAPTURE_SIZES))} sequences; other batches are padded to the next.
 
 {table(rows)}
+![tokens a second over sequences](batches.svg)
+
 ## A prompt of {CONTEXT} tokens
 
 {table(prompts)}"""
     (out / "batches.md").write_text(text)
+    plot(out / "batches.svg", lines, PEERS, heading(described) + " llama.cpp 0.3.36: one H200, November 2026.",
+         xlabel="sequences", ylabel="tokens a second", title="Decoding of Llama 3 8B's shape on one GPU")
     return text
 
 

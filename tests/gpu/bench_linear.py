@@ -15,6 +15,7 @@ from typing import Any
 import k80_model
 import machine
 import torch
+from plots import plot
 from vllm_kepler.ops import linear
 
 # The products of a layer as vLLM makes them: query, key and value in one, gate and up in one. [n, k]
@@ -146,6 +147,8 @@ All of a layer's products, rows of x by rows; `float32` is cuBLAS in the same ru
 off). Groups of {GROUP} columns, no zeros. Bound: the bytes of float32 over those of the codes and scales.
 
 {machine.table(layers)}
+![speed beside float32 over rows](linear.svg)
+
 ## Shape by shape
 
 {machine.table(shapes)}
@@ -157,6 +160,11 @@ shared memory, beyond them float32 tiles in device memory.
 {machine.table(prefill)}
 {k80_model.text()}"""
     (out / "linear.md").write_text(text)
+    own = [row for row in layers if row["layer of"] == "Llama 3 8B"]
+    plot(out / "linear.svg", {
+        name: [(row["rows"], row["ratio"]) for row in own if row["weights"] == name] for name in FORMATS
+    }, {}, machine.heading(described), xlabel="rows", ylabel="times cuBLAS with float32 weights",
+        title="Products of a layer of Llama 3 8B")
     print(text)
 
 

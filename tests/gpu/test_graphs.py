@@ -10,9 +10,11 @@ from quantized_models import Kind, half_model, quantized_model
 from test_engine import GPUS, on_gpu
 from test_gguf import kinds
 from tiny_models import NEW_TOKENS, PROMPT_LENGTHS, assert_same, make
+from vllm_kepler.settings import CAPTURE_SIZES
 
 pytestmark = pytest.mark.skipif(GPUS == 0, reason="needs an NVIDIA GPU")
 ON = {"VLLM_KEPLER_CUDA_GRAPHS": "1"}
+ALL_SIZES = ", ".join(map(str, CAPTURE_SIZES))
 # After the step that reads all prompts, one step for each further token.
 STEPS = NEW_TOKENS - 1
 MODELS = {
@@ -37,7 +39,7 @@ def test_the_answers_are_those_without_graphs(tmp_path, seed, name):
     dtype = "half" if half == "half" else "float32"
     graphs = on_gpu(model, environment=ON, with_logprobs=True, dtype=dtype)
     eager = on_gpu(model, with_logprobs=True, dtype=dtype)
-    assert "captured decoding steps of 1, 2, 4, 8, 16 sequences" in graphs.printed
+    assert f"captured decoding steps of {ALL_SIZES} sequences" in graphs.printed
     assert graphs.replays >= len(model.answers[0]) - 1
     assert eager.replays == 0
     assert_same(model, graphs.ids)
@@ -48,7 +50,7 @@ def test_the_answers_are_those_without_graphs(tmp_path, seed, name):
         assert found[:same] == pytest.approx(expected[:same], abs=2 * model.bound, rel=0)
 
 
-@pytest.mark.parametrize(("copies", "most", "sizes"), [(1, 1, "1"), (1, 3, "1, 2, 3"), (3, 64, "1, 2, 4, 8, 16")])
+@pytest.mark.parametrize(("copies", "most", "sizes"), [(1, 1, "1"), (1, 3, "1, 2, 3"), (3, 64, ALL_SIZES)])
 def test_batches_of_other_sizes(tiny, copies, most, sizes):
     """One sequence at a time; three, which then are two and one; and fifteen of sixteen."""
     model = tiny("llama")
@@ -60,8 +62,8 @@ def test_batches_of_other_sizes(tiny, copies, most, sizes):
 
 
 def test_a_larger_batch_is_eager(tiny):
-    model, copies = tiny("llama"), 4
-    done = on_gpu(model, environment=ON, copies=copies, max_num_seqs=32)
+    model, copies = tiny("llama"), max(CAPTURE_SIZES) // len(PROMPT_LENGTHS) + 1
+    done = on_gpu(model, environment=ON, copies=copies, max_num_seqs=copies * len(PROMPT_LENGTHS))
     assert done.replays == 0
     for copy in range(copies):
         assert_same(model, done.ids[copy * len(PROMPT_LENGTHS) : (copy + 1) * len(PROMPT_LENGTHS)])

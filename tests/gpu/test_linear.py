@@ -89,11 +89,12 @@ def test_unpacked_bit_for_bit(rng, bits, symmetric):
 def test_small_and_large_x(rng, bits, size):
     """Far from the ends of float32, although x is lifted by 2⁸⁰ on the way."""
     weights, weight, magnitude = quantized(rng, 64, 4096, 128, bits, False, False)
-    x = torch.randn(3, 4096, device="cuda") * size
-    assert_close(linear.packed(x, weights), x, weight, magnitude)
+    for rows in (3, 13):
+        x = torch.randn(rows, 4096, device="cuda") * size
+        assert_close(linear.packed(x, weights), x, weight, magnitude)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 24])
 def test_equal_inputs_give_equal_bits(rng, rows):
     weights, _, _ = quantized(rng, 4096, 4096, 128, 4, False, False)
     weight, x = torch.randn(4096, 4096, device="cuda").half(), torch.randn(rows, 4096, device="cuda")
@@ -108,14 +109,15 @@ def test_many_rows(rng, monkeypatch, name):
     """Each cut of the kernel of many rows: its tiles, their edges, and columns in parts; no float32 weights."""
     monkeypatch.setattr(linear, "_by_tiles", None)
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape: self.new_full(shape, math.nan))
-    for n, k, group in ((1, 64, 64), (131, 96, 96), (1003, 1056, 32), (4096, 4096, 128), (260, 14336, 64)):
+    for n, k, group in ((1, 32, 32), (1, 64, 64), (131, 96, 96), (1003, 1056, 32), (4096, 4096, 128), (260, 14336, 64)):
         if name == "float16":
             by = torch.randn(n, k, device="cuda").half()
             product, weight, magnitude = linear.half, by.double(), by.double().abs()
         else:
             by, weight, magnitude = quantized(rng, n, k, group, name, rng.random() < 0.5, rng.random() < 0.5)
             product = linear.packed
-        for rows in (9, 16, 17, 32, 33, 64, 65, linear.MAX_TILED_ROWS, rng.randint(18, linear.MAX_TILED_ROWS)):
+        edges = (5, 9, 13, 17, 21, 25, 33, 49, 65, *linear.TILES, linear.MAX_TILED_ROWS)
+        for rows in (*edges, rng.randint(18, linear.MAX_TILED_ROWS)):
             x = rows_of_x(rng, rows, k)
             out = product(x, by)
             assert_close(out, x, weight, magnitude)

@@ -83,6 +83,10 @@ __global__ void __launch_bounds__(kThreads, 4) decode_kernel(DecodeArgs a) {
   const int split_begin = aligned + split * steps_each * kStep;
   const int split_end = min(seq_len, split_begin + steps_each * kStep);
 
+  // Lanes past the head's end read its last four again, times a query of zeros.
+  int element[kVectors];
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) element[v] = min(4 * (column + kWidth * v), a.head_size - 4);
   float4 q[kHeads][kVectors], acc[kHeads][kVectors];
 #pragma unroll
   for (int h = 0; h < kHeads; ++h)
@@ -110,15 +114,12 @@ __global__ void __launch_bounds__(kThreads, 4) decode_kernel(DecodeArgs a) {
     const size_t offset =
         ((static_cast<size_t>(block) * a.cache.num_kv_heads + kv_head) * block_size + (token & (block_size - 1))) *
         a.head_size;
+    // Tokens past the end lie in the same block, or in block 0: their scores are put out below.
     float4 loaded[kTokens][kVectors];
 #pragma unroll
     for (int t = 0; t < kTokens; ++t)
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        const int d = 4 * (column + kWidth * v);
-        loaded[t][v] = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (d < a.head_size && token + t < split_end) loaded[t][v] = load4(keys + offset + t * a.head_size + d);
-      }
+      for (int v = 0; v < kVectors; ++v) loaded[t][v] = load4(keys + offset + t * a.head_size + element[v]);
     const int next = token + kWarps * kStep;
     const int next_block = next < split_end ? __ldg(table + (next >> a.cache.block_shift)) : 0;
 
@@ -137,11 +138,15 @@ __global__ void __launch_bounds__(kThreads, 4) decode_kernel(DecodeArgs a) {
 #pragma unroll
     for (int t = 0; t < kTokens; ++t)
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        const int d = 4 * (column + kWidth * v);
-        loaded[t][v] = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (d < a.head_size && token + t < split_end) loaded[t][v] = load4(values + offset + t * a.head_size + d);
-      }
+      for (int v = 0; v < kVectors; ++v) loaded[t][v] = load4(values + offset + t * a.head_size + element[v]);
+    // An empty slot may hold anything, and nothing times not a number is not a number.
+    if (base + kStep > split_end) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t)
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v)
+          if (token + t >= split_end) loaded[t][v] = make_float4(0.f, 0.f, 0.f, 0.f);
+    }
 
     reduce_scatter<kCount, kWidth>(score, column);
     float step_max = -INFINITY;
@@ -292,6 +297,11 @@ void launch(const DecodeArgs& a, int heads, dim3 grid, cudaStream_t stream) {
 
 template <typename T>
 void launch(const DecodeArgs& a, int heads, dim3 grid, cudaStream_t stream) {
+  // Rows of half as many bytes lie over half as many lanes: one reduction is for two of them.
+  if constexpr (sizeof(T) == 2) {
+    if (heads <= 4 && a.head_size > 32 && a.head_size <= 64) return launch<T, 8, 2>(a, heads, grid, stream);
+    if (heads <= 4 && a.head_size > 64 && a.head_size <= 128) return launch<T, 16, 2>(a, heads, grid, stream);
+  }
   if (a.head_size <= 32) launch<T, 8, 1>(a, heads, grid, stream);
   else if (a.head_size <= 64) launch<T, 16, 1>(a, heads, grid, stream);
   else if (a.head_size <= 128) launch<T, 32, 1>(a, heads, grid, stream);

@@ -20,6 +20,17 @@ __device__ __forceinline__ float warp_sum(float v) {
   return v;
 }
 
+// Of 2 · kept values a lane, sums of two lanes `step` apart: each of them keeps so many.
+__device__ __forceinline__ void exchange(float* values, int kept, unsigned lane, unsigned step) {
+  const bool upper = lane & step;
+#pragma unroll
+  for (int i = 0; i < kept; ++i) {
+    const float sent = upper ? values[i] : values[i + kept];
+    const float own = upper ? values[i + kept] : values[i];
+    values[i] = own + __shfl_xor_sync(kAllLanes, sent, step);
+  }
+}
+
 // kVec elements that travel in one load: float4 or a lone float.
 template <int kVec>
 struct alignas(4 * kVec) Vec {

@@ -77,7 +77,7 @@ int kepler_moe_linear(float* out, const float* x, const void* weight, const void
                       const int* tile_experts, const int* num_sorted, int num_rows, int num_experts, int n, int k,
                       int rows_per_x, int tile, void* stream);
 
-/* out[r] = x[r] · weight^T. out: [rows, n]; x: [rows, k], rows 1..16, 16-byte aligned; linear.cu says more.
+/* out[r] = x[r] · weight^T. out: [rows, n]; x: [rows, k], rows 1..4, 16-byte aligned; linear.cu says more.
  * weight: float16 [n, k], k a multiple of 8, 16-byte aligned. */
 int kepler_linear_half(float* out, const float* x, const void* weight, int rows, int n, int k, void* stream);
 /* The weight is scale · unit · (code - zero), scale and zero of the row's group of columns. codes: [n, k] of 4 or 8
@@ -85,8 +85,8 @@ int kepler_linear_half(float* out, const float* x, const void* weight, int rows,
  * [n, k / group], no zeros: all 2^(bits - 1); group: a power of two from 32 on that divides k, or k. */
 int kepler_linear_packed(float* out, const float* x, const void* codes, const void* scales, const void* zeros,
                          float unit, int bits, int rows, int n, int k, int group, void* stream);
-/* The same for any number of rows; bits 16: float16. tile: rows of x a block, 32, 64 or 128. The columns are cut
- * into parts, at most k / 8; out: [parts, rows, n], 16-byte aligned, the sums of each, to be added up by the caller. */
+/* The same for any number of rows; bits 16: float16. tile: rows of x a block, 8, 12, 16, 20, 24 (linear_direct.cuh), 32,
+ * 64 or 128. The columns are cut into parts, at most k / 8; out: [parts, rows, n], 16-byte aligned, the sums of each, to be added up by the caller. */
 int kepler_linear_tiled(float* out, const float* x, const void* weight, const void* scales, const void* zeros,
                         float unit, int bits, int rows, int n, int k, int group, int tile, int parts, void* stream);
 /* That weight as float32 [n, k], out 16-byte aligned. */

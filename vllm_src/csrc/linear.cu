@@ -4,7 +4,7 @@
 namespace kepler {
 namespace {
 
-constexpr int kMaxRows = 8;
+constexpr int kMaxRows = 4;
 
 template <typename F, int kRows, bool kZeros>
 void launch(const LinearArgs& a, cudaStream_t stream) {
@@ -18,8 +18,7 @@ template <typename F, bool kZeros>
 bool resident(const LinearArgs& a, cudaStream_t stream) {
   return a.rows == 1   ? launch_resident<F, 1, kZeros>(a, stream)
          : a.rows == 2 ? launch_resident<F, 2, kZeros>(a, stream)
-         : a.rows <= 4 ? launch_resident<F, 4, kZeros>(a, stream)
-                       : false;
+                       : launch_resident<F, 4, kZeros>(a, stream);
 }
 template <>
 bool resident<Half, false>(const LinearArgs&, cudaStream_t) {
@@ -28,10 +27,7 @@ bool resident<Half, false>(const LinearArgs&, cudaStream_t) {
 
 template <typename F, bool kZeros>
 int product(const LinearArgs& a, cudaStream_t stream) {
-  const auto launched = a.rows == 1   ? launch<F, 1, kZeros>
-                        : a.rows == 2 ? launch<F, 2, kZeros>
-                        : a.rows <= 4 ? launch<F, 4, kZeros>
-                                      : launch<F, 8, kZeros>;
+  const auto launched = a.rows == 1 ? launch<F, 1, kZeros> : a.rows == 2 ? launch<F, 2, kZeros> : launch<F, 4, kZeros>;
   if (!resident<F, kZeros>(a, stream)) launched(a, stream);
   return cudaGetLastError();
 }

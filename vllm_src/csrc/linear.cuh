@@ -84,17 +84,6 @@ struct Int4 {
   }
 };
 
-// Of 2 · kept values a lane, sums of two lanes `step` apart: each of them keeps so many.
-__device__ __forceinline__ void exchange(float* values, int kept, unsigned lane, unsigned step) {
-  const bool upper = lane & step;
-#pragma unroll
-  for (int i = 0; i < kept; ++i) {
-    const float sent = upper ? values[i] : values[i + kept];
-    const float own = upper ? values[i + kept] : values[i];
-    values[i] = own + __shfl_xor_sync(kAllLanes, sent, step);
-  }
-}
-
 // Sums each of kCount values over the warp; the lanes from l · 32 / kCount on return the sum of value l.
 template <int kCount>
 __device__ __forceinline__ float scattered_sum(float (&values)[kCount], int lane) {

@@ -3,13 +3,13 @@
 // A block takes a tile of out and walks along the columns, 16 at a time: codes become floats on their way into shared
 // memory, once for all of the tile's rows of x, and each thread keeps a square of sums in registers. The next columns
 // are read while these are multiplied. Where tiles are too few for the GPU, the columns are cut into parts with sums of
-// their own, which the caller adds up in one order: equal inputs give equal bits.
-#include "common.cuh"
+// their own, which the caller adds up in one order: equal inputs give equal bits. Tiles of up to 24 rows of x are those
+// of linear_direct.cuh.
+#include "linear_direct.cuh"
 
 namespace kepler {
 namespace {
 
-constexpr int kChunk = 8;    // columns that a thread reads at once
 constexpr int kColumns = 16;  // columns of a step
 constexpr int kChunks = kColumns / kChunk;
 constexpr int kTurn = 32 / kChunks;  // banks
@@ -69,18 +69,6 @@ struct TiledInt4 {
     w[6] = at16(raw >> 8, 0xf0000);
     w[7] = at12(raw >> 16, 0xf000);
   }
-};
-
-struct TiledArgs {
-  float* out;      // [parts, rows, n]
-  const float* x;  // [rows, k]
-  const void* weight;
-  const __half* scales;
-  const __half* zeros;
-  float factor;  // of the sums, at the end
-  int rows, n, chunks;
-  int groups, group_shift;  // the group of a row's chunk i is i >> group_shift
-  int part_chunks;          // of the columns of a part
 };
 
 // How a tile is cut: rows of x and of the weight a block, and those a thread has sums of.
@@ -239,10 +227,15 @@ int launch_tile(const TiledArgs& a, int parts, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-template <typename F>
+// F unpacks into shared memory, D into registers.
+template <typename F, typename D>
 int tiled(const TiledArgs& a, int tile, int parts, cudaStream_t stream) {
   switch (tile) {
-    case 16: return launch_tile<F, Tile<16, 128, 4, 4, 8>>(a, parts, stream);
+    case 8: return launch_direct<D, DirectCut<8, 4>>(a, parts, stream);
+    case 12: return launch_direct<D, DirectCut<12, 4>>(a, parts, stream);
+    case 16: return launch_direct<D, DirectCut<16, 3>>(a, parts, stream);
+    case 20: return launch_direct<D, DirectCut<20, 2>>(a, parts, stream);
+    case 24: return launch_direct<D, DirectCut<24, 2>>(a, parts, stream);
     case 32: return launch_tile<F, Tile<32, 128, 8, 8, 6>>(a, parts, stream);
     case 64: return launch_tile<F, Tile<64, 128, 8, 8, 3>>(a, parts, stream);
     case 128: return launch_tile<F, Tile<128, 128, 8, 8, 2>>(a, parts, stream);
@@ -264,10 +257,13 @@ extern "C" int kepler_linear_tiled(float* out, const float* x, const void* weigh
     return cudaErrorInvalidValue;
   const int chunks = k / kChunk;
   // Whole steps a part; the last parts may be left without any, and their sums are zero.
-  const int part_chunks = ((chunks + parts - 1) / parts + kChunks - 1) / kChunks * kChunks;
+  const int step = tile <= kMostDirect ? kSharers : kChunks;
+  const int part_chunks = ((chunks + parts - 1) / parts + step - 1) / step * step;
   const TiledArgs a = {out, x, weight, static_cast<const __half*>(scales), static_cast<const __half*>(zeros),
                        coded ? unit : 1.f, rows, n, chunks, coded ? k / group : 0,
                        coded ? shift_of(group, k) - 3 : 0, part_chunks};
-  const auto launched = bits == 16 ? tiled<TiledHalf> : bits == 8 ? tiled<TiledInt8> : tiled<TiledInt4>;
+  const auto launched = bits == 16  ? tiled<TiledHalf, DirectHalf>
+                        : bits == 8 ? tiled<TiledInt8, DirectInt8>
+                                    : tiled<TiledInt4, DirectInt4>;
   return launched(a, tile, parts, static_cast<cudaStream_t>(stream));
 }

@@ -26,8 +26,8 @@ BACKEND = "vllm_kepler.attention.backend.KeplerBackend"
 PUNICA = "vllm_kepler.lora.KeplerPunica"
 # Types of the KV cache: of the activations' dtype, or float16; by vLLM's names.
 CACHE_DTYPES = ("auto", "half")
-# Numbers of sequences that a graph is captured for. Beyond 16 rows a step is arithmetic, which hides its launches.
-CAPTURE_SIZES = (1, 2, 4, 8, ROWS)
+# Numbers of sequences that a graph is captured for: those of the tiles of products, as far as launches still show.
+CAPTURE_SIZES = (1, 2, 4, 8, 12, ROWS, 20, 24, 32, 40, 48, 64)
 
 
 def force_v0() -> None:

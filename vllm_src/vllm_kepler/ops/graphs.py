@@ -10,8 +10,8 @@ from .operator import Operator
 def weak_ref_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor itself instead of one that does not keep the memory alive.
 
-    Upstream lets all graphs share the memory of their hidden states. Here each keeps its own, for sixteen sequences
-    at most: too little for a pointer that may dangle.
+    Upstream lets all graphs share the memory of their hidden states. Here each keeps its own, for 64 sequences at
+    most: too little for a pointer that may dangle.
     """
     return tensor
 

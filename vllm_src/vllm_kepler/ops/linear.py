@@ -19,14 +19,17 @@ from .library import library, matrix, pointer, stream_of
 from .operator import by_device
 
 # Rows of x up to which the kernels of few rows are faster than the kernel that cuts the product into tiles.
-MAX_ROWS = 8
+MAX_ROWS = 4
 # Rows of x up to which that kernel is faster than float32 tiles of the weights and cuBLAS, which take the rest.
 MAX_TILED_ROWS = 512
-# Rows of x a block of that kernel; blocks that a multiprocessor holds, and time of a row beside the largest tile's.
-TILES = {16: (8, 1.8), 32: (6, 1.2), 64: (3, 1.07), 128: (2, 1.0)}
-TILED_OUTPUTS = 128
-# Columns that a part of the sums has at least, and parts at most.
-PART, MAX_PARTS = 256, 32
+# By the rows of x in a block of those kernels: its rows of the weight, the blocks that a multiprocessor holds, and the
+# time of a product beside the largest tile's, on one H200. Tiles of up to 24: linear_direct.cuh.
+TILES = {
+    8: (64, 4, 1.93), 12: (64, 4, 1.7), 16: (64, 3, 1.5), 20: (64, 2, 1.45), 24: (64, 2, 1.4),
+    32: (128, 6, 1.2), 64: (128, 3, 1.07), 128: (128, 2, 1.0),
+}
+# Columns that a part of the sums has at least, and those whose time its begin and its end take; parts at most.
+PART, PART_COST, MAX_PARTS = 256, 64, 32
 # Halves in 16 bytes: rows of float16 of another length go through the tiles.
 HALVES = 8
 
@@ -221,10 +224,9 @@ def cut_of(rows: int, n: int, k: int, multiprocessors: int) -> tuple[int, int]:
 
     def time(cut: tuple[int, int]) -> float:
         tile, parts = cut
-        resident, of_a_row = TILES[tile]
-        rounds = math.ceil(math.ceil(rows / tile) * math.ceil(n / TILED_OUTPUTS) * parts / (multiprocessors * resident))
-        # A hundredth a part, for its sums' way through memory.
-        return rounds / parts * (1 + parts / 100) * resident * tile * of_a_row
+        outputs, resident, of_one = TILES[tile]
+        rounds = math.ceil(math.ceil(rows / tile) * math.ceil(n / outputs) * parts / (multiprocessors * resident))
+        return rounds * (k / parts + PART_COST) * resident * tile * outputs * of_one
 
     # At most half of a tile stays empty, if there is a smaller one.
     tiles = [tile for tile in TILES if tile < 2 * max(rows, min(TILES))]
