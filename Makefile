@@ -15,7 +15,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # An English UTF-8 locale: Ansible refuses others.
 export LC_ALL := C.UTF-8
 
-.PHONY: help tools demo demo-down test lint unit kernels port gpu molecule plan bundle image vendor lock lock-rpms clean
+.PHONY: help tools demo demo-down test lint unit kernels port gpu molecule plan bundle image compose vendor lock lock-rpms clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ bundle: $(READY)  ## One file for hosts without a network, made with a connected
 image: $(READY)  ## The servers as a container image, written on a host of a profile (PROFILE=k80, HOST=name, ARCHIVE=file there)
 	@ansible-playbook playbooks/image.yml $(if $(PROFILE),-e image_profile=$(PROFILE)) $(if $(HOST),-e image_host=$(HOST)) \
 	  $(if $(ARCHIVE),-e image_archive=$(ARCHIVE))
+
+compose: $(READY)  ## Compose projects and units of podman of the inventory's instances, into build/compose
+	@ansible-playbook playbooks/compose.yml
 
 vendor: $(READY)  ## Lay vLLM's pinned sdist, verified, into vllm_src/upstream
 	@python vllm_src/vendor.py

@@ -4,6 +4,18 @@
 # skipped and says so.
 set -euo pipefail
 
+schema="$KEPLER_CACHE/programs/compose_spec.json"
+if [ ! -e "$schema" ]; then
+    work="$(mktemp -d)"
+    if python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --dest "$work" \
+        -r requirements/compose-schema.txt; then
+        mkdir -p "${schema%/*}"
+        python -m zipfile -e "$work"/*.whl "$work"
+        mv "$work/compose/config/compose_spec.json" "$schema"
+    fi
+    rm -rf "$work"
+fi
+
 headers() { find /lib/modules/*/build/Makefile 2>/dev/null | wc -l; }
 missing() { ! command -v "$1" >/dev/null && [ ! -x "$KEPLER_CACHE/programs/usr/sbin/$1" ] \
     && [ ! -x "$KEPLER_CACHE/programs/usr/bin/$1" ]; }

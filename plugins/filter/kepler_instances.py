@@ -285,5 +285,5 @@ class FilterModule:
         return {
             "instances_with_defaults": instances_with_defaults,
             "inventory_findings": inventory_findings,
-            "vllm_options": engine_options.written,
+            "vllm_options": engine_options.of_instance,
         }

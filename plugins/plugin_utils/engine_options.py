@@ -161,6 +161,22 @@ def meant(extra: dict[str, Any], engine: str | None = None) -> dict[str, Any]:
     return found
 
 
+# Options of vLLM as it is released. Its own all-reduce has hung GPUs of this kind, up to a reboot; NCCL adds instead.
+STOCK = {"disable-custom-all-reduce": True}
+
+
+def of_instance(item: dict[str, Any]) -> dict[str, Any]:
+    """Options of `vllm serve` of an instance with its defaults, as its file of options has them."""
+    own = {"model": item["model"], "host": item["host"], "port": item["port"],
+           "tensor-parallel-size": item["tensor_parallel_size"], "dtype": item["dtype"], "disable-log-requests": True}
+    if item["engine"] == "stock":
+        own |= STOCK if item["cuda_graphs"] else {**STOCK, "enforce-eager": True}
+    for key in ("max_model_len", "revision", "gpu_memory_utilization", "served_model_name"):
+        if key in item:
+            own[key.replace("_", "-")] = item[key]
+    return written({**own, **item["extra_args"]}, item["engine"])
+
+
 def written(extra: dict[str, Any], engine: str | None = None) -> dict[str, Any]:
     """Options as vLLM's file of options takes them: there it drops each false without a word."""
     found: dict[str, Any] = {}

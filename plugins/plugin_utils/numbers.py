@@ -19,6 +19,7 @@ RANGES: dict[str, tuple[int, int]] = {
     "bench_lengths": (1, 1_000_000),
     "bench_requests": (1, 1_000_000),
     "bench_rounds": (1, 1_000_000),
+    "compose_balancer_port": PORT,
     "load_balancer_fail_timeout": (1, DAY),
     # For nginx 0 is no limit: bodies would go to a disk, and a server that fails would never be left out.
     "load_balancer_max_body_mib": (1, 1024),

@@ -8,7 +8,9 @@ import yaml
 from conftest import PROJECT, TEST, standins
 
 # Examples that name what the stand-in has not (a bundle, models, keys, an exporter), or that load the server.
-ELSEWHERE = {"acceptance", "bench", "image", "load_balancer", "models", "monitoring", "offline", "vllm_service"}
+ELSEWHERE = {
+    "acceptance", "bench", "compose", "image", "load_balancer", "models", "monitoring", "offline", "vllm_service",
+}
 CHECK = ("--check", "--diff")
 
 

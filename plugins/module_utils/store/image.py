@@ -32,7 +32,7 @@ PLATFORM = {"architecture": "amd64", "os": "linux"}
 CREATED = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(tree.SOURCE_DATE_EPOCH))
 # Bytes that one member of a compressed layer holds: processors compress members side by side.
 PIECE = 1 << 22
-LEVEL = 3
+LEVEL = 1
 OUTPUT = "vllm-kepler.output"
 SBOM_LABEL = "vllm-kepler.sbom"
 
