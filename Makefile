@@ -33,11 +33,11 @@ $(READY): | requirements/controller.txt
 tools: $(READY)  ## Install the controller's tools; prints the file to source
 	@echo $(VENV)/bin/activate
 
-demo: $(READY)  ## The main job on a stand-in host: site.yml, then a served completion (MODEL=directory or name)
-	@$(STANDIN) demo
+demo: $(READY)  ## The main job on a stand-in host: site.yml, then a served completion (MODEL=directory or name; PROFILE=volta)
+	@$(STANDIN) demo --profile $(or $(PROFILE),k80)
 
 demo-down: $(READY)  ## Remove all that the demo made, but for the download cache
-	@$(STANDIN) down
+	@$(STANDIN) down $(if $(filter-out k80,$(PROFILE)),demo-$(PROFILE))
 
 test: $(READY)  ## All checks and tests, two parts at a time (PART="unit port": these alone)
 	@tests/run.py $(PART)
@@ -60,8 +60,8 @@ gpu: $(READY)  ## On a machine with NVIDIA GPUs: operators, engine and benchmark
 molecule: $(READY)  ## The stand-in hosts' scenarios: converge, idempotence, verify
 	@tests/run.py default builder upgrade_rollback offline kernel_update
 
-plan: $(READY)  ## What a model needs of K80 dies, and what fits (MODEL=directory or name)
-	@ansible-playbook playbooks/plan.yml -e plan_model="$(MODEL)"
+plan: $(READY)  ## What a model needs of a profile's GPUs, and what fits (MODEL=directory or name, PROFILE=k80)
+	@ansible-playbook playbooks/plan.yml -e plan_model="$(MODEL)" $(if $(PROFILE),-e plan_profile="$(PROFILE)")
 
 bundle: $(READY)  ## One file for hosts without a network, made with a connected host (BUNDLE=file)
 	@ansible-playbook playbooks/bundle.yml $(if $(BUNDLE),-e bundle_dest=$(abspath $(BUNDLE)))

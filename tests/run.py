@@ -82,6 +82,7 @@ PARTS = {
         scenario("upgrade_rollback"),
         scenario("offline"),
         scenario("kernel_update"),
+        scenario("volta"),
         Part("host", ("tests/host.sh",), ("prepare",)),
     )
 }

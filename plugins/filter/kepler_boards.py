@@ -148,6 +148,22 @@ def board_findings(host: dict) -> list[dict[str, str]]:
     return found
 
 
+def slow_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
+    """Findings about boards that a released vLLM makes little of, where an instance runs one."""
+    if not any(instance.get("engine") == "stock" for instance in instances):
+        return []
+    return [
+        finding(
+            "warning", "host", f"a {board['product']} at {place(die)}, and instances with engine: stock",
+            f"a board without throttled units: {board['slow']}",
+            "Nothing, if that will do: it serves, in float16 far below a board of the same chip. Small GPTQ models of "
+            "4 bits lose least.",
+        )
+        for die in gpus_of(host)
+        for board in [host["gpu"]["boards"][die["device"]]] if "slow" in board
+    ]
+
+
 def bar_findings(host: dict) -> list[dict[str, str]]:
     """Findings about GPUs whose memory the firmware did not place."""
     def gib(die: dict) -> int:

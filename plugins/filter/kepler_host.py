@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import (
@@ -13,6 +14,7 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import (
     history_findings,
     isolation_findings,
     link_findings,
+    slow_findings,
     unlisted_findings,
 )
 from ansible_collections.kepler.vllm.plugins.filter.kepler_driver import driver_findings
@@ -60,6 +62,19 @@ def platform_findings(host: dict) -> list[dict[str, str]]:
             "Boot the host with systemd; the servers are its units.",
         ))
     return found
+
+
+def glibc_findings(host: dict, wheels: Sequence[str]) -> list[dict[str, str]]:
+    """Findings about a glibc that is older than what a wheel asks for by its tag."""
+    there = [int(number) for number in re.findall("[0-9]+", host.get("glibc", ""))]
+    tags = {file: [int(level) for level in re.findall("manylinux_2_([0-9]+)", file)] for file in wheels}
+    needed, file = max(((min(levels), file) for file, levels in tags.items() if levels), default=(0, ""))
+    if not there or there >= [2, needed]:
+        return []
+    return [finding(
+        "error", "host", f"glibc {host['glibc']}", f"2.{needed} or newer, which {file} is linked with",
+        f"Install a release of the distribution that has it; Enterprise Linux {host['platform']['major']} does.",
+    )]
 
 
 def overlap(first: str, second: str) -> bool:
@@ -280,11 +295,13 @@ def host_findings(
     jobs: int,
     container: bool,
     user: str = "vllm",
+    wheels: Sequence[str] = (),
     **driver: Any,
 ) -> list[dict[str, str]]:
     """All findings about a host; `host` is what the module kepler_host_facts returned, `profile` the host's.
 
-    root: the store's. needs: see disk_findings. memory_gib, jobs: see memory_findings. user: the service's.
+    root: the store's. wheels: files that are installed there. needs: see disk_findings.
+    memory_gib, jobs: see memory_findings. user: the service's.
     driver: see driver_findings.
     What a first run needs is not checked once a generation is active. A container has its machine's memory.
     """
@@ -293,6 +310,8 @@ def host_findings(
     return (
         platform_findings(host)
         + board_findings(host)
+        + slow_findings(host, instances)
+        + glibc_findings(host, wheels)
         + bar_findings(host)
         + link_findings(host)
         + isolation_findings(host, container)

@@ -136,6 +136,12 @@ def allowed_directories(rules):
     })
 
 
+def glibc():
+    """Version of the C library, such as 2.28; empty where it is another one."""
+    name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    return version if name == "glibc" else ""
+
+
 def cpu_flags(text):
     """Flags of the first processor in the text of /proc/cpuinfo, sorted."""
     for line in (text or "").splitlines():

@@ -77,9 +77,10 @@ RETURN = r"""
 host:
   description:
     - >-
-      C(os) (id, version_id, pretty_name), C(architecture), C(kernel) (the running one), C(kernels) (the installed
-      ones), C(init) (name of process 1), C(cpu_flags), C(memory) (bytes), C(secure_boot), C(pci) (list of address,
-      vendor, device, class, driver, bar1, width, max_width, bridges, slot, iommu), C(nvidia_gpus) (addresses that the
+      C(os) (id, version_id, pretty_name), C(architecture), C(glibc) (its version), C(kernel) (the running one),
+      C(kernels) (the installed ones), C(init) (name of process 1), C(cpu_flags), C(memory) (bytes), C(secure_boot),
+      C(pci) (list of address, vendor, device, class, driver, bar1, width, max_width, bridges, slot, iommu),
+      C(nvidia_gpus) (addresses that the
       loaded driver holds, or none), C(iommu) (groups, passthrough), C(modules) (names of loaded ones),
       C(nvidia_version) (of the loaded module, or none), C(streams) (enabled dnf module streams by module),
       C(packages) (names of the installed RPMs), C(driver_package) (version of nvidia-driver, or none),
@@ -223,6 +224,7 @@ def main():
     module.exit_json(changed=False, host={
         "os": {key: release.get(key.upper(), "") for key in ("id", "version_id", "pretty_name")},
         "architecture": platform.machine(),
+        "glibc": facts.glibc(),
         "kernel": platform.release(),
         "kernels": ["{1}-{2}.{3}".format(*fields) for fields in installed if fields[0] == "kernel-core"],
         "init": facts.read("/proc/1/comm"),

@@ -7,13 +7,13 @@ import shutil
 import subprocess
 
 from . import artifacts, demo, engine, hosts, image, repos
-from .settings import CACHE, FLEETS, PROJECT, STATE
+from .settings import CACHE, DEMOS, FLEETS, PROJECT, RELEASES, STATE
 
 SHARED = str(PROJECT / "molecule" / "shared" / "molecule.yml")
 # Scenarios of molecule and the fleets that they run on.
 SCENARIOS = {
     "default": "test", "kernel_update": "update", "upgrade_rollback": "upgrade", "builder": "builder",
-    "offline": "offline",
+    "offline": "offline", "volta": "volta",
 }
 
 
@@ -37,10 +37,12 @@ def down(fleets: list[str], keep_engine: bool = False) -> None:
 
 def prepare() -> None:
     """Make all that the stand-ins need; a second time there is nothing to do."""
-    image.ensure(engine.ensure())
-    repos.ensure()
-    artifacts.ensure()
-    artifacts.python310()
+    client = engine.ensure()
+    for profile, major in RELEASES.items():
+        image.ensure(client, major)
+        repos.ensure(profile)
+        artifacts.ensure(profile)
+        artifacts.python(profile)
     artifacts.nvcc()
 
 
@@ -69,7 +71,8 @@ def main() -> None:
         command.add_argument("fleet", nargs="?", choices=FLEETS, default="demo")
     command.add_argument("--tests", action="store_true", help="remove the fleets of all scenarios")
     command.add_argument("--keep-engine", action="store_true", help="leave engine, image and repositories")
-    commands.add_parser("demo", help="start the demo fleet, run site.yml on it, ask it")
+    command = commands.add_parser("demo", help="start a profile's demo fleet, run site.yml on it, ask it")
+    command.add_argument("--profile", choices=DEMOS, default="k80")
     commands.add_parser("artifacts", help="make sure that the files to install from are in the cache")
     commands.add_parser("python310", help="print the path of a CPython 3.10")
     commands.add_parser("nvcc", help="print the directory of a private nvcc 11.2 with its g++ 10")
@@ -82,11 +85,11 @@ def main() -> None:
     elif arguments.command == "down":
         down(list(SCENARIOS.values()) if arguments.tests else [arguments.fleet], arguments.keep_engine)
     elif arguments.command == "demo":
-        demo.run()
+        demo.run(arguments.profile)
     elif arguments.command == "artifacts":
         artifacts.ensure()
     elif arguments.command == "python310":
-        print(artifacts.python310())
+        print(artifacts.python("k80"))
     elif arguments.command == "nvcc":
         print(artifacts.nvcc())
     elif arguments.command == "molecule":

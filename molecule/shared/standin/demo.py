@@ -6,12 +6,12 @@ import json
 import re
 import subprocess
 import time
-from typing import Any
 
 import openai
+import yaml
 
 from . import engine, hosts
-from .settings import DEMO, PROJECT, fail
+from .settings import DEMOS, PROJECT, Fleet, fail
 
 INVENTORY = PROJECT / "inventory" / "standin"
 PROMPT = "Unless required by applicable law or agreed to in writing,"
@@ -22,9 +22,11 @@ def heading(text: str) -> None:
     print(f"\n== {text}", flush=True)
 
 
-def converge(fleet: Any, *arguments: str) -> str:
-    """Run `ansible-playbook site.yml -l k80-hosts` as a user does; its recap line."""
-    command = ["ansible-playbook", "-i", str(INVENTORY.relative_to(PROJECT)), "site.yml", "-l", "k80-hosts", *arguments]
+def converge(fleet: Fleet) -> str:
+    """Run `ansible-playbook site.yml` as a user does, for the group of the fleet's profile; its recap line."""
+    profile = yaml.safe_load((PROJECT / "profiles" / fleet.profile / "profile.yml").read_text())
+    group, host = profile["groups"]["hosts"], fleet.hosts[0].name
+    command = ["ansible-playbook", "-i", str(INVENTORY.relative_to(PROJECT)), "site.yml", "-l", group]
     print("$ " + " ".join(command), flush=True)
     process = subprocess.Popen(
         command, cwd=PROJECT, env=hosts.ansible_environment(fleet), stdout=subprocess.PIPE, text=True,
@@ -33,24 +35,24 @@ def converge(fleet: Any, *arguments: str) -> str:
     assert process.stdout is not None
     for line in process.stdout:
         print(line, end="", flush=True)
-        if re.match(r"k80-standin\s+: ok=", line):
+        if re.match(rf"{host}\s+: ok=", line):
             recap = line.strip()
     if process.wait():
-        fail("site.yml did not end well: the message above says why. `make demo` goes on where it stopped.")
+        fail("site.yml did not end well: the message above says why. The same command goes on where it stopped.")
     return recap
 
 
-def show_service() -> None:
+def show_service(fleet: Fleet) -> None:
     client = engine.ensure()
-    container = client.containers.get(DEMO.container("k80-standin"))
+    container = client.containers.get(fleet.container(fleet.hosts[0].name))
     command = "systemctl status --no-pager --lines 5 vllm@demo"
     print(f"$ {command}\n{hosts.execute(container, command)[1]}", flush=True)
 
 
-def complete(url: str, model: str) -> None:
+def complete(fleet: Fleet, url: str, model: str) -> None:
     """A completion through curl; the key comes from a file."""
     body = json.dumps({"model": model, "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0})
-    header = DEMO.directory / "auth-header"
+    header = fleet.directory / "auth-header"
     command = ["curl", "--silent", "--fail-with-body", f"{url}/completions", "-H", f"@{header}",
                "-H", "Content-Type: application/json", "-d", body]
     print("$ " + " ".join(f"'{part}'" if " " in part else part for part in command), flush=True)
@@ -62,9 +64,9 @@ def complete(url: str, model: str) -> None:
     print(f"{PROMPT}\033[1m{answer['choices'][0]['text']}\033[0m", flush=True)
 
 
-def chat(url: str, model: str) -> None:
+def chat(fleet: Fleet, url: str, model: str) -> None:
     """A streamed chat completion through the openai package."""
-    client = openai.OpenAI(base_url=url, api_key=(DEMO.directory / "api-key").read_text())
+    client = openai.OpenAI(base_url=url, api_key=(fleet.directory / "api-key").read_text())
     stream = client.chat.completions.create(
         model=model, messages=[{"role": "user", "content": PROMPT}], max_tokens=TOKENS, temperature=0, stream=True,
     )
@@ -73,26 +75,27 @@ def chat(url: str, model: str) -> None:
     print(flush=True)
 
 
-def run() -> None:
-    started = time.monotonic()
-    hosts.up(DEMO)
+def run(profile: str) -> None:
+    started, fleet = time.monotonic(), DEMOS[profile]
+    hosts.up(fleet)
     heading("The main job")
-    recap = converge(DEMO)
-    url, model = f"http://127.0.0.1:{DEMO.port}/v1", hosts.model_name()
+    recap = converge(fleet)
+    url, model = f"http://127.0.0.1:{fleet.port}/v1", hosts.model_name()
     heading("The unit")
-    show_service()
+    show_service(fleet)
     heading("A completion")
-    complete(url, model)
+    complete(fleet, url, model)
     heading("A streamed chat completion, through the openai package")
-    chat(url, model)
+    chat(fleet, url, model)
+    option = "" if profile == "k80" else f" PROFILE={profile}"
     minutes, seconds = divmod(int(time.monotonic() - started), 60)
     heading(f"Done in {minutes} min {seconds:02} s: {' '.join(re.findall(r'(?:ok|changed|failed)=[0-9]+', recap))}")
     print(f"""
 The server answers at   {url}
-its key stands in       {DEMO.directory / 'api-key'}
-a shell on the host     docker {_engine_option()}exec -it {DEMO.container('k80-standin')} bash
-run it again            make demo         (changes nothing)
-remove it               make demo-down""")
+its key stands in       {fleet.directory / 'api-key'}
+a shell on the host     docker {_engine_option()}exec -it {fleet.container(fleet.hosts[0].name)} bash
+run it again            make demo{option}         (changes nothing)
+remove it               make demo-down{option}""")
 
 
 def _engine_option() -> str:

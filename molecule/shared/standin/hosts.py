@@ -15,14 +15,17 @@ from typing import Any
 import docker
 
 from . import artifacts, engine, image, repos
-from .settings import DEFAULT_MODEL, PROJECT, STATE, Fleet, Host, Step, fail
+from .settings import DEFAULT_MODEL, OUTPUTS, PROJECT, RELEASES, STATE, Fleet, Host, Step, fail
 
 SERVER_PORT = 8000  # in the container
 # What systemd needs where --privileged is refused.
 CAPABILITIES = ["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "SYSLOG"]
 BOOT_SECONDS = 60
-# Two boards; the dies of each behind one bridge.
-DIES = ("0000:05:00.0", "0000:06:00.0", "0000:85:00.0", "0000:86:00.0")
+# GPUs of a profile's stand-in: PCI id and addresses. Two K80 boards, the dies of each behind one bridge; two V100.
+DIES = {
+    "k80": ("0x102d", ("0000:05:00.0", "0000:06:00.0", "0000:85:00.0", "0000:86:00.0")),
+    "volta": ("0x1db4", ("0000:3b:00.0", "0000:5e:00.0")),
+}
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE")
 CA_BUNDLE = "/etc/pki/standin-ca.pem"
 NVCC = "/opt/nvcc"  # in the container
@@ -46,13 +49,14 @@ enabled=1
 """
 
 
-def pci_tree(dies: tuple[str, ...]) -> Path:
-    """A directory that looks like /sys/bus/pci/devices of a host with these K80 dies."""
-    root = STATE / "pci" / str(len(dies))
+def pci_tree(host: Host) -> Path:
+    """A directory that looks like /sys/bus/pci/devices of a host with the GPUs of its profile, or with none."""
+    root = STATE / "pci" / (host.profile if host.dies else "none")
     root.mkdir(parents=True, exist_ok=True)
-    for address in dies:
+    device, addresses = DIES[host.profile]
+    for address in addresses if host.dies else ():
         (root / address).mkdir(exist_ok=True)
-        for name, value in (("vendor", "0x10de"), ("device", "0x102d"), ("class", "0x030200"), ("revision", "0xa1")):
+        for name, value in (("vendor", "0x10de"), ("device", device), ("class", "0x030200"), ("revision", "0xa1")):
             (root / address / name).write_text(value + "\n")
     return root
 
@@ -97,15 +101,15 @@ def nvcc(fleet: Fleet) -> Path | None:
 
 def mounts(fleet: Fleet, host: Host) -> dict[str, dict[str, str]]:
     """Volumes of one container: everything but its door is read-only."""
-    prefix = artifacts.python310().parents[1]
+    prefix = artifacts.python(host.profile).parents[1]
     bound = {
-        prefix: str(prefix), pci_tree(DIES if host.dies else ()): "/sys/bus/pci/devices",
+        prefix: str(prefix), pci_tree(host): "/sys/bus/pci/devices",
         fleet.key_file: "/etc/kepler-standin/api-key.env",
     }
     if host.artifacts:
-        bound[artifacts.ensure()] = "/opt/artifacts"
+        bound[artifacts.ensure(host.profile)] = "/opt/artifacts"
     if host.repositories:
-        bound[repos.ensure()] = "/opt/stub-repos"
+        bound[repos.ensure(host.profile)] = "/opt/stub-repos"
     if host.compiler and (compiler := nvcc(fleet)):
         bound[compiler] = NVCC
     if host.dies and (model := model_path()):
@@ -182,10 +186,15 @@ def give_repositories(container: Any, host: Host) -> None:
         fail(f"{container.name}: the repositories could not be set up: {output}")
 
 
-def open_way_to_python(container: Any) -> None:
-    """Let every user reach the mounted interpreter: it may lie below a home directory."""
-    for parent in artifacts.python310().parents:
+def open_way_to_python(container: Any, host: Host) -> None:
+    """Let every user reach the mounted interpreter: it may lie below a home directory.
+
+    What stands for a distribution's package of it finds it by a link.
+    """
+    python = artifacts.python(host.profile)
+    for parent in python.parents:
         execute(container, f"chmod o+x '{parent}'")
+    execute(container, f"ln -sfn '{python.parents[1]}' /opt/standin-python")
 
 
 def open_door(container: Any) -> None:
@@ -207,35 +216,53 @@ def lay(source: Path, directory: Path) -> None:
     part = directory / f".{source.name}"
     shutil.rmtree(part, ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["cp", "-al", source, part], check=True)
+    # The engine mounts its data apart, and links do not cross a mount: here, as elsewhere on this disk, it is not.
+    script = 'umount --lazy "$1" 2> /dev/null; exec cp -al "$2" "$3"'
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+    done = subprocess.run([*command, str(engine.DATA), str(source), str(part)], capture_output=True, text=True)
+    if done.returncode:
+        fail(f"{source}: no links of it could be made in {directory}: {done.stderr.strip()[-500:]}")
     part.rename(directory / source.name)
 
 
+def name_in_store(output: Path) -> str:
+    """The name of an output, which stands between its key and its version."""
+    return output.name.partition("-")[2].partition("-")[0]
+
+
 def keep_outputs(fleet: Fleet) -> None:
-    """Keep what the first host of a fleet has built, for the hosts of other fleets."""
+    """Keep what the first host of a fleet has built, for the hosts of other fleets, or for later runs."""
     client = engine.ensure()
-    store = store_of(client.containers.get(fleet.container(fleet.hosts[0].name)))
-    for output in store.iterdir() if store else ():
-        if (output / ".kepler-manifest.json").exists() and not (engine.OUTPUTS / output.name).exists():
+    host = fleet.hosts[0]
+    store = store_of(client.containers.get(fleet.container(host.name)))
+    kept = [output for output in store.iterdir() if (output / ".kepler-manifest.json").exists()] if store else []
+    for output in kept:
+        if not host.kept and not (engine.OUTPUTS / output.name).exists():
             lay(output, engine.OUTPUTS)
+        elif name_in_store(output) in host.kept and not (OUTPUTS / output.name).exists():
+            # One of each: they have gigabytes.
+            for other in OUTPUTS.glob(f"*-{name_in_store(output)}-*"):
+                shutil.rmtree(other)
+            lay(output, OUTPUTS)
 
 
 def give_outputs(container: Any, host: Host) -> None:
     """Let a container that has not started yet begin with outputs that another host has built."""
     store = store_of(container)
-    if store is None or not engine.OUTPUTS.exists():
+    if store is None:
         return
-    for output in engine.OUTPUTS.iterdir():
-        if output.name.partition("-")[2].partition("-")[0] in host.given:
-            lay(output, store)
+    for directory, names in ((engine.OUTPUTS, host.given), (OUTPUTS, host.kept)):
+        for output in directory.iterdir() if directory.exists() else ():
+            if name_in_store(output) in names:
+                lay(output, store)
 
 
 def up(fleet: Fleet) -> None:
     """Start the hosts of a fleet that are not there yet."""
     client = engine.ensure()
-    tag = image.ensure(client)
     make_key(fleet)
     for host in fleet.hosts:
+        tag = image.ensure(client, RELEASES[host.profile])
         name = fleet.container(host.name)
         chosen = options(fleet, host)
         # What a container was started with cannot be changed: another model or port takes another container.
@@ -274,7 +301,7 @@ def up(fleet: Fleet) -> None:
             wait_for_systemd(container)
             open_door(container)
             give_repositories(container, host)
-            open_way_to_python(container)
+            open_way_to_python(container, host)
             execute(container, f"touch {MARK}")
 
 
@@ -303,8 +330,9 @@ def ansible_environment(fleet: Fleet) -> dict[str, str]:
         "STANDIN_ARCHIVES": str(fleet.directory / "archives"),
         "STANDIN_DOORS": str(fleet.doors),
         "STANDIN_FLEET": fleet.name,
-        "STANDIN_PYTHON310": str(artifacts.python310()),
-        "STANDIN_FINGERPRINT": (repos.ensure() / "fingerprint").read_text(),
+        "STANDIN_PYTHON310": str(artifacts.python("k80")),
+        "STANDIN_FINGERPRINT": (repos.ensure(fleet.profile) / "fingerprint").read_text(),
+        **({"KEPLER_PROFILES_DIR": str(artifacts.profiles())} if fleet.profile == "volta" else {}),
         "STANDIN_MODEL": model_name(),
         "STANDIN_BUNDLE": str(fleet.directory / "kepler-bundle.tar"),
         "STANDIN_NVCC": NVCC if nvcc(fleet) else "",

@@ -1,4 +1,4 @@
-"""The image of a stand-in: Rocky Linux 8 where it can be pulled, else Debian's packages with Rocky's identity."""
+"""The image of a stand-in: Rocky Linux where it can be pulled, else Debian's packages with Rocky's identity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import docker
 from .settings import APT_WAITS, CACHE, IMAGE, STATE, Step, fail
 
 SHARED = Path(__file__).resolve().parents[1]
-ROCKY = "rockylinux:8"
+ROCKY = "rockylinux"
+# By major release: the minor one and its name.
+RELEASES = {8: ("10", "Green Obsidian"), 9: ("7", "Blue Onyx")}
 BASE = "vllm-kepler/el8-base"
 PACKAGES = (
     "systemd systemd-sysv dbus python3 python3-dnf dnf rpm dnf-plugins-core gpg gpg-agent netbase sudo procps iproute2 "
@@ -22,6 +24,8 @@ PACKAGES = (
     "libuuid1 libgdbm6 libnsl2 libtirpc3 liblzma5 libbz2-1.0 zlib1g "
     # What the private nvcc and its g++ 10 need of a host.
     "binutils libc6-dev libisl23 libmpc3 libmpfr6 "
+    # vLLM's operators for the CPU load it.
+    "libnuma1 "
     # The balancer, and the certificate of its tests.
     "nginx openssl"
 )
@@ -82,7 +86,7 @@ def link(path: Path, target: str) -> None:
 
 
 def give_identity(root: Path) -> None:
-    """Make a Debian tree look to Ansible and dnf as a Rocky Linux 8.10 does."""
+    """Make a Debian tree look to Ansible and dnf as a Rocky Linux 8.10 does, of which the Dockerfile makes others."""
     for gone in ("etc/apt", "var/lib/apt", "var/cache/apt", "usr/lib/apt", "var/log"):
         shutil.rmtree(root / gone, ignore_errors=True)
     (root / "var/log/journal").mkdir(parents=True)
@@ -121,7 +125,7 @@ def debian_base() -> Path:
         return archive
     print("   making the base from Debian's packages (about a minute)", flush=True)
     if os.geteuid() != 0:
-        fail(f"Image: {ROCKY} cannot be pulled and this user is not root; expected one of both. Be root, or pull it.")
+        fail(f"Image: {ROCKY}:8 cannot be pulled and this user is not root; expected one of both. Be root, or pull it.")
     missing = [program for program in ("mmdebstrap", "rpm") if not shutil.which(program)]
     if missing:
         command = ["apt-get", *APT_WAITS, "--quiet", "install", "--yes", "--no-install-recommends", *missing]
@@ -149,16 +153,17 @@ def debian_base() -> Path:
     return archive
 
 
-def base(client: docker.DockerClient) -> str:
+def base(client: docker.DockerClient, major: int) -> str:
     """Name of the base image: pulled where a registry answers, else made."""
+    rocky = f"{ROCKY}:{major}"
     try:
-        client.images.get(ROCKY)
-        return ROCKY
+        client.images.get(rocky)
+        return rocky
     except docker.errors.ImageNotFound:
         pass
     try:
-        client.images.pull(ROCKY.partition(":")[0], tag=ROCKY.partition(":")[2])
-        return ROCKY
+        client.images.pull(ROCKY, tag=str(major))
+        return rocky
     except docker.errors.APIError:
         print("   no registry answers", flush=True)
     archive = debian_base()
@@ -170,26 +175,28 @@ def base(client: docker.DockerClient) -> str:
     return f"{BASE}:{tag}"
 
 
-def ensure(client: docker.DockerClient) -> str:
-    """Tag of the image, built if its inputs changed."""
+def ensure(client: docker.DockerClient, major: int = 8) -> str:
+    """Tag of the image of a release, built if its inputs changed."""
     inputs = Path(__file__).read_bytes() + (SHARED / "Dockerfile").read_bytes()
-    tag = f"{IMAGE}:{hashlib.sha256(inputs).hexdigest()[:12]}"
+    tag = f"{IMAGE.format(major=major)}:{hashlib.sha256(inputs).hexdigest()[:12]}"
     try:
         client.images.get(tag)
     except docker.errors.ImageNotFound:
         with Step("Building the image of the stand-ins"):
-            client.images.build(path=str(SHARED), tag=tag, buildargs={"BASE": base(client)}, rm=True, forcerm=True)
+            minor, name = RELEASES[major]
+            arguments = {"BASE": base(client, major), "MAJOR": str(major), "MINOR": minor, "NAME": name}
+            client.images.build(path=str(SHARED), tag=tag, buildargs=arguments, rm=True, forcerm=True)
     return tag
 
 
 def is_debian(client: docker.DockerClient) -> bool:
     """Whether the stand-ins run over Debian's packages, and with them Debian's programs."""
-    return bool(client.images.get(ensure(client)).labels["vllm-kepler.base"] != ROCKY)
+    return not client.images.get(ensure(client)).labels["vllm-kepler.base"].startswith(ROCKY)
 
 
 def remove(client: docker.DockerClient) -> None:
     """Remove the images that were built here."""
-    for name in (IMAGE, BASE):
+    for name in (*(IMAGE.format(major=major) for major in RELEASES), BASE):
         for image in client.images.list(name):
             for tag in image.tags:
                 client.images.remove(tag, force=True)

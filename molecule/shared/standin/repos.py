@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from .settings import APT_WAITS, CACHE, PROJECT, Step, fail
 
 SHARED = Path(__file__).resolve().parents[1]
 LOCK = PROJECT / "profiles" / "k80" / "lock" / "rpms.yml"
-REPOSITORIES = ("baseos", "appstream", "epel", "cuda-rhel8")
 # Those whose metadata is signed as well, as Rocky's is; EPEL's is not.
 SIGNED = ("baseos", "appstream")
 SIGNER = "Stand-in repositories <standin@example.org>"
@@ -30,6 +30,8 @@ DECOYS = [
 # The kernels on offer, and the one that a host runs: not the first of the release, and not the newest.
 KERNELS = ("4.18.0-553.el8_10", "4.18.0-553.89.1.el8_10", "4.18.0-553.144.1.el8_10")
 RUNNING = KERNELS[1]
+# The same of Enterprise Linux 9.
+KERNELS_9 = ("5.14.0-570.17.1.el9_6", "5.14.0-611.5.1.el9_7")
 # What is on offer of entries without a version, oldest first: Rocky keeps all builds of a release, EPEL the newest.
 BUILDS = {
     "kernel-headers": KERNELS,
@@ -45,10 +47,9 @@ BUILDS = {
 }
 # Libraries that a package needs in its own version: an old one of the first takes these back.
 LIBRARIES = {"openssl-devel": "openssl-libs", "libuuid-devel": "libuuid", "gcc": "libgomp"}
-# What a host has before the first run, each in its newest version.
-PREINSTALLED = (
-    "kernel-headers", "openssl-libs", "libuuid", "libgomp", "util-linux", "tar", "xz", "bzip2", "gzip",
-)  # fmt: skip
+# What a host has before the first run, each in its newest version, and the libraries beside it.
+PREINSTALLED = ("kernel-headers", "util-linux", "tar", "xz", "bzip2", "gzip")
+OLD_LIBRARIES = ("openssl-libs", "libuuid", "libgomp")
 # What the distributors publish after that: the same packages, newer. Hosts do not see it unless told.
 LATER = "later"
 LATER_DRIVER = "470.999.01"
@@ -65,23 +66,98 @@ WantedBy=multi-user.target
 """
 
 
+# The distribution's Python 3.12 on a stand-in: the interpreter of this machine that is mounted there.
+PYTHON_312 = """\
+#!/bin/sh
+exec "$(readlink -f /opt/standin-python)/bin/python3.12" "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """Repositories of stub packages for the hosts of one profile.
+
+    Attributes:
+        profile: whose lock they have.
+        dist: the tag of the distribution in releases.
+        kernels: those on offer.
+        running: the kernel that a host runs.
+        builds: of entries without a version, oldest first.
+        libraries: that a host has beside PREINSTALLED.
+        decoys: packages that nothing may install.
+        streams: of the driver's module that are on offer beside the locked one; the first one is the default.
+        capture: what nvidia-smi answers from.
+        has_later: whether there is a repository of what comes out later.
+    """
+
+    profile: str
+    dist: str
+    kernels: tuple[str, ...]
+    running: str
+    builds: dict[str, tuple[str, ...]]
+    libraries: tuple[str, ...]
+    decoys: tuple[dict[str, Any], ...]
+    streams: tuple[str, ...]
+    capture: str
+    has_later: bool = False
+
+    @property
+    def lock(self) -> Path:
+        return PROJECT / "profiles" / self.profile / "lock" / "rpms.yml"
+
+    @property
+    def cuda(self) -> str:
+        return f"cuda-rhel{self.dist.removeprefix('el')}"
+
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        return ("baseos", "appstream", "epel", self.cuda)
+
+    @property
+    def capture_file(self) -> Path:
+        return SHARED / "captures" / self.capture
+
+
+K80 = Mirror(
+    "k80", "el8", KERNELS, RUNNING, BUILDS, OLD_LIBRARIES, tuple(DECOYS), ("latest-dkms",), "k80x4.csv", has_later=True,
+)
+# The open modules are the default there, and a branch that has dropped Volta is the newest.
+VOLTA = Mirror(
+    "volta", "el9", KERNELS_9, KERNELS_9[0], {"kernel-headers": KERNELS_9}, (), (
+        {"name": "nvidia-driver", "epoch": 3, "version": "590.48.01", "release": "1.el9", "arch": "x86_64",
+         "repo": "cuda-rhel9", "module": "nvidia-driver", "stream": "open-dkms"},
+        {"name": "nvidia-driver", "epoch": 3, "version": "590.48.01", "release": "2.el9", "arch": "x86_64",
+         "repo": "cuda-rhel9", "module": "nvidia-driver", "stream": "latest-dkms"},
+    ), ("open-dkms", "latest-dkms"), "v100x2.csv",
+)
+MIRRORS = {mirror.profile: mirror for mirror in (K80, VOLTA)}
+
+
 def version_of(rpms: list[dict[str, Any]], name: str) -> str:
     return next(rpm["version"] for rpm in rpms if rpm["name"] == name)
 
 
-def contents(rpms: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+def contents(rpms: list[dict[str, Any]], mirror: Mirror = K80) -> dict[str, dict[str, str]]:
     """Files of the packages that the roles call: package -> path -> text. All others are empty."""
-    gcc, nvcc = version_of(rpms, "gcc-toolset-10-gcc"), version_of(rpms, "cuda-nvcc-11-4")
-    tools = "/opt/rh/gcc-toolset-10/root/usr/bin"
-    return {
+    found = {
         "nvidia-driver-cuda": {
             "/usr/bin/nvidia-smi": (SHARED / "stubs" / "nvidia-smi").read_text(),
-            "/usr/share/kepler-standin/nvidia-smi.csv": (SHARED / "captures" / "k80x4.csv").read_text(),
+            "/usr/share/kepler-standin/nvidia-smi.csv": mirror.capture_file.read_text(),
         },
         "nvidia-persistenced": {
             "/usr/lib/systemd/system/nvidia-persistenced.service": PERSISTENCED,
             "/usr/bin/nvidia-persistenced": "#!/bin/sh\nexec /bin/sleep infinity\n",
         },
+        "python3.12": {"/usr/bin/python3.12": PYTHON_312},
+    }
+    return {**found, **(toolchain(rpms) if mirror is K80 else {})}
+
+
+def toolchain(rpms: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """The files of the compilers."""
+    gcc, nvcc = version_of(rpms, "gcc-toolset-10-gcc"), version_of(rpms, "cuda-nvcc-11-4")
+    tools = "/opt/rh/gcc-toolset-10/root/usr/bin"
+    return {
         "cuda-nvcc-11-4": {
             "/usr/local/cuda-11.4/bin/nvcc": f"#!/bin/sh\necho 'Cuda compilation tools, release 11.4, V{nvcc}'\n"
         },
@@ -102,17 +178,19 @@ def later(rpms: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def packages_of(rpm: dict[str, Any], kernels: tuple[str, ...] = KERNELS, suffix: str = "") -> list[dict[str, Any]]:
+def packages_of(
+    rpm: dict[str, Any], mirror: Mirror = K80, kernels: tuple[str, ...] = (), suffix: str = ""
+) -> list[dict[str, Any]]:
     """The packages that repositories have of one entry of the lock, and the libraries that come with them.
 
-    suffix: makes builds newer.
+    kernels: other ones than the mirror's. suffix: makes builds newer.
     """
     if "version" in rpm:
         return [rpm]
     epoch, colon, rest = rpm.get("minimum", "0").rpartition(":")
-    builds = BUILDS.get(rpm["name"], (f"{rest.partition('-')[0]}-1.el8",))
+    builds = mirror.builds.get(rpm["name"], (f"{rest.partition('-')[0]}-1.{mirror.dist}",))
     found = []
-    for build in kernels if rpm.get("unit") == "kernel" else builds:
+    for build in (kernels or mirror.kernels) if rpm.get("unit") == "kernel" else builds:
         version, _, release = build.partition("-")
         package = {**rpm, "epoch": int(epoch) if colon else 0, "version": version, "release": release + suffix}
         evr = "{epoch}:{version}-{release}".format(**package)
@@ -120,7 +198,7 @@ def packages_of(rpm: dict[str, Any], kernels: tuple[str, ...] = KERNELS, suffix:
             package["requires"] = [f"{name} = {evr}" for name in rpm.get("requires", [])]
             # So dnf keeps them side by side.
             package["provides"] = ["installonlypkg(kernel)"]
-        elif rpm["name"] in LIBRARIES:
+        elif LIBRARIES.get(rpm["name"]) in mirror.libraries:
             library = LIBRARIES[rpm["name"]]
             found.append({**package, "name": library, "requires": [], "provides": []})
             package["requires"] = [*rpm.get("requires", []), f"{library} = {evr}"]
@@ -128,9 +206,9 @@ def packages_of(rpm: dict[str, Any], kernels: tuple[str, ...] = KERNELS, suffix:
     return found
 
 
-def offered(rpms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def offered(rpms: list[dict[str, Any]], mirror: Mirror = K80) -> list[dict[str, Any]]:
     """All that the repositories have of the lock's entries."""
-    return [package for rpm in rpms for package in packages_of(rpm)]
+    return [package for rpm in rpms for package in packages_of(rpm, mirror)]
 
 
 def offered_later(rpms: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -138,7 +216,7 @@ def offered_later(rpms: list[dict[str, Any]]) -> list[dict[str, Any]]:
     newest = {}
     for rpm in later(rpms):
         suffix = "" if rpm.get("unit") == "kernel" else ".99"
-        newest.update({package["name"]: package for package in packages_of(rpm, (LATER_KERNEL,), suffix)})
+        newest.update({package["name"]: package for package in packages_of(rpm, K80, (LATER_KERNEL,), suffix)})
     return list(newest.values())
 
 
@@ -146,14 +224,14 @@ def file_of(package: dict[str, Any]) -> str:
     return "{name}-{version}-{release}.{arch}.rpm".format(**package)
 
 
-def preinstalled(rpms: list[dict[str, Any]]) -> list[str]:
+def preinstalled(rpms: list[dict[str, Any]], mirror: Mirror) -> list[str]:
     """Files, below the repositories, of what a host has before the first run."""
-    newest = {package["name"]: package for package in offered(rpms)}
-    found = [newest[name] for name in PREINSTALLED]
+    newest = {package["name"]: package for package in offered(rpms, mirror)}
+    found = [newest[name] for name in (*PREINSTALLED, *mirror.libraries)]
     found += [
-        package for package in offered(rpms)
+        package for package in offered(rpms, mirror)
         if package.get("unit") == "kernel" and package["name"] != "kernel-devel"
-        and f"{package['version']}-{package['release']}" == RUNNING
+        and f"{package['version']}-{package['release']}" == mirror.running
     ]
     return [f"{package['repo']}/Packages/{file_of(package)}" for package in found]
 
@@ -187,8 +265,8 @@ def spec(rpm: dict[str, Any], files: dict[str, str]) -> str:
     return "\n".join([*lines, "%files", *files]) + "\n"
 
 
-def modules(rpms: list[dict[str, Any]]) -> str:
-    """Module metadata: a stream for each one named, the newest the default."""
+def modules(rpms: list[dict[str, Any]], mirror: Mirror = K80) -> str:
+    """Module metadata: a stream for each one named."""
     documents = []
     streams = sorted({(rpm["module"], rpm["stream"]) for rpm in rpms if "stream" in rpm})
     for module, stream in streams:
@@ -200,7 +278,7 @@ def modules(rpms: list[dict[str, Any]]) -> str:
                 "name": module, "stream": stream, "version": int(version), "context": context, "arch": "x86_64",
                 "summary": f"Stub of {module}", "description": f"Stub of {module}:{stream}.",
                 "license": {"module": ["Apache-2.0"]},
-                "dependencies": [{"requires": {"platform": ["el8"]}}],
+                "dependencies": [{"requires": {"platform": [mirror.dist]}}],
                 "profiles": {"default": {"rpms": [module]}},
                 "artifacts": {"rpms": [
                     f"{rpm['name']}-{rpm['epoch']}:{rpm['version']}-{rpm['release']}.{rpm['arch']}" for rpm in members
@@ -209,7 +287,7 @@ def modules(rpms: list[dict[str, Any]]) -> str:
         })
     documents.append({
         "document": "modulemd-defaults", "version": 1,
-        "data": {"module": "nvidia-driver", "stream": "latest-dkms",
+        "data": {"module": "nvidia-driver", "stream": mirror.streams[0],
                  "profiles": {stream: ["default"] for _, stream in streams}},
     })
     return "".join("---\n" + yaml.safe_dump(document, sort_keys=False) + "...\n" for document in documents)
@@ -224,13 +302,17 @@ def run(*command: str | Path, **environment: str) -> str:
     return done.stdout
 
 
-def build(target: Path) -> None:
+def build(target: Path, mirror: Mirror) -> None:
     """Make the repositories below `target`, with the key that signed them."""
-    rpms = yaml.safe_load(LOCK.read_text())["rpms"]
-    files, files_later = contents(rpms), later_contents(rpms)
-    packages = [(rpm["repo"], rpm, files.get(rpm["name"], {})) for rpm in offered(rpms)]
-    packages += [(rpm["repo"], rpm, {}) for rpm in DECOYS]
-    packages += [(LATER, rpm, files_later.get(rpm["name"], {})) for rpm in offered_later(rpms)]
+    rpms = yaml.safe_load(mirror.lock.read_text())["rpms"]
+    files = contents(rpms, mirror)
+    packages = [(rpm["repo"], rpm, files.get(rpm["name"], {})) for rpm in offered(rpms, mirror)]
+    packages += [(rpm["repo"], rpm, {}) for rpm in mirror.decoys]
+    with_modules = [(mirror.cuda, [*rpms, *mirror.decoys])]
+    if mirror.has_later:
+        files_later = later_contents(rpms)
+        packages += [(LATER, rpm, files_later.get(rpm["name"], {})) for rpm in offered_later(rpms)]
+        with_modules.append((LATER, later(rpms)))
     work = target / "work"
     home = work / "gnupg"
     home.mkdir(parents=True, mode=0o700)
@@ -247,16 +329,16 @@ def build(target: Path) -> None:
     gpg = ["gpg", "--batch", "--quiet"]
     run(*gpg, "--passphrase", "", "--quick-generate-key", SIGNER, "rsa3072", "sign", "never", GNUPGHOME=str(home))
     (target / "RPM-GPG-KEY-standin").write_text(run(*gpg, "--armor", "--export", GNUPGHOME=str(home)))
-    (target / "preinstalled").write_text("\n".join(preinstalled(rpms)) + "\n")
+    (target / "preinstalled").write_text("\n".join(preinstalled(rpms, mirror)) + "\n")
     listed = run(*gpg, "--list-keys", "--with-colons", GNUPGHOME=str(home))
     fingerprint = next(line.split(":")[9] for line in listed.splitlines() if line.startswith("fpr:"))
     (target / "fingerprint").write_text(fingerprint)
     run("rpmsign", "--addsign", "--define", f"_gpg_name {SIGNER}", "--define", f"_gpg_path {home}",
         "--define", "__gpg /usr/bin/gpg", *target.glob("*/Packages/*.rpm"), GNUPGHOME=str(home))
-    for repository in (*REPOSITORIES, LATER):
+    for repository in (*mirror.repositories, *([LATER] if mirror.has_later else [])):
         run("createrepo_c", "--quiet", "--no-database", "--general-compress-type=gz", target / repository)
-    for repository, members in (("cuda-rhel8", [*rpms, *DECOYS]), (LATER, later(rpms))):
-        (work / "modules.yaml").write_text(modules(members))
+    for repository, members in with_modules:
+        (work / "modules.yaml").write_text(modules(members, mirror))
         run("modifyrepo_c", "--mdtype=modules", "--compress-type=gz", work / "modules.yaml",
             target / repository / "repodata")
     for repository in SIGNED:
@@ -266,11 +348,12 @@ def build(target: Path) -> None:
     shutil.rmtree(work)
 
 
-def ensure() -> Path:
-    """Directory of the repositories, made anew when the lock or the stubs changed."""
+def ensure(profile: str = "k80") -> Path:
+    """Directory of the repositories of a profile's hosts, made anew when the lock or the stubs changed."""
+    mirror = MIRRORS[profile]
     inputs = b"".join(
         path.read_bytes()
-        for path in (Path(__file__), LOCK, SHARED / "stubs" / "nvidia-smi", SHARED / "captures" / "k80x4.csv")
+        for path in (Path(__file__), mirror.lock, SHARED / "stubs" / "nvidia-smi", mirror.capture_file)
     )
     target = CACHE / "repos" / hashlib.sha256(inputs).hexdigest()[:12]
     if (target / "fingerprint").exists() and not (target / "work").exists():
@@ -284,5 +367,5 @@ def ensure() -> Path:
         elif missing:
             fail(f"Stub repositories: found no {', '.join(missing)}; expected rpm and gpg. Install them.")
         shutil.rmtree(target, ignore_errors=True)
-        build(target)
+        build(target, mirror)
     return target

@@ -13,11 +13,15 @@ PROJECT = Path(__file__).resolve().parents[3]
 CACHE = Path(os.environ.get("KEPLER_CACHE") or Path.home() / ".cache" / "vllm-kepler")
 ARTIFACTS = CACHE / "artifacts"
 STATE = CACHE / "standin"
+# Outputs that are kept from run to run: what takes minutes to unpack.
+OUTPUTS = CACHE / "outputs"
 # As options of apt-get: another program may be installing something.
 APT_WAITS = ("-o", "DPkg::Lock::Timeout=300")
-IMAGE = "vllm-kepler/el8-standin"
+IMAGE = "vllm-kepler/el{major}-standin"
 # Whether the tests that take minutes each run as well.
 LONG = bool(os.environ.get("STANDIN_LONG"))
+# Major release of Enterprise Linux of each profile's hosts.
+RELEASES = {"k80": 8, "volta": 9}
 DEFAULT_MODEL = PROJECT / "tests" / "models" / "licence-llama"
 
 
@@ -27,21 +31,25 @@ class Host:
 
     Attributes:
         name: inventory name.
+        profile: whose host it is.
         dies: whether it has two boards, and a model to serve.
         artifacts: whether it has the files to install from.
         repositories: whether it reaches the stub repositories.
         compiler: whether it has a compiler for the kernels.
         network: whether it has any network but its loopback.
         given: names of outputs that it begins with, where another stand-in has built them before.
+        kept: names of outputs that it begins with, where it has built them in an earlier run.
     """
 
     name: str
+    profile: str = "k80"
     dies: bool = True
     artifacts: bool = True
     repositories: bool = True
     compiler: bool = False
     network: bool = True
     given: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,10 @@ class Fleet:
 
     def container(self, host: str) -> str:
         return f"kepler-{self.name}-{host}"
+
+    @property
+    def profile(self) -> str:
+        return self.hosts[0].profile
 
     @property
     def compiles(self) -> bool:
@@ -116,7 +128,13 @@ OFFLINE = Fleet(
 )
 UPDATE = Fleet("update", (Host("k80-standin", artifacts=False),))
 UPGRADE = Fleet("upgrade", (Host("k80-standin", given=LARGE),))
-FLEETS = {fleet.name: fleet for fleet in (DEMO, TEST, BUILDER, OFFLINE, UPDATE, UPGRADE)}
+VOLTA = Fleet(
+    "volta",
+    (Host("v100-standin", profile="volta", kept=("pytorch", "vllm_dependencies", "vllm")),),
+    port("VOLTA_PORT", 8300),
+)
+DEMOS = {"k80": DEMO, "volta": Fleet("demo-volta", (Host("v100-standin", profile="volta"),), port("DEMO_PORT", 8000))}
+FLEETS = {fleet.name: fleet for fleet in (*DEMOS.values(), TEST, BUILDER, OFFLINE, UPDATE, UPGRADE, VOLTA)}
 
 
 class Step:

