@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.engine impo
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.errors import reasons_of
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.files import numbered
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
-from ansible_collections.kepler.vllm.plugins.plugin_utils import capacity, engine_options
+from ansible_collections.kepler.vllm.plugins.plugin_utils import capacity, engine_options, throughput
 from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import Options, Storage, gib, need, storage_of
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import shown
 from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import (
@@ -78,17 +79,21 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
         )
     # The V1 engine of a released vLLM spreads every prompt over batches.
     chunked = {"enable_chunked_prefill": True} if name == "stock" else {}
+    # The figures are those of the port's kernels.
+    step = profile["gpu"].get("step") if name == PORT else None
     try:
-        return capacity.plan(
+        made = capacity.plan(
             facts["config"], facts["tensors"], None if context is None else int(context),
             Options(
                 **capacity.die_of(profile["gpu"]), **chunked,
                 **{key: value for key, value in options.items() if value is not None},
             ),
             profile["serve"]["sizes"], facts.get("tokenizer"), Engine(name, profile["gpu"]["compute_capability"]),
+            functools.partial(throughput.predicted, step) if step else None,
         )
     except CapacityError as error:
         raise AnsibleFilterError(f"plan_model: {error}. Plan another model, or complete its files.") from error
+    return {**made, "processor": step["processor"]["name"] if step else None}
 
 
 def number_of(variable: str, value: Any, least: float, most: float) -> Any:
@@ -110,7 +115,7 @@ def number_of(variable: str, value: Any, least: float, most: float) -> Any:
 
 def capacity_table(plan: dict[str, Any]) -> list[str]:
     """A plan for people, line by line."""
-    return capacity.table(plan)
+    return capacity.table(plan) + throughput.lines(plan)
 
 
 def split_findings(

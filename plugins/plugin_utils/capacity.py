@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -483,7 +483,7 @@ def gib(size: float) -> str:
 
 def plan(
     config: Any, recorded: Iterable[dict[str, Any]], context: int | None, options: Options, sizes: list[int],
-    tokenizer: dict[str, Any] | None = None, engine: Engine = PORT,
+    tokenizer: dict[str, Any] | None = None, engine: Engine = PORT, predict: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
     """Every layout and storage of a model, as JSON can hold it.
 
@@ -491,6 +491,7 @@ def plan(
         context: tokens of one sequence; None for 4,096, or the model's positions where they are fewer.
         sizes: numbers of dies that are compared.
         tokenizer: what tokenizer_config.json holds, where it is there.
+        predict: throughput.predicted for the profile; None where it has no figures.
 
     Raises CapacityError if the model cannot be planned.
     """
@@ -514,7 +515,7 @@ def plan(
         raise CapacityError(f"plan_context {context}", f"at most the model's {model.positions} positions")
     storages = {**STORAGES, **own_storage(model)}
     rows = [
-        plan_row(model, tensors, dies, context, options, name, storage)
+        plan_row(model, tensors, dies, context, options, name, storage, predict)
         for dies in sizes for name, storage in storages.items()
     ]
     if refused:
@@ -541,7 +542,8 @@ def own_storage(model: Model) -> dict[str, Storage]:
 
 
 def plan_row(
-    model: Model, tensors: list[Tensor], dies: int, context: int, options: Options, name: str, storage: Storage
+    model: Model, tensors: list[Tensor], dies: int, context: int, options: Options, name: str, storage: Storage,
+    predict: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
     """One line of a plan."""
     own = own_storage(model)
@@ -554,11 +556,13 @@ def plan_row(
     if faults:
         return {**row, "fits": False}
     at = need(model, tensors, dies, context, options, storage)
+    sequences = min(options.max_num_seqs, at.tokens // context)
     return {
         **row, "fits": at.fits, "weights": at.weights, "activations": at.activations, "outside": at.outside,
+        "predicted": predict(model, tensors, dies, storage, context, sequences) if predict else [],
         "cache": max(0, at.cache), "token": at.block // at.block_size, "needed": at.needed, "blocks": at.blocks,
         "longest": longest_context(model, tensors, dies, options, storage),
-        "sequences": min(options.max_num_seqs, at.tokens // context),
+        "sequences": sequences,
         "tokens_per_second": options.bandwidth / read_bytes(model, tensors, dies, storage),
     }
 

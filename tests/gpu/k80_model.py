@@ -75,6 +75,10 @@ class Kernel:
 
 KERNELS = {
     ("float16", 1): Kernel(2.0, 32, 71, 9344, 256, {"issue": 89, "FFMA": 32, "F2F": 32, "IMAD": 8, "LDS.128": 2}),
+    ("float16", 2): Kernel(2.0, 32, 96, 37376, 512, {
+        "issue": 123, "FFMA": 64, "IMAD": 8, "F2F": 32, "LDS.128": 4}),
+    ("float16", 4): Kernel(2.0, 32, 123, 37888, 512, {
+        "issue": 191, "FFMA": 128, "IMAD": 8, "F2F": 32, "LDS.128": 8}),
     ("float16", 8): Kernel(2.0, 32, 128, 4096, 128, {
         "issue": 389, "FFMA": 256, "LOP32I": 2, "ISCADD": 4, "IMAD": 6, "F2F": 32, "LDS.128": 16}),
     ("float16", 16): Kernel(2.0, 32, 167, 8192, 128, {
@@ -83,6 +87,12 @@ KERNELS = {
         "issue": 953, "FFMA": 768, "LOP32I": 1, "ISCADD": 4, "IMAD": 7, "F2F": 32, "LDS.128": 48}),
     ("int8", 1): Kernel(1 + 1 / 64, 64, 62, 32256, 896, {
         "issue": 192, "FFMA": 65, "LOP32I": 50, "PRMT": 17, "IMAD": 6, "SHFL": 6, "ISCADD": 5, "F2F": 1}),
+    ("int8", 2): Kernel(1 + 1 / 64, 64, 96, 23040, 640, {
+        "issue": 284, "FFMA": 130, "FADD": 10, "FMUL": 2, "LOP32I": 48, "PRMT": 17,
+        "SHFL": 9, "ISCADD": 5, "IMAD": 6, "F2F": 1}),
+    ("int8", 4): Kernel(1 + 1 / 64, 64, 128, 18432, 512, {
+        "issue": 454, "FFMA": 260, "FADD": 17, "FMUL": 4, "LOP32I": 50, "PRMT": 17, "BFE": 3,
+        "SHFL": 16, "ISCADD": 5, "IMAD": 6, "F2F": 1}),
     ("int8", 8): Kernel(1 + 1 / 64, 32, 145, 4096, 128, {
         "issue": 518, "FFMA": 288, "FMUL": 41, "LOP32I": 27, "PRMT": 9,
         "ISCADD": 12, "IMAD": 18, "F2F": 11, "LDS.128": 16}),
