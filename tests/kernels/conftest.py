@@ -16,9 +16,26 @@ def cuda_home() -> Path:
     return Path(os.environ["CUDA_HOME"])
 
 
+def directory(architecture: str) -> Path:
+    """Where tests/library.sh has built for an architecture."""
+    return Path(os.environ["KEPLER_CACHE"]) / ("kernels" if architecture == "sm_37" else f"kernels-{architecture}")
+
+
 @pytest.fixture(scope="session")
 def built() -> Path:
-    return Path(os.environ["KEPLER_CACHE"]) / "kernels"
+    """What was built for sm_37."""
+    return directory("sm_37")
+
+
+@pytest.fixture(scope="session", params=["sm_37", "sm_70"])
+def architecture(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def each_built(architecture) -> Path:
+    """What was built for each architecture in turn."""
+    return directory(architecture)
 
 
 @pytest.fixture

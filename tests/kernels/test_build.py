@@ -66,6 +66,7 @@ def test_spills_are_refused_in_norms_and_attention_alone(build, csrc, tmp_path):
     assert not (tmp_path / "out/libvllm_kepler.so").exists()
     (csrc / "norm.cu").rename(csrc / "moe.cu")
     assert build(csrc)[0] == 0
+    refused(build(csrc, "--architecture", "sm_70"), "spills where none may be:", "moe.cu: k(float*, int):")
 
 
 def test_a_compile_error_names_file_and_line(build, csrc):
@@ -91,10 +92,16 @@ def fake_nvcc(directory, release, beside=("ptxas", "fatbinary")):
     return nvcc
 
 
-@pytest.mark.parametrize("release", ["10.2", "11.1", "12.4", "13.0"])
-def test_another_release_is_refused(build, csrc, tmp_path, release):
-    nvcc = fake_nvcc(tmp_path / "bin", release)
-    refused(build(csrc, "--nvcc", nvcc), f"{nvcc}: release {release}, expected 11.2 to 11.8")
+@pytest.mark.parametrize(
+    ("architecture", "release"),
+    [("sm_37", "10.2"), ("sm_37", "11.1"), ("sm_37", "12.4"), ("sm_70", "11.1"), ("sm_70", "13.0")],
+)
+def test_another_release_is_refused(build, csrc, tmp_path, architecture, release):
+    nvcc, newest = fake_nvcc(tmp_path / "bin", release), {"sm_37": "11.8", "sm_70": "12.9"}[architecture]
+    refused(
+        build(csrc, "--architecture", architecture, "--nvcc", nvcc),
+        f"{nvcc}: release {release}, expected 11.2 to {newest}, which know {architecture}",
+    )
 
 
 def test_an_incomplete_tree_is_refused(build, csrc, tmp_path):

@@ -19,12 +19,13 @@ def declared():
     return set(re.findall(r"\b(kepler_\w+)\(", re.sub(r"/\*.*?\*/", "", (CSRC / "kepler.h").read_text(), flags=re.S)))
 
 
-def test_machine_code_for_a_k80_and_ptx_that_its_driver_takes(built, cuda_home):
+def test_machine_code_and_ptx_that_drivers_take(each_built, architecture, cuda_home):
     """Driver 470 takes PTX up to 7.4."""
+    built = each_built
     listing = output(cuda_home / "bin/cuobjdump", "-lelf", "-lptx", built / "libvllm_kepler.so")
-    assert set(re.findall(r"\.(sm_\d+)\.(?:cubin|ptx)", listing)) == {"sm_37"}
+    assert set(re.findall(r"\.(sm_\d+)\.(?:cubin|ptx)", listing)) == {architecture}
     ptx = output(cuda_home / "bin/cuobjdump", "-ptx", built / "libvllm_kepler.so")
-    assert set(re.findall(r"^\.target (\w+)", ptx, re.M)) == {"sm_37"}
+    assert set(re.findall(r"^\.target (\w+)", ptx, re.M)) == {architecture}
     assert set(re.findall(r"^\.version (\S+)", ptx, re.M)) == {"7.2"}
 
 
@@ -34,22 +35,23 @@ def test_it_needs_no_cuda_runtime(built):
     assert not [name for name in needed if "cuda" in name or "nvidia" in name]
 
 
-def test_it_exports_the_interface_and_nothing_else_of_ours(built):
-    symbols = output("nm", "-D", "--defined-only", "--format=posix", built / "libvllm_kepler.so")
+def test_it_exports_the_interface_and_nothing_else_of_ours(each_built):
+    symbols = output("nm", "-D", "--defined-only", "--format=posix", each_built / "libvllm_kepler.so")
     exported = {line.split()[0] for line in symbols.splitlines()}
     assert {name for name in exported if name.startswith("kepler_")} == declared()
 
 
-def test_no_spills_in_attention_norms_and_linear(built):
-    """The report holds every kernel; sm_37 has 255 registers a thread and 48 KiB of shared memory a block."""
-    resources = json.loads((built / "resources.json").read_text())
+def test_no_spills_in_attention_norms_and_linear(each_built, architecture):
+    """The report holds every kernel; both have 255 registers a thread and 48 KiB of shared memory a block."""
+    resources = json.loads((each_built / "resources.json").read_text())
+    assert resources["architecture"] == architecture
     files = {kernel["file"] for kernel in resources["kernels"]}
     assert files == {path.name for path in CSRC.glob("*.cu")} - {"library.cu"}
     for kernel in resources["kernels"]:
         assert kernel["registers"] <= 255
         assert kernel["shared"] <= 48 << 10
-        if kernel["file"] in ("norm.cu", "attention_decode.cu", "attention_prefill.cu", "linear.cu",
-                              "linear_experts.cu", "linear_tiled.cu"):
+        if architecture != "sm_37" or kernel["file"] in ("norm.cu", "attention_decode.cu", "attention_prefill.cu",
+                                                         "linear.cu", "linear_experts.cu", "linear_tiled.cu"):
             assert kernel["spill_stores"] == kernel["spill_loads"] == 0, kernel
     for name in sorted(files):
         own = [kernel for kernel in resources["kernels"] if kernel["file"] == name]
@@ -57,13 +59,13 @@ def test_no_spills_in_attention_norms_and_linear(built):
               f"{max(k['shared'] for k in own)} bytes of shared memory, {sum(k['spill_stores'] for k in own)} spilled")
 
 
-def test_it_says_what_it_is(built):
-    library = ctypes.CDLL(str(built / "libvllm_kepler.so"))
+def test_it_says_what_it_is(each_built, architecture):
+    library = ctypes.CDLL(str(each_built / "libvllm_kepler.so"))
     for name in ("kepler_version", "kepler_architectures", "kepler_error_text"):
         getattr(library, name).restype = ctypes.c_char_p
     version = re.search(r'__version__ = "(.+)"', (CSRC.parent / "vllm_kepler" / "version.py").read_text()).group(1)
     assert library.kepler_version().decode() == version
-    assert library.kepler_architectures() == b"sm_37 compute_37"
+    assert library.kepler_architectures() == f"{architecture} {architecture.replace('sm', 'compute')}".encode()
     assert b"invalid argument" in library.kepler_error_text(INVALID_VALUE)
 
 
@@ -77,9 +79,9 @@ def attention(library, head_size=64, block_size=16, cache_dtype=0, num_heads=8, 
     )
 
 
-def test_launchers_refuse_what_they_do_not_take(built):
+def test_launchers_refuse_what_they_do_not_take(each_built):
     """Needs no GPU."""
-    library = ctypes.CDLL(str(built / "libvllm_kepler.so"))
+    library = ctypes.CDLL(str(each_built / "libvllm_kepler.so"))
     for wrong in ({"head_size": 12}, {"head_size": 520}, {"block_size": 7}, {"block_size": 64}, {"cache_dtype": 9},
                   {"num_heads": 7}):
         assert attention(library, **wrong) == INVALID_VALUE, wrong

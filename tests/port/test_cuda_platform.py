@@ -44,20 +44,23 @@ def run(program, capability=(3, 7), **environment):
 WHICH = "from vllm.platforms import current_platform; print(type(current_platform).__name__)"
 
 
-@pytest.mark.parametrize(("capability", "environment"), [((3, 7), {}), ((7, 0), {"VLLM_KEPLER_VERIFY": "1"})])
+@pytest.mark.parametrize(
+    ("capability", "environment"), [((3, 7), {}), ((7, 0), {}), ((9, 0), {"VLLM_KEPLER_VERIFY": "1"})]
+)
 def test_gpus_that_the_port_serves_on(capability, environment):
     status, printed = run(WHICH, capability, **environment)
     assert status == 0, printed
     assert printed.splitlines()[-1] == "KeplerCudaPlatform"
 
 
-@pytest.mark.parametrize("capability", [(3, 5), (7, 0)])
+@pytest.mark.parametrize("capability", [(3, 5), (7, 5), (9, 0)])
 def test_other_gpus_are_refused(capability):
     """A K40 (sm_35) is not a K80, and this vLLM has no kernels for a newer GPU."""
     status, printed = run(WHICH, capability)
     assert status != 0
     found = ", ".join([f"{capability[0]}.{capability[1]}"] * 4)
-    assert printed.splitlines()[-1].startswith(f"GPU: found compute capability {found}; expected 3.7 (Tesla K80)")
+    last = printed.splitlines()[-1]
+    assert last.startswith(f"GPU: found compute capability {found}; expected 3.7 (Tesla K80) or 7.0 (Tesla V100, ")
     assert "Traceback" not in printed
 
 
@@ -111,6 +114,20 @@ def test_what_the_start_says():
     assert printed.splitlines()[-1] == "started"
 
 
+def test_the_log_of_a_volta_names_it(tmp_path):
+    built = envs.VLLM_KEPLER_LIBRARY.read_bytes()
+    (tmp_path / "v.so").write_bytes(built.replace(b"sm_37 compute_37\0", b"sm_70 compute_70\0"))
+    backend = START + (
+        "import torch\n"
+        "print(current_platform.get_attn_backend_cls(None, 64, torch.float32, None, 16, False, False))\n"
+    )
+    status, printed = run(backend, (7, 0), VLLM_KEPLER_LIBRARY=str(tmp_path / "v.so"))
+    assert status == 0, printed
+    assert "Volta GPU detected (sm_70): forcing eager mode and disabling CUDA graphs." in printed
+    assert "Using Torch SDPA attention backend for Volta GPU (sm_70)." in printed
+    assert "compute capability 7.0; kernel library 0.2.0 (sm_70, compute_70) from" in printed
+
+
 def test_models_import_without_triton():
     """Mixtures of experts, and upstream's adapters, name Triton's kernels while they are imported."""
     status, printed = run("""
@@ -159,6 +176,8 @@ def test_a_library_for_another_architecture_is_refused(tmp_path):
         (("compute_37",), (3, 7), False),
         (("sm_35",), (3, 7), True),
         (("sm_70", "compute_70"), (3, 7), False),
+        (("sm_70", "compute_70"), (7, 0), True),
+        (("sm_70", "compute_70"), (9, 0), True),
     ],
 )
 def test_which_code_runs_where(architectures, capability, runs):

@@ -57,7 +57,8 @@ __device__ __forceinline__ void reduce_scatter(float (&values)[kCount], int lane
 }
 
 template <typename T, int kWidth, int kVectors, int kHeads>
-__global__ void __launch_bounds__(kThreads, 4) decode_kernel(DecodeArgs a) {
+__global__ void __launch_bounds__(kThreads, on(4, kVectors * kHeads < 8 ? 4 : 3))
+    decode_kernel(DecodeArgs a) {
   constexpr int kRows = 32 / kWidth;                                    // rows that a warp reads side by side
   constexpr int kTokens = kHeads == 8 ? 4 : 8 / kVectors;               // consecutive tokens a row of lanes
   constexpr int kStep = kRows * kTokens;                                // tokens a warp handles at a time

@@ -11,6 +11,9 @@ namespace kepler {
 // Numbers of the C interface.
 enum DType { kFloat32 = 0, kFloat16 = 1 };
 
+// The number for the architecture that is compiled: a multiprocessor of sm_37 has 128 K registers, one of sm_70 half.
+constexpr int on(int sm_37, int sm_70) { return KEPLER_SM == 37 ? sm_37 : sm_70; }
+
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 // Named masks: a warp of a newer GPU does not move in step by itself.

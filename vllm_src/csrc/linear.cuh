@@ -119,7 +119,7 @@ struct LinearArgs {
 };
 
 // How a kernel is cut: rows of the weight a warp, warps a block, warps that share a row's columns, columns of x in
-// shared memory, blocks that a multiprocessor of 64 K registers (sm_37: 128 K) shall hold, and whether a step's loads
+// shared memory, blocks that a multiprocessor shall hold, and whether a step's loads
 // go out before the arithmetic of the one before, into registers of their own, or after it, into the same.
 template <int kOut_, int kWarps_, int kParts_, int kStaged_, int kBlocks_, bool kEarly_>
 struct Cut {
@@ -313,21 +313,22 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks) linear_kernel(LinearA
   }
 }
 
-// The fastest of some dozens on one H200, over the layers of Llama 7B, 8B and 13B.
+// The fastest of some dozens on one H200, over the layers of Llama 7B, 8B and 13B; on sm_70 as many blocks as spill
+// nothing.
 template <typename F, int kRows>
 struct Best;
 template <> struct Best<Half, 1> { using type = Cut<4, 8, 4, 2048, 3, true>; };
 template <> struct Best<Half, 2> { using type = Cut<4, 16, 2, 4096, 1, true>; };
 template <> struct Best<Half, 4> { using type = Cut<4, 16, 2, 2048, 1, true>; };
 template <> struct Best<Half, 8> { using type = Cut<4, 16, 2, 1024, 1, true>; };
-template <> struct Best<Int8, 1> { using type = Cut<4, 8, 2, 2048, 4, false>; };
-template <> struct Best<Int8, 2> { using type = Cut<4, 8, 2, 2048, 3, false>; };
-template <> struct Best<Int8, 4> { using type = Cut<4, 8, 1, 1024, 2, true>; };
-template <> struct Best<Int8, 8> { using type = Cut<4, 8, 1, 512, 2, false>; };
-template <> struct Best<Int4, 1> { using type = Cut<2, 8, 1, 4096, 4, true>; };
-template <> struct Best<Int4, 2> { using type = Cut<4, 8, 1, 2048, 3, false>; };
+template <> struct Best<Int8, 1> { using type = Cut<4, 8, 2, 2048, on(4, 3), false>; };
+template <> struct Best<Int8, 2> { using type = Cut<4, 8, 2, 2048, on(3, 2), false>; };
+template <> struct Best<Int8, 4> { using type = Cut<4, 8, 1, 1024, on(2, 1), true>; };
+template <> struct Best<Int8, 8> { using type = Cut<4, 8, 1, 512, on(2, 1), false>; };
+template <> struct Best<Int4, 1> { using type = Cut<2, 8, 1, 4096, on(4, 3), true>; };
+template <> struct Best<Int4, 2> { using type = Cut<4, 8, 1, 2048, on(3, 2), false>; };
 template <> struct Best<Int4, 4> { using type = Cut<4, 8, 1, 1024, 2, true>; };
-template <> struct Best<Int4, 8> { using type = Cut<4, 8, 1, 1024, 2, false>; };
+template <> struct Best<Int4, 8> { using type = Cut<4, 8, 1, 1024, on(2, 1), false>; };
 
 }  // namespace
 }  // namespace kepler

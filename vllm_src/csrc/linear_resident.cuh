@@ -18,11 +18,11 @@
 namespace kepler {
 namespace {
 
-// Warps of a block at most: registers of x, 128 a thread for 16 warps on a multiprocessor of 64 K, bound them.
+// Warps of a block at most: registers of x bound them.
 template <typename F, int kRows>
 struct Resident;
 template <> struct Resident<Int4, 1> { static constexpr int kWarps = 16; };
-template <> struct Resident<Int4, 2> { static constexpr int kWarps = 16; };
+template <> struct Resident<Int4, 2> { static constexpr int kWarps = on(16, 12); };
 template <> struct Resident<Int4, 4> { static constexpr int kWarps = 8; };
 template <> struct Resident<Int8, 1> { static constexpr int kWarps = 28; };
 template <> struct Resident<Int8, 2> { static constexpr int kWarps = 20; };

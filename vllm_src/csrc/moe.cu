@@ -139,7 +139,7 @@ struct Coded {
 
 // kTileM × 64 outputs a block, kTileM / 16 × 4 a thread.
 template <typename F, int kTileM>
-__global__ void __launch_bounds__(kProductThreads)
+__global__ void __launch_bounds__(kProductThreads, on(0, 3))
     product_kernel(float* out, const float* __restrict__ x, Weights weights, const float* __restrict__ row_scales,
                    const int* __restrict__ sorted_rows, const int* __restrict__ tile_experts,
                    const int* __restrict__ num_sorted, int num_rows, int n, int k, int rows_per_x) {

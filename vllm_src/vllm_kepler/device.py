@@ -1,15 +1,38 @@
 """The choice of the device that the port serves on.
 
-A K80 needs no switch; envs.py has those for another device. Imports no torch: vLLM asks each process.
+The GPUs of the table need no switch; envs.py has those for another device. Imports no torch: vLLM asks each process.
 """
 
 import importlib.util
 import os
+from typing import NamedTuple
 
 from . import envs
 from .errors import SettingError
 
-K80 = (3, 7)
+
+class Gpu(NamedTuple):
+    """GPUs that the port is for.
+
+    Attributes:
+        name: for messages.
+        code: their machine code in the kernel library.
+        detected, attention: how lines of the log name them.
+    """
+
+    name: str
+    code: str
+    detected: str
+    attention: str
+
+
+# By compute capability. Only the first takes no PTX of a newer toolkit.
+GPUS = {
+    (3, 7): Gpu("Tesla K80", "sm_37", "Kepler GPU detected (sm < 70)", "Kepler GPU (sm < 60)"),
+    (7, 0): Gpu("Tesla V100, TITAN V or CMP 100-210", "sm_70", "Volta GPU detected (sm_70)", "Volta GPU (sm_70)"),
+}
+# Whose lines another device has: the CPU, or a GPU that the port is verified on.
+USUAL = GPUS[3, 7]
 CPU_PLATFORM = "vllm_kepler.platform_cpu.KeplerCpuPlatform"
 CUDA_PLATFORM = "vllm_kepler.platform_cuda.KeplerCudaPlatform"
 
@@ -64,12 +87,14 @@ def platform_class() -> str | None:
     capabilities = compute_capabilities()
     if not capabilities:
         return None
-    if envs.VLLM_KEPLER_VERIFY or all(capability == K80 for capability in capabilities):
+    alike = len(set(capabilities)) == 1
+    if envs.VLLM_KEPLER_VERIFY or (alike and capabilities[0] in GPUS):
         return CUDA_PLATFORM
     if importlib.util.find_spec("vllm._C"):
         return None
     found = ", ".join(f"{major}.{minor}" for major, minor in capabilities)
+    expected = " or ".join(f"{major}.{minor} ({gpu.name})" for (major, minor), gpu in GPUS.items())
     raise SettingError(
-        f"GPU: found compute capability {found}; expected 3.7 (Tesla K80) on every GPU that CUDA_VISIBLE_DEVICES "
-        "leaves. Choose the K80's GPUs there, or set VLLM_KEPLER_VERIFY=1 to verify the port on another NVIDIA GPU."
+        f"GPU: found compute capability {found}; expected {expected}, the same on every GPU that CUDA_VISIBLE_DEVICES "
+        "leaves. Choose such GPUs there, or set VLLM_KEPLER_VERIFY=1 to verify the port on another NVIDIA GPU."
     )

@@ -1,4 +1,4 @@
-"""Platform of a Kepler GPU, and with VLLM_KEPLER_VERIFY=1 of another NVIDIA GPU."""
+"""Platform of the GPUs that the port is for, and with VLLM_KEPLER_VERIFY=1 of another NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch._dynamo
 from vllm.logger import init_logger
 
-from . import absent_modules, envs, ops, settings
+from . import absent_modules, device, envs, ops, settings
 from .ops import library
 from .speculation import config as speculation
 
@@ -36,10 +36,11 @@ class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
         capability = cls.get_device_capability()
+        gpu = device.GPUS.get(tuple(capability))
         graphs = envs.VLLM_KEPLER_CUDA_GRAPHS
         logger.info(
             "%s: %s.",
-            "Kepler GPU detected (sm < 70)" if capability < (7, 0) else "VLLM_KEPLER_VERIFY=1, as on a Kepler GPU",
+            gpu.detected if gpu else "VLLM_KEPLER_VERIFY=1, as on a Kepler GPU",
             "VLLM_KEPLER_CUDA_GRAPHS=1, CUDA graphs for decoding" if graphs
             else "forcing eager mode and disabling CUDA graphs",
         )
@@ -52,6 +53,10 @@ class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
         )
         settings.apply_defaults(vllm_config, graphs)
         speculation.apply_defaults(vllm_config, "vllm.worker.worker.Worker")
+
+    @classmethod
+    def gpu(cls) -> device.Gpu:
+        return device.GPUS.get(tuple(cls.get_device_capability()), device.USUAL)
 
     @classmethod
     def use_custom_allreduce(cls) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from vllm.logger import init_logger
 
+from . import device
 from .checkpoint.files import read_header
 from .checkpoint.limits import BLOCK_SIZE, BLOCK_SIZES, ROWS
 from .checkpoint.quantization import SUPPORTED_FORMATS
@@ -78,8 +79,13 @@ class KeplerSettings:
         """
         reject_if(use_mla, "multi-head latent attention with VLLM_MLA_DISABLE=0")
         reject_if(use_v1, "the V1 engine")
-        logger.info("Using Torch SDPA attention backend for Kepler GPU (sm < 60).")
+        logger.info("Using Torch SDPA attention backend for %s.", cls.gpu().attention)
         return BACKEND
+
+    @classmethod
+    def gpu(cls) -> device.Gpu:
+        """Return the GPUs whose place the device takes."""
+        return device.USUAL
 
     @classmethod
     def get_punica_wrapper(cls) -> str:
@@ -95,7 +101,7 @@ def apply_defaults(config: VllmConfig, graphs: bool = False) -> None:
     dtype half is how weights and KV cache are stored. vLLM calls this again with configs that it derives from one that
     has passed before.
 
-    Raises SettingError, before any weight is read, for a setting that a Kepler GPU cannot serve.
+    Raises SettingError, before any weight is read, for a setting that the port cannot serve.
     """
     # vllm.config itself asks for the platform while it is imported.
     from vllm.config import CompilationLevel, DecodingConfig
@@ -104,7 +110,7 @@ def apply_defaults(config: VllmConfig, graphs: bool = False) -> None:
     if model is not None:
         if model.dtype not in (torch.float32, torch.float16):
             raise SettingError(
-                f"dtype: found {str(model.dtype).removeprefix('torch.')}; expected float32 or half: a Kepler GPU "
+                f"dtype: found {str(model.dtype).removeprefix('torch.')}; expected float32 or half: the port "
                 "computes in float32 and stores weights as float32 or float16. Leave dtype out for float32."
             )
         apply_storage(config)

@@ -4,7 +4,7 @@ library="$out/lib/libvllm_kepler.so"
 mkdir -p tree build "$out/lib"
 tar -xf "$src/vllm_kernels.tar" --strip-components=1 -C tree
 echo "##progress compiling the kernels"
-"$python" tree/build.py --nvcc "$NVCC" --ccbin "$CCBIN" --version "$VERSION" --out build
+"$python" tree/build.py {{ __vllm_architecture }}--nvcc "$NVCC" --ccbin "$CCBIN" --version "$VERSION" --out build
 cp build/libvllm_kepler.so build/resources.json build/resources.txt "$out/lib/"
 echo "##progress loading the kernels"
 "$python" - "$library" "$VERSION" <<'END'
