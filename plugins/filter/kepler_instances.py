@@ -63,7 +63,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a list of different integers from 0",
     ),
     "tensor_parallel_size": (lambda value: value >= 1, "an integer from 1"),
-    "engine": (lambda value: True, "which this profile's GPUs have"),
+    "engine": (lambda value: True, "which the hosts of this profile have"),
     "dtype": (lambda value: True, "which weights and cache may have on these GPUs"),
     "cuda_graphs": (lambda value: True, "true for CUDA graphs of decoding steps, or false, without quotes"),
     "max_model_len": (lambda value: value >= 1, "an integer from 1"),
@@ -101,8 +101,8 @@ def by_own_names(instance: dict) -> dict:
 
 
 def engines_of(serve: dict[str, Any]) -> list[str]:
-    """Engines that a profile's hosts can run, the default first: where vLLM as it is released runs, the port does."""
-    return list(dict.fromkeys([serve["engine"], "port"]))
+    """Engines that a profile's hosts have, the default first."""
+    return [serve["engine"]]
 
 
 def instances_with_defaults(instances: Any, defaults: Any, serve: dict[str, Any] = NO_PROFILE) -> Any:

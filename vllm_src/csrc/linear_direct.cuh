@@ -93,7 +93,7 @@ struct DirectInt4 {
   }
 };
 
-// How a tile is cut: rows of x, and blocks that a multiprocessor of 64 K registers shall hold. kN: rows of the weight a
+// How a tile is cut: rows of x, and blocks that a multiprocessor shall hold. kN: rows of the weight a
 // lane; kOutputs: a block.
 template <int kX_, int kBlocks_>
 struct DirectCut {

@@ -232,7 +232,7 @@ template <typename F, typename D>
 int tiled(const TiledArgs& a, int tile, int parts, cudaStream_t stream) {
   switch (tile) {
     case 8: return launch_direct<D, DirectCut<8, 4>>(a, parts, stream);
-    case 12: return launch_direct<D, DirectCut<12, 4>>(a, parts, stream);
+    case 12: return launch_direct<D, DirectCut<12, on(4, 3)>>(a, parts, stream);
     case 16: return launch_direct<D, DirectCut<16, 3>>(a, parts, stream);
     case 20: return launch_direct<D, DirectCut<20, 2>>(a, parts, stream);
     case 24: return launch_direct<D, DirectCut<24, 2>>(a, parts, stream);

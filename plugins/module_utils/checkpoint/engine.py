@@ -78,7 +78,7 @@ def refusals(config, tokenizer=None, trusts=False, in_gguf=False, engine=PORT):
 def _stock(config, tokenizer, trusts, in_gguf, engine):
     """As refusals, for vLLM as it is released."""
     if in_gguf:
-        return [("a GGUF file and engine: stock", "safetensors, or " + stock.PORT)]
+        return [("a GGUF file and engine: stock", "safetensors" + stock.PORT)]
     found = _types(config, trusts, engine.names) or _architectures(config, trusts, engine.names)
     if not found and engine.capability:
         found = stock.refusals(config, engine.capability)

@@ -20,7 +20,7 @@ METHODS = {
 # Latent attention is tried on newer GPUs alone.
 LATENT = (8, 0)
 WITHOUT = "unquantized weights or GPTQ"
-PORT = "engine: port, which serves it"
+PORT = " (engine: port serves it)"
 
 
 def capability_of(text):
@@ -38,7 +38,7 @@ def refusals(config, capability):
     for prefix, part in parts_of(config):
         if part.get("kv_lora_rank") and capability_of(capability) < LATENT:
             return [("multi-head latent attention (%skv_lora_rank) and engine: stock" % prefix,
-                     "a model with keys and values of every head, or " + PORT)]
+                     "a model with keys and values of every head" + PORT)]
         for key in QUANTIZATION_KEYS:
             if part.get(key):
                 return _quantization(part[key], capability)
@@ -55,4 +55,4 @@ def _quantization(section, capability):
         return []
     found = "weights quantized with %s and engine: stock, whose kernels for them need compute capability %d.%d"
     return [((found + "; these GPUs have %s") % ((name,) + least + (capability,)),
-             WITHOUT + (", or " + PORT if in_port else ""))]
+             WITHOUT + (PORT if in_port else ""))]

@@ -110,8 +110,8 @@ def test_stock_serves_what_its_kernels_can(config):
     ("config", "found", "instead", "newer"),
     [
         (of(quantization_config=AWQ), "awq and engine: stock, whose kernels for them need compute capability 7.5; "
-         "these GPUs have 7.0", "GPTQ, or engine: port", True),
-        (of(quantization_config=packed()), "compressed-tensors", "GPTQ, or engine: port", True),
+         "these GPUs have 7.0", "GPTQ (engine: port serves it)", True),
+        (of(quantization_config=packed()), "compressed-tensors", "GPTQ (engine: port serves it)", True),
         (of(quantization_config={"quant_method": "fp8"}), "capability 8.0", "unquantized weights or GPTQ", False),
         (of(quantization_config={"quant_method": "mxfp4"}), "capability 8.0", "unquantized weights or GPTQ", False),
         (of(quantization_config={"quant_method": "gptq_marlin"}), "capability 8.0", "or GPTQ", False),

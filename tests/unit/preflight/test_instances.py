@@ -8,7 +8,6 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_host import paths_to_
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import (
     DEFAULTS,
     KEYS,
-    engines_of,
     instances_with_defaults,
     inventory_findings,
 )
@@ -229,23 +228,21 @@ def test_dtype_is_one_of_the_profile_whose_first_is_the_default():
 
 
 def test_engine_is_the_profiles_unless_an_instance_names_one():
-    for own, allowed in (("port", ["port"]), ("stock", ["stock", "port"])):
+    for own, other in (("port", "stock"), ("stock", "port")):
         serve = {**SERVE, "engine": own}
-        (instance,) = instances_with_defaults([demo()], {}, serve)
-        assert instance["engine"] == own
-        assert engines_of(serve) == allowed
-        for engine in allowed:
-            assert inventory_findings([{**instance, "engine": engine}], serve) == []
-        (changed,) = instances_with_defaults([demo()], {"engine": "port"}, serve)
-        assert changed["engine"] == "port"
+        for said, meant in (({}, own), ({"engine": own}, own), ({"engine": other}, other)):
+            (instance,) = instances_with_defaults([demo(**said)], {}, serve)
+            assert instance["engine"] == meant
+        (changed,) = instances_with_defaults([demo()], {"engine": other}, serve)
+        assert changed["engine"] == other
 
 
-def test_stock_is_refused_where_only_the_port_runs():
-    (found,) = judge(demo(engine="stock"))
+@pytest.mark.parametrize(("own", "other"), [("port", "stock"), ("stock", "port"), ("port", "vllm")])
+def test_engine_that_hosts_have_not_is_refused_by_name(own, other):
+    assert judge(demo(engine=own), engine=own) == []
+    (found,) = judge(demo(engine=other), engine=own)
     assert found["variable"] == f"{WHERE}.engine"
-    assert (found["found"], found["expected"]) == ('"stock"', "port, which this profile's GPUs have")
-    (found,) = judge(demo(engine="vllm"))
-    assert found["expected"].startswith("port, ")
+    assert (found["found"], found["expected"]) == (f'"{other}"', f"{own}, which the hosts of this profile have")
 
 
 @pytest.mark.parametrize("revision", ["main", "0123456", "0" * 41, "G" * 40, 7, NULL, "0" * 40 + "\n"])
