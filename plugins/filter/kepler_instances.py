@@ -25,6 +25,10 @@ def is_text(value: str) -> bool:
     return bool(value.strip()) and value.isprintable() and not value.startswith("-")
 
 
+def is_path_or_hub_name(value: str) -> bool:
+    return value.startswith("/") or value.count("/") < 2 or value.lower().endswith(".gguf")
+
+
 def is_adapters(value: dict) -> bool:
     return all(
         isinstance(name, str) and re.fullmatch("[A-Za-z0-9][A-Za-z0-9._/-]*", name) and is_plain_path(path)
@@ -53,8 +57,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "lower-case letters, digits and hyphens, 42 at most",
     ),
     "model": (
-        lambda value: is_text(value) and not value.startswith("."),
-        "the name of a Hugging Face model or the absolute path of its directory on the host",
+        lambda value: is_text(value) and not value.startswith(".") and is_path_or_hub_name(value),
+        "the name of a Hugging Face model, OWNER/NAME/FILE.gguf for one GGUF file of it, or the absolute path of its "
+        "directory or GGUF file on the host",
     ),
     "host": (is_listening_address, "an address to listen on, such as 127.0.0.1, 0.0.0.0 or ::, or a host name"),
     "port": (lambda value: 1024 <= value <= 65535, "an integer of 1024 to 65535"),

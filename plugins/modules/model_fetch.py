@@ -12,7 +12,7 @@ description:
     again.
 options:
   name:
-    description: OWNER/NAME on the hub.
+    description: OWNER/NAME on the hub, or OWNER/NAME/FILE.gguf for one GGUF file of it.
     type: str
     required: true
   revision:

@@ -59,18 +59,20 @@ class Hub:
                 outer.asked.append((self.command, name))
                 content, sibling = outer.files[name], outer.sibling(name)
                 etag = sibling["lfs"]["sha256"] if "lfs" in sibling else sibling["blobId"]
-                begin = int((self.headers.get("Range") or "bytes=0-").partition("=")[2].rstrip("-"))
-                body = content[begin:] if whole else b""
+                first, _, last = (self.headers.get("Range") or "bytes=0-").partition("=")[2].partition("-")
+                begin, end = int(first), int(last) + 1 if last else len(content)
+                body = content[begin:end] if whole else b""
                 headers = [
                     ("X-Repo-Commit", SHA), ("ETag", f'"{etag}"'), ("Accept-Ranges", "bytes"),
-                    ("Content-Length", str(len(content) - begin)),
+                    ("Content-Length", str(min(end, len(content)) - begin)),
                 ]
-                if begin:
-                    headers.append(("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}"))
+                is_part = begin or end < len(content)
+                if is_part:
+                    headers.append(("Content-Range", f"bytes {begin}-{min(end, len(content)) - 1}/{len(content)}"))
                 if outer.cut and whole and name.endswith(".safetensors"):
                     body = body[:outer.cut]
                     self.close_connection = True
-                self.reply(206 if begin else 200, headers, body)
+                self.reply(206 if is_part else 200, headers, body)
                 outer.sent[name] = outer.sent.get(name, 0) + len(body)
                 return None
 

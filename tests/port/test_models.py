@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
+from gguf import GGMLQuantizationType, GGUFWriter, quantize
 from small_hub import NAME, SHA, Hub
 
 FETCH = Path(__file__).resolve().parents[2] / "roles" / "models" / "files" / "fetch.py"
@@ -35,7 +37,8 @@ def fetch(hub, tmp_path):
     def run(name=NAME, revision=SHA, expected=None, before="", **environment):
         for path in kept.iterdir():
             path.unlink()
-        asked = json.dumps({"name": name, "revision": revision, "directory": str(kept), "expected": expected or {}})
+        asked = json.dumps({"name": name, "revision": revision, "directory": str(kept), "expected": expected or {},
+                            "engines": ["port"], "capability": None})
         done = subprocess.run(
             [sys.executable, "-c", f"import runpy, shutil, sys\n{before}\nsys.argv = sys.argv[1:]\n"
              "runpy.run_path(sys.argv[0], run_name='__main__')", str(FETCH), asked],
@@ -152,6 +155,67 @@ def test_other_formats(hub, fetch):
     assert "found no weights" in fetch()[2]
     hub.files = {"config.json": CONFIG, "pytorch_model.bin": b"weights", "training_args.bin": b"no"}
     assert set(fetch()[1]["files"]) == {"config.json", "pytorch_model.bin"}
+
+
+def gguf_file(directory, kind=GGMLQuantizationType.Q8_0, tokenizer="llama", split=0):
+    """Contents of a GGUF file, or of its parts, by their names: a layer of a Llama, with a header of 2 MB."""
+    writer = GGUFWriter(directory / "m.gguf", "llama", split_max_tensors=split)
+    writer.add_context_length(512)
+    writer.add_embedding_length(256)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(512)
+    writer.add_head_count(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    tokens = [f"token {number} {'x' * 20}" for number in range(60_000)]
+    writer.add_tokenizer_model(tokenizer)
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_tensor("token_embd.weight", numpy.zeros((60_000, 256), numpy.float16))
+    for name in ("q", "k", "v", "output"):
+        data = quantize(numpy.zeros((256, 256), numpy.float32), kind)
+        writer.add_tensor(f"blk.0.attn_{name}.weight", data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return {path.name: path.read_bytes() for path in sorted(directory.glob("*.gguf"))}
+
+
+@pytest.mark.parametrize("split", [0, 2])
+def test_gguf_file_of_a_repository_is_fetched(hub, fetch, tmp_path, split):
+    """Alone: with all of its parts, and without the other files."""
+    (tmp_path / "made").mkdir()
+    made = gguf_file(tmp_path / "made", split=split)
+    hub.files.update(made)
+    status, record, fault = fetch(name=f"{NAME}/{min(made)}")
+    assert (status, fault) == (0, None)
+    assert set(record["files"]) == set(made) and len(made) == (3 if split else 1)
+    assert (Path(record["path"]) / min(made)).read_bytes() == made[min(made)]
+    assert record["name"] == f"{NAME}/{min(made)}"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"tokenizer": "bert"}, "m.gguf: found a tokenizer of the kind bert; expected"),
+        ({"kind": GGMLQuantizationType.TQ1_0}, "found weights of the type TQ1_0 (blk.0.attn_q.weight)"),
+    ],
+)
+def test_gguf_file_that_is_not_served_is_not_fetched(hub, fetch, tmp_path, options, named):
+    """Nothing of it is in the cache; of a file that only its tokenizer rules out the header is read."""
+    (tmp_path / "made").mkdir()
+    hub.files.update(gguf_file(tmp_path / "made", **options))
+    status, _, fault = fetch(name=f"{NAME}/m.gguf")
+    assert status == 1 and named in fault
+    assert not list((tmp_path / "cache").rglob("blobs/*"))
+    assert "tokenizer" not in options or hub.sent["m.gguf"] < len(hub.files["m.gguf"])
+
+
+def test_gguf_file_that_is_not_there_is_named(hub, fetch):
+    hub.files["q4/a-00001-of-00002.gguf"] = hub.files["b.gguf"] = b"GGUF"
+    fault = fetch(name=f"{NAME}/c.gguf")[2]
+    assert "found no c.gguf; expected a GGUF file of the repository: b.gguf, q4/a-00001" in fault
+    assert "found no q4/a-00002-of-00002.gguf" in fetch(name=f"{NAME}/q4/a-00001-of-00002.gguf")[2]
 
 
 def test_a_disk_that_is_too_small(hub, fetch):

@@ -11,7 +11,7 @@ from . import envs, parsers
 from .checkpoint import adapters, speculation
 from .checkpoint.engine import Engine, refusals
 from .checkpoint.errors import FileError
-from .checkpoint.files import find_gguf, find_gguf_alone, read_adapter, snapshot_of, try_json
+from .checkpoint.files import find_gguf, find_gguf_alone, read_adapter, snapshot_of, split_name, try_json
 from .checkpoint.gguf_model import write_model
 from .errors import ConfigError
 
@@ -31,7 +31,12 @@ def with_files(options: Mapping[str, Any], environment: Mapping[str, str], direc
     Raises ConfigError for a file that cannot be served.
     """
     try:
-        found = find_gguf_alone(str(path_of(options, environment)))
+        path = path_of(options, environment)
+        found = find_gguf_alone(str(path))
+        name = str(options["model"])
+        if not name.startswith("/") and split_name(name)[1] and not path.exists():
+            raise ConfigError(f"model: found no {path}; expected {name} in the hub's cache. Fetch it with "
+                              "playbooks/models.yml, or correct the name.")
         if found is None:
             return options
         write_model(found, str(directory))

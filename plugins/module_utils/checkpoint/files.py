@@ -276,26 +276,35 @@ def read_adapter(path):
     return {"config": config, "tensors": tensors, "faults": faults_of(errors)}
 
 
+def split_name(name):
+    """(OWNER/NAME, path of a file in it or "") of a model of the hub."""
+    parts = name.split("/")
+    return "/".join(parts[:2]), "/".join(parts[2:])
+
+
 def snapshot_of(hub, name, revision):
-    """Directory of a model of the hub in its cache; it need not be there.
+    """Directory of a model of the hub in its cache, or the file of it that the name names; it need not be there.
 
     The cache has models--OWNER--NAME/snapshots/COMMIT, and the commit of a branch in refs/BRANCH.
     """
-    directory = os.path.join(hub, "models--" + name.replace("/", "--"))
+    repository, file = split_name(name)
+    directory = os.path.join(hub, "models--" + repository.replace("/", "--"))
     try:
         with open(os.path.join(directory, "refs", revision)) as stream:
             revision = stream.read().strip()
     except (OSError, ValueError):  # a commit
         pass
-    return os.path.join(directory, "snapshots", revision)
+    return os.path.join(directory, "snapshots", revision, *file.split("/") if file else ())
 
 
 def read_cached_model(hub, model):
-    """As read_model, for NAME@REVISION in the hub's cache; None if its config.json is not there yet."""
+    """As read_model, for NAME@REVISION in the hub's cache; None if its config.json or GGUF file is not there yet."""
     name, _, revision = model.rpartition("@")
     if not hub or not name or ".." in model:
         return None
     snapshot = snapshot_of(hub, name, revision)
+    if split_name(name)[1]:
+        return read_model(snapshot) if all(os.path.exists(part) for part in gguf.all_parts(snapshot)) else None
     if not os.path.isfile(os.path.join(snapshot, "config.json")):
         return None
     return dict(read_model(snapshot), faults=[])

@@ -181,6 +181,12 @@ def part_path(path, number):
     return "%s-%05d-of-%s%s" % (match.group(1), number, match.group(3), match.group(4)) if match else None
 
 
+def all_parts(path):
+    """Paths of all parts of the file of which `path` is one, by its name; of a whole file the path alone."""
+    match = PART_NAME.match(path)
+    return [part_path(path, number) for number in range(1, int(match.group(3)) + 1)] if match else [path]
+
+
 def read_header(path):
     """The Header of a file, or of all parts of the split file that it is the first of. Raises FileError."""
     first = _read_file(path)

@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from checkpoint import engine, files  # the role installs them beside this program
-from huggingface_hub import HfApi, constants, snapshot_download
+from checkpoint import engine, files, gguf, gguf_families, gguf_tokenizer  # the role installs them beside this program
+from checkpoint.errors import FileError
+from huggingface_hub import HfApi, constants, hf_hub_url, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from requests.exceptions import RequestException
 
 CHUNK = 1 << 22
@@ -52,9 +56,85 @@ def choose(names: list[str]) -> list[str]:
         others = sorted({Path(name).suffix for name in names if name.endswith(OTHER_FORMATS)})
         raise FetchError(
             f"found {'weights as ' + ', '.join(others) if others else 'no weights'}; expected *.safetensors or "
-            "pytorch_model*.bin. Choose a repository that has the model in one of these."
+            "pytorch_model*.bin. Choose a repository that has the model in one of these, or name a GGUF file of it: "
+            "OWNER/NAME/FILE.gguf."
         )
     return sorted([name for name in own if name.endswith(TEXTS)] + weights)
+
+
+def choose_gguf(names: list[str], file: str) -> list[str]:
+    """A GGUF file, or all parts of one that is split."""
+    missing = sorted(set(parts := gguf.all_parts(file)) - set(names))
+    if missing:
+        others = sorted(name for name in names if name.lower().endswith(".gguf"))
+        raise FetchError(f"found no {missing[0]}; expected a GGUF file of the repository: "
+                         f"{', '.join(others[:20]) or 'it has none'}.")
+    return parts
+
+
+# Bytes from a GGUF file's begin on that are asked for until its header is in them.
+HEADERS = (1 << 20, 1 << 24, 1 << 26)
+
+
+def read_ranges(name: str, revision: str, sizes: dict[str, int], directory: Path) -> gguf.Header:
+    """The header of a GGUF file of the hub, or of its parts, of which no more is fetched.
+
+    Files of the right size take the place of the rest, which is empty. Raises FileError.
+    """
+    session, there = get_session(), dict.fromkeys(sizes, 0)
+
+    def fetch_range(file: str, first: int, last: int) -> None:
+        headers = {**build_hf_headers(), "Range": f"bytes={first}-{last - 1}"}
+        answer = session.get(hf_hub_url(name, file, revision=revision), headers=headers, timeout=60)
+        hf_raise_for_status(answer)
+        with (directory / Path(file).name).open("r+b") as stream:
+            stream.seek(first)
+            stream.write(answer.content[: last - first])
+
+    for file, size in sizes.items():
+        with (directory / Path(file).name).open("wb") as stream:
+            stream.truncate(size)
+    first = str(directory / Path(next(iter(sizes))).name)
+    for ahead in HEADERS:
+        for file, size in sizes.items():
+            if there[file] < min(ahead, size):
+                fetch_range(file, there[file], min(ahead, size))
+                there[file] = min(ahead, size)
+        begins: dict[str, int] = {}
+        try:
+            header = gguf.read_header(first)
+        except FileError:
+            if ahead == HEADERS[-1] or all(there[file] == size for file, size in sizes.items()):
+                raise
+            continue
+        for tensor in header.tensors.values():
+            begins[tensor.path] = min(begins.get(tensor.path, tensor.offset), tensor.offset)
+        if all(begins.get(str(directory / Path(file).name), 0) <= there[file] for file in sizes):
+            break
+    for tensor in (header.tensors[key] for key in gguf_families.FACTORS if key in header.tensors):
+        file = next(file for file in sizes if Path(file).name == Path(tensor.path).name)
+        fetch_range(file, tensor.offset, min(tensor.offset + 4 * math.prod(tensor.shape), sizes[file]))
+    return header
+
+
+def check_gguf(
+    name: str, revision: str, siblings: dict[str, Any], directory: Path, engines: Sequence[engine.Engine]
+) -> None:
+    """Raise FetchError if an engine cannot serve a GGUF file, by its header. Before the file is fetched."""
+    with tempfile.TemporaryDirectory(dir=directory) as headers:
+        try:
+            sizes = {file: sibling.size for file, sibling in sorted(siblings.items())}
+            header = read_ranges(name, revision, sizes, Path(headers))
+            gguf_families.parts_of(header)
+            config, tokenizer = gguf_families.config_of(header), gguf_tokenizer.tokenizer_config_of(header)
+        except FileError as error:
+            place = Path(error.place).name
+            raise FetchError(
+                f"{place}: found {error.found}; expected {error.expected}. Choose another file of the model."
+            ) from None
+    for served_by in engines:
+        for found, expected in engine.refusals(config, tokenizer, in_gguf=True, engine=served_by):
+            raise FetchError(f"found {found}; expected {expected}. Choose another file of the model.")
 
 
 # Files that say whether the model can be served. They are fetched first.
@@ -141,13 +221,19 @@ def fetch(
     name: str, revision: str, directory: Path, expected: dict[str, str], engines: Sequence[engine.Engine]
 ) -> dict[str, Any]:
     """The record of the model: name, revision, path, files."""
-    info = HfApi().model_info(name, revision=revision, files_metadata=True)
-    chosen = choose([sibling.rfilename for sibling in info.siblings or []])
+    repository, file = files.split_name(name)
+    info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+    names = [sibling.rfilename for sibling in info.siblings or []]
+    chosen = choose_gguf(names, file) if file else choose(names)
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or [] if sibling.rfilename in chosen}
-    if "config.json" not in siblings:
+    cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    if file:
+        check_gguf(repository, info.sha or revision, siblings, directory, engines)
+        cache.mkdir(parents=True, exist_ok=True)
+    elif "config.json" not in siblings:
         raise FetchError("found no config.json; expected a model in the form of transformers.")
-    cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
-    check_configs(Path(snapshot_download(name, revision=revision, allow_patterns=list(CONFIGS))), engines)
+    else:
+        check_configs(Path(snapshot_download(repository, revision=revision, allow_patterns=list(CONFIGS))), engines)
     total = sum(sibling.size or 0 for sibling in siblings.values())
     there = sum(path.stat().st_size for path in cache.glob("blobs/*"))
     free = shutil.disk_usage(cache).free
@@ -157,9 +243,9 @@ def fetch(
             "the model. Free some, or put vllm_service_home on a larger disk; what was fetched is kept."
         )
     with Meter(directory, cache, total):
-        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=chosen, max_workers=4))
-    files = verify(snapshot, siblings, expected, directory)
-    return {"name": name, "asked": revision, "revision": info.sha, "path": str(snapshot), "files": files}
+        snapshot = Path(snapshot_download(repository, revision=revision, allow_patterns=chosen, max_workers=4))
+    found = verify(snapshot, siblings, expected, directory)
+    return {"name": name, "asked": revision, "revision": info.sha, "path": str(snapshot), "files": found}
 
 
 def main() -> int:

@@ -310,6 +310,19 @@ def test_two_models_in_parts_are_refused(tmp_path):
     assert "m-00001-of-00003.gguf, m-00002-of-00003.gguf" in fault_of(tmp_path)
 
 
+def test_file_of_the_hub_is_read_in_its_cache(tmp_path):
+    """Once all of its parts are there."""
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "abc" / "q4"
+    snapshot.mkdir(parents=True)
+    model = "owner/name/q4/m-00001-of-00003.gguf"
+    assert files.read_cached_model(str(tmp_path), f"{model}@abc") is None
+    parts(snapshot)
+    assert files.read_cached_model(str(tmp_path), f"{model}@abc") == files.read_model(str(snapshot))
+    assert files.snapshot_of(str(tmp_path), model, "abc") == str(snapshot / "m-00001-of-00003.gguf")
+    (snapshot / "m-00002-of-00003.gguf").unlink()
+    assert files.read_cached_model(str(tmp_path), f"{model}@abc") is None
+
+
 def test_pointer_of_git_lfs_is_named(tmp_path):
     (tmp_path / "m.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1000000\n")
     assert fault_of(tmp_path) == "a pointer of git-lfs"

@@ -110,6 +110,7 @@ def test_no_instance_is_no_fault():
         ("model", ""),
         ("model", "./models/demo"),
         ("model", "../demo"),
+        ("model", "owner/name/model.safetensors"),
         ("model", ["a"]),
         ("host", ""),
         ("host", 0),

@@ -193,6 +193,20 @@ def test_gguf_file_that_cannot_be_served_ends_the_start(read, tmp_path, monkeypa
     assert supervisor.main(["main", str(tmp_path / "main.yaml"), "7"]) == 78
 
 
+def test_gguf_file_of_the_hub_is_served_from_its_cache(read, tmp_path, monkeypatch):
+    monkeypatch.setattr("vllm_serving.instance.LONGEST", 500)
+    snapshot = tmp_path / "hub/models--owner--name/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    options = {**OPTIONS, "model": "owner/name/m.gguf", "revision": "abc"}
+    places = {"HF_HOME": str(tmp_path), "RUNTIME_DIRECTORY": str(tmp_path / "run")}
+    with pytest.raises(ConfigError, match=r"found no .*/abc/m\.gguf; expected owner/name/m\.gguf in the hub's cache"):
+        read(options, **places)
+    write(snapshot / "m.gguf", layer(), header_values("llama"))
+    instance = read(options, **places)
+    assert (instance.files, instance.model) == (tmp_path / "run" / "model", "owner/name/m.gguf")
+    assert (instance.files / "m.gguf").resolve() == snapshot / "m.gguf"
+
+
 def test_gguf_file_alone_is_no_draft(read, tmp_path):
     write(tmp_path / "m.gguf", layer(), header_values("llama"))
     draft = {"model": str(tmp_path / "m.gguf"), "num_speculative_tokens": 2}
