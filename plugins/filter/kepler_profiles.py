@@ -16,7 +16,6 @@ ROLE_GROUPS = {
     "balancer": ("vllm_balancer", "k80_balancer"),
     "monitoring": ("vllm_monitoring", "k80_monitoring"),
 }
-ENGINES = {"stock", "port"}
 # A pattern that matches no host: Ansible takes an empty one for a mistake.
 NOBODY = "!all"
 
@@ -90,20 +89,6 @@ def provider_findings(profile: dict[str, Any], **chosen: str) -> list[dict[str, 
     ]
 
 
-def engine_findings(profile: dict[str, Any], instances: Any) -> list[dict[str, str]]:
-    """Findings about instances whose engine has no serving environment on the hosts of the profile."""
-    built = profile["serve"]["engine"]
-    return [
-        finding(
-            "error", f"vllm_service_instances[{index}].engine", instance["engine"],
-            f"{built}, whose environment hosts of the profile {profile['name']} have; none is locked there for another",
-            "Leave the key out, or serve this model on a host of another profile.",
-        )
-        for index, instance in enumerate(instances if isinstance(instances, list) else [])
-        if isinstance(instance, dict) and instance.get("engine") in ENGINES - {built}
-    ]
-
-
 def role_groups(groups: Iterable[str], role: str) -> list[str]:
     """Those of `groups` whose hosts are balancers, or have the files of the monitoring."""
     return [group for group in ROLE_GROUPS[role] if group in groups]
@@ -120,7 +105,6 @@ def profile_missing(host: str) -> str:
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
-            "engine_findings": engine_findings,
             "or_nobody": or_nobody,
             "profile_builders": profile_builders,
             "profile_hosts": profile_hosts,

@@ -8,7 +8,7 @@ import yaml
 from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import board_findings, gpu_of, slow_findings
 from ansible_collections.kepler.vllm.plugins.filter.kepler_driver import driver_findings
 from ansible_collections.kepler.vllm.plugins.filter.kepler_host import glibc_findings
-from ansible_collections.kepler.vllm.plugins.filter.kepler_profiles import engine_findings, provider_findings
+from ansible_collections.kepler.vllm.plugins.filter.kepler_profiles import provider_findings
 from ansible_collections.kepler.vllm.plugins.filter.kepler_rpms import host_rpms, locked_driver
 from ansible_collections.kepler.vllm.plugins.filter.lock_sources import bundle_sources
 from ansible_collections.kepler.vllm.plugins.module_utils import rpms
@@ -154,12 +154,6 @@ def test_a_mining_card_with_the_released_engine_gets_a_warning(device, engine, w
         assert text in found[0]["found"] + found[0]["expected"]
 
 
-def test_an_engine_without_an_environment_is_refused():
-    assert engine_findings(PROFILE, [{"engine": "stock"}, {"engine": "bogus"}, {}, "text"]) == []
-    (found,) = engine_findings(PROFILE, [{"engine": "stock"}, {"engine": "port"}])
-    assert (found["variable"], found["found"]) == ("vllm_service_instances[1].engine", "port")
-
-
 EXAMPLES = sorted((ROOT / "inventory" / "examples" / "volta").glob("*.yml"))
 
 
@@ -171,7 +165,6 @@ def test_an_example_is_sound_and_renders(path):
     instances = evaluate("vllm_service", "{{ __common_instances }}", **settings)
     faults = "{{ __common_instances | kepler.vllm.inventory_findings(profile.serve) }}"
     assert evaluate("preflight", faults, **settings) == []
-    assert engine_findings(PROFILE, instances) == []
     for instance in instances:
         assert instance["tensor_parallel_size"] in PROFILE["serve"]["sizes"]
         written = yaml.safe_load(render("vllm_service", "instance.yaml.j2", item=instance, **settings))
