@@ -22,7 +22,7 @@ from vllm_serving.versions import v0_9_2
 supervisor.POLL, supervisor.IDLE_POLL = 0.1, 0.1
 supervisor.table_of = lambda version: v0_9_2
 supervisor.metadata.version = lambda name: "0.9.2"
-supervisor.command_of = lambda options, *arguments: [sys.executable, sys.argv[1], sys.argv[2]]
+supervisor.command_of = lambda options, *arguments, **others: [sys.executable, sys.argv[1], sys.argv[2]]
 container.shares_network_of_host = lambda: False
 sys.exit(container.main(sys.argv[3:]))
 """
