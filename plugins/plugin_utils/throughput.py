@@ -71,8 +71,10 @@ def product_seconds(
 
 
 def clocks(tiles: dict[str, float], rows: float) -> float:
-    """Clocks of a multiprocessor for one weight and so many rows: of the tile of rows that is done soonest."""
-    return min(math.ceil(rows / int(tile)) * of_tile for tile, of_tile in tiles.items())
+    """Clocks of a multiprocessor for one weight and so many rows: of the least tile that has them, or of several."""
+    sizes = sorted(map(int, tiles))
+    tile = next((size for size in sizes if rows <= size), sizes[-1])
+    return math.ceil(rows / tile) * tiles[str(tile)]
 
 
 def lines(made: dict[str, Any]) -> list[str]:

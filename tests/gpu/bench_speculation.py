@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What prompt lookup gains on a text that repeats itself, and costs on one that does not, for 8 billion parameters.
 
-usage: bench_speculation.py --out DIR
+usage: bench_speculation.py --out DIR [--texts random] [--graphs 1]
 
 The model is bench_batches' in 4 bits, with a head that makes each token decide the next one: tokens go in circles of
 64, or never come back.
@@ -87,6 +87,8 @@ def main() -> None:
     which.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--period", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--speculates", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS), help="a part of the run")
+    parser.add_argument("--graphs", choices=("0", "1", "01"), default="01", help="without, with, or both")
     options = parser.parse_args()
     from machine import decoding, describe, heading, table
 
@@ -98,9 +100,10 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as directory:
         write_model(Path(directory), 4)
-        for text, (period, bar) in TEXTS.items():
+        for text in options.texts:
+            period, bar = TEXTS[text]
             lead(Path(directory), period)
-            for graphs in "01":
+            for graphs in options.graphs:
                 asked = ("--period", str(period))
                 plain, found = (
                     decoding(__file__, directory, graphs, MARK, *asked, *more)[0] for more in ((), ("--speculates",))

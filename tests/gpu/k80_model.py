@@ -93,9 +93,6 @@ KERNELS = {
     ("int8", 4): Kernel(1 + 1 / 64, 64, 128, 18432, 512, {
         "issue": 454, "FFMA": 260, "FADD": 17, "FMUL": 4, "LOP32I": 50, "PRMT": 17, "BFE": 3,
         "SHFL": 16, "ISCADD": 5, "IMAD": 6, "F2F": 1}),
-    ("int8", 8): Kernel(1 + 1 / 64, 32, 145, 4096, 128, {
-        "issue": 518, "FFMA": 288, "FMUL": 41, "LOP32I": 27, "PRMT": 9,
-        "ISCADD": 12, "IMAD": 18, "F2F": 11, "LDS.128": 16}),
     ("int8", 16): Kernel(1 + 1 / 64, 32, 187, 8192, 128, {
         "issue": 803, "FFMA": 544, "FMUL": 45, "LOP32I": 27, "PRMT": 9,
         "ISCADD": 12, "IMAD": 18, "F2F": 11, "LDS.128": 32}),
@@ -110,9 +107,6 @@ KERNELS = {
     ("int4", 4): Kernel(0.5 + 1 / 64, 128, 233, 17408, 256, {
         "issue": 765, "FFMA": 516, "FADD": 17, "LOP32I": 96, "SHF": 16, "BFE": 16, "IMAD": 6, "SHFL": 16, "ISCADD": 5,
         "F2F": 1}),
-    ("int4", 8): Kernel(0.5 + 1 / 64, 32, 128, 4096, 128, {
-        "issue": 509, "FFMA": 288, "FMUL": 34, "LOP32I": 27, "PRMT": 17, "BFE": 8,
-        "ISCADD": 12, "IMAD": 18, "F2F": 11, "LDS.128": 16}),
     ("int4", 16): Kernel(0.5 + 1 / 64, 32, 182, 8192, 128, {
         "issue": 794, "FFMA": 544, "FMUL": 38, "LOP32I": 27, "PRMT": 17, "BFE": 8,
         "ISCADD": 12, "IMAD": 18, "F2F": 11, "LDS.128": 32}),

@@ -3,6 +3,8 @@
 Bound of a product: k float32 products and sums are off by at most (k + 2) · 2⁻²⁴ of the sum of their magnitudes.
 """
 
+import argparse
+import ctypes
 import math
 
 import pytest
@@ -101,6 +103,43 @@ def test_packed(bits, group, act_order):
         for column in (0, 17, 383):
             assert torch.equal(linear.unpack(weights)[:, permutation[column]].double(), stored[:, column])
         assert not torch.equal(out, linear.packed(gathered, weights))
+
+
+class FakeLibrary:
+    """Launchers that note their rows, and multiply what lies at the addresses that they are given."""
+
+    def __init__(self, weights):
+        self.weight, self.rows = linear.unpack(weights), []
+
+    def linear_packed(self, out, x, codes, scales, zeros, unit, bits, rows, n, k, group, stream):
+        assert x % 16 == 0
+        self.rows.append(rows)
+        to, given = (
+            torch.frombuffer((ctypes.c_float * (rows * size)).from_address(at), dtype=torch.float32).view(rows, size)
+            for at, size in ((out, n), (x, k))
+        )
+        to.copy_(given @ self.weight.T)
+
+    def linear_tiled(self, out, x, weight, scales, zeros, unit, bits, rows, *others):
+        self.rows.append("tiled")
+
+
+@pytest.mark.parametrize(("bits", "group", "rows", "launched"), [
+    (4, 128, 1, [1]), (4, 128, 4, [4]), (4, 128, 5, [4, 1]), (4, 128, 8, [4, 4]), (4, 128, 9, ["tiled"]),
+    (4, 64, 4, [4]), (4, 64, 5, ["tiled"]), (8, 64, 7, [4, 3]), (8, 32, 7, ["tiled"]), (4, 384, 6, [4, 2]),
+])
+def test_few_rows_of_packed_weights_go_four_at_a_time(monkeypatch, bits, group, rows, launched):
+    codes, scales, zeros = quantized(23, 384, group, bits)
+    weights = linear.pack(codes, scales, zeros, bits)
+    fake, x = FakeLibrary(weights), torch.randn(rows, 384)
+    monkeypatch.setattr(linear, "library", lambda: fake)
+    monkeypatch.setattr(linear, "stream_of", lambda tensor: 0)
+    monkeypatch.setattr(linear, "cut_of", lambda *sizes: (8, 1))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: argparse.Namespace(multi_processor_count=1))
+    out = linear.packed_kernel(x, weights)
+    assert fake.rows == launched
+    if launched != ["tiled"]:
+        assert_product(out, x, value(codes, scales, zeros, bits))
 
 
 def test_refused():
