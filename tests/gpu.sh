@@ -1,7 +1,7 @@
 #!/bin/bash
 # Operators, engine, qualification and benchmarks on this machine's NVIDIA GPUs; the tables go to $OUT (default build/gpu).
 #
-# usage: gpu.sh [operators|linear|engine|parallel|server|guided|adapters|qualification|capacity|sanitizer|benchmarks]...     all but the sanitizer where none is named
+# usage: gpu.sh [operators|linear|engine|parallel|hosts|server|guided|adapters|qualification|capacity|sanitizer|benchmarks]...     all but the sanitizer where none is named
 #
 # KEPLER_PYTHON: a Python that has torch for the GPU, vLLM 0.9.2 built with VLLM_TARGET_DEVICE=empty, the port and
 # pytest. Left out, the environment of `make port` is built and taken: its PyTorch 2.0.1 knows GPUs from sm_37 to sm_86.
@@ -32,7 +32,7 @@ out="$(realpath -m "${OUT:-build/gpu}")"
 export VLLM_KEPLER_VERIFY=1 VLLM_KEPLER_DEVICE="" VLLM_NO_USAGE_STATS=1 PYTHONDONTWRITEBYTECODE=1
 test() { "$KEPLER_PYTHON" -m pytest -q -p no:cacheprovider "$@"; }
 
-[ $# -gt 0 ] || set -- operators linear engine parallel server guided adapters qualification capacity benchmarks
+[ $# -gt 0 ] || set -- operators linear engine parallel hosts server guided adapters qualification capacity benchmarks
 for step in "$@"; do
     echo "== $step"
     case "$step" in
@@ -40,6 +40,7 @@ for step in "$@"; do
         linear) test tests/gpu/test_linear.py tests/gpu/test_moe.py tests/gpu/test_gguf.py ;;
         engine) test tests/gpu/test_engine.py tests/gpu/test_graphs.py ;;
         parallel) test tests/gpu/test_parallel.py ;;
+        hosts) test -s tests/gpu/test_hosts.py ;;
         server) test tests/gpu/test_server.py ;;
         guided) test tests/port/test_guided.py ;;
         adapters) test tests/port/test_lora.py tests/port/test_latent.py ;;
@@ -56,6 +57,6 @@ for step in "$@"; do
             "$KEPLER_PYTHON" tests/gpu/bench_batches.py --out "$out"
             "$KEPLER_PYTHON" tests/gpu/bench_speculation.py --out "$out"
             ;;
-        *) echo "gpu.sh: found $step; expected operators, linear, engine, parallel, server, guided, adapters, qualification, capacity, sanitizer or benchmarks" >&2; exit 2 ;;
+        *) echo "gpu.sh: found $step; expected operators, linear, engine, parallel, hosts, server, guided, adapters, qualification, capacity, sanitizer or benchmarks" >&2; exit 2 ;;
     esac
 done

@@ -20,6 +20,7 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import (
     is_plain_path,
     shown,
 )
+from ansible_collections.kepler.vllm.plugins.plugin_utils.several_hosts import is_here, is_stage
 
 # Paths of the balancer itself.
 RESERVED = ("health", "v1")
@@ -65,6 +66,8 @@ def balancer_pools(hosts: Mapping[str, Mapping], members: list[str], balancer: s
                     f"vllm_service_instances of {host}: found {shown(item)}; expected a mapping with name and model. "
                     "playbooks/preflight.yml says more."
                 )
+            if not is_here(instance, host) or is_stage(instance, host):
+                continue
             listens = instance["host"]
             pools.setdefault(pool_name(model_name(instance)), []).append({
                 "name": f"{host}/{instance['name']}",

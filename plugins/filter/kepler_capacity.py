@@ -36,6 +36,7 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import 
     text_config,
     uncounted,
 )
+from ansible_collections.kepler.vllm.plugins.plugin_utils.several_hosts import stages_of
 
 # A layer's number in the name of a module.
 NUMBER = re.compile(r"\.layers\.(\d+)\.")
@@ -299,6 +300,12 @@ def one_model_findings(
         tensors = tensors_of(model, facts["tensors"]) if model.quantization or setting(instance, "adapters") else []
         dies = setting(instance, "tensor_parallel_size")
         found = split_findings(model, tensors, storage, dies, len(setting(instance, "gpus")), where)
+        stages = stages_of(instance)
+        if stages > model.layers:
+            found.append(finding(
+                "error", f"{where}.hosts", f"{stages} hosts and a model of {model.layers} layers",
+                f"at most {model.layers} hosts", "Name fewer hosts.",
+            ))
         found += length_findings(model, instance, where)
         found += adapter_findings(adapters, model, tensors, instance, where)
         if draft:
@@ -307,7 +314,9 @@ def one_model_findings(
         options = with_speculation(options, model, instance, draft)
         found += batch_findings(model, instance, where, options)
         if gpu and not found and not faults:
-            found += room_findings(model, tensors or tensors_of(model, facts["tensors"]), instance, where, options)
+            whole = tensors or tensors_of(model, facts["tensors"])
+            found += room_findings(*capacity.stage_of(model, whole, stages), instance, where,
+                                   replace(options, stages=stages))
         found += [
             finding("warning", f"{where}.model", f"a {part} and no safetensors", "weights as safetensors",
                     "The weights of that part were not counted: leave room for them.")
@@ -349,7 +358,8 @@ def memory_limit(
         if uncounted(model.config, facts["tensors"]):
             return None
         storage = storage_of(setting(instance, "dtype"), model.quantization)
-        weights += capacity.weight_bytes(model, tensors, 1, storage) * (1 if facts["tensors"] else ranks)
+        stage, own = capacity.stage_of(model, tensors, stages_of(instance))
+        weights += capacity.weight_bytes(stage, own, 1, storage) * (1 if facts["tensors"] else ranks)
         if key == "model":
             weights += ranks * capacity.adapter_bytes(
                 model, tensors, 1, len(setting(instance, "adapters")), max(ranks_of(adapters, instance), default=0)

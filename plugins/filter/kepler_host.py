@@ -23,7 +23,10 @@ from ansible_collections.kepler.vllm.plugins.module_utils.findings import findin
 from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import WILDCARDS
 from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import is_plain_path, shown
+from ansible_collections.kepler.vllm.plugins.plugin_utils.several_hosts import is_stage
 
+# Keys of an instance that name key files, and the variable in them.
+KEY_NAMES = {"api_key_file": "VLLM_API_KEY", "link_key_file": "RAY_AUTH_TOKEN"}
 # Options of vLLM that name files.
 PATH_OPTIONS = ("chat-template", "generation-config", "tokenizer", "tool-parser-plugin")
 # GiB of host memory for one rank: its process, with libraries and CUDA's context.
@@ -129,8 +132,8 @@ def access_findings(host: dict, instances: list[dict], user: str) -> list[dict[s
     return found
 
 
-def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
-    """Findings about what the well-formed `instances` ask of the host: GPUs, models and ports."""
+def service_findings(host: dict, instances: list[dict], name: str = "") -> list[dict[str, str]]:
+    """Findings about what the well-formed `instances` ask of the host `name`: GPUs, models and ports."""
     found = []
     dies = gpu_numbers(host)
     asked = [unit_of(instance) for instance in instances]
@@ -152,7 +155,7 @@ def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
                     "a directory on the host", "Correct the path, or copy it to the host first.",
                 ))
         unit = unit_of(instance)
-        for socket in host["ports"]:
+        for socket in [] if is_stage(instance, name) else host["ports"]:
             if socket["port"] != setting(instance, "port") or socket["unit"] == unit:
                 continue
             # A server that the inventory no longer names is stopped before the others start.
@@ -168,24 +171,30 @@ def service_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
     return found
 
 
-def key_files(instances: Any) -> dict[int, str]:
-    """Path of the key file of each instance that has one, by its index; inventory_findings reports malformed ones."""
+def key_files(instances: Any, key: str = "api_key_file") -> dict[int, str]:
+    """Path of the key file of each instance that has one, by its index; inventory_findings reports malformed ones.
+
+    key: of the instance, of KEY_NAMES.
+    """
     named = instances if isinstance(instances, list) else []
     return {
-        index: item["api_key_file"] for index, item in enumerate(named)
-        if isinstance(item, dict) and is_plain_path(item.get("api_key_file"))
+        index: item[key] for index, item in enumerate(named)
+        if isinstance(item, dict) and is_plain_path(item.get(key))
     }
 
 
-def key_file_findings(files: dict[str, dict[str, str] | None], instances: Any) -> list[dict[str, str]]:
+def key_file_findings(
+    files: dict[str, dict[str, str] | None], instances: Any, key: str = "api_key_file"
+) -> list[dict[str, str]]:
     """Findings about the key files of the `instances`; `files` is what the module key_file_facts returned."""
     found = []
-    for index, path in key_files(instances).items():
+    for index, path in key_files(instances, key).items():
         if fault := files.get(path):
             found.append(finding(
-                "error", f"{INSTANCES}[{index}].api_key_file", f"{path}: {fault['found']}", fault["expected"],
+                "error", f"{INSTANCES}[{index}].{key}", f"{path}: {fault['found']}", fault["expected"],
                 f"As root on the host: chown root: {path}; chmod 0600 {path}. To make a new key: "
-                f"(umask 077; echo VLLM_API_KEY=$(openssl rand -hex 24) > {path}).",
+                f"(umask 077; echo {KEY_NAMES[key]}=$(openssl rand -hex 24) > {path})"
+                + ("." if key == "api_key_file" else ", and copy it to the instance's other hosts."),
             ))
     return found
 
@@ -296,13 +305,13 @@ def host_findings(
     container: bool,
     user: str = "vllm",
     wheels: Sequence[str] = (),
+    name: str = "",
     **driver: Any,
 ) -> list[dict[str, str]]:
     """All findings about a host; `host` is what the module kepler_host_facts returned, `profile` the host's.
 
-    root: the store's. wheels: files that are installed there. needs: see disk_findings.
-    memory_gib, jobs: see memory_findings. user: the service's.
-    driver: see driver_findings.
+    name: of the host. root: the store's. wheels: files that are installed there. needs: see disk_findings.
+    memory_gib, jobs: see memory_findings. user: the service's. driver: see driver_findings.
     What a first run needs is not checked once a generation is active. A container has its machine's memory.
     """
     active = host["paths"].get(f"{root}/current")
@@ -320,7 +329,7 @@ def host_findings(
         + driver_findings(host, locked, container, **driver)
         + mount_findings(host, container)
         + fapolicyd_findings(host, container)
-        + service_findings(host, instances)
+        + service_findings(host, instances, name)
         + access_findings(host, instances, user)
         + ([] if container else memory_findings(host, instances, memory_gib, 0 if active else jobs))
         + ([] if active else disk_findings(host, needs))

@@ -9,7 +9,7 @@ from typing import Any
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import adapters as rules
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import is_loopback
-from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
+from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options, several_hosts
 from ansible_collections.kepler.vllm.plugins.plugin_utils.addresses import is_listening_address
 from ansible_collections.kepler.vllm.plugins.plugin_utils.argument_specs import correction, entry_points, has_type
 from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import UTILIZATION
@@ -69,6 +69,19 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "tensor_parallel_size": (lambda value: value >= 1, "an integer from 1"),
     "engine": (lambda value: True, "which the hosts of this profile have"),
+    "hosts": (
+        lambda value: len(value) > 1 and len(set(value)) == len(value),
+        "two or more different hosts, the one that serves the API first",
+    ),
+    "link": (
+        several_hosts.is_link,
+        "the name of an interface that all its hosts have, or a mapping of each host to its IPv4 address",
+    ),
+    "link_port": (
+        lambda value: 1024 <= value <= 65536 - several_hosts.PORTS,
+        f"an integer of 1024 to {65536 - several_hosts.PORTS}, the first of {several_hosts.PORTS} ports",
+    ),
+    "link_key_file": (is_plain_path, f"a file on each host: {PLAIN_PATH_FORM}, which the units can read"),
     "dtype": (lambda value: True, "which weights and cache may have on these GPUs"),
     "cuda_graphs": (lambda value: True, "true for CUDA graphs of decoding steps, or false, without quotes"),
     "max_model_len": (lambda value: value >= 1, "an integer from 1"),
@@ -190,6 +203,7 @@ def instance_findings(instance: Any, where: str, serve: dict[str, Any]) -> list[
             "Leave revision out, or name the model as the hub does.",
         ))
     found += adapter_findings(valid, where)
+    found += hosts_findings(valid, where)
     return found + engine_options.option_findings(
         valid.get("extra_args") or {}, f"{where}.extra_args", valid.get("engine")
     )
@@ -220,6 +234,45 @@ def adapter_findings(valid: dict, where: str) -> list[dict[str, str]]:
     return found
 
 
+def hosts_findings(valid: dict, where: str) -> list[dict[str, str]]:
+    """Findings about an instance over several hosts, and about keys that it alone has."""
+    if not valid.get("hosts"):
+        return [
+            finding("error", f"{where}.{key}", f"{key} without hosts", "hosts, or an instance of one host",
+                    f"Name the hosts, or leave {key} out.")
+            for key in ("link", "link_key_file") if "hosts" in valid and valid.get(key) is not None
+        ]
+    found = [
+        finding("error", f"{where}.{key}", "nothing", RULES[key][1], f"Add {key} to the instance.")
+        for key in ("link", "link_key_file") if key in valid and valid[key] is None
+    ]
+    link = valid.get("link")
+    if isinstance(link, dict) and (set(link) != set(valid["hosts"]) or len(set(link.values())) < len(link)):
+        found.append(finding(
+            "error", f"{where}.link", shown(link), f"an address of its own for each of {', '.join(valid['hosts'])}",
+            "Correct the mapping.",
+        ))
+    # Nobody has run these over several hosts.
+    unproven = {
+        "cuda_graphs": valid.get("cuda_graphs"), "adapters": valid.get("adapters"),
+        "engine": valid.get("engine") if valid.get("engine") != "port" else None,
+        **{f"extra_args.{option}": (valid.get("extra_args") or {}).get(option) for option in
+           (engine_options.SPECULATION, "distributed-executor-backend", "enable-lora")},
+    }
+    found += [
+        finding("error", f"{where}.{key}", f"{key.rpartition('.')[2]} and hosts", "one of the two",
+                f"Leave {key.rpartition('.')[2]} out, or serve the model on one host.")
+        for key, value in unproven.items() if value
+    ]
+    if {"link_port", "port"} <= set(valid) and 0 <= valid["port"] - valid["link_port"] < several_hosts.PORTS:
+        found.append(finding(
+            "error", f"{where}.link_port", shown(valid["link_port"]),
+            f"ports without {valid['port']}, which the API has; {several_hosts.PORTS} are taken from link_port on",
+            "Choose another link_port.",
+        ))
+    return found
+
+
 def clashes(instances: list[dict]) -> list[dict[str, str]]:
     """Findings about names, ports and GPUs that several of the well-formed `instances` claim."""
     found = []
@@ -236,6 +289,15 @@ def clashes(instances: list[dict]) -> list[dict[str, str]]:
                     f"another {key} than {INSTANCES}[{owner[value]}]", next_step,
                 ))
             owner.setdefault(value, index)
+    linked = [(index, setting(item, "link_port")) for index, item in enumerate(instances) if several_hosts.spans(item)]
+    for place, (index, port) in enumerate(linked):
+        for other, taken in linked[:place]:
+            if abs(port - taken) < several_hosts.PORTS:
+                found.append(finding(
+                    "error", f"{INSTANCES}[{index}].link_port", shown(port),
+                    f"{several_hosts.PORTS} ports or more away from that of {INSTANCES}[{other}]",
+                    "Give each instance over several hosts its own link_port.",
+                ))
     return found + memory_findings(instances)
 
 

@@ -74,6 +74,9 @@ def qualified_instances(instances: list[dict[str, Any]], dies: list[int] | None)
     for instance in instances:
         wanted = instance["gpus"]
         ranks = instance["tensor_parallel_size"]
+        if instance.get("hosts") and not set(wanted) <= set(free):
+            # Every host of it must have as many.
+            continue
         if not set(wanted) <= set(free):
             while ranks > max(len(free), 1):
                 ranks //= 2

@@ -46,16 +46,18 @@ def locked_wheels(packages: list[dict], include: list[str] | None = None, exclud
     ]
 
 
-def bundle_sources(lock: dict, providers: dict[str, str]) -> list[dict]:
+def bundle_sources(lock: dict, providers: dict[str, str], ray: bool = False) -> list[dict]:
     """Every file that the recipes take for these providers, in the form that store_output takes.
 
-    providers: values of pytorch_provider and python_provider.
+    providers: values of pytorch_provider and python_provider. ray: whether servers span hosts.
     """
     from_source = providers["pytorch_provider"] == "source"
     found = [locked_source(lock["sources"], "vllm")]
     found += locked_wheels(lock["python"]["serving"], exclude=PYTORCH_WHEELS if from_source else None)
     if from_source:
         found += [locked_source(lock["sources"], "pytorch"), *locked_wheels(lock["python"]["pytorch-build"])]
+    if ray:
+        found += locked_wheels(lock["python"]["ray"])
     if providers["python_provider"] == "source":
         found.append(locked_source(lock["sources"], "cpython"))
     # Two environments may hold the same file.

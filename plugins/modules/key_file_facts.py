@@ -16,6 +16,10 @@ options:
     type: list
     elements: str
     required: true
+  variable:
+    description: The variable in them that holds the key.
+    type: str
+    default: VLLM_API_KEY
 attributes:
   check_mode:
     support: full
@@ -41,24 +45,33 @@ files:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.server.key_file import EXPECTED, KeyFileError, check_key_file
+from ansible_collections.kepler.vllm.plugins.module_utils.server.key_file import (
+    EXPECTED,
+    NAME,
+    KeyFileError,
+    check_key_file,
+)
 
 
-def fault_of(path):
+def fault_of(path, variable):
     """Fault of one file, or None."""
     try:
-        check_key_file(path)
+        check_key_file(path, variable)
     except KeyFileError as error:
-        return {"found": error.found, "expected": EXPECTED}
+        return {"found": error.found, "expected": EXPECTED % variable}
     return None
 
 
 def main():
     module = AnsibleModule(
-        argument_spec={"paths": {"type": "list", "elements": "str", "required": True, "no_log": False}},
+        argument_spec={
+            "paths": {"type": "list", "elements": "str", "required": True, "no_log": False},
+            "variable": {"type": "str", "default": NAME},
+        },
         supports_check_mode=True,
     )
-    module.exit_json(changed=False, files={path: fault_of(path) for path in module.params["paths"]})
+    variable = module.params["variable"]
+    module.exit_json(changed=False, files={path: fault_of(path, variable) for path in module.params["paths"]})
 
 
 if __name__ == "__main__":

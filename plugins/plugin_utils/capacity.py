@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..module_utils.checkpoint import adapters, speculation
@@ -231,6 +231,7 @@ class Options:
         adapter_rank: rank that each has room for.
         beside: bytes of what speculates on the first GPU: a draft model's weights, and the check of its proposals.
         beside_token: KV cache of one token of a draft model.
+        stages: hosts that share the layers. V0 gives each of as many batches in flight its own part of the cache.
     """
 
     memory: int
@@ -246,6 +247,7 @@ class Options:
     adapter_rank: int = 0
     beside: int = 0
     beside_token: int = 0
+    stages: int = 1
 
     def is_chunked(self, model: Model, max_model_len: int) -> bool:
         """Whether a prompt may be spread over several batches."""
@@ -332,6 +334,7 @@ class Need:
     cache: int
     block: int
     block_size: int
+    stages: int = 1
 
     @property
     def blocks(self) -> int:
@@ -339,8 +342,8 @@ class Need:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the KV cache holds."""
-        return self.blocks * self.block_size
+        """Tokens that the KV cache holds, or its part for one of the batches that pass the stages."""
+        return self.blocks // self.stages * self.block_size
 
     @property
     def fits(self) -> bool:
@@ -349,8 +352,8 @@ class Need:
 
     @property
     def sequence(self) -> int:
-        """KV cache of one sequence of max_model_len."""
-        return -(-self.max_model_len // self.block_size) * self.block
+        """KV cache of one sequence of max_model_len, in each part of it."""
+        return -(-self.max_model_len // self.block_size) * self.block * self.stages
 
     @property
     def needed(self) -> int:
@@ -375,8 +378,25 @@ def need(
         max_model_len=max_model_len, weights=weights, activations=activations, outside=outside,
         cache=budget - weights - activations - outside,
         block=(token_bytes(model, dies, storage) + options.beside_token) * options.block_size,
-        block_size=options.block_size,
+        block_size=options.block_size, stages=options.stages,
     )
+
+
+# A tensor of a layer, by its number or by the star that stands for all.
+LAYER = re.compile(r"\.(\*|\d+)\.")
+
+
+def stage_of(model: Model, tensors: list[Tensor], stages: int) -> tuple[Model, list[Tensor]]:
+    """The largest stage of a model: its share of the layers, rounded up, and one table, embedding or head."""
+    if stages == 1:
+        return model, tensors
+    layers = -(-model.layers // stages)
+    part = layers / model.layers
+    kept = [
+        replace(tensor, count=max(1, math.ceil(tensor.count * part))) if LAYER.search(tensor.name) else tensor
+        for tensor in tensors if not HEAD.search(tensor.name)
+    ]
+    return replace(model, layers=layers), kept
 
 
 def longest_context(model: Model, tensors: list[Tensor], dies: int, options: Options, storage: Storage) -> int:

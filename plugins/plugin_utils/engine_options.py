@@ -56,6 +56,7 @@ OWN = {
     "model": "model", "host": "host", "port": "port", "tensor-parallel-size": "tensor_parallel_size", "dtype": "dtype",
     "max-model-len": "max_model_len", "gpu-memory-utilization": "gpu_memory_utilization", "revision": "revision",
     "served-model-name": "served_model_name", "api-key": "api_key_file", "lora-modules": "adapters",
+    "pipeline-parallel-size": "hosts",
 }
 # Kinds of options that no instance can have: what is expected, the next step, and the options.
 _KINDS: list[tuple[str, str, str]] = [
@@ -66,7 +67,6 @@ _KINDS: list[tuple[str, str, str]] = [
      "data-parallel-rpc-port data-parallel-backend"),
     ("one server of one host: it would be reached past its key, or never become ready", LEAVE_OUT,
      "headless api-server-count distributed-executor-backend"),
-    ("1: the port splits layers and does not line them up", "Use tensor_parallel_size.", "pipeline-parallel-size"),
     ("all weights on the GPUs, as planned", "Leave it out; spread the model over more GPUs.", "cpu-offload-gb"),
     ("as many blocks as the memory holds", LEAVE_OUT, "num-gpu-blocks-override"),
     ("no socket that others reach without the key", LEAVE_OUT, "kv-transfer-config kv-events-config"),
@@ -135,7 +135,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "disable-log-requests": (True,), "disable-custom-all-reduce": (True,), "nnodes": (1,), "node-rank": (0,),
     "prefill-context-parallel-size": (1,), "decode-context-parallel-size": (1,), "runner": ("auto", "generate"),
     "convert": ("auto", "none"), "enforce-eager": (), "data-parallel-size": (1,), "api-server-count": (1,),
-    "distributed-executor-backend": ("mp",), "pipeline-parallel-size": (1,), "cpu-offload-gb": (0, 0.0),
+    "distributed-executor-backend": ("mp",), "cpu-offload-gb": (0, 0.0),
     "device": ("auto",), "kv-cache-dtype": ("auto",), "task": ("auto", "generate"), "load-format": ("auto",),
     "num-scheduler-steps": (1,), "config-format": ("auto", "hf"),
 }
@@ -174,7 +174,10 @@ def of_instance(item: dict[str, Any]) -> dict[str, Any]:
     for key in ("max_model_len", "revision", "gpu_memory_utilization", "served_model_name"):
         if key in item:
             own[key.replace("_", "-")] = item[key]
-    return written({**own, **item["extra_args"]}, item["engine"])
+    stages = {}
+    if item.get("hosts"):
+        stages = {"pipeline-parallel-size": len(item["hosts"]), "distributed-executor-backend": "ray"}
+    return written({**own, **item["extra_args"], **stages}, item["engine"])
 
 
 def written(extra: dict[str, Any], engine: str | None = None) -> dict[str, Any]:

@@ -15,6 +15,8 @@ OTHERS = {
     "lock_rpms.yml": {
         "localhost": "reads the inventory", "{{ lock_host | default('') | kepler.vllm.or_nobody }}": "one host",
     },
+    "rollback.yml": {"{{ groups | kepler.vllm.in_batches }}": "hosts that share an instance together"},
+    "upgrade.yml": {"{{ groups | kepler.vllm.in_batches }}": "hosts that share an instance together"},
     "monitoring.yml": {None: "the host of Prometheus"},
     "plan.yml": {"localhost": "nothing but the controller"},
     "uninstall.yml": {None: "the balancer"},

@@ -36,7 +36,10 @@ def with_dependencies(role):
 @cache
 def variables_of(role):
     """Variables of a role as its and its dependencies' defaults and vars give them, profile and lock."""
-    known = {"kepler_lock": lock(), "profile": PROFILE}
+    known = {
+        "kepler_lock": lock(), "profile": PROFILE, "inventory_hostname": "k80-1", "hostvars": {},
+        "groups": {"k80-hosts": ["k80-1"]}, "ansible_search_path": [str(ROOT / "roles" / role)],
+    }
     for known_role in with_dependencies(role):
         for name in ("defaults", "vars"):
             path = ROOT / "roles" / known_role / name / "main.yml"

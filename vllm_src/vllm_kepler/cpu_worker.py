@@ -1,5 +1,5 @@
 """Upstream's CPU worker, with a KV cache that may be float16 and is no larger than its sequences need, and adapters on
-several ranks and beside cached prefixes.
+several ranks and beside cached prefixes, and stages of a pipeline.
 """
 
 from __future__ import annotations
@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from vllm.config import CacheConfig, ModelConfig
+from vllm.distributed import get_pp_group
 from vllm.distributed.parallel_state import model_parallel_is_initialized
+from vllm.forward_context import set_forward_context
 from vllm.lora.layers import LoRAMapping
-from vllm.sequence import SequenceGroupMetadata
+from vllm.sequence import IntermediateTensors, SequenceGroupMetadata
 from vllm.utils import STR_DTYPE_TO_TORCH_DTYPE, cdiv
 from vllm.worker.cpu_model_runner import (
+    CPUModelRunner,
     ModelInputForCPU,
     ModelInputForCPUBuilder,
     ModelInputForCPUWithSamplingMetadata,
@@ -52,8 +55,37 @@ ModelInputForCPUWithSamplingMetadata.as_broadcastable_tensor_dict = with_adapter
 ModelInputForCPUBuilder._prepare_lora_input = adapters_of_rows
 
 
+class KeplerCpuModelRunner(CPUModelRunner):
+    """Upstream's, which hands on what the layers of an earlier stage give, as its GPU runner does."""
+
+    @torch.no_grad()
+    def execute_model(
+        self,
+        model_input: ModelInputForCPUWithSamplingMetadata,
+        kv_caches: list[torch.Tensor],
+        intermediate_tensors: IntermediateTensors | None = None,
+        *arguments: Any,
+        **named: Any,
+    ) -> Any:
+        if get_pp_group().is_last_rank:
+            return super().execute_model(model_input, kv_caches, intermediate_tensors, *arguments, **named)
+        with set_forward_context(model_input.attn_metadata, self.vllm_config, model_input.virtual_engine):
+            return self.model(
+                input_ids=model_input.input_tokens, positions=model_input.input_positions,
+                intermediate_tensors=intermediate_tensors,
+            )
+
+
 class KeplerCpuWorker(CPUWorker):
     """Named by the platform, so that every process of the engine imports this module."""
+
+    def __init__(self, *arguments: Any, rank: int, is_driver_worker: bool = False, **named: Any) -> None:
+        # Upstream takes rank 0 alone for a driver, and each stage of a pipeline has one.
+        super().__init__(*arguments, rank=rank, is_driver_worker=is_driver_worker and rank == 0, **named)
+        if self.parallel_config.pipeline_parallel_size > 1:
+            self.is_driver_worker = self.model_runner.is_driver_worker = is_driver_worker
+            # Upstream's worker makes its runner by name.
+            self.model_runner.__class__ = KeplerCpuModelRunner
 
     def init_distributed_environment(self) -> None:
         """Once a process: a draft model's worker is the second of rank 0, whose first sum no other rank would join."""
@@ -68,4 +100,6 @@ class KeplerCpuWorker(CPUWorker):
         """
         fitting, swapped = super().determine_num_available_blocks()
         longest = cdiv(self.model_config.max_model_len, self.cache_config.block_size)
-        return min(fitting, longest * self.scheduler_config.max_num_seqs), swapped
+        # Each stage of a pipeline has sequences of its own in flight, in its own part of the blocks.
+        streams = self.parallel_config.pipeline_parallel_size
+        return min(fitting, streams * longest * self.scheduler_config.max_num_seqs), swapped

@@ -45,6 +45,9 @@ environment_variables: dict[str, Callable[[str], Any]] = {
     "VLLM_KEPLER_LIBRARY": lambda name: Path(os.environ.get(name) or Path(sys.prefix, "lib", "libvllm_kepler.so")),
 }
 
+# Variables that ranks on other hosts take from the server; the rest is a host's own.
+OF_ALL_HOSTS = ["VLLM_KEPLER_DEVICE", "VLLM_KEPLER_VERIFY", "VLLM_KEPLER_CUDA_GRAPHS"]
+
 
 def __getattr__(name: str) -> Any:
     if name not in environment_variables:

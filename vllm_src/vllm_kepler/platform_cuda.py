@@ -26,6 +26,7 @@ class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
     """Upstream's CUDA platform with the port's engine settings, attention backend and operators."""
 
     simple_compile_backend = "eager"
+    additional_env_vars = envs.OF_ALL_HOSTS
 
     def __init__(self) -> None:
         settings.force_v0()

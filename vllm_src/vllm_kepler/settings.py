@@ -121,6 +121,7 @@ def apply_defaults(config: VllmConfig, graphs: bool = False) -> None:
             )
         model.enforce_eager = not graphs
         model.disable_cascade_attn = True
+    reject_with_stages(config, graphs)
     if config.lora_config is not None:
         apply_adapters(config, graphs)
     if config.scheduler_config.num_scheduler_steps > 1:
@@ -156,6 +157,28 @@ def apply_defaults(config: VllmConfig, graphs: bool = False) -> None:
     compilation.cudagraph_capture_sizes = list({min(size, most) for size in CAPTURE_SIZES}) if graphs else []
     # Again: upstream has done it for its own sizes before it asks the platform.
     compilation.init_with_cudagraph_sizes(compilation.cudagraph_capture_sizes)
+
+
+def reject_with_stages(config: VllmConfig, graphs: bool) -> None:
+    """Raise SettingError for what nobody has compared over the stages of a pipeline."""
+    model, parallel = config.model_config, config.parallel_config
+    stages = parallel.pipeline_parallel_size
+    if stages == 1:
+        return
+    beside = {
+        "VLLM_KEPLER_CUDA_GRAPHS: found 1": graphs,
+        "enable_lora: found true": config.lora_config is not None,
+        "task: found a model that generates no tokens": model is not None and model.runner_type == "pooling",
+        "distributed_executor_backend: found one for a single host": not parallel.use_ray,
+    }
+    for found, is_asked in beside.items():
+        if is_asked:
+            raise SettingError(f"{found} beside pipeline_parallel_size {stages}; expected a server of one host.")
+    layers = stages if model is None else model.hf_text_config.num_hidden_layers
+    if layers < stages:
+        raise SettingError(
+            f"pipeline_parallel_size: found {stages}; expected at most {layers}, the model's layers. Name fewer hosts."
+        )
 
 
 def apply_adapters(config: VllmConfig, graphs: bool) -> None:

@@ -40,6 +40,18 @@ async def ask(instance: Instance, path: str, body: Any = None, timeout: float = 
         asking.cancel()
 
 
+async def refuses(instance: Instance) -> bool:
+    """Return whether nothing listens on the server's port."""
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(instance.address, instance.port), 5)
+        writer.close()
+    except ConnectionRefusedError:
+        return True
+    except (OSError, asyncio.TimeoutError):
+        return False
+    return False
+
+
 async def exchange(instance: Instance, path: str, body: Any) -> Answer:
     """Send one request in HTTP/1.0: the answer ends with the connection. Raises OSError, ValueError."""
     content = b"" if body is None else json.dumps(body).encode()

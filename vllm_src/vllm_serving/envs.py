@@ -23,6 +23,9 @@ NUMBERS: dict[str, float] = {
     "VLLM_SERVING_SEQUENCES": 128,
     # In a container: seconds without a sign of life after which the server is ended; 0 for never.
     "VLLM_SERVING_WATCHDOG": 180,
+    # Hosts that one model is spread over, and GPUs of each that serve it.
+    "VLLM_SERVING_HOSTS": 1,
+    "VLLM_SERVING_RANKS": 1,
     # Set by systemd: microseconds without a sign of life after which it ends the unit; 0 for never.
     "WATCHDOG_USEC": 0,
 }
@@ -71,6 +74,15 @@ def adapters(environment: Mapping[str, str]) -> dict[str, Path]:
 def capability(environment: Mapping[str, str]) -> str | None:
     """Return the compute capability of the GPUs that a released vLLM runs on, such as 7.0; None for the port."""
     return environment.get("VLLM_SERVING_CAPABILITY")
+
+
+def head(environment: Mapping[str, str]) -> tuple[str, int] | None:
+    """Return address and port of the head of a server's cluster; None for a server of one host. Raises ConfigError."""
+    text = environment.get("VLLM_SERVING_HEAD", "")
+    address, _, port = text.rpartition(":")
+    if text and not (address and port.isdigit()):
+        raise ConfigError(f"VLLM_SERVING_HEAD: found {text!r}; expected ADDRESS:PORT. Run the play again.")
+    return (address, int(port)) if text else None
 
 
 def quarantine_file(environment: Mapping[str, str]) -> Path:

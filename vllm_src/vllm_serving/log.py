@@ -17,6 +17,8 @@ ERROR = re.compile(
 # Lines that report an error without naming it.
 EMPTY = re.compile(r"[Ss]ee (?:the )?stack ?trace|Inspect the stacktrace|validation errors? for|CancelledError")
 
+# Lines of a server over several hosts (vllm_serving.head).
+HOSTS_MISSING, HOSTS_COMPLETE = "waits for hosts", "all hosts are there"
 # More patterns than a start has: a server that runs for months must not keep them all.
 MOST_PATTERNS = 10_000
 
@@ -49,12 +51,14 @@ class Log:
     Attributes:
         phase: what the server is doing.
         error: the last error that it reported.
+        waits_for_hosts: whether other hosts of the server are missing.
         seen_patterns: the lines so far without their numbers: one that only repeats is no progress.
     """
 
     def __init__(self, phases: Phases) -> None:
         self.phases, self.phase = phases, "starting vLLM"
         self.error: str | None = None
+        self.waits_for_hosts = False
         self.seen_patterns: set[str] = set()
         self._rest = b""
 
@@ -65,6 +69,9 @@ class Log:
         for line in lines:
             plain = COLOR.sub("", line)
             self.phase = phase_of(plain, self.phases) or self.phase
+            if plain.startswith((HOSTS_MISSING, HOSTS_COMPLETE)):
+                self.waits_for_hosts = plain.startswith(HOSTS_MISSING)
+                self.phase = plain if self.waits_for_hosts else "starting vLLM"
             self.error = error_of(plain) or self.error
             if len(self.seen_patterns) < MOST_PATTERNS:
                 self.seen_patterns.add(re.sub(r"\d+", "0", plain))

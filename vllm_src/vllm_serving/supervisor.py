@@ -19,7 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from .admission import DRAINING, RUNNING, AdmissionMiddleware
-from .client import PROBE, ask, has_token, total
+from .client import PROBE, ask, has_token, refuses, total
+from .cluster import read_cluster
 from .errors import ConfigError
 from .instance import CONFIGURATION, Instance, read_instance
 from .log import Log
@@ -37,6 +38,8 @@ ENTRY_POINTS = {
 GAVE_UP = 69
 # Seconds between two polls of the server while it starts or drains, and while it serves without a watchdog.
 POLL, IDLE_POLL = 1.0, 30.0
+# Seconds between two looks at the port of a server that serves. An engine that has failed closes it, and may then hang.
+PORT_POLL = 5.0
 # Seconds that vLLM gets to stop once no request runs.
 STOP = 30
 
@@ -224,7 +227,7 @@ class Supervisor:
                 show(line)
 
     async def watch(self) -> str:
-        """Report the server's state to systemd. Returns why it must end: it can never be ready, or hangs unwatched."""
+        """Report the server's state to systemd. Returns why it must end: it can never be ready, or hangs."""
         if reason := await self.until_ready():
             return reason
         self.is_ready = True
@@ -233,7 +236,9 @@ class Supervisor:
         self.say(f"is ready after {time.monotonic() - self.started_at:.0f} s")
         notify(READY=1, STATUS=self.serving)
         while True:
-            await asyncio.sleep(self.instance.watchdog / 6 or IDLE_POLL)
+            if await self.closes_within(self.instance.watchdog / 6 or IDLE_POLL):
+                error = f": {self.log.error}" if self.log.error else ""
+                return f"vLLM hangs: it has closed its port and goes on running{error}"
             if await self.is_alive():
                 self.progress_at = time.monotonic()
                 notify(WATCHDOG=1, STATUS=self.serving)
@@ -243,10 +248,23 @@ class Supervisor:
                 return f"hung: no sign of life for {silent:.0f} s while {self.current_phase}"
             notify(STATUS=f"no sign of life for {silent:.0f} s")
 
+    async def closes_within(self, seconds: float) -> bool:
+        """Wait that long. Returns True at once if nothing listens on the server's port, twice in a row."""
+        end, closed = time.monotonic() + seconds, 0
+        while (left := end - time.monotonic()) > 0 or closed:
+            await asyncio.sleep(PORT_POLL if closed else min(PORT_POLL, left))
+            closed = closed + 1 if await refuses(self.instance) else 0
+            if closed == 2:
+                return True
+        return False
+
     async def until_ready(self) -> str | None:
         """Wait for the first token; extend the start while it makes progress. Returns why there can never be one."""
         before: object = None
         while True:
+            if self.log.waits_for_hosts:
+                # They may be away for days: the start begins when they are there.
+                self.started_at, before = time.monotonic(), None
             now = (self.log.phase, len(self.log.seen_patterns), mebibytes_read(self.group))
             stalled = self.stalled()
             if now != before and not stalled:
@@ -351,9 +369,12 @@ def supervise(name: str, read: Callable[[], Instance], arguments: Sequence[str] 
     try:
         instance = read()
         table = table_of(metadata.version("vllm"))
+        cluster = read_cluster(os.environ)
     except (ConfigError, ValueError, metadata.PackageNotFoundError) as refused:
         print(f"vllm@{name} ends: {refused}", flush=True)
         notify(STATUS=f"ended: {refused}")
         return CONFIGURATION
     command = command_of(instance.options, *arguments, *instance.arguments, model=instance.files)
+    if cluster:
+        command = [sys.executable, "-m", "vllm_serving.head", *command]
     return asyncio.run(Supervisor(instance, command, table).run())

@@ -34,7 +34,7 @@ METRICS = {
     "kepler_host_metrics_unreadable": ("gauge", "How many sources of this file could not be read."),
     "kepler_host_metrics_timestamp_seconds": ("gauge", "When this file was written."),
 }
-UNITS = ["vllm@*.service", "kepler-balancer.service"]
+UNITS = ["vllm@*.service", "vllm-stage@*.service", "kepler-balancer.service"]
 MODULE = "/sys/module/nvidia/version"
 LIBRARY = "/usr/lib64/libcuda.so.1"
 

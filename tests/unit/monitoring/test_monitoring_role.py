@@ -61,7 +61,7 @@ def check(directory):
     command = [PROMTOOL, "check", "config", str(directory / "out" / "kepler.yml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "16 rules found" in done.stdout
+    assert "17 rules found" in done.stdout
 
 
 @needs_promtool

@@ -72,16 +72,18 @@ def test_each_bad_file_makes_one_finding():
 
 
 CHECK = yaml.safe_load((ROOT / "roles/vllm_service/tasks/check.yml").read_text())
+(STOP,) = (task for task in CHECK if "ansible.builtin.fail" in task)
 
 
 def role_says(instances, files):
     """What the role vllm_service stops with before it changes anything; None if it goes on."""
     known = {
-        **CHECK[1]["vars"], "__common_instances": instances, "__vllm_service_keys": {"files": files},
+        **STOP["vars"], "__common_instances": instances, "__vllm_service_keys": {"files": files},
+        "__vllm_service_link_keys": {"files": {}},
     }  # fmt: skip
-    if not evaluate("vllm_service", f"{{{{ {CHECK[1]['when']} }}}}", **known):
+    if not evaluate("vllm_service", f"{{{{ {STOP['when']} }}}}", **known):
         return None
-    return evaluate("vllm_service", CHECK[1]["ansible.builtin.fail"]["msg"], **known)
+    return evaluate("vllm_service", STOP["ansible.builtin.fail"]["msg"], **known)
 
 
 def test_role_stops_without_preflight_too():
@@ -102,16 +104,20 @@ def test_role_stops_without_preflight_too():
 ])
 def test_malformed_instances_are_left_to_the_inventorys_check(instances):
     assert "nothing was changed" in role_says(instances, {})
-    (task,) = (item for item in CHECK if "kepler.vllm.key_file_facts" in item)
-    assert evaluate("vllm_service", task["kepler.vllm.key_file_facts"]["paths"], __common_instances=instances) == []
+    for task in CHECK:
+        if "kepler.vllm.key_file_facts" in task:
+            paths = task["kepler.vllm.key_file_facts"]["paths"]
+            assert evaluate("vllm_service", paths, __common_instances=instances) == []
 
 
 def test_roles_ask_about_every_key_file():
     for role, tasks in (("vllm_service", CHECK), ("preflight", yaml.safe_load(
             (ROOT / "roles/preflight/tasks/host.yml").read_text()))):
-        (task,) = (item for item in tasks if "kepler.vllm.key_file_facts" in item)
+        task, links = (item for item in tasks if "kepler.vllm.key_file_facts" in item)
         known = {"__common_instances": INSTANCES}
         assert evaluate(role, task["kepler.vllm.key_file_facts"]["paths"], **known) == ["/k/a", "/k/c"]
+        linked = {"__common_instances": [{"name": "a", "model": "/m", "link_key_file": "/k/link"}]}
+        assert evaluate(role, links["kepler.vllm.key_file_facts"]["paths"], **linked) == ["/k/link"]
 
 
 def test_role_checks_first_whichever_part_is_run():

@@ -117,4 +117,5 @@ def test_a_kernel_that_has_moved_bars_the_way_back(upgrade, tmp_path):
 def test_rollout_ends_at_the_first_host_that_fails():
     """Whatever number of hosts is upgraded at once."""
     (play,) = (part for part in yaml.safe_load(PLAYBOOK.read_text()) if "tasks" in part)
-    assert (play["serial"], play["max_fail_percentage"]) == ("{{ upgrade_serial | default(1) }}", 0)
+    assert play["max_fail_percentage"] == 0
+    assert "upgrade_serial | default(1)" in play["serial"]

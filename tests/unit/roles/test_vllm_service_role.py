@@ -205,7 +205,8 @@ def test_the_firewall_only_when_asked_and_beyond_loopback(play, tmp_path, host, 
     """firewalld is none here: the module gets as far as saying so."""
     task = {"name": "Open", "ansible.builtin.include_tasks": str(ROLE / "tasks/firewall.yml")}
     status, output = play([task], gather_facts=False, variables={
-        "vllm_service_firewalld": asked, "__vllm_service_instances": [{**INSTANCE, "host": host, "port": 8000}],
+        "vllm_service_firewalld": asked, "__vllm_service_servers": [{**INSTANCE, "host": host, "port": 8000}],
+        "__vllm_service_peers": [],
     })
     assert (status != 0) == opened, output
     assert ("firewall" in output.partition("Open the ports")[2].partition("PLAY RECAP")[0]) == opened

@@ -228,6 +228,15 @@ def test_a_lost_port_starves_the_watchdog(unit):
     wait_for(lambda: unit.fields("STATUS")[-1].startswith("no sign of life"))
 
 
+def test_closed_port_ends_a_server_that_hangs(unit):
+    """An engine that lost a host closes its port, and may wait for that host's rank for ever."""
+    unit.start(WATCHDOG_USEC=60_000_000)
+    unit.ready()
+    unit.order(deaf=True)
+    assert unit.ended() == 1
+    assert "ends: vLLM hangs: it has closed its port and goes on running" in unit.last()
+
+
 def test_a_taken_port(unit):
     with socket.socket() as other:
         # Even one that would share it.

@@ -1,0 +1,192 @@
+"""Filters for instances over several hosts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, instances_with_defaults
+from ansible_collections.kepler.vllm.plugins.filter.kepler_profiles import profile_hosts
+from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
+from ansible_collections.kepler.vllm.plugins.plugin_utils import several_hosts
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import shown
+
+# Seconds that the clocks of two hosts may differ: their logs could not be read side by side, and less is the noise of
+# how they are asked.
+CLOCKS = 60
+# Begin of the names of groups of hosts that change generations together.
+BATCH = "kepler_batch_"
+
+
+def need_ray(hosts: Iterable[str], hostvars: Mapping[str, Any]) -> bool:
+    """Return whether an instance of one of the hosts spans several."""
+    asked = (hostvars[host].get(INSTANCES) or [] for host in hosts if host in hostvars)
+    return any(several_hosts.spans(item) for items in asked if isinstance(items, list) for item in items)
+
+
+def instances_here(instances: Any, host: str) -> Any:
+    """The instances that concern a host; what is no list is left for the validation."""
+    if not isinstance(instances, list):
+        return instances
+    return [item for item in instances if several_hosts.is_here(item, host)]
+
+
+def servers_here(instances: list[dict[str, Any]], host: str) -> list[dict[str, Any]]:
+    """The instances whose API a host serves."""
+    return [item for item in instances if not several_hosts.is_stage(item, host)]
+
+
+def unit_of(instance: Mapping[str, Any], host: str) -> str:
+    """The unit of an instance on a host, without its suffix."""
+    return f"{'vllm-stage' if several_hosts.is_stage(instance, host) else 'vllm'}@{instance['name']}"
+
+
+def without_lost_hosts(
+    instances: list[dict[str, Any]], hostvars: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The instances whose other hosts may start their parts of them, as far as their qualification is known."""
+    def starts(instance: dict[str, Any]) -> bool:
+        passed = (hostvars[host].get("qualification_dies") for host in instance.get("hosts") or [] if host in hostvars)
+        return all(gpus is None or set(instance["gpus"]) <= set(gpus) for gpus in passed)
+
+    return [instance for instance in instances if starts(instance)]
+
+
+def partners(host: str, hostvars: Mapping[str, Any]) -> list[str]:
+    """The other hosts of a host's instances over several hosts."""
+    listed = hostvars[host].get(INSTANCES)
+    shared = [item["hosts"] for item in listed or [] if several_hosts.spans(item) and host in item["hosts"]]
+    return sorted({other for hosts in shared for other in hosts} - {host})
+
+
+def batch_of(host: str, hostvars: Mapping[str, Any]) -> str:
+    """Name of the group of hosts that change generations together, for the module group_by."""
+    together, new = {host}, [host]
+    while new:
+        new = [other for one in new for other in partners(one, hostvars) if other in hostvars and other not in together]
+        together.update(new)
+    return BATCH + hashlib.sha256(" ".join(sorted(together)).encode()).hexdigest()[:12]
+
+
+def batches(groups: Mapping[str, list[str]]) -> list[list[str]]:
+    """Hosts that change generations together, in the order of the inventory; only what group_by has grouped."""
+    found = [members for name, members in groups.items() if name.startswith(BATCH)]
+    order = {host: place for place, host in enumerate(groups.get("all", []))}
+    return sorted((sorted(members, key=order.__getitem__) for members in found), key=lambda part: order[part[0]])
+
+
+def in_batches(groups: Mapping[str, list[str]]) -> list[str] | str:
+    """The `hosts` of a play whose `serial` is batch_sizes."""
+    return [host for part in batches(groups) for host in part] or profile_hosts(dict(groups))
+
+
+def batch_sizes(groups: Mapping[str, list[str]], serial: Any) -> Any:
+    """The `serial` of a play over in_batches: as asked, but no instance's hosts are parted."""
+    parts = [len(part) for part in batches(groups)]
+    if max(parts, default=1) == 1:
+        return serial
+    text = str(serial)
+    most = max(1, sum(parts) * int(text[:-1]) // 100) if text.endswith("%") else int(text)
+    sizes: list[int] = []
+    for size in parts:
+        if sizes and sizes[-1] + size <= most:
+            sizes[-1] += size
+        else:
+            sizes.append(size)
+    return sizes
+
+
+def hosts_findings(
+    instances: list[dict[str, Any]], host: str, hostvars: Mapping[str, Any], members: list[str],
+) -> list[dict[str, str]]:
+    """Findings about a host's instances over several hosts that compare the inventories of those hosts.
+
+    members: hosts of the profile.
+    """
+    found = []
+    for index, instance in enumerate(instances):
+        if not several_hosts.spans(instance):
+            continue
+        where = f"{INSTANCES}[{index}]"
+        for other in instance["hosts"]:
+            if other not in members:
+                found.append(finding(
+                    "error", f"{where}.hosts", other, f"hosts of the profile: {', '.join(members)}",
+                    "Correct the name, or add the host to the group.",
+                ))
+            elif other != host and (differs := difference(instance, other, hostvars)):
+                found.append(finding(
+                    "error", f"{where}.{differs[0]}", f"{differs[1]} on {host} and {differs[2]} on {other}",
+                    "the same on every host of the instance", "Define the instance once, in group_vars of its hosts.",
+                ))
+    return found
+
+
+def difference(instance: dict[str, Any], other: str, hostvars: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Return key and both values where another host has an instance otherwise, or None."""
+    values = hostvars[other]
+    listed = values.get(INSTANCES)
+    theirs = instances_with_defaults(listed if isinstance(listed, list) else [],
+                                     values.get("vllm_service_instance_defaults"))
+    same = [item for item in theirs if isinstance(item, dict) and item.get("name") == instance["name"]]
+    if not same:
+        return "hosts", "an instance", "none"
+    for key in sorted(instance.keys() & same[0].keys()):
+        if key not in ("dtype", "engine") and instance[key] != same[0][key]:
+            return key, shown(instance[key]), shown(same[0][key])
+    return None
+
+
+def link_findings(
+    instances: list[dict[str, Any]], host: str, hostvars: Mapping[str, Any]
+) -> list[dict[str, str]]:
+    """Findings about links, models and clocks of a host's instances over several hosts, of what the run has read."""
+    found = []
+    for index, instance in enumerate(instances):
+        if not several_hosts.spans(instance):
+            continue
+        where = f"{INSTANCES}[{index}]"
+        try:
+            several_hosts.link_of(instance, host, hostvars)
+        except AnsibleFilterError as error:
+            what, _, rest = str(error).partition(": found ")[2].partition("; expected ")
+            expected, _, step = rest.partition(". ")
+            found.append(finding("error", f"{where}.link", what, expected, step))
+        head = instance["hosts"][0]
+        mine, heads = (hostvars[name].get("preflight_clock_ahead") if name in hostvars else None for name in
+                       (host, head))
+        if mine is not None and heads is not None and abs(float(mine) - float(heads)) > CLOCKS:
+            found.append(finding(
+                "error", f"{where}.hosts", f"clocks of {host} and {head} that are "
+                f"{abs(float(mine) - float(heads)):.0f} s apart", f"at most {CLOCKS} s", "Start chronyd on both.",
+            ))
+        key = instance["model"]
+        models = [(hostvars[name].get("__preflight_models") or {}).get("models", {}).get(key) if name in hostvars
+                  else None for name in (host, head)]
+        shapes = [(model["config"], model["tensors"]) for model in models if model and model["config"]]
+        if len(shapes) == 2 and shapes[0] != shapes[1]:
+            found.append(finding(
+                "error", f"{where}.model", f"other files in {key} than on {head}", "one model on all hosts",
+                "Copy the directory from one host to the others.",
+            ))
+    return found
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable]:
+        return {
+            "batch_of": batch_of,
+            "batch_sizes": batch_sizes,
+            "hosts_findings": hosts_findings,
+            "in_batches": in_batches,
+            "instance_unit": unit_of,
+            "instances_here": instances_here,
+            "link_findings": link_findings,
+            "link_of": several_hosts.link_of,
+            "need_ray": need_ray,
+            "partners": partners,
+            "servers_here": servers_here,
+            "without_lost_hosts": without_lost_hosts,
+        }

@@ -1,0 +1,214 @@
+"""Instances over several hosts: what of the inventory is refused, and what each host gets."""
+
+import json
+
+import pytest
+import yaml
+from ansible.errors import AnsibleFilterError
+from ansible_collections.kepler.vllm.plugins.filter import kepler_hosts
+from ansible_collections.kepler.vllm.plugins.filter.kepler_balancer import balancer_pools
+from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import instances_with_defaults, inventory_findings
+from ansible_collections.kepler.vllm.plugins.filter.kepler_qualification import qualified_instances
+from ansible_collections.kepler.vllm.plugins.plugin_utils.several_hosts import PORTS, link_of
+from rendered import PROFILE, ROOT, evaluate, render
+from vllm_serving.cluster import SPAN
+
+SERVE = PROFILE["serve"]
+EXAMPLE = yaml.safe_load((ROOT / "inventory/examples/two-hosts.yml").read_text())["k80-hosts"]
+HOSTS = list(EXAMPLE["hosts"])
+FIRST, SECOND = HOSTS
+ADDRESSES = EXAMPLE["vars"]["vllm_service_instances"][0]["link"]
+
+
+def instance(**changes):
+    (made,) = instances_with_defaults(
+        [{**EXAMPLE["vars"]["vllm_service_instances"][0], **changes}], {}, SERVE,
+    )  # fmt: skip
+    return {key: value for key, value in made.items() if value != "leave out"}
+
+
+def facts(address):
+    return {"interfaces": ["lo", "ens2f0"], "lo": {"ipv4": {"address": "127.0.0.1"}},
+            "ens2f0": {"ipv4": {"address": address}}}
+
+
+def hostvars(**changes):
+    return {
+        host: {"inventory_hostname": host, "ansible_facts": facts(ADDRESSES[host]),
+               "vllm_service_instances": [instance()], **changes}
+        for host in HOSTS
+    }
+
+
+def test_example_is_valid():
+    assert inventory_findings([instance()], SERVE) == []
+
+
+@pytest.mark.parametrize(("changes", "variable", "found"), [
+    ({"hosts": [FIRST]}, "hosts", "k80-1"),
+    ({"hosts": [FIRST, FIRST]}, "hosts", "k80-1"),
+    ({"link": "leave out"}, "link", "nothing"),
+    ({"link": {FIRST: "10.0.0.1", SECOND: "10.0.0.1"}}, "link", "10.0.0.1"),
+    ({"link": {FIRST: "10.0.0.1", "other": "10.0.0.2"}}, "link", "other"),
+    ({"link": {FIRST: "ens2f0", SECOND: "ens2f0"}}, "link", "ens2f0"),
+    ({"link": "two words"}, "link", "two words"),
+    ({"link_key_file": "leave out"}, "link_key_file", "nothing"),
+    ({"link_port": 80}, "link_port", "80"),
+    ({"link_port": 7990}, "link_port", "7990"),
+    ({"cuda_graphs": True}, "cuda_graphs", "cuda_graphs and hosts"),
+    ({"adapters": {"a": "/srv/a"}}, "adapters", "adapters and hosts"),
+    ({"extra_args": {"pipeline-parallel-size": 2}}, "extra_args.pipeline-parallel-size", ""),
+    ({"extra_args": {"distributed-executor-backend": "mp"}}, "extra_args.distributed-executor-backend", "hosts"),
+    ({"hosts": "leave out", "link_key_file": "leave out"}, "link", "link without hosts"),
+])  # fmt: skip
+def test_instances_that_cannot_span_hosts_are_refused(changes, variable, found):
+    findings = inventory_findings([instance(**changes)], SERVE)
+    assert any(item["variable"] == f"vllm_service_instances[0].{variable}" and found in item["found"]
+               for item in findings), findings  # fmt: skip
+
+
+def test_two_instances_need_ports_of_their_own():
+    first = instance(gpus=[0, 1], tensor_parallel_size=2)
+    second = {**first, "name": "other", "port": 8001, "gpus": [2, 3], "link_port": first["link_port"] + PORTS - 1}
+    (found,) = inventory_findings([first, second], SERVE)
+    assert found["variable"] == "vllm_service_instances[1].link_port"
+    assert inventory_findings([first, {**second, "link_port": first["link_port"] + PORTS}], SERVE) == []
+    assert PORTS == SPAN
+
+
+def test_hosts_take_their_own_instances():
+    alone = {"name": "a", "model": "/m"}
+    assert kepler_hosts.instances_here([alone, instance()], "k80-3") == [alone]
+    assert kepler_hosts.servers_here([alone, instance()], SECOND) == [alone]
+    assert [kepler_hosts.unit_of(instance(), host) for host in HOSTS] == [
+        "vllm@llama-70b", "vllm-stage@llama-70b",
+    ]  # fmt: skip
+    assert kepler_hosts.need_ray(HOSTS, hostvars())
+    assert not kepler_hosts.need_ray(HOSTS, hostvars(vllm_service_instances=[alone]))
+
+
+def test_balancer_sees_one_server():
+    hosts = {name: {**values, "ansible_host": name} for name, values in hostvars().items()}
+    (servers,) = balancer_pools(hosts, HOSTS, "balancer").values()
+    assert [server["name"] for server in servers] == [f"{FIRST}/llama-70b"]
+
+
+def test_qualification_never_shrinks_a_stage():
+    assert qualified_instances([instance()], [0, 1]) == []
+    assert qualified_instances([instance()], [0, 1, 2, 3]) == [instance()]
+    lost = hostvars()
+    lost[SECOND]["qualification_dies"] = [0, 1]
+    assert kepler_hosts.without_lost_hosts([instance()], lost) == []
+    assert kepler_hosts.without_lost_hosts([instance()], hostvars()) == [instance()]
+
+
+@pytest.mark.parametrize("link", [ADDRESSES, "ens2f0"])
+def test_link_is_found_by_addresses_and_by_interface(link):
+    assert link_of(instance(link=link), SECOND, hostvars()) == {
+        "address": "10.77.0.2", "interface": "ens2f0", "head": "10.77.0.1", "peers": ["10.77.0.1"],
+    }
+
+
+@pytest.mark.parametrize(("link", "change", "message"), [
+    ("ens9", {}, "found no interface ens9 with an IPv4 address"),
+    (ADDRESSES, {"ansible_facts": facts("10.9.9.9")}, "found no interface with 10.77.0.2"),
+    ("ens2f0", {"ansible_facts": {}}, "found no facts of"),
+])  # fmt: skip
+def test_missing_link_is_told_in_one_line(link, change, message):
+    values = hostvars(**change)
+    with pytest.raises(AnsibleFilterError, match=message):
+        link_of(instance(link=link), SECOND, values)
+    (found,) = kepler_hosts.link_findings([instance(link=link)], SECOND, values)
+    assert found["variable"] == "vllm_service_instances[0].link"
+    assert message.removeprefix("found ") in found["found"]
+    assert found["expected"] and found["next_step"]
+
+
+def test_clocks_and_models_are_compared():
+    values = hostvars(preflight_clock_ahead=0)
+    assert kepler_hosts.link_findings([instance()], SECOND, values) == []
+    values[SECOND]["preflight_clock_ahead"] = 90
+    (found,) = kepler_hosts.link_findings([instance()], SECOND, values)
+    assert "90 s apart" in found["found"]
+    model = instance()["model"]
+    values = hostvars()
+    for host, layers in zip(HOSTS, (80, 40), strict=True):
+        facts_of_model = {"config": {"num_hidden_layers": layers}, "tensors": []}
+        values[host]["__preflight_models"] = {"models": {model: facts_of_model}}
+    (found,) = kepler_hosts.link_findings([instance()], SECOND, values)
+    assert f"other files in {model}" in found["found"]
+
+
+def test_definitions_of_the_hosts_are_compared():
+    assert kepler_hosts.hosts_findings([instance()], FIRST, hostvars(), HOSTS) == []
+    (found,) = kepler_hosts.hosts_findings([instance()], FIRST, hostvars(), [FIRST])
+    assert (found["variable"], found["found"]) == ("vllm_service_instances[0].hosts", SECOND)
+    values = hostvars()
+    values[SECOND]["vllm_service_instances"] = [instance(tensor_parallel_size=2)]
+    (found,) = kepler_hosts.hosts_findings([instance()], FIRST, values, HOSTS)
+    assert found["variable"] == "vllm_service_instances[0].tensor_parallel_size"
+    values[SECOND]["vllm_service_instances"] = []
+    (found,) = kepler_hosts.hosts_findings([instance()], FIRST, values, HOSTS)
+    assert "none on k80-2" in found["found"]
+
+
+def test_hosts_of_an_instance_are_one_batch():
+    values = {**hostvars(), "k80-0": {"vllm_service_instances": []}, "k80-3": {}}
+    names = {host: kepler_hosts.batch_of(host, values) for host in values}
+    assert names[FIRST] == names[SECOND]
+    assert len(set(names.values())) == 3
+    groups = {"all": ["k80-0", FIRST, "k80-3", SECOND]}
+    for host, name in names.items():
+        groups.setdefault(name, []).append(host)
+    assert kepler_hosts.in_batches(groups) == ["k80-0", FIRST, SECOND, "k80-3"]
+    assert kepler_hosts.batch_sizes(groups, 1) == [1, 2, 1]
+    assert kepler_hosts.batch_sizes(groups, "3") == [3, 1]
+    assert kepler_hosts.batch_sizes(groups, "100%") == [4]
+    assert kepler_hosts.batch_sizes({"all": ["a"], "kepler_batch_1": ["a"]}, "30%") == "30%"
+
+
+def written(template, host, **changes):
+    return render("vllm_service", template, item=instance(**changes), inventory_hostname=host, hostvars=hostvars(),
+                  store_root="/opt/kepler", __vllm_service_current={"stat": {"lnk_target": "generations/7"}})
+
+
+def test_server_and_stage_get_their_environment():
+    for host, address in ADDRESSES.items():
+        lines = written("instance.env.j2", host).splitlines()
+        assert {"VLLM_SERVING_HEAD=10.77.0.1:6379", "VLLM_SERVING_HOSTS=2", "VLLM_SERVING_RANKS=4",
+                f"VLLM_HOST_IP={address}", "NCCL_SOCKET_IFNAME=ens2f0", "GLOO_SOCKET_IFNAME=ens2f0",
+                "VLLM_ENGINE_ITERATION_TIMEOUT_S=180"} <= set(lines)  # fmt: skip
+    options = json.loads(written("instance.yaml.j2", FIRST).partition("{")[2].join(["{", ""]))
+    assert options["pipeline-parallel-size"] == 2
+    assert options["distributed-executor-backend"] == "ray"
+
+
+def test_drop_ins_start_the_environment_with_ray():
+    server, stage = (written("instance.conf.j2", host) for host in HOSTS)
+    assert "EnvironmentFile=/etc/kepler/keys/link.env" in server
+    assert "EnvironmentFile=/etc/kepler/keys/link.env" in stage
+    assert "serving_ray" in server
+    assert "ExecStart" not in stage
+    assert "X-Kepler-Peers=10.77.0.1" in stage
+    unit = render("vllm_service", "vllm-stage@.service.j2", store_root="/opt/kepler")
+    assert "serving_ray" in unit
+    assert "ray stop" not in unit
+
+
+def test_server_of_one_host_keeps_its_unit_and_files():
+    (item,) = instances_with_defaults([{"name": "a", "model": "/m"}], {}, SERVE)
+    for template in ("instance.env.j2", "instance.conf.j2", "instance.yaml.j2"):
+        text = render("vllm_service", template, item=item, store_root="/opt/kepler", hostvars={},
+                      __vllm_service_current={"stat": {"lnk_target": "generations/7"}})
+        assert not any(word in text.lower() for word in ("ray", "pipeline", "link", "peers", "serving_head")), template
+    files = evaluate("vllm_service", "{{ __vllm_service_unit_files + (__vllm_service_stage_unit_files "
+                     "if __vllm_service_stages else []) }}", vllm_service_instances=[{"name": "a", "model": "/m"}])
+    assert [file["template"] for file in files] == ["vllm@.service.j2", "vllm.target.j2"]
+
+
+def test_sandbox_of_both_units_is_the_same():
+    units = [render("vllm_service", name, store_root="/opt/kepler") for name in
+             ("vllm@.service.j2", "vllm-stage@.service.j2")]
+    boxes = [unit[unit.index("UMask=0077"):] for unit in units]
+    assert boxes[0] == boxes[1]
+    assert boxes[0].endswith("SystemCallErrorNumber=EPERM\n\n[Install]\nWantedBy=vllm.target\n")

@@ -1,0 +1,97 @@
+"""Start the head of a server's own cluster, wait for its other hosts, then become vLLM.
+
+The supervisor runs this in front of vLLM's command: `python -m vllm_serving.head COMMAND...`. What it starts shares the
+unit's control group, temporary files and shared memory with the engine, and ends with the unit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from .cluster import LABEL, Cluster, answers, node_command, read_cluster
+from .log import HOSTS_COMPLETE, HOSTS_MISSING
+
+# Prints the nodes of the cluster every second: a process of its own, so that vLLM starts without a trace of Ray.
+NODES = """
+import json, time, ray
+ray.init(logging_level="ERROR", log_to_driver=False, configure_logging=False)
+while True:
+    print(json.dumps(ray.nodes()), flush=True)
+    time.sleep(1)
+"""
+# Seconds without an answer after which the head counts as broken.
+SILENCE = 60
+
+
+def describe(nodes: list[dict[str, Any]], cluster: Cluster, environment: str) -> tuple[int, str]:
+    """Return how many hosts are ready, and a text that names them and what keeps others away."""
+    ready, others = [], []
+    for node in nodes:
+        address, found = node["NodeManagerAddress"], node.get("Labels", {}).get(LABEL)
+        if not node["Alive"]:
+            continue
+        if found != environment:
+            others.append(f"{address} runs {found} instead of {environment}: activate the same generation on it")
+        elif node["Resources"].get("GPU") != cluster.ranks:
+            others.append(f"{address} lends {node['Resources'].get('GPU', 0):g} GPUs instead of {cluster.ranks}")
+        else:
+            ready.append(address)
+    return len(ready), "; ".join([", ".join(sorted(ready)) or "none", *sorted(others)])
+
+
+def wait_for_hosts(cluster: Cluster, node: subprocess.Popen[bytes]) -> str | None:
+    """Wait until all hosts are there. Returns why they can never be, or None."""
+    while not answers(cluster.head, cluster.port):
+        if node.poll() is not None:
+            return f"the cluster's head ended with status {node.returncode}"
+        time.sleep(0.5)
+    asking = subprocess.Popen(
+        [sys.executable, "-c", NODES], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env={**cluster.environment, "RAY_ADDRESS": f"{cluster.head}:{cluster.port}"},
+    )
+    assert asking.stdout is not None
+    before = ""
+    try:
+        while node.poll() is None:
+            readable, _, _ = select.select([asking.stdout], [], [], SILENCE)
+            line = asking.stdout.readline() if readable else b""
+            if not line:
+                return "the cluster's head does not answer"
+            ready, text = describe(json.loads(line), cluster, Path(sys.prefix).name)
+            if ready >= cluster.hosts:
+                print(f"{HOSTS_COMPLETE}: {text}", flush=True)
+                return None
+            # Ray gives a host up seconds after it has gone: a server that starts again finds its old entry.
+            if text != before:
+                before = text
+                print(f"{HOSTS_MISSING}: {ready} of {cluster.hosts} there ({text})", flush=True)
+        return f"the cluster's head ended with status {node.returncode}"
+    finally:
+        asking.kill()
+        asking.wait()
+
+
+def main(command: list[str]) -> int:
+    """Start the head, and become `command` when all hosts are there. Returns the exit status if it cannot."""
+    cluster = read_cluster(os.environ)
+    assert cluster is not None
+    # Logs of earlier runs.
+    shutil.rmtree(cluster.folder, ignore_errors=True)
+    node = subprocess.Popen(node_command(cluster), stdin=subprocess.DEVNULL, env=cluster.environment)
+    if reason := wait_for_hosts(cluster, node):
+        print(f"error: {reason}", flush=True)
+        return 1
+    environment = {**cluster.environment, "RAY_ADDRESS": f"{cluster.head}:{cluster.port}"}
+    os.execve(command[0], command, environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
