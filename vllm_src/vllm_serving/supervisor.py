@@ -113,7 +113,8 @@ class Supervisor:
     """
 
     def __init__(self, instance: Instance, command: list[str], table: ModuleType) -> None:
-        self.instance, self.command, self.metrics = instance, command, table.METRICS
+        self.instance, self.command = instance, command
+        self.metrics, self.warm_ups = table.METRICS, table.WARM_UP
         self.log, self.starts = Log(table.PHASES), Starts(instance.directory)
         self.group = 0
         self.is_ready = False
@@ -280,10 +281,19 @@ class Supervisor:
             if health is not None and health.status == 200:
                 answer = await ask(self.instance, "/v1/completions", PROBE, self.instance.stall_timeout)
                 if has_token(answer):
+                    await self.warm_up()
                     return None
                 if answer is not None and 400 <= answer.status < 500:
                     return f"the server answered {answer.status} instead of a token: {answer.body[:200]}"
             await asyncio.sleep(POLL)
+
+    async def warm_up(self) -> None:
+        """Ask for what would be compiled at a user's first request. An answer that is an error is one all the same."""
+        for number, (what, request) in enumerate(self.warm_ups, 1):
+            self.log.phase = f"warm-up {number} of {len(self.warm_ups)}: {what}"
+            self.say(f"is at {self.log.phase}")
+            notify(STATUS=self.log.phase, EXTEND_TIMEOUT_USEC=int(self.instance.stall_timeout * 1e6))
+            await ask(self.instance, "/v1/completions", request, self.instance.stall_timeout)
 
     async def is_alive(self) -> bool:
         """Return whether the server has made tokens since the last poll, or answers a probe with one.

@@ -1,5 +1,6 @@
 """The supervisor with a server that loads, hangs, crashes and loses its port, and a systemd that listens."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -95,6 +96,22 @@ def test_locked_vllm_has_a_table():
 )
 def test_a_build_of_a_version_has_its_table(version, table):
     assert table_of(version) is table
+
+
+def test_released_vllm_compiles_before_it_is_ready(bare, monkeypatch, capsys):
+    asked, told = [], []
+
+    async def ask(instance, path, body, timeout):
+        asked.append(body)
+
+    monkeypatch.setattr(supervisor, "ask", ask)
+    monkeypatch.setattr(supervisor, "notify", lambda **fields: told.append(fields["STATUS"]))
+    for table in (v0_9_2, v0_12_0):
+        asyncio.run(supervisor.Supervisor(bare(), [], table).warm_up())
+    assert asked == [body for _, body in v0_12_0.WARM_UP]
+    assert all(body["max_tokens"] <= 4 for body in asked)
+    assert told[0] == f"warm-up 1 of {len(asked)}: a long prompt"
+    assert capsys.readouterr().out.count("is at warm-up") == len(asked)
 
 
 def test_ready_means_a_token(unit):

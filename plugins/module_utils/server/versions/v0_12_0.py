@@ -13,6 +13,19 @@ PHASES = (
     (r"Starting vLLM API server|Application startup complete", "warm-up: waiting for the first token"),
 )
 
+# Requests before a server is ready, by what they compile: Triton makes a kernel when it is first asked for it.
+WARM_UP = (
+    ("a long prompt", {"prompt": "1 " * 100, "max_tokens": 4, "temperature": 0}),
+    ("a prompt that is in the cache", {"prompt": "1 " * 100 + "2", "max_tokens": 4, "temperature": 0}),
+    ("sampling", {
+        "prompt": "1", "max_tokens": 4, "temperature": 0.8, "top_p": 0.9, "top_k": 20, "min_p": 0.01, "seed": 1,
+        "presence_penalty": 0.1, "repetition_penalty": 1.1, "logprobs": 2,
+    }),
+    ("a guide", {
+        "prompt": "1", "max_tokens": 4, "temperature": 0, "structured_outputs": {"regex": "[0-9]{4}"},
+    }),
+)
+
 # Lines in the log of a sound server: always, by dtype, by the device and by the key cuda_graphs.
 LOG_WANTED = {
     "always": ("V1 LLM engine",),

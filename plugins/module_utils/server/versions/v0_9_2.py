@@ -10,6 +10,9 @@ PHASES = (
     (r"Starting vLLM API server|Application startup complete", "warm-up: waiting for the first token"),
 )
 
+# Requests before a server is ready, by what they compile.
+WARM_UP = ()
+
 # Lines in the log of a sound server: always, by dtype, device and the key cuda_graphs. Half is how weights are stored;
 # the engine computes in float32 either way.
 LOG_WANTED = {
