@@ -175,6 +175,16 @@ def test_an_example_is_sound_and_renders(path):
         assert f"CUDA_VISIBLE_DEVICES={','.join(map(str, instance['gpus']))}" in environment
 
 
+def test_a_stand_in_binds_no_threads_and_compiles_nothing():
+    """With bound threads vLLM takes one rank for each NUMA node."""
+    instance = {"name": "a", "model": "/m", "engine": "stock", "gpus": [0, 1], "cuda_graphs": False, "parsers": True,
+                "adapters": {}}
+    for device, bound in (("cpu", True), ("kepler", False)):
+        text = render("vllm_service", "instance.env.j2", item=instance, vllm_service_device=device, **VARIABLES)
+        there = {"VLLM_CPU_OMP_THREADS_BIND=nobind", "TORCHDYNAMO_DISABLE=1"} & set(text.splitlines())
+        assert len(there) == (2 if bound else 0)
+
+
 def test_examples_cover_the_layouts_of_their_users():
     layouts = {
         path.stem: sorted(len(instance["gpus"]) for instance in
