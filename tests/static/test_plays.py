@@ -10,7 +10,10 @@ OTHERS = {
     "build.yml": {"{{ groups | kepler.vllm.profile_builders | kepler.vllm.or_nobody }}": "has built for the others"},
     "bundle.yml": {None: "one host, which downloads"},
     "host.yml": {None: "a builder that serves nothing"},
-    "image.yml": {None: "one host, which writes the image"},
+    "image.yml": {
+        "{{ image_host | default((groups | kepler.vllm.profile_builders + groups | kepler.vllm.profile_members) | first | "
+        "default('')) | kepler.vllm.or_nobody }}": "one host, which writes the image",
+    },
     "load_balancer.yml": {None: "the balancer"},
     "lock_rpms.yml": {
         "localhost": "reads the inventory", "{{ lock_host | default('') | kepler.vllm.or_nobody }}": "one host",
