@@ -11,8 +11,8 @@ OTHERS = {
     "bundle.yml": {None: "one host, which downloads"},
     "host.yml": {None: "a builder that serves nothing"},
     "image.yml": {
-        "{{ image_host | default((groups | kepler.vllm.profile_builders + groups | kepler.vllm.profile_members) | first | "
-        "default('')) | kepler.vllm.or_nobody }}": "one host, which writes the image",
+        "{{ image_host | default((groups | kepler.vllm.profile_builders + groups | kepler.vllm.profile_members) | "
+        "first | default('')) | kepler.vllm.or_nobody }}": "one host, which writes the image",
     },
     "load_balancer.yml": {None: "the balancer"},
     "lock_rpms.yml": {

@@ -36,6 +36,15 @@ def test_image_starts_the_servers_of_its_profile(name):
     assert found["Labels"]["vllm-kepler.profile"] == name
 
 
+def test_interpreter_of_the_host_is_linked_at_its_own_place():
+    interpreter = {"stdout_lines": ["/usr", "bin/python3.12", "lib64/python3.12"]}
+    given = {"store_outputs": OUTPUTS, "__image_interpreter": interpreter}
+    copy = OUTPUTS["image_interpreter"]
+    assert evaluate("image", "{{ __image_links }}", python_provider="distribution", **given) == {
+        "/usr/bin/python3.12": f"{copy}/bin/python3.12", "/usr/lib64/python3.12": f"{copy}/lib64/python3.12"}
+    assert evaluate("image", "{{ __image_links }}", python_provider="source", **given) == {}
+
+
 def test_generation_follows_from_the_outputs():
     first, second = config("k80"), config("k80", python_provider="prebuilt")
     assert first["Labels"]["vllm-kepler.generation"] == first["Entrypoint"][3]

@@ -1,0 +1,12 @@
+"""Print the prefix of this interpreter and, below it, the parts that it needs: the program and the standard library."""
+
+import os
+import sys
+
+prefix, name = sys.base_prefix, "python%d.%d" % sys.version_info[:2]
+print(prefix)
+for part in ("bin/" + name, "lib/" + name, "lib64/" + name):
+    path = os.path.join(prefix, part)
+    # lib64 may be a link to lib.
+    if os.path.exists(path) and os.path.realpath(path) == os.path.join(os.path.realpath(prefix), part):
+        print(part)
