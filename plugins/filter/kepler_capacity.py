@@ -306,6 +306,12 @@ def one_model_findings(
                 "error", f"{where}.hosts", f"{stages} hosts and a model of {model.layers} layers",
                 f"at most {model.layers} hosts", "Name fewer hosts.",
             ))
+        if stages > 1 and facts.get("alone"):
+            found.append(finding(
+                "error", f"{where}.model", f"a GGUF file alone and {stages} hosts",
+                "a config.json and a tokenizer beside it",
+                "Serve it on one host: the files that follow from its header are made on the first host alone.",
+            ))
         found += length_findings(model, instance, where)
         found += adapter_findings(adapters, model, tensors, instance, where)
         if draft:

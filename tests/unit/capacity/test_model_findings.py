@@ -168,6 +168,15 @@ def test_gguf_file_alone_cannot_draft():
     assert "a GGUF file alone" in [item["found"] for item in model_findings(models, [instance], PROFILE["gpu"])]
 
 
+def test_gguf_file_alone_is_served_by_one_host():
+    models = {"/m": {"config": LLAMA_8B, "tensors": [], "faults": [], "alone": True}}
+    instance = {"name": "demo", "model": "/m", "dtype": "half", "max_model_len": 512, "hosts": ["a", "b"], "link": "x"}
+    several = model_findings(models, [instance], PROFILE["gpu"])
+    assert "a GGUF file alone and 2 hosts" in [item["found"] for item in several]
+    del instance["hosts"], instance["link"]
+    assert not [item for item in model_findings(models, [instance], PROFILE["gpu"]) if "GGUF" in item["found"]]
+
+
 def test_a_draft_model_is_counted_on_its_gpu():
     """2.3 GiB in half beside the model's, the check of 15 rows, and 32 KiB of cache a token; the host takes both."""
     findings, limited = speculating(DRAFT, max_model_len=8192)
