@@ -34,8 +34,9 @@ FIRST_RANK, SPAN = 20, 120
 # Bytes of Ray's store of objects: stages hand activations on themselves.
 OBJECTS = 100 << 20
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-# Label of a node: the environment in the store that it runs.
+# Label of a node: the environment in the store that it runs. Ray refuses values that begin or end with a point.
 LABEL = "kepler"
+OUTPUT = Path(sys.prefix).name.strip(".-_")
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def node_command(cluster: Cluster) -> list[str]:
         # Exactly the ranks of a host: no more may be placed here, and no fewer.
         f"--num-gpus={cluster.ranks}", "--num-cpus=1", f"--object-store-memory={OBJECTS}", *parts,
         f"--min-worker-port={cluster.first + FIRST_RANK}", f"--max-worker-port={cluster.first + SPAN - 1}",
-        f"--labels={LABEL}={Path(sys.prefix).name}", "--disable-usage-stats",
+        f"--labels={LABEL}={OUTPUT}", "--disable-usage-stats",
     ]
 
 

@@ -13,10 +13,9 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from .cluster import LABEL, Cluster, answers, node_command, read_cluster
+from .cluster import LABEL, OUTPUT, Cluster, answers, node_command, read_cluster
 from .log import HOSTS_COMPLETE, HOSTS_MISSING
 
 # Prints the nodes of the cluster every second: a process of its own, so that vLLM starts without a trace of Ray.
@@ -65,7 +64,7 @@ def wait_for_hosts(cluster: Cluster, node: subprocess.Popen[bytes]) -> str | Non
             line = asking.stdout.readline() if readable else b""
             if not line:
                 return "the cluster's head does not answer"
-            ready, text = describe(json.loads(line), cluster, Path(sys.prefix).name)
+            ready, text = describe(json.loads(line), cluster, OUTPUT)
             if ready >= cluster.hosts:
                 print(f"{HOSTS_COMPLETE}: {text}", flush=True)
                 return None
