@@ -250,7 +250,8 @@ def model_alone(
 
     split: tensors of a part, of which there are several then.
     """
-    model = fresh_model(family, seed, **{**SIZES, **SPREAD, **differs})
+    # expected() asks in float64: from here on, so that what is kept stays the model's own memory.
+    model = fresh_model(family, seed, **{**SIZES, **SPREAD, **differs}).double()
     config, kept = model.config, []
     architecture = ARCHITECTURES.get(config.model_type, config.model_type)
     directory.mkdir(exist_ok=True)
@@ -260,7 +261,7 @@ def model_alone(
         kind = kind_of(called) if weights[0].ndim == 2 and "ffn_gate_inp" not in called else Type.F32
         rows = []
         for weight in weights:
-            rows.append(stored(convert(called, weight.numpy(), config, architecture), kind))
+            rows.append(stored(convert(called, weight.float().numpy(), config, architecture), kind))
             makers = [gguf.dequantize, rounded] if kind in WITH_OFFSETS and "blk." in called else [gguf.dequantize]
             values = [
                 torch.from_numpy(numpy.ascontiguousarray(
@@ -278,7 +279,8 @@ def model_alone(
     writer.close()
     served = directory / "served"
     write_model(find_gguf_alone(str(directory)), str(served))
-    return with_bound(model, expected(model, served, lengths=LENGTHS, tokens=16), kept)
+    made = with_bound(model, expected(model, served, lengths=LENGTHS, tokens=16), kept)
+    return made or model_alone(family, directory / "other", seed + 1, kind_of, split, **differs)
 
 
 def gguf_model(family: str, directory: Path, seed: int, kind_of: Callable[[str], Type], **differs: Any) -> TinyModel:
@@ -290,12 +292,17 @@ def gguf_model(family: str, directory: Path, seed: int, kind_of: Callable[[str],
     model = fresh_model(family, seed, **{**SIZES, **SPREAD, **differs})
     kept, parameters = write(model, directory, kind_of), dict(model.named_parameters())
     found = expected(model, directory, lengths=LENGTHS, tokens=16)
-    return with_bound(model, found, [(parameters[own].data, value) for own, value in kept.items()])
+    made = with_bound(model, found, [(parameters[own].data, value) for own, value in kept.items()])
+    return made or gguf_model(family, directory / "other", seed + 1, kind_of, **differs)
 
 
 @torch.no_grad()
-def with_bound(model: Any, found: TinyModel, kept: list[tuple[torch.Tensor, torch.Tensor]]) -> TinyModel:
-    """A model with the bound of its margins; `kept`: weights that the port rounds, and what it makes of them."""
+def with_bound(model: Any, found: TinyModel, kept: list[tuple[torch.Tensor, torch.Tensor]]) -> TinyModel | None:
+    """A model with the bound of its margins; `kept`: weights that the port rounds, and what it makes of them.
+
+    None where that, or float32, may give a token other experts: no bound holds then.
+    """
+    exact = quantized_models.router_logits(model, found)
     # expected() has its own sizes.
     bound = found.bound * sum(SIZES.values()) / sum(quantized_models.SIZES.values())
     if kept:
@@ -305,4 +312,9 @@ def with_bound(model: Any, found: TinyModel, kept: list[tuple[torch.Tensor, torc
             weight.copy_(value)
         logits.append(torch.cat([model(whole, use_cache=False).logits[0] for whole in wholes]))
         bound += 2 * float((logits[0] - logits[1]).abs().max())
+    routed = quantized_models.router_logits(model, found)
+    if (quantized_models.gap(model, routed) < found.bound).any() or (
+        quantized_models.experts_of(model, exact) != quantized_models.experts_of(model, routed)
+    ):
+        return None
     return replace(found, bound=bound)

@@ -127,21 +127,39 @@ def routing_is_decided(model: Any, made: TinyModel) -> bool:
 
     The gap between the last expert that is chosen and the next is more than what all of the roundings change of it.
     """
-    routers = [module for name, module in model.named_modules() if name.endswith(".gate")]
-    if not routers:
-        return True
-    logits: dict[str, list[torch.Tensor]] = {"eager": [], "rounding": []}
-    for implementation, seen in logits.items():
-        model.config._attn_implementation = implementation
-        hooks = [router.register_forward_hook(lambda *call, seen=seen: seen.append(call[-1])) for router in routers]
-        for prompt, ids in zip(made.prompts, made.answers, strict=True):
-            model(torch.tensor([prompt + ids]), use_cache=False)
-        for hook in hooks:
-            hook.remove()
-    exact, rounded = (torch.cat(seen) for seen in logits.values())
-    chosen = model.config.num_experts_per_tok
-    top = rounded.topk(chosen + 1).values
-    return bool((top[:, -2] - top[:, -1] > 2 * (exact - rounded).abs().amax(1)).all())
+    found = []
+    for model.config._attn_implementation in ("eager", "rounding"):
+        found.append(router_logits(model, made))
+    exact, rounded = found
+    return bool((gap(model, rounded) > 2 * (exact - rounded).abs().amax(1)).all())
+
+
+@torch.no_grad()
+def router_logits(model: Any, made: TinyModel) -> torch.Tensor:
+    """What the routers say of each token of prompts and answers, [tokens of all layers, experts]; [0, 1] without."""
+    seen: list[torch.Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda *call: seen.append(call[-1].flatten(0, -2)))
+        for name, module in model.named_modules() if name.endswith((".gate", ".router.layer"))
+    ]  # fmt: skip
+    for prompt, ids in zip(made.prompts, made.answers, strict=True):
+        model(torch.tensor([prompt + ids]), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return torch.cat(seen) if seen else torch.empty(0, 1)
+
+
+def gap(model: Any, logits: torch.Tensor) -> torch.Tensor:
+    """Distance of the last expert that each token takes from the next one; [0] without experts."""
+    if not len(logits):
+        return logits.new_empty(0)
+    top = logits.topk(model.config.num_experts_per_tok + 1).values
+    return top[:, -2] - top[:, -1]
+
+
+def experts_of(model: Any, logits: torch.Tensor) -> list[set[int]]:
+    """The experts that each token takes."""
+    return [set(row.topk(model.config.num_experts_per_tok).indices.tolist()) for row in logits]
 
 
 @dataclass(frozen=True)

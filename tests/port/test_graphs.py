@@ -34,9 +34,10 @@ for options in {options!r}:
 # Upstream's parts of it name flash attention's while they are imported.
 import vllm_kepler.speculation.worker
 """
+SIZES = [1, 2, 4, 8, 12, 16, 20, 24, 32, 40, 48, 64]
 # Options, and with graphs: eager, sizes, the size to which each number of sequences is padded; or what is refused.
 CASES = [
-    ({}, "False [16, 8, 4, 2, 1] [1, 2, 4, 4, 8, 8, 8, 8, 16, 16, 16, 16, 16, 16, 16, 16]"),
+    ({}, f"False {SIZES[::-1]} {[min(size for size in SIZES if size >= most) for most in range(1, 65)]}"),
     ({"max_num_seqs": 1}, "False [1] [1]"),
     ({"max_num_seqs": 3}, "False [3, 2, 1] [1, 2, 3]"),
     ({"max_num_seqs": 2, "speculative_config": {"method": "ngram", "num_speculative_tokens": 4}},
