@@ -10,7 +10,8 @@
 )
 serving="$(cat "$KEPLER_CACHE/store/serving")"
 # The same with Ray, for tests over several hosts.
-export SERVING_RAY="$(cat "$KEPLER_CACHE/store/serving_ray")"
+SERVING_RAY="$(cat "$KEPLER_CACHE/store/serving_ray")"
+export SERVING_RAY
 runner="$KEPLER_CACHE/venv/port-$(sha256sum requirements/port-tests.txt | cut -c1-12)"
 if [ ! -e "$runner/.ready" ]; then
     rm -rf "$runner"

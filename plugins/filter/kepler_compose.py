@@ -185,8 +185,8 @@ def compose_findings(instances: list[Mapping[str, Any]], given: Mapping[str, Any
             found.append(finding("error", f"{where}, nice", str(item["nice"]), "none: engines have no priority",
                                  "Leave it out, or use cpu_quota."))
         if item.get("hosts"):
-            found.append(finding("error", f"{where}, hosts", ", ".join(item["hosts"]), "none: containers serve what one "
-                                 "host holds", "Leave the instance to units (site.yml), or shrink it to one host."))
+            found.append(finding("error", f"{where}, hosts", ", ".join(item["hosts"]), "none: containers serve what "
+                                 "one host holds", "Leave the instance to units (site.yml), or shrink it to one host."))
         if given["balancer"] and item.get("api_key_file"):
             found.append(finding("error", f"{where}, api_key_file", item["api_key_file"], "none behind the balancer, "
                                  "where servers are published nowhere", "Leave it out; name compose_keys_file."))

@@ -154,7 +154,8 @@ def test_words_of_units_are_quoted(word, written):
 
 @pytest.mark.parametrize(("changes", "given", "message"), [
     ({"memory_max": "75%"}, {}, "memory_max: found 75%"), ({"nice": 5}, {}, "nice: found 5"),
-    ({"name": "balancer"}, {}, "name: found balancer"), ({"hosts": ["k80-1", "k80-2"]}, {}, "hosts: found k80-1, k80-2"),
+    ({"name": "balancer"}, {}, "name: found balancer"),
+    ({"hosts": ["k80-1", "k80-2"]}, {}, "hosts: found k80-1, k80-2"),
     ({"api_key_file": "/etc/key.env"}, {"balancer": BALANCER}, "api_key_file: found /etc/key.env"),
 ])  # fmt: skip
 def test_what_engines_lack_is_a_finding(changes, given, message):

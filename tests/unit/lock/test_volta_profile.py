@@ -87,7 +87,6 @@ def test_store_takes_the_wheels_as_they_are():
     assert evaluate("vllm", chosen, **VARIABLES) == [False, True, False, "distribution", "wheel"]
     serving = render("vllm", "build-serving.sh", **VARIABLES)
     assert 'in "$vllm_dependencies" "$pytorch" "$vllm" "$vllm_serving"; do' in serving
-    assert "KEPLER_DEVICE" not in serving
     assert "import torch, vllm, vllm_serving.supervisor" in serving
 
 

@@ -1,9 +1,5 @@
-import sys
-
 import pytest
-from supervised import ROOT, Supervised
-
-sys.path.insert(0, str(ROOT / "vllm_src"))
+from supervised import Supervised
 
 
 @pytest.fixture
