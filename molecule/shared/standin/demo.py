@@ -64,14 +64,22 @@ def complete(fleet: Fleet, url: str, model: str) -> None:
     print(f"{PROMPT}\033[1m{answer['choices'][0]['text']}\033[0m", flush=True)
 
 
-def chat(fleet: Fleet, url: str, model: str) -> None:
-    """A streamed chat completion through the openai package."""
+def stream(fleet: Fleet, url: str, model: str) -> None:
+    """A streamed chat completion through the openai package; of a model without a chat template, a completion."""
     client = openai.OpenAI(base_url=url, api_key=(fleet.directory / "api-key").read_text())
-    stream = client.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": PROMPT}], max_tokens=TOKENS, temperature=0, stream=True,
-    )
-    for chunk in stream:
-        print(chunk.choices[0].delta.content or "", end="", flush=True)
+    try:
+        chat = client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": PROMPT}], max_tokens=TOKENS, temperature=0, stream=True,
+        )
+        parts = (chunk.choices[0].delta.content for chunk in chat)
+    except openai.BadRequestError as error:
+        if "chat template" not in error.message:
+            raise
+        print("This model has no chat template: a completion in place of a chat.", flush=True)
+        plain = client.completions.create(model=model, prompt=PROMPT, max_tokens=TOKENS, temperature=0, stream=True)
+        parts = (chunk.choices[0].text for chunk in plain)
+    for part in parts:
+        print(part or "", end="", flush=True)
     print(flush=True)
 
 
@@ -85,8 +93,8 @@ def run(profile: str) -> None:
     show_service(fleet)
     heading("A completion")
     complete(fleet, url, model)
-    heading("A streamed chat completion, through the openai package")
-    chat(fleet, url, model)
+    heading("A streamed answer, through the openai package")
+    stream(fleet, url, model)
     option = "" if profile == "k80" else f" PROFILE={profile}"
     minutes, seconds = divmod(int(time.monotonic() - started), 60)
     heading(f"Done in {minutes} min {seconds:02} s: {' '.join(re.findall(r'(?:ok|changed|failed)=[0-9]+', recap))}")
