@@ -8,6 +8,7 @@ from typing import Any
 
 from ansible_collections.kepler.vllm.plugins.filter.kepler_balancer import model_name, pool_name
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
+from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import authority
 from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
 
 # Port of every server in its own network.
@@ -66,7 +67,7 @@ def volumes_of(item: Mapping[str, Any]) -> list[str]:
 def published(item: Mapping[str, Any]) -> str:
     """The port of the host that leads to a server."""
     host = {"localhost": "127.0.0.1"}.get(item["host"], item["host"])
-    return f"{f'[{host}]' if ':' in host else host}:{item['port']}:{PORT}"
+    return f"{authority(host, item['port'])}:{PORT}"
 
 
 def memory_of(item: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 from ansible_collections.kepler.vllm.plugins.filter.kepler_balancer import balancer_pools
 from ansible_collections.kepler.vllm.plugins.filter.kepler_variables import role_number_findings
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
-from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import is_loopback
+from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import authority, is_loopback
 from ansible_collections.kepler.vllm.plugins.plugin_utils.addresses import address_of
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import PLAIN_PATH_FORM, is_plain_path, shown
 
@@ -19,17 +19,13 @@ def error(name: str, found: str, expected: str, next_step: str) -> dict[str, str
     return finding("error", f"monitoring_{name}", found, expected, next_step)
 
 
-def joined(address: str, port: Any) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
 def server_targets(hosts: Mapping[str, Mapping], members: list[str], prometheus: str, balancer: str) -> list[dict]:
     """The servers of the hosts `members`, as `prometheus` reaches them: each by itself, or through `balancer`."""
     found = []
     for pool, servers in balancer_pools(hosts, members, prometheus).items():
         for server in servers:
             labels = {"instance": server["name"], "host": server["name"].split("/", 1)[0], "pool": pool}
-            target = joined(server["address"], server["port"])
+            target = authority(server["address"], server["port"])
             if balancer:
                 target, labels["__metrics_path__"] = balancer, f"/metrics/{server['name']}"
             found.append({"targets": [target], "labels": labels})
@@ -40,7 +36,7 @@ def host_targets(hosts: Mapping[str, Mapping], members: list[str], prometheus: s
     """Targets for Prometheus: `port` of each host of `members`."""
     found = []
     for host in members:
-        target = joined(address_of(host, hosts[host], prometheus), port)
+        target = authority(address_of(host, hosts[host], prometheus), port)
         found.append({"targets": [target], "labels": {"instance": host, "host": host}})
     return found
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import envs
-from .addresses import is_loopback
+from .addresses import authority, is_loopback
 from .checkpoint.engine_models import FLAGS, SWITCHES
 from .client import PROBE_MARK
 from .errors import ConfigError
@@ -286,8 +286,8 @@ def main(arguments: list[str]) -> int:
         (directory / OPTIONS).write_text(json.dumps({**own, "disable-log-requests": True}))
         instance = instance_of(name, directory / OPTIONS, options, generation, os.environ)
         # With the mark of probes, which stand in no log.
-        address = f"[{instance.address}]" if ":" in instance.address else instance.address
-        (directory / HEALTH).write_text(f"http://{address}:{instance.port}/health{PROBE_MARK}")
+        address = authority(instance.address, instance.port)
+        (directory / HEALTH).write_text(f"http://{address}/health{PROBE_MARK}")
         return instance
 
     try:

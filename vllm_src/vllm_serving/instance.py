@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import envs, models
-from .addresses import WILDCARDS, is_loopback
+from .addresses import WILDCARDS, authority, is_loopback
 from .errors import ConfigError
 
 # Characters of the runtime directory. A socket's path has 107 at most, and vLLM adds "/tmp/", a UUID and
@@ -66,8 +66,8 @@ class Instance:
         return WILDCARDS.get(self.host, self.host)
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"generation {self.generation}, model {self.model}, GPUs {self.gpus}, http://{host}:{self.port}"
+        url = f"http://{authority(self.host, self.port)}"
+        return f"generation {self.generation}, model {self.model}, GPUs {self.gpus}, {url}"
 
 
 def key_of(environment: Mapping[str, str]) -> str | None:

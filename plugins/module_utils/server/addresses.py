@@ -8,6 +8,11 @@ WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 QUARANTINE_HEADER = "x-kepler-held"
 
 
+def authority(host, port):
+    """Host and port as a URL has them."""
+    return "%s:%s" % ("[%s]" % host if ":" in host else host, port)
+
+
 def is_loopback(address):
     """Return whether `address`, a text, is one that its own host alone reaches."""
     try:

@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 
 from ..errors import KeplerError, reason_of
-from .addresses import QUARANTINE_HEADER, WILDCARDS
+from .addresses import QUARANTINE_HEADER, WILDCARDS, authority
 from .key_file import KeyFileError, read_key
 
 # While this file exists, the server answers only requests with the token in it: its answers are not checked yet.
@@ -25,8 +25,7 @@ UNANSWERED = (OSError, http.client.HTTPException)
 
 def base_url(host, port):
     """http:// address of a server that listens on `host` and `port`, without a last slash."""
-    host = WILDCARDS.get(host, host)
-    return "http://%s:%d" % ("[%s]" % host if ":" in host else host, port)
+    return "http://" + authority(WILDCARDS.get(host, host), port)
 
 
 def quarantine_headers(name):
