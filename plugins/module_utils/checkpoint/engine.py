@@ -67,12 +67,7 @@ def refusals(config, tokenizer=None, trusts=False, in_gguf=False, engine=PORT):
     # The architecture of an unknown type is unknown as well, and its keys may mean something else: report one.
     if not found and not in_gguf:
         found = _architectures(config, trusts, engine.names)
-    if not found:
-        try:
-            read_quantization(translate(config))
-        except CheckpointError as error:
-            found = [(error.found, error.expected)]
-    return found + _tokenizer(tokenizer, trusts, engine.names)
+    return (found or _quantization(config, engine)) + _tokenizer(tokenizer, trusts, engine.names)
 
 
 def _stock(config, tokenizer, trusts, in_gguf, engine):
@@ -82,12 +77,16 @@ def _stock(config, tokenizer, trusts, in_gguf, engine):
     found = _types(config, trusts, engine.names) or _architectures(config, trusts, engine.names)
     if not found and engine.capability:
         found = stock.refusals(config, engine.capability)
-    if not found:
-        try:
-            read_quantization(config)
-        except CheckpointError as error:
-            found = [(error.found, error.expected)]
-    return found + _tokenizer(tokenizer, trusts, engine.names)
+    return (found or _quantization(config, engine)) + _tokenizer(tokenizer, trusts, engine.names)
+
+
+def _quantization(config, engine):
+    try:
+        # Configs are translated for the port alone.
+        read_quantization(config if engine.name == "stock" else translate(config))
+    except CheckpointError as error:
+        return [(error.found, error.expected)]
+    return []
 
 
 def _has_code(section, key):
