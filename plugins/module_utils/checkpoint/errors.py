@@ -45,6 +45,16 @@ class UnsupportedFileError(FileError):
     next_step = CheckpointError.next_step
 
 
+def unreadable(error, path, what="file"):
+    """The FileError of an OSError about a file, or about a directory."""
+    return FileError(error.strerror or "an error", "a %s that can be read" % what, path)
+
+
+def unfetched(path):
+    """The FileError of a file that git left for git-lfs to fetch."""
+    return FileError("a pointer of git-lfs", "the file itself: run git lfs pull", path)
+
+
 def faults_of(errors):
     """Errors as facts about files have them: [{file, found, expected}]."""
     return [{"file": error.place, "found": error.found, "expected": error.expected} for error in errors]

@@ -7,7 +7,7 @@ import struct
 
 from . import adapters, gguf, gguf_families, gguf_tokenizer
 from .config import translate
-from .errors import CheckpointError, CorruptFileError, FileError, UnsupportedFileError, faults_of
+from .errors import CheckpointError, CorruptFileError, FileError, UnsupportedFileError, faults_of, unfetched, unreadable
 
 # The longest header that the format's own library accepts.
 MAX_HEADER = 100 * 1000 * 1000
@@ -21,7 +21,6 @@ SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Beginning of the names of GGUF files that turn images into a model's vectors.
 PROJECTOR = "mmproj"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-READABLE = "a file that can be read"
 
 
 def read_json(path):
@@ -30,7 +29,7 @@ def read_json(path):
         with open(path, "rb") as stream:
             value = json.loads(stream.read().decode("utf-8"))
     except OSError as error:
-        raise FileError(error.strerror or "an error", READABLE, path)
+        raise unreadable(error, path)
     # The parser gives up on deep nesting.
     except (ValueError, RecursionError) as error:
         raise CorruptFileError("what is no JSON: %s" % error, "a JSON mapping", path)
@@ -63,12 +62,12 @@ def read_header(path):
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if start == gguf.POINTER[:8]:
-                raise FileError("a pointer of git-lfs", "the file itself: run git lfs pull", path)
+                raise unfetched(path)
             if not 2 <= length <= MAX_HEADER or 8 + length > size:
                 raise CorruptFileError("%d bytes that begin with no header" % size, "a whole safetensors file", path)
             text = stream.read(length)
     except OSError as error:
-        raise FileError(error.strerror or "an error", READABLE, path)
+        raise unreadable(error, path)
     try:
         entries = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -83,13 +82,11 @@ def read_header(path):
         offsets, shape, bits = entry.get("data_offsets"), entry.get("shape"), BITS.get(str(entry.get("dtype")))
         if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2 or bits is None:
             raise CorruptFileError("a header whose entry %s is malformed" % name, "dtype, shape and data_offsets", path)
-        elements = 1
-        for number in shape:
-            elements *= number
-        if offsets[1] - offsets[0] != (elements * bits + 7) // 8:
+        size_of_data = (gguf.elements_of(shape) * bits + 7) // 8
+        if offsets[1] - offsets[0] != size_of_data:
             raise CorruptFileError(
                 "%d bytes for %s of shape %s in %s" % (offsets[1] - offsets[0], name, shape, entry["dtype"]),
-                "%d bytes" % ((elements * bits + 7) // 8), path,
+                "%d bytes" % size_of_data, path,
             )
         end = max(end, offsets[1])
         tensors.append((name, entry["dtype"], shape))
@@ -137,7 +134,7 @@ def find_gguf(directory):
     try:
         names = os.listdir(directory)
     except OSError as error:
-        raise FileError(error.strerror or "an error", "a directory that can be read", directory)
+        raise unreadable(error, directory, "directory")
     # What reads images stands beside the model that reads text.
     found = sorted(
         name for name in names if name.lower().endswith(".gguf") and not name.lower().startswith(PROJECTOR)
@@ -220,7 +217,7 @@ def _read_weights(directory, config):
     except FileError as error:
         return [], [error]
     except OSError as error:
-        return [], [FileError(error.strerror or "an error", "a directory that can be read", directory)]
+        return [], [unreadable(error, directory, "directory")]
     for name in sorted(files):
         try:
             tensors += _read_part(os.path.join(directory, name), files[name], index)

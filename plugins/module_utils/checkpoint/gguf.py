@@ -5,7 +5,7 @@ import re
 import struct
 from typing import Any, Dict, List, NamedTuple
 
-from .errors import CorruptFileError, FileError, UnsupportedFileError
+from .errors import CorruptFileError, UnsupportedFileError, unfetched, unreadable
 
 # Number of a type in the file: its name, columns of a block, bytes of a block.
 TYPES = {
@@ -74,6 +74,14 @@ class Header(NamedTuple):
         return str(self.values.get("general.architecture"))
 
 
+def elements_of(shape):
+    """How many elements a tensor has."""
+    count = 1
+    for length in shape:
+        count *= length
+    return count
+
+
 class _Reader(object):
     """Reads a header's values one after the other."""
 
@@ -123,7 +131,7 @@ class _Reader(object):
         """Read the first eight bytes: the format's name and its version."""
         start = self.stream.read(len(POINTER))
         if start == POINTER:
-            raise FileError("a pointer of git-lfs", "the file itself: run git lfs pull", self.path)
+            raise unfetched(self.path)
         self.stream.seek(len(MAGIC))
         self.check(start.startswith(MAGIC))
         version = self.number("I")
@@ -155,11 +163,8 @@ class _Reader(object):
                 kind = OTHER_TYPES.get(number, "number %d" % number)
                 self.refuse("weights of the type %s (%s)" % (kind, name), SUPPORTED_TYPES)
             kind, columns, block = TYPES[number]
-            elements = 1
-            for length in shape:
-                elements *= length
             self.check(not shape or shape[-1] % columns == 0)
-            end = max(end, offset + elements // columns * block)
+            end = max(end, offset + elements_of(shape) // columns * block)
             found.append((name, offset, kind, shape))
         start = -(-self.stream.tell() // alignment) * alignment
         self.check(start + end <= self.size)
@@ -172,7 +177,7 @@ def _read_file(path):
         with open(path, "rb") as stream:
             return _Reader(path, stream).header()
     except OSError as error:
-        raise FileError(error.strerror or "an error", "a file that can be read", path)
+        raise unreadable(error, path)
 
 
 def part_path(path, number):
@@ -231,9 +236,7 @@ def read_floats(header, name):
     tensor = header.tensors[name]
     if tensor.kind != "F32":
         raise UnsupportedFileError("%s of the type %s" % (name, tensor.kind), "F32", tensor.path)
-    count = 1
-    for length in tensor.shape:
-        count *= length
+    count = elements_of(tensor.shape)
     with open(tensor.path, "rb") as stream:
         stream.seek(tensor.offset)
         return list(struct.unpack("<%df" % count, stream.read(4 * count)))
