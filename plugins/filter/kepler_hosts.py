@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ansible.errors import AnsibleFilterError
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, instances_with_defaults
 from ansible_collections.kepler.vllm.plugins.filter.kepler_profiles import profile_hosts
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
@@ -150,10 +149,8 @@ def link_findings(
         where = f"{INSTANCES}[{index}]"
         try:
             several_hosts.link_of(instance, host, hostvars)
-        except AnsibleFilterError as error:
-            what, _, rest = str(error).partition(": found ")[2].partition("; expected ")
-            expected, _, step = rest.partition(". ")
-            found.append(finding("error", f"{where}.link", what, expected, step))
+        except several_hosts.LinkError as error:
+            found.append(finding("error", f"{where}.link", error.found, error.expected, error.next_step))
         head = instance["hosts"][0]
         mine, heads = (hostvars[name].get("preflight_clock_ahead") if name in hostvars else None for name in
                        (host, head))

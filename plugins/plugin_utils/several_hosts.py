@@ -14,6 +14,18 @@ INSTANCES = "vllm_service_instances"
 PORTS = 120
 
 
+class LinkError(AnsibleFilterError):
+    """A link of an instance that is not there.
+
+    Attributes:
+        found, expected, next_step: as a message names them.
+    """
+
+    def __init__(self, name: str, found: str, expected: str, next_step: str) -> None:
+        super().__init__(f"link of the instance {name}: found {found}; expected {expected}. {next_step}")
+        self.found, self.expected, self.next_step = found, expected, next_step
+
+
 def spans(instance: Any) -> bool:
     """Return whether an instance names hosts."""
     return isinstance(instance, dict) and bool(instance.get("hosts"))
@@ -64,22 +76,22 @@ def interface_of(facts: Mapping[str, Any], address: str) -> str | None:
 
 
 def address_on_link(instance: Mapping[str, Any], host: str, hostvars: Mapping[str, Any]) -> str:
-    """Address of `host` on the link of an instance. Raises AnsibleFilterError."""
+    """Address of `host` on the link of an instance. Raises LinkError."""
     link = instance["link"]
     if isinstance(link, dict):
         return link[host]
     facts = (hostvars[host].get("ansible_facts") or {}) if host in hostvars else {}
     if "interfaces" not in facts:
-        raise AnsibleFilterError(
-            f"link of the instance {instance['name']}: found no facts of {host}; expected all its hosts in one run "
-            f"(-l '{':'.join(instance['hosts'])}'). Name them all, or write their addresses into link."
+        raise LinkError(
+            instance["name"], f"no facts of {host}", f"all its hosts in one run (-l '{':'.join(instance['hosts'])}')",
+            "Name them all, or write their addresses into link.",
         )
     found = addresses_on(facts, link)
     if not found:
-        raise AnsibleFilterError(
-            f"link of the instance {instance['name']}: found no interface {link} with an IPv4 address on {host}; "
-            f"expected one of {', '.join(facts['interfaces'])}. Correct the name, or write the hosts' addresses into "
-            "link."
+        raise LinkError(
+            instance["name"], f"no interface {link} with an IPv4 address on {host}",
+            f"one of {', '.join(facts['interfaces'])}",
+            "Correct the name, or write the hosts' addresses into link.",
         )
     return found[0]
 
@@ -87,16 +99,16 @@ def address_on_link(instance: Mapping[str, Any], host: str, hostvars: Mapping[st
 def link_of(instance: Mapping[str, Any], host: str, hostvars: Mapping[str, Any]) -> dict[str, Any]:
     """What `host` must know of an instance's link: its address and interface, the head and the other hosts.
 
-    Raises AnsibleFilterError where the link is not there.
+    Raises LinkError.
     """
     addresses = {name: address_on_link(instance, name, hostvars) for name in instance["hosts"]}
     facts = hostvars[host].get("ansible_facts") or {}
     link = instance["link"]
     interface = link if isinstance(link, str) else interface_of(facts, addresses[host])
     if interface is None:
-        raise AnsibleFilterError(
-            f"link of the instance {instance['name']}: found no interface with {addresses[host]} on {host}; expected "
-            "the host's own address on the link. Correct the address, or set the interface up."
+        raise LinkError(
+            instance["name"], f"no interface with {addresses[host]} on {host}", "the host's own address on the link",
+            "Correct the address, or set the interface up.",
         )
     return {
         "address": addresses[host], "interface": interface, "head": addresses[instance["hosts"][0]],
