@@ -156,10 +156,11 @@ def contents(rpms: list[dict[str, Any]], mirror: Mirror = K80) -> dict[str, dict
 def toolchain(rpms: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     """The files of the compilers."""
     gcc, nvcc = version_of(rpms, "gcc-toolset-10-gcc"), version_of(rpms, "cuda-nvcc-11-4")
-    tools = "/opt/rh/gcc-toolset-10/root/usr/bin"
+    places = yaml.safe_load((PROJECT / "profiles" / K80.profile / "profile.yml").read_text())["toolchain"]
+    tools = places["compiler_bin"]
     return {
         "cuda-nvcc-11-4": {
-            "/usr/local/cuda-11.4/bin/nvcc": f"#!/bin/sh\necho 'Cuda compilation tools, release 11.4, V{nvcc}'\n"
+            f"{places['cuda_home']}/bin/nvcc": f"#!/bin/sh\necho 'Cuda compilation tools, release 11.4, V{nvcc}'\n"
         },
         "gcc-toolset-10-gcc": {f"{tools}/gcc": f"#!/bin/sh\necho 'gcc (GCC) {gcc} 20210422 (Red Hat {gcc}-1)'\n"},
         "gcc-toolset-10-gcc-c++": {f"{tools}/g++": f"#!/bin/sh\necho 'g++ (GCC) {gcc} 20210422 (Red Hat {gcc}-1)'\n"},
