@@ -7,7 +7,7 @@ import importlib.util
 
 import pytest
 from quantized_models import Kind, half_model, quantized_model
-from test_engine import GPUS
+from test_engine import BLOCKS, GPUS
 from tiny_models import assert_same, make
 from two_hosts import two_hosts
 
@@ -25,16 +25,21 @@ STORAGES = {
 }
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_stages_answer_as_transformers(tmp_path, seed, ranks):
+@pytest.fixture(scope="module", params=[1, 2])
+def hosts(request, tmp_path_factory):
+    """Two nodes with one GPU each, then with two."""
+    ranks = request.param
     if 2 * ranks > GPUS:
         pytest.skip(f"needs {2 * ranks} GPUs")
     gpus = tuple(",".join(str(host * ranks + rank) for rank in range(ranks)) for host in range(2))
-    with two_hosts(26000, ranks, tmp_path / "nodes.log", gpus) as hosts:
-        for name, (maker, options) in STORAGES.items():
-            model = maker(tmp_path / name, seed)
-            print(f"{name}: ", end="")
-            ids = hosts.serve(model, gpu_memory_utilization=0.3, **options)
-            for part in (ids[:len(model.prompts)], ids[len(model.prompts):]):
-                assert_same(model, part)
-            print("ids equal")
+    with two_hosts(26000, ranks, tmp_path_factory.mktemp("nodes") / "log", gpus) as both:
+        yield both
+
+
+@pytest.mark.parametrize("name", STORAGES)
+def test_stages_answer_as_transformers(hosts, tmp_path, seed, name):
+    maker, options = STORAGES[name]
+    model = maker(tmp_path, seed)
+    ids = hosts.serve(model, gpu_memory_utilization=0.3, num_gpu_blocks_override=BLOCKS, swap_space=1, **options)
+    for part in (ids[: len(model.prompts)], ids[len(model.prompts) :]):
+        assert_same(model, part)
