@@ -58,7 +58,7 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
     Args:
         facts: config, tensors and faults, as the module model_facts gives them.
         profile: the hardware profile of the dies.
-        asked: context, max_num_seqs, utilization and engine; None for a default.
+        asked: context, max_num_seqs, utilization, engine and hosts; None for a default.
     """
     for fault in facts["faults"]:
         # A model is planned before it is downloaded, too.
@@ -78,6 +78,12 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
             f"plan_engine: found {shown(name)}; expected {' or '.join(engines_of(profile['serve']))}, which the "
             f"profile {profile['name']} has. Correct it, or leave it out."
         )
+    hosts = number_of("plan_hosts", asked.get("hosts"), 1, capacity.MOST_HOSTS) or 1
+    if hosts > 1 and name != PORT:
+        raise AnsibleFilterError(
+            f"plan_hosts: found {hosts} and the engine {name}; expected {PORT}, the engine that spans hosts. Leave it "
+            "out, or plan for another engine or profile."
+        )
     # The V1 engine of a released vLLM spreads every prompt over batches.
     chunked = {"enable_chunked_prefill": True} if name == "stock" else {}
     # The figures are those of the port's kernels.
@@ -90,7 +96,7 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
                 **{key: value for key, value in options.items() if value is not None},
             ),
             profile["serve"]["sizes"], facts.get("tokenizer"), Engine(name, profile["gpu"]["compute_capability"]),
-            functools.partial(throughput.predicted, step) if step else None,
+            functools.partial(throughput.predicted, step) if step else None, int(hosts),
         )
     except CapacityError as error:
         raise AnsibleFilterError(f"plan_model: {error}. Plan another model, or complete its files.") from error

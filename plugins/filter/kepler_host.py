@@ -14,21 +14,25 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import (
     history_findings,
     isolation_findings,
     link_findings,
+    seen_by_cuda,
     slow_findings,
     unlisted_findings,
 )
 from ansible_collections.kepler.vllm.plugins.filter.kepler_driver import driver_findings
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, setting
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
+from ansible_collections.kepler.vllm.plugins.module_utils.gpu.pci import bus_of
 from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import WILDCARDS
 from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import is_plain_path, shown
-from ansible_collections.kepler.vllm.plugins.plugin_utils.several_hosts import is_stage
+from ansible_collections.kepler.vllm.plugins.plugin_utils.several_hosts import PORTS, is_stage, spans
 
 # Keys of an instance that name key files, and the variable in them.
 KEY_NAMES = {"api_key_file": "VLLM_API_KEY", "link_key_file": "RAY_AUTH_TOKEN"}
 # Options of vLLM that name files.
 PATH_OPTIONS = ("chat-template", "generation-config", "tokenizer", "tool-parser-plugin")
+# Beginnings of the names of our units that compute on GPUs.
+OURS = ("vllm@", "vllm-stage@")
 # GiB of host memory for one rank: its process, with libraries and CUDA's context.
 RANK_GIB = 2
 # GiB that vLLM pins for each rank where `swap-space` says nothing; it refuses to start beyond 70 % of the memory.
@@ -132,6 +136,52 @@ def access_findings(host: dict, instances: list[dict], user: str) -> list[dict[s
     return found
 
 
+def link_ports_of(instance: dict) -> range:
+    """Ports that an instance over several hosts takes on each of them; none for another one."""
+    first = setting(instance, "link_port")
+    return range(first, first + PORTS) if spans(instance) else range(0)
+
+
+def ports_to_look_at(instances: Any) -> list[int]:
+    """Return the ports that the servers of `instances` take."""
+    return sorted({port for item in instances for port in (setting(item, "port"), *link_ports_of(item))})
+
+
+def held_by(process: dict) -> str:
+    """Describe a process of the host's facts; one without a number is out of sight."""
+    if not process["pid"]:
+        return "a process of another namespace"
+    return f"{process['command']} (process {process['pid']}, {process['unit'] or 'no unit'})"
+
+
+def occupied_findings(host: dict, instance: dict, where: str) -> list[dict[str, str]]:
+    """Findings about GPUs and link ports of an instance that what is none of our units uses."""
+    found, devices = [], seen_by_cuda(host)
+    addresses = {bus_of(devices[gpu]["address"]): gpu for gpu in setting(instance, "gpus") if gpu < len(devices)}
+    busy: dict[int, list[str]] = {}
+    for process in host.get("gpu_processes", []):
+        gpu = addresses.get(bus_of(process["address"]))
+        if gpu is not None and not (process["unit"] or "").startswith(OURS):
+            busy.setdefault(gpu, []).append(held_by(process))
+    if busy:
+        found.append(finding(
+            "warning", f"{where}.gpus", "; ".join(f"{gpu}, used by {', '.join(busy[gpu])}" for gpu in sorted(busy)),
+            "GPUs that nothing else uses", "End these processes, or list other gpus: their memory is missing.",
+        ))
+    taken = [
+        f"{socket['port']}, where {held_by(socket)} listens"
+        for socket in host["ports"]
+        if socket["port"] in link_ports_of(instance) and not (socket["unit"] or "").startswith(OURS)
+    ]
+    if taken:
+        found.append(finding(
+            "error", f"{where}.link_port", "; ".join(sorted(taken)),
+            f"{PORTS} free ports from {setting(instance, 'link_port')} on",
+            "Choose another link_port, or stop what listens there.",
+        ))
+    return found
+
+
 def service_findings(host: dict, instances: list[dict], name: str = "") -> list[dict[str, str]]:
     """Findings about what the well-formed `instances` ask of the host `name`: GPUs, models and ports."""
     found = []
@@ -154,6 +204,7 @@ def service_findings(host: dict, instances: list[dict], name: str = "") -> list[
                     "error", f"{where}.{key}", f"{path}: " + (f"a {there}" if there else "nothing is there"),
                     "a directory on the host", "Correct the path, or copy it to the host first.",
                 ))
+        found += occupied_findings(host, instance, where)
         unit = unit_of(instance)
         for socket in [] if is_stage(instance, name) else host["ports"]:
             if socket["port"] != setting(instance, "port") or socket["unit"] == unit:
@@ -162,10 +213,9 @@ def service_findings(host: dict, instances: list[dict], name: str = "") -> list[
             if (socket["unit"] or "").startswith("vllm@") and socket["unit"] not in asked:
                 continue
             if overlap(socket["address"], setting(instance, "host")):
-                holder = f"{socket['command']} (process {socket['pid']}, {socket['unit'] or 'no unit'})"
                 found.append(finding(
                     "error", f"{where}.port",
-                    f"{socket['port']}, where {holder if socket['pid'] else 'a process of another namespace'} listens",
+                    f"{socket['port']}, where {held_by(socket)} listens",
                     f"a port that is free or held by {unit}", "Choose another port, or stop what listens there.",
                 ))
     return found
@@ -344,5 +394,6 @@ class FilterModule:
             "key_file_findings": key_file_findings,
             "key_files": key_files,
             "paths_to_look_at": paths_to_look_at,
+            "ports_to_look_at": ports_to_look_at,
             "paths_to_read": paths_to_read,
         }

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from ansible_collections.kepler.vllm.plugins.filter.kepler_capacity import model_key
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, instances_with_defaults
 from ansible_collections.kepler.vllm.plugins.filter.kepler_profiles import profile_hosts
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
@@ -15,6 +16,11 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import shown
 # Seconds that the clocks of two hosts may differ: their logs could not be read side by side, and less is the noise of
 # how they are asked.
 CLOCKS = 60
+# Files of a model that every host of an instance has alike, and what the module model_facts calls their contents.
+MODEL_FILES = {
+    "config.json": "config", "tensors": "tensors", "tokenizer_config.json": "tokenizer",
+    "generation_config.json": "generation",
+}
 # Begin of the names of groups of hosts that change generations together.
 BATCH = "kepler_batch_"
 
@@ -151,24 +157,50 @@ def link_findings(
             several_hosts.link_of(instance, host, hostvars)
         except several_hosts.LinkError as error:
             found.append(finding("error", f"{where}.link", error.found, error.expected, error.next_step))
-        head = instance["hosts"][0]
-        mine, heads = (hostvars[name].get("preflight_clock_ahead") if name in hostvars else None for name in
-                       (host, head))
-        if mine is not None and heads is not None and abs(float(mine) - float(heads)) > CLOCKS:
+        head, limit = instance["hosts"][0], ":".join(instance["hosts"])
+        read = {
+            name: hostvars[name] for name in instance["hosts"]
+            if name in hostvars and hostvars[name].get("preflight_clock_ahead") is not None
+        }
+        if absent := [name for name in instance["hosts"] if name not in read]:
             found.append(finding(
-                "error", f"{where}.hosts", f"clocks of {host} and {head} that are "
-                f"{abs(float(mine) - float(heads)):.0f} s apart", f"at most {CLOCKS} s", "Start chronyd on both.",
+                "warning", f"{where}.hosts", f"{', '.join(absent)} outside of this run",
+                "all hosts of the instance, whose clocks, models and generations are compared",
+                f"Name them all (-l '{limit}').",
             ))
-        key = instance["model"]
-        models = [(hostvars[name].get("__preflight_models") or {}).get("models", {}).get(key) if name in hostvars
-                  else None for name in (host, head)]
-        shapes = [(model["config"], model["tensors"]) for model in models if model and model["config"]]
-        if len(shapes) == 2 and shapes[0] != shapes[1]:
+        if host == head or absent:
+            continue
+        apart = abs(float(read[host]["preflight_clock_ahead"]) - float(read[head]["preflight_clock_ahead"]))
+        if apart > CLOCKS:
             found.append(finding(
-                "error", f"{where}.model", f"other files in {key} than on {head}", "one model on all hosts",
-                "Copy the directory from one host to the others.",
+                "error", f"{where}.hosts", f"clocks of {host} and {head} that are {apart:.0f} s apart",
+                f"at most {CLOCKS} s", "Start chronyd on both.",
             ))
+        active, heads = (((read[name].get("__preflight_active") or {}).get("stat") or {}).get("lnk_source")
+                         for name in (host, head))
+        if active and heads and active != heads:
+            found.append(finding(
+                "warning", f"{where}.hosts", f"generations with {active} on {host} and {heads} on {head}",
+                "the same environment on every host: the server takes no other in",
+                f"Run site.yml or playbooks/rollback.yml on all of them (-l '{limit}').",
+            ))
+        found += model_differences(instance, where, host, read)
     return found
+
+
+def model_differences(
+    instance: dict[str, Any], where: str, host: str, read: Mapping[str, Any]
+) -> list[dict[str, str]]:
+    """Findings about a model whose files on a host differ from those on the head. read: variables by host."""
+    head, key = instance["hosts"][0], model_key(instance)
+    here, there = ((read[name].get("__preflight_models") or {}).get("models", {}).get(key) for name in (host, head))
+    if not (here and there and here["config"] and there["config"]):
+        return []
+    differing = [file for file, name in MODEL_FILES.items() if here.get(name) != there.get(name)]
+    return [finding(
+        "error", f"{where}.model", f"in {key} other contents of {', '.join(differing)} than on {head}",
+        "one model on all hosts", "Copy the directory from one host to the others.",
+    )] if differing else []
 
 
 class FilterModule:

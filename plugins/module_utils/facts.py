@@ -68,6 +68,16 @@ def unit_of(cgroup):
     return best
 
 
+def process(pid, proc="/proc"):
+    """{pid, command, unit} of a process; the last two are None if it has ended."""
+    directory = os.path.join(proc, str(pid))
+    return {
+        "pid": int(pid),
+        "command": read(os.path.join(directory, "comm")),
+        "unit": unit_of(read(os.path.join(directory, "cgroup"))),
+    }
+
+
 def holders(inodes, proc="/proc"):
     """{inode: {pid, command, unit}} of the processes that hold the sockets `inodes`."""
     wanted = {"socket:[%s]" % inode: inode for inode in inodes}
@@ -81,11 +91,7 @@ def holders(inodes, proc="/proc"):
             continue
         for link in links:
             if link in wanted:
-                found[wanted[link]] = {
-                    "pid": int(pid),
-                    "command": read(os.path.join(directory, "comm")),
-                    "unit": unit_of(read(os.path.join(directory, "cgroup"))),
-                }
+                found[wanted[link]] = process(pid, proc)
     return found
 
 

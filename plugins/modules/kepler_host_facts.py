@@ -46,7 +46,8 @@ options:
     default: []
   health:
     description:
-      - Whether to read the kernel's journal for Xids and lost GPUs and, where the driver is loaded, ECC counts.
+      - Whether to read the kernel's journal for Xids and lost GPUs and, where the driver is loaded, ECC counts and the
+        processes on the GPUs.
     type: bool
     default: false
   signing_key:
@@ -91,7 +92,8 @@ host:
       that DKMS builds in), C(fapolicyd) (directories that its rules open to everybody, or none if it does not keep
       anything from running), C(xids) (list of address, xid, count, last, text),
       C(driver_faults) (list of address, count, last, text), C(ecc) (list of address, mode, volatile, aggregate, or of
-      address and fault), C(signing_key) (mode and owner, or none) and C(enrollment) (of the certificate).
+      address and fault), C(gpu_processes) (list of address, pid, command, unit), C(signing_key) (mode and owner, or
+      none) and C(enrollment) (of the certificate).
   type: dict
   returned: success
 """
@@ -154,10 +156,24 @@ def driver_journal(module):
     return lines
 
 
+def loaded_smi(module):
+    """Path of nvidia-smi, or None: a driver is not asked before it is loaded."""
+    return module.get_bin_path("nvidia-smi") if facts.read(NVIDIA_VERSION) is not None else None
+
+
+def gpu_processes(module):
+    """Processes that compute on GPUs: [{address, pid, command, unit}]. What nvidia-smi cannot tell, `ecc` reports."""
+    program = loaded_smi(module)
+    fine, text = smi.query(program, ("gpu_bus_id", "pid"), SMI_TIMEOUT, "compute-apps") if program else (False, "")
+    return [
+        dict(facts.process(pid), address=bus) for bus, pid in smi.rows(text, 2) if pid.isdigit()
+    ] if fine else []
+
+
 def ecc(module):
-    """ECC counts of the GPUs, or the error of nvidia-smi. A driver is not asked before it is loaded."""
-    program = module.get_bin_path("nvidia-smi")
-    if facts.read(NVIDIA_VERSION) is None or not program:
+    """ECC counts of the GPUs, or the error of nvidia-smi."""
+    program = loaded_smi(module)
+    if not program:
         return []
     fine, text = smi.query(program, smi.ECC_FIELDS, SMI_TIMEOUT)
     found = smi.ecc(text)
@@ -250,6 +266,7 @@ def main():
         "xids": xid.xids(journal),
         "driver_faults": xid.losses(journal),
         "ecc": ecc(module) if module.params["health"] else [],
+        "gpu_processes": gpu_processes(module) if module.params["health"] else [],
         "signing_key": key_mode(module.params["signing_key"]) if module.params["signing_key"] else None,
         "enrollment": enrollment(module, module.params["signing_certificate"]),
     })

@@ -51,11 +51,11 @@ models:
   description:
     - >-
       Model to C(config) (the mapping of config.json, or none), C(tokenizer) (that of tokenizer_config.json, or none),
-      C(tensors) (list of name, dtype, shape and count; numbers within a name are written as *, and equal tensors are
-      counted together), C(faults) (list of file, found and expected) and C(alone) (there, and true, where config and
-      tokenizer are those of a GGUF file's header). No tensors are given where a file has a fault or the weights are
-      neither safetensors nor a GGUF file, whose tensors have the names of the model. Files that the hub's cache lacks
-      are no fault: they are fetched when their turn comes.
+      C(generation) (that of generation_config.json, or none), C(tensors) (list of name, dtype, shape and count; numbers
+      within a name are written as *, and equal tensors are counted together), C(faults) (list of file, found and
+      expected) and C(alone) (there, and true, where config and tokenizer are those of a GGUF file's header). No tensors
+      are given where a file has a fault or the weights are neither safetensors nor a GGUF file, whose tensors have the
+      names of the model. Files that the hub's cache lacks are no fault: they are fetched when their turn comes.
   type: dict
   returned: success
 adapters:

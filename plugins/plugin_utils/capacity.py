@@ -382,6 +382,8 @@ def need(
     )
 
 
+# Hosts that a model is planned over at most.
+MOST_HOSTS = 16
 # A tensor of a layer, by its number or by the star that stands for all.
 LAYER = re.compile(r"\.(\*|\d+)\.")
 
@@ -479,6 +481,17 @@ def dies_needed(
     return None
 
 
+def hosts_needed(
+    model: Model, tensors: list[Tensor], dies: int, max_model_len: int, options: Options, storage: Storage
+) -> int | None:
+    """Fewest hosts of so many GPUs each on which a sequence of max_model_len fits; None if MOST_HOSTS are too few."""
+    for stages in range(2, min(MOST_HOSTS, model.layers) + 1):
+        stage, kept = stage_of(model, tensors, stages)
+        if need(stage, kept, dies, max_model_len, replace(options, stages=stages), storage).fits:
+            return stages
+    return None
+
+
 def model_faults(model: Model, dies: int, storage: Storage) -> list[tuple[str, str]]:
     """Parts of a model that the port's kernels cannot take: (found, expected)."""
     found = []
@@ -504,6 +517,7 @@ def gib(size: float) -> str:
 def plan(
     config: Any, recorded: Iterable[dict[str, Any]], context: int | None, options: Options, sizes: list[int],
     tokenizer: dict[str, Any] | None = None, engine: Engine = PORT, predict: Callable[..., Any] | None = None,
+    hosts: int = 1,
 ) -> dict[str, Any]:
     """Every layout and storage of a model, as JSON can hold it.
 
@@ -512,6 +526,7 @@ def plan(
         sizes: numbers of dies that are compared.
         tokenizer: what tokenizer_config.json holds, where it is there.
         predict: throughput.predicted for the profile; None where it has no figures.
+        hosts: over how many the model is spread too, on the largest number of dies of each.
 
     Raises CapacityError if the model cannot be planned.
     """
@@ -538,11 +553,18 @@ def plan(
         plan_row(model, tensors, dies, context, options, name, storage, predict)
         for dies in sizes for name, storage in storages.items()
     ]
+    if hosts > 1:
+        rows += [
+            plan_row(model, tensors, sizes[-1], context, replace(options, stages=hosts), name, storage)
+            for name, storage in storages.items()
+        ]
     if refused:
         rows = [{**row, "served": False} for row in rows]
         conclusion = [f"Expected: {expected}." for _, expected in refused]
     else:
-        conclusion = _conclusion(model, tensors, context, options, rows, storages, sizes)
+        conclusion = _conclusion(
+            model, tensors, context, options, rows, storages, sizes, hosts if engine.name == PORT.name else None,
+        )
     return {
         "architecture": model.architecture, "parameters": parameters,
         "counted": counted, "uncounted": uncounted(model.config, recorded),
@@ -566,33 +588,47 @@ def plan_row(
     predict: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
     """One line of a plan."""
-    own = own_storage(model)
+    own, stages = own_storage(model), options.stages
     faults = size_faults(model, dies, tensors, storage) + [found for found, _ in model_faults(model, dies, storage)]
+    if stages > model.layers:
+        faults.append(f"{model.layers} layers over {stages} hosts")
     row: dict[str, Any] = {
-        "dies": dies, "storage": name, "checkpoint": checkpoint_of(storage),
+        "hosts": stages, "dies": dies, "storage": name, "checkpoint": checkpoint_of(storage),
         # This checkpoint first, then others of the same model.
         "served": name in own if own else storage.bits >= 16, "faults": faults,
     }
     if faults:
         return {**row, "fits": False}
-    at = need(model, tensors, dies, context, options, storage)
-    sequences = min(options.max_num_seqs, at.tokens // context)
+    stage, kept = stage_of(model, tensors, stages)
+    at = need(stage, kept, dies, context, options, storage)
+    # Each of the batches that pass the stages has its own part of the cache.
+    sequences = stages * min(options.max_num_seqs, at.tokens // context)
     return {
         **row, "fits": at.fits, "weights": at.weights, "activations": at.activations, "outside": at.outside,
         "predicted": predict(model, tensors, dies, storage, context, sequences) if predict else [],
         "cache": max(0, at.cache), "token": at.block // at.block_size, "needed": at.needed, "blocks": at.blocks,
-        "longest": longest_context(model, tensors, dies, options, storage),
+        "longest": longest_context(stage, kept, dies, options, storage),
         "sequences": sequences,
+        # A token passes the stages one after the other.
         "tokens_per_second": options.bandwidth / read_bytes(model, tensors, dies, storage),
     }
 
 
 def spelled(rows: Iterable[dict[str, Any]]) -> str:
-    """Rows as "fp32 on 4 GPU(s), fp16 on 2 or 4 GPU(s)"."""
-    by_storage: dict[str, list[str]] = {name: [] for name in STORAGES}
+    """Rows as "fp32 on 4 GPU(s) of 2 hosts, fp16 on 2 or 4 GPU(s), fp16 on 4 GPU(s) of 2 hosts"."""
+    by_place: dict[tuple[str, int], list[str]] = {}
     for row in rows:
-        by_storage[row["storage"]].append(str(row["dies"]))
-    return ", ".join(f"{name} on {' or '.join(dies)} GPU(s)" for name, dies in by_storage.items() if dies)
+        by_place.setdefault((row["storage"], row["hosts"]), []).append(str(row["dies"]))
+    order = list(STORAGES)
+    return ", ".join(
+        f"{name} on {' or '.join(dies)} GPU(s)" + on_hosts(hosts)
+        for (name, hosts), dies in sorted(by_place.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
+    )
+
+
+def on_hosts(hosts: int) -> str:
+    """The end of a text about GPUs of each of so many hosts; nothing for one host."""
+    return f" of each of {hosts} hosts" if hosts > 1 else ""
 
 
 def checkpoint_of(storage: Storage) -> str:
@@ -606,17 +642,17 @@ def checkpoint_of(storage: Storage) -> str:
 
 def _conclusion(
     model: Model, tensors: list[Tensor], context: int, options: Options, rows: list[dict[str, Any]],
-    storages: dict[str, Storage], sizes: list[int],
+    storages: dict[str, Storage], sizes: list[int], hosts: int | None,
 ) -> list[str]:
-    """Next step for the operator."""
+    """Next step for the operator. hosts: over how many the model was planned; None if the engine knows one alone."""
     budget = int(options.memory * options.gpu_memory_utilization)
     served = [row for row in rows if row["served"] and row["fits"]]
     other = [row for row in rows if not row["served"] and row["fits"]]
     if served:
         best = served[-1]
         return [
-            f"Served in {spelled(served)}; in {best['storage']} on {best['dies']}: {best['sequences']} sequence(s) of "
-            f"{context} tokens, or one of up to {best['longest']}."
+            f"Served in {spelled(served)}; in {best['storage']} on {best['dies']}{on_hosts(best['hosts'])}: "
+            f"{best['sequences']} sequence(s) of {context} tokens, or one of up to {best['longest']}."
         ]
     # The smallest storage that this checkpoint can have.
     possible = [row["storage"] for row in rows if row["served"] and not row["faults"]]
@@ -625,13 +661,17 @@ def _conclusion(
     for row in rows:
         if row["storage"] == name and not row["faults"]:
             lines.append(
-                f"{row['dies']} GPU(s), {name}: one sequence of {context} tokens needs {gib(row['needed'])} a GPU; "
-                f"{gib(budget)} are there" + (f", enough for {row['longest']} tokens." if row["longest"] else ".")
+                f"{row['dies']} GPU(s){on_hosts(row['hosts'])}, {name}: one sequence of {context} tokens needs "
+                f"{gib(row['needed'])} a GPU; {gib(budget)} are there"
+                + (f", enough for {row['longest']} tokens." if row["longest"] else ".")
             )
     for row in rows:
         if row["faults"] and row["storage"] == name:
-            lines.append(f"{row['dies']} GPU(s): {' and '.join(row['faults'])} cannot be split or served.")
+            reason = f"{' and '.join(row['faults'])} cannot be split or served."
+            lines.append(f"{row['dies']} GPU(s){on_hosts(row['hosts'])}: {reason}")
     count = dies_needed(model, tensors, context, options, storages[name]) if possible else None
+    if hosts and possible and (enough := hosts_needed(model, tensors, sizes[-1], context, options, storages[name])):
+        lines.append(f"In {name} it fits {sizes[-1]} GPU(s){on_hosts(enough)}: plan_hosts={enough} shows it.")
     return [
         f"It fits no layout of {', '.join(map(str, sizes))} GPUs.", *lines,
         f"In {name} it would take {count} GPUs." if count else f"In {name} no number of GPUs up to 64 will do.",
@@ -644,24 +684,28 @@ def _conclusion(
 
 def table(made: dict[str, Any]) -> list[str]:
     """A plan for people, line by line."""
+    # The column of the hosts, if there are several.
+    several = any(row["hosts"] > 1 for row in made["layouts"])
     lines = [
         f"{made['architecture'] or 'model'}: {made['parameters'] / 1e6:,.1f} million parameters (counted from "
         f"{made['counted']}), context of {made['context']} tokens, max_num_seqs {made['max_num_seqs']}.",
         f"A GPU: {gib(made['die'])}, of which the server takes {made['gpu_memory_utilization']:.0%} = "
         f"{gib(made['budget'])}. Sizes are GiB a GPU; tok/s is the bound of {made['bandwidth'] / 1e9:.0f} GB/s a GPU.",
+        f"{'hosts ' if several else ''}"
         f"{'GPUs':>4} {'storage':>7} {'weights':>8} {'activ.':>7} {'other':>6} {'cache':>6} {'KiB/tok':>8} "
         f"{'longest':>8} {'seqs':>5} {'tok/s':>6}  remark",
     ]
     for row in made["layouts"]:
+        place = (f"{row['hosts']:>5} " if several else "") + f"{row['dies']:>4} {row['storage']:>7}"
         if row["faults"]:
-            lines.append(f"{row['dies']:>4} {row['storage']:>7} cannot be split or served: {', '.join(row['faults'])}")
+            lines.append(f"{place} cannot be split or served: {', '.join(row['faults'])}")
             continue
         sizes = [row[key] / GIB for key in ("weights", "activations", "outside", "cache")]
         remark = [] if row["served"] or made["refused"] else [f"takes {row['checkpoint']}"]
         if not row["fits"]:
             remark.append(f"does not fit: needs {gib(row['needed'])}")
         lines.append(
-            f"{row['dies']:>4} {row['storage']:>7} {sizes[0]:>8.2f} {sizes[1]:>7.2f} {sizes[2]:>6.2f} {sizes[3]:>6.2f} "
+            f"{place} {sizes[0]:>8.2f} {sizes[1]:>7.2f} {sizes[2]:>6.2f} {sizes[3]:>6.2f} "
             f"{row['token'] / KIB:>8.1f} {row['longest']:>8} {row['sequences']:>5} {row['tokens_per_second']:>6.1f}  "
             f"{'; '.join(remark)}".rstrip()
         )

@@ -178,6 +178,7 @@ def _read_gguf_alone(path):
     header = gguf.read_header(path)
     return {
         "config": gguf_families.config_of(header), "tokenizer": gguf_tokenizer.tokenizer_config_of(header),
+        "generation": gguf_tokenizer.generation_config_of(header),
         "tensors": _grouped(_tensors_of(header)), "faults": [], "alone": True,
     }
 
@@ -227,26 +228,27 @@ def _read_weights(directory, config):
 
 
 def read_model(path):
-    """Read a model from `path`, a directory, a GGUF file or a config.json: {config, tokenizer, tensors, faults}.
+    """Read a model from `path`, a directory, a GGUF file or a config.json.
 
-    None if there is nothing.
+    Returns {config, tokenizer, generation, tensors, faults}, or None if there is nothing.
     """
     if not os.path.exists(path):
         return None
     is_directory = os.path.isdir(path)
-    config, tokenizer, tensors, errors = None, None, [], []
+    config, tokenizer, generation, tensors, errors = None, None, None, [], []
     try:
         alone = find_gguf_alone(path)
         if alone:
             return _read_gguf_alone(alone)
     except FileError as error:
-        return {"config": None, "tokenizer": None, "tensors": [], "faults": faults_of([error])}
+        return {"config": None, "tokenizer": None, "generation": None, "tensors": [], "faults": faults_of([error])}
     try:
         config = read_json(os.path.join(path, "config.json") if is_directory else path)
     except FileError as error:
         errors = [error]
     if is_directory:
         tokenizer = try_json(os.path.join(path, "tokenizer_config.json"))
+        generation = try_json(os.path.join(path, "generation_config.json"))
         try:
             translated = translate(config)
         except CheckpointError:  # for those who ask whether the engine understands it
@@ -254,8 +256,8 @@ def read_model(path):
         tensors, wrong = _read_weights(path, translated)
         errors += wrong
     return {
-        "config": config, "tokenizer": tokenizer, "tensors": [] if errors else _grouped(tensors),
-        "faults": faults_of(errors),
+        "config": config, "tokenizer": tokenizer, "generation": generation,
+        "tensors": [] if errors else _grouped(tensors), "faults": faults_of(errors),
     }
 
 

@@ -25,9 +25,10 @@ from known_models import (
     QWEN2_0_5B,
     QWEN2_7B,
 )
-from rendered import PROFILE
+from rendered import PROFILE, ROOT, profiles
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
+VOLTA = profiles.profiles(ROOT / "profiles")["volta"]
 FP32, FP16, INT4 = (STORAGES[name] for name in ("fp32", "fp16", "int4"))
 Options = partial(capacity.Options, **capacity.die_of(PROFILE["gpu"]))
 planned = partial(capacity_plan, profile=PROFILE)
@@ -534,3 +535,61 @@ def test_options_of_an_instance():
 )
 def test_both_spellings_of_an_option(extra, expected):
     assert capacity.options_of({"extra_args": extra}, PROFILE["gpu"]) == expected
+
+
+LLAMA_70B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672,
+    "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256,
+    "max_position_embeddings": 32768, "tie_word_embeddings": False,
+}  # fmt: skip
+SEVERAL_HOSTS = (ROOT / "docs" / "several-hosts.md").read_text()
+QUANTIZED_70B = {**LLAMA_70B, "quantization_config": GPTQ}
+
+
+def test_a_stage_has_its_layers_and_its_part_of_the_cache():
+    made = planned(facts(QUANTIZED_70B), context=4096, max_num_seqs=32, hosts=2)
+    one, two = (
+        next(row for row in made["layouts"] if (row["hosts"], row["dies"], row["storage"]) == (hosts, 4, "int4"))
+        for hosts in (1, 2)
+    )
+    # Half of the layers, and one of the two tables; the norms and the angles are small.
+    table = 128256 * 8192 * 2 // 4
+    assert two["weights"] == pytest.approx((one["weights"] - 2 * table) / 2 + table, rel=0.01)
+    assert two["token"] * 2 == one["token"]
+    # Two batches are in flight, each with half of the blocks.
+    assert two["sequences"] == 2 * (two["blocks"] // 2 * 16 // 4096)
+    assert (one["fits"], two["fits"]) == (False, True)
+    # A stream passes one stage after the other.
+    assert two["tokens_per_second"] == one["tokens_per_second"]
+    lines = capacity_table(made)
+    assert lines[2].startswith("hosts GPUs storage")
+    assert any(line.startswith("    2    4    int4") for line in lines)
+    assert made["conclusion"][0].startswith("Served in int4 on 4 GPU(s) of each of 2 hosts")
+
+
+@pytest.mark.parametrize(("storage", "row"), [("int4", "4 bits | none"), ("int8", "8 bits | none")])
+def test_plan_over_hosts_is_that_of_the_document(storage, row):
+    made = planned(facts(LLAMA_70B), context=4096, max_num_seqs=32, hosts=2)
+    (found,) = (one for one in made["layouts"] if (one["hosts"], one["storage"]) == (2, storage))
+    assert f"| Llama 3 70B | {row} | {found['longest']:,} / {found['sequences']} |" in SEVERAL_HOSTS
+
+
+def test_plan_of_one_host_names_the_hosts_that_would_do():
+    made = planned(facts(QUANTIZED_70B), context=4096, max_num_seqs=32)
+    assert "In int4 it fits 4 GPU(s) of each of 2 hosts: plan_hosts=2 shows it." in made["conclusion"]
+    assert not any("hosts" in line for line in capacity_table(made)[:3])
+
+
+def test_more_stages_than_layers_cannot_be_planned():
+    made = planned(facts({**LLAMA_7B, "num_hidden_layers": 3}), hosts=4)
+    assert [row["faults"] for row in made["layouts"] if row["hosts"] == 4] == [["3 layers over 4 hosts"]] * 4
+
+
+@pytest.mark.parametrize(("hosts", "profile", "message"), [
+    ("none", PROFILE, 'plan_hosts: found "none"; expected an integer of 1 to 16'),
+    ("17", PROFILE, 'plan_hosts: found "17"'),
+    ("2", VOLTA, "plan_hosts: found 2 and the engine stock; expected port"),
+])  # fmt: skip
+def test_hosts_that_cannot_be_planned_are_refused(hosts, profile, message):
+    with pytest.raises(AnsibleFilterError, match=message):
+        capacity_plan(facts(LLAMA_7B), profile=profile, hosts=hosts)

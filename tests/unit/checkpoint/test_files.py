@@ -32,6 +32,7 @@ def test_equal_tensors_of_layers_are_counted_together(directory):
     assert read(directory) == {
         "config": {"model_type": "llama"},
         "tokenizer": None,
+        "generation": None,
         "faults": [],
         "tensors": [
             {"name": "model.layers.*.mlp.up_proj.weight", "dtype": "F16", "shape": [3, 2], "count": 2},
@@ -59,7 +60,7 @@ def test_absent_path_is_none(tmp_path):
 
 def test_a_config_alone(directory):
     assert read(directory / "config.json") == {
-        "config": {"model_type": "llama"}, "tokenizer": None, "tensors": [], "faults": [],
+        "config": {"model_type": "llama"}, "tokenizer": None, "generation": None, "tensors": [], "faults": [],
     }
 
 

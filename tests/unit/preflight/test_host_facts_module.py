@@ -1,5 +1,7 @@
 """What the module kepler_host_facts asks programs of the host, and when."""
 
+import functools
+import os
 import re
 
 import module_run
@@ -35,21 +37,34 @@ def test_a_driver_that_is_not_loaded_is_not_asked(module, tmp_path, monkeypatch)
 
 
 @pytest.fixture
-def ecc(module, tmp_path, monkeypatch):
-    """Function that asks an nvidia-smi, a script, on a host with a loaded driver."""
+def loaded(module, tmp_path, monkeypatch):
+    """Function that asks an nvidia-smi, a script, on a host with a loaded driver, by a function of the module."""
     (tmp_path / "version").write_text("470\n")
     monkeypatch.setattr(module, "NVIDIA_VERSION", str(tmp_path / "version"))
     monkeypatch.setattr(module, "SMI_TIMEOUT", 1)
     program = tmp_path / "nvidia-smi"
 
-    def run(script):
+    def run(ask, script):
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
         box = Host(nvidia_smi="")
         monkeypatch.setattr(box, "get_bin_path", lambda name: str(program))
-        return module.ecc(box)
+        return getattr(module, ask)(box)
 
     return run
+
+
+@pytest.fixture
+def ecc(loaded):
+    """Function that asks a script for ECC counts."""
+    return functools.partial(loaded, "ecc")
+
+
+def test_processes_on_gpus_are_named(loaded):
+    (found,) = loaded("gpu_processes", f"echo 00000000:05:00.0, {os.getpid()}")
+    assert (found["address"], found["pid"]) == ("00000000:05:00.0", os.getpid())
+    assert found["command"]
+    assert loaded("gpu_processes", "echo 00000000:05:00.0, 1; exit 9") == []
 
 
 def test_a_loaded_driver_is_asked(ecc):

@@ -3,7 +3,12 @@
 import pytest
 from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import profile_gpus
 from ansible_collections.kepler.vllm.plugins.filter.kepler_driver import driver_findings, signing_pair_findings
-from ansible_collections.kepler.vllm.plugins.filter.kepler_host import host_findings, paths_to_look_at, paths_to_read
+from ansible_collections.kepler.vllm.plugins.filter.kepler_host import (
+    host_findings,
+    paths_to_look_at,
+    paths_to_read,
+    ports_to_look_at,
+)
 from rendered import PROFILE
 
 KERNELS = {"range": "4.0-1*.el8", "tested": ["4.0-1.el8"]}
@@ -93,6 +98,37 @@ def only(findings, severity="error"):
 def test_a_ready_host():
     assert judge(host()) == []
     assert profile_gpus(host(), PROFILE["gpu"]) == 4
+
+
+SPANNING = {**MODEL, "hosts": ["k80-1", "k80-2"], "link_port": 6379}
+
+
+def test_link_port_in_use_is_an_error():
+    """On every host of the instance; Redis has Ray's usual port."""
+    redis = {"port": 6380, "address": "127.0.0.1", "pid": 5, "command": "redis", "unit": "redis.service"}
+    for name in SPANNING["hosts"]:
+        found = only(judge(host(ports=[redis]), SPANNING, name=name))
+        assert found["variable"] == "vllm_service_instances[0].link_port"
+        assert "6380, where redis (process 5, redis.service) listens" in found["found"]
+        for ours in ("vllm@demo.service", "vllm-stage@demo.service"):
+            assert judge(host(ports=[{**redis, "unit": ours}]), SPANNING, name=name) == []
+    assert judge(host(ports=[redis])) == []
+    assert {6379, 6498, 8000} <= set(ports_to_look_at([SPANNING]))
+    assert ports_to_look_at([MODEL]) == [8000]
+
+
+def test_model_missing_on_a_stage_is_an_error():
+    found = only(judge(host(paths={"/srv/demo": None}), SPANNING, name="k80-2"))
+    assert (found["variable"], found["found"]) == ("vllm_service_instances[0].model", "/srv/demo: nothing is there")
+
+
+def test_gpu_in_use_is_a_warning():
+    process = {"address": "00000000:01:00.0", "pid": 7, "command": "python3", "unit": None}
+    found = only(judge(host(gpu_processes=[process]), TWO_DIES), "warning")
+    assert found["variable"] == "vllm_service_instances[0].gpus"
+    assert found["found"] == "1, used by python3 (process 7, no unit)"
+    assert judge(host(gpu_processes=[process]), {**MODEL, "gpus": [0]}) == []
+    assert judge(host(gpu_processes=[{**process, "unit": "vllm-stage@demo.service"}]), TWO_DIES) == []
 
 
 @pytest.mark.parametrize("identity", ["rhel", "almalinux", "centos", "ol"])

@@ -35,7 +35,7 @@ def facts(address):
 def hostvars(**changes):
     return {
         host: {"inventory_hostname": host, "ansible_facts": facts(ADDRESSES[host]),
-               "vllm_service_instances": [instance()], **changes}
+               "vllm_service_instances": [instance()], "preflight_clock_ahead": 0, **changes}
         for host in HOSTS
     }
 
@@ -124,19 +124,54 @@ def test_missing_link_is_told_in_one_line(link, change, message):
     assert found["expected"] and found["next_step"]
 
 
-def test_clocks_and_models_are_compared():
-    values = hostvars(preflight_clock_ahead=0)
+def test_clocks_of_the_hosts_are_compared():
+    values = hostvars()
     assert kepler_hosts.link_findings([instance()], SECOND, values) == []
     values[SECOND]["preflight_clock_ahead"] = 90
     (found,) = kepler_hosts.link_findings([instance()], SECOND, values)
+    assert (found["severity"], found["variable"]) == ("error", "vllm_service_instances[0].hosts")
     assert "90 s apart" in found["found"]
-    model = instance()["model"]
+    # One host says it.
+    assert kepler_hosts.link_findings([instance()], FIRST, values) == []
+
+
+@pytest.mark.parametrize(("part", "file"), [
+    ("config", "config.json"), ("tensors", "tensors"), ("tokenizer", "tokenizer_config.json"),
+    ("generation", "generation_config.json"),
+])  # fmt: skip
+@pytest.mark.parametrize(("model", "key"), [("/srv/m", "/srv/m"), ("owner/m", "owner/m@main")])
+def test_files_of_the_model_are_compared(part, file, model, key):
+    same = {"config": {"num_hidden_layers": 80}, "tensors": [], "tokenizer": {}, "generation": {"top_p": 0.9}}
+    other = {**same, part: {"num_hidden_layers": 40}}
     values = hostvars()
-    for host, layers in zip(HOSTS, (80, 40), strict=True):
-        facts_of_model = {"config": {"num_hidden_layers": layers}, "tensors": []}
-        values[host]["__preflight_models"] = {"models": {model: facts_of_model}}
+    for host, found in zip(HOSTS, (same, other), strict=True):
+        values[host]["__preflight_models"] = {"models": {key: found}}
+    (found,) = kepler_hosts.link_findings([instance(model=model)], SECOND, values)
+    assert (found["severity"], found["variable"]) == ("error", "vllm_service_instances[0].model")
+    assert f"other contents of {file} than on {FIRST}" in found["found"]
+    values[SECOND]["__preflight_models"] = {"models": {key: same}}
+    assert kepler_hosts.link_findings([instance(model=model)], SECOND, values) == []
+
+
+def test_generations_of_the_hosts_are_compared():
+    values = hostvars()
+    for host, path in zip(HOSTS, ("/opt/kepler/store/a-serving_ray-1", "/opt/kepler/store/b-serving_ray-1"),
+                          strict=True):  # fmt: skip
+        values[host]["__preflight_active"] = {"stat": {"exists": True, "lnk_source": path}}
     (found,) = kepler_hosts.link_findings([instance()], SECOND, values)
-    assert f"other files in {model}" in found["found"]
+    assert (found["severity"], found["variable"]) == ("warning", "vllm_service_instances[0].hosts")
+    assert "a-serving_ray-1 on k80-1" in found["found"]
+    assert f"-l '{FIRST}:{SECOND}'" in found["next_step"]
+    # A host that comes new has none yet.
+    values[SECOND]["__preflight_active"] = {"stat": {"exists": False}}
+    assert kepler_hosts.link_findings([instance()], SECOND, values) == []
+
+
+def test_host_outside_of_the_run_is_named():
+    values = hostvars()
+    del values[FIRST]["preflight_clock_ahead"]
+    (found,) = kepler_hosts.link_findings([instance()], SECOND, values)
+    assert (found["severity"], found["found"]) == ("warning", f"{FIRST} outside of this run")
 
 
 def test_definitions_of_the_hosts_are_compared():
