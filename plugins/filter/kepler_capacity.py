@@ -15,8 +15,9 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_host import RANK_GIB,
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, engines_of, setting
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import adapters as rules
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint import speculation
-from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.engine import Engine
-from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.errors import reasons_of
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.config import overridden
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.engine import Engine, judge
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.errors import CheckpointError, reasons_of
 from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.files import numbered
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.plugin_utils import capacity, engine_options, throughput
@@ -25,13 +26,12 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import shown
 from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import (
     DEFAULT_POSITIONS,
     FAMILIES,
+    NO_WINDOW,
     CapacityError,
     Model,
     Tensor,
     UnknownModelError,
-    overridden,
     read,
-    refusals,
     tensors_of,
     text_config,
     uncounted,
@@ -43,6 +43,7 @@ NUMBER = re.compile(r"\.layers\.(\d+)\.")
 # The answer of the module model_facts for a directory without weights.
 NO_WEIGHTS = "no weights"
 COMPLETE = "Complete the model's files."
+OTHER_ADAPTER = "Choose another adapter, or merge it into its model."
 # Nothing is known of adapters. A GPU whose memory is not asked for.
 NOTHING: dict[str, dict[str, Any]] = {}
 NO_GPU = {"memory_mib": 0, "bandwidth": 0}
@@ -58,8 +59,10 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
     Args:
         facts: config, tensors and faults, as the module model_facts gives them.
         profile: the hardware profile of the dies.
-        asked: context, max_num_seqs, utilization, engine and hosts; None for a default.
+        asked: context, max_num_seqs, utilization, engine and hosts; None for a default. adapters: facts of each by its
+            name.
     """
+    adapters: dict[str, dict[str, Any]] = asked.get("adapters") or {}
     for fault in facts["faults"]:
         # A model is planned before it is downloaded, too.
         if fault["found"] == NO_WEIGHTS:
@@ -89,10 +92,13 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
     # The figures are those of the port's kernels.
     step = profile["gpu"].get("step") if name == PORT else None
     try:
+        check_adapters(adapters, facts)
+        ranks = [rank for rank in (rules.rank_of(adapter["config"]) for adapter in adapters.values()) if rank]
         made = capacity.plan(
             facts["config"], facts["tensors"], None if context is None else int(context),
             Options(
-                **capacity.die_of(profile["gpu"]), **chunked,
+                **capacity.die_of(profile["gpu"]), **chunked, adapters=len(adapters),
+                adapter_rank=rules.room_for(ranks) if adapters else 0,
                 **{key: value for key, value in options.items() if value is not None},
             ),
             profile["serve"]["sizes"], facts.get("tokenizer"), Engine(name, profile["gpu"]["compute_capability"]),
@@ -101,6 +107,20 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
     except CapacityError as error:
         raise AnsibleFilterError(f"plan_model: {error}. Plan another model, or complete its files.") from error
     return {**made, "processor": step["processor"]["name"] if step else None}
+
+
+def check_adapters(adapters: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Raise AnsibleFilterError for an adapter that the model cannot have, and CapacityError as read does."""
+    if not adapters:
+        return
+    model = read(facts["config"], facts["tensors"])
+    if refused := without_adapters(model):
+        found, expected = refused
+        raise AnsibleFilterError(f"plan_adapters: found {found}; expected {expected}. Merge it into its model.")
+    tensors = tensors_of(model, facts["tensors"])
+    for name, adapter in adapters.items():
+        for found, expected in adapter_faults(adapter, model, tensors):
+            raise AnsibleFilterError(f"plan_adapters: {name}: found {found}; expected {expected}. {OTHER_ADAPTER}")
 
 
 def number_of(variable: str, value: Any, least: float, most: float) -> Any:
@@ -165,35 +185,41 @@ def ranks_of(adapters: dict[str, dict[str, Any]], instance: dict[str, Any]) -> l
     return [rank for rank in map(rules.rank_of, configs) if rank]
 
 
+def without_adapters(model: Model) -> tuple[str, str] | None:
+    """Why the engine has no adapters of a model: (found, expected); None if it has."""
+    family = FAMILIES.get(model.model_type)
+    if not family or family.adapters:
+        return None
+    known = ", ".join(name for name, family in FAMILIES.items() if family.adapters)
+    return f"adapters of the model type {model.model_type}", f"one of {known}"
+
+
 def adapter_findings(
     adapters: dict[str, dict[str, Any]], model: Model, tensors: list[Tensor], instance: dict[str, Any], where: str
 ) -> list[dict[str, str]]:
     """Findings about the LoRA adapters of an instance, as far as their directories are there."""
     named = setting(instance, "adapters")
-    family = FAMILIES.get(model.model_type)
-    if named and family and not family.adapters:
-        return [finding(
-            "error", f"{where}.adapters", f"adapters of the model type {model.model_type}",
-            f"one of {', '.join(name for name, family in FAMILIES.items() if family.adapters)}",
-            "Merge the adapter into its model.",
-        )]
-    found = []
+    if named and (refused := without_adapters(model)):
+        return [finding("error", f"{where}.adapters", *refused, "Merge the adapter into its model.")]
     room = capacity.options_of(instance, NO_GPU, [rules.RANKS[-1]]).adapter_rank
+    return [
+        finding("error", f"{where}.adapters.{name}", f"{path}: {what}", expected, OTHER_ADAPTER)
+        for name, path in named.items() if path in adapters
+        for what, expected in adapter_faults(adapters[path], model, tensors, room)
+    ]
+
+
+def adapter_faults(
+    facts: dict[str, Any], model: Model, tensors: list[Tensor], room: int = rules.RANKS[-1]
+) -> list[tuple[str, str]]:
+    """What keeps a model with these tensors from serving an adapter: (found, expected)."""
     layers = capacity.adapter_layers(tensors)
-    for name, path in named.items():
-        here, facts = f"{where}.adapters.{name}", adapters.get(path)
-        if facts is None:
-            continue
-        # Layers are counted by the config; the tensors of all have one name.
-        its_own = {
-            module: layers[numbered(module)] for module in rules.modules_of(facts["tensors"])
-            if numbered(module) in layers and all(int(number) < model.layers for number in NUMBER.findall(module))
-        }
-        found += [
-            finding("error", here, f"{path}: {what}", expected, "Choose another adapter, or merge it into its model.")
-            for what, expected in rules.faults(facts, room, its_own if layers else None)
-        ]
-    return found
+    # Layers are counted by the config; the tensors of all have one name.
+    its_own = {
+        module: layers[numbered(module)] for module in rules.modules_of(facts["tensors"])
+        if numbered(module) in layers and all(int(number) < model.layers for number in NUMBER.findall(module))
+    }
+    return rules.faults(facts, room, its_own if layers else None)
 
 
 def draft_findings(model: Model, facts: dict[str, Any], where: str, engine: Engine) -> list[dict[str, str]]:
@@ -203,7 +229,7 @@ def draft_findings(model: Model, facts: dict[str, Any], where: str, engine: Engi
     vocabulary = text_config(config).get("vocab_size")
     refused = speculation.draft_faults(config.get("model_type"), vocabulary, model.vocabulary)
     if config and not refused:
-        refused = refusals(config, facts["tensors"], served_by=engine)
+        refused = judge(config, facts["tensors"], engine=engine)
     refused += [speculation.ALONE] if facts.get("alone") else []
     faults += [(*fault, "Name another draft model.") for fault in refused]
     return [finding("error", f"{where}.extra_args.{engine_options.SPECULATION}.model", *fault) for fault in faults]
@@ -291,16 +317,13 @@ def one_model_findings(
         return faults
     extra = instance.get("extra_args") or {}
     try:
-        config = configured(facts, instance)
         refused = [
             finding("error", f"{where}.model", what, expected, "Serve another model, or another checkpoint of it.")
-            for what, expected in refusals(
-                config, facts["tensors"], None if "tokenizer" in extra else facts.get("tokenizer"),
-                extra.get("trust-remote-code") is True, engine,
-            )
+            for what, expected in judge(facts["config"], facts["tensors"], facts.get("tokenizer"), extra, engine)
         ]
         if refused:
             return faults + refused
+        config = configured(facts, instance)
         model = read(config, facts["tensors"])
         storage = storage_of(setting(instance, "dtype"), model.quantization)
         tensors = tensors_of(model, facts["tensors"]) if model.quantization or setting(instance, "adapters") else []
@@ -311,12 +334,6 @@ def one_model_findings(
             found.append(finding(
                 "error", f"{where}.hosts", f"{stages} hosts and a model of {model.layers} layers",
                 f"at most {model.layers} hosts", "Name fewer hosts.",
-            ))
-        if stages > 1 and facts.get("alone"):
-            found.append(finding(
-                "error", f"{where}.model", f"a GGUF file alone and {stages} hosts",
-                "a config.json and a tokenizer beside it",
-                "Serve it on one host: the files that follow from its header are made on the first host alone.",
             ))
         found += length_findings(model, instance, where)
         found += adapter_findings(adapters, model, tensors, instance, where)
@@ -346,7 +363,12 @@ def one_model_findings(
 
 def configured(facts: dict[str, Any], instance: dict[str, Any]) -> dict[str, Any]:
     """Return the config of a model as the options of an instance change it. Raises CapacityError."""
-    return overridden(facts["config"], engine_options.overrides(instance.get("extra_args") or {}))
+    extra = instance.get("extra_args") or {}
+    try:
+        config = overridden(facts["config"], extra)
+    except CheckpointError as error:
+        raise CapacityError(f"{error.found} in config.json", error.expected) from None
+    return {**config, NO_WINDOW: True} if extra.get("disable-sliding-window") is True else config
 
 
 def memory_limit(

@@ -8,19 +8,25 @@ from typing import Any
 
 from ansible_collections.kepler.vllm.plugins.plugin_utils.engine_options import models_of
 
+# Options of vLLM with which the same files are another model for the engine.
+JUDGED = ("hf-overrides", "rope-scaling", "rope-theta", "tokenizer")
+
 
 def hub_models(instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Models of the hub that instances read, drafts too, each once: [{name, revision, engines}].
+    """Models of the hub that instances read, drafts too, each once: [{name, revision, uses}].
 
-    A path is a directory; engines: those that shall serve the model.
+    A path is a directory; uses: engine of each server of it, and its options that decide what the engine reads.
     """
-    found: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for instance in instances:
-        for named in models_of(instance).values():
+        extra = instance.get("extra_args") or {}
+        for key, named in models_of(instance).items():
             if not named["model"].startswith("/"):
-                engines = found.setdefault((named["model"], named["revision"] or "main"), [])
-                engines += [engine for engine in [instance.get("engine") or "port"] if engine not in engines]
-    return [{"name": name, "revision": revision, "engines": engines} for (name, revision), engines in found.items()]
+                options = {name: value for name, value in extra.items() if key == "model" and name in JUDGED}
+                use = {"engine": instance.get("engine") or "port", "options": options}
+                uses = found.setdefault((named["model"], named["revision"] or "main"), [])
+                uses += [use] if use not in uses else []
+    return [{"name": name, "revision": revision, "uses": uses} for (name, revision), uses in found.items()]
 
 
 def model_record_file(asked: dict[str, str], directory: str) -> str:

@@ -23,11 +23,13 @@ options:
     description: Recorded sha256 of the model's files, by their name.
     type: dict
     default: {}
-  engines:
-    description: Engines that shall serve the model; what one of them cannot is refused before its weights are fetched.
+  uses:
+    description:
+      - C(engine) and C(options) of each server of the model, options being those of vLLM that change what it reads.
+        What one of them cannot serve is refused before it is fetched.
     type: list
-    elements: str
-    default: [port]
+    elements: dict
+    default: [{engine: port, options: {}}]
   capability:
     description: Compute capability of the GPUs, such as V(7.5).
     type: str
@@ -196,7 +198,7 @@ def command_of(params, unit, environment):
     # In an argument, not a file: root writes nothing into a directory of the user. systemd takes $$ for $.
     arguments = json.dumps({
         "name": params["name"], "revision": params["revision"], "expected": params["expected"],
-        "engines": params["engines"], "capability": params["capability"],
+        "uses": params["uses"], "capability": params["capability"],
         "directory": os.path.join(params["home"], "models", slug(params["name"])),
     }).replace("$", "$$")
     if params["token_file"]:
@@ -212,7 +214,7 @@ def main():
             "name": {"type": "str", "required": True},
             "revision": {"type": "str", "default": "main"},
             "expected": {"type": "dict", "default": {}},
-            "engines": {"type": "list", "elements": "str", "default": ["port"]},
+            "uses": {"type": "list", "elements": "dict", "default": [{"engine": "port", "options": {}}]},
             "capability": {"type": "str"},
             "fetch": {"type": "path", "required": True},
             "root": {"type": "path", "default": "/opt/kepler"},

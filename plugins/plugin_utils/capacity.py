@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..module_utils.checkpoint import adapters, speculation
-from ..module_utils.checkpoint.engine import PORT, Engine
+from ..module_utils.checkpoint.engine import PORT, Engine, judge
 from ..module_utils.checkpoint.limits import (
     BLOCK_SIZE,
     CHECKED_BYTES,
@@ -38,7 +38,6 @@ from .model_families import (
     Quantization,
     Tensor,
     read,
-    refusals,
     tensors_of,
     uncounted,
 )
@@ -531,7 +530,7 @@ def plan(
     Raises CapacityError if the model cannot be planned.
     """
     recorded = list(recorded)
-    refused = refusals(config, recorded, tokenizer, served_by=engine)
+    refused = judge(config, recorded, tokenizer, engine=engine)
     # Files that are refused say nothing about the checkpoint that would be served.
     recorded = [] if refused else recorded
     try:

@@ -5,7 +5,6 @@ argparse completes abbreviations, so only whole names are taken.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import re
@@ -13,12 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..module_utils.checkpoint import speculation
+from ..module_utils.checkpoint.config import overrides_of
 from ..module_utils.checkpoint.engine import Engine
 from ..module_utils.checkpoint.limits import BLOCK_SIZES
 from ..module_utils.checkpoint.speculation import mapping
 from ..module_utils.findings import finding
 from .findings import shown
-from .model_families import NO_WINDOW
 
 NO = "no-"
 
@@ -214,18 +213,6 @@ def models_of(instance: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def overrides(extra: dict[str, Any]) -> dict[str, Any]:
-    """Keys that the options put in place of config.json's."""
-    found: dict[str, Any] = {}
-    if (scaling := mapping(extra.get("rope-scaling"))) is not None:
-        found["rope_scaling"] = scaling
-    with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
-        found["rope_theta"] = float(extra["rope-theta"])
-    if extra.get("disable-sliding-window") is True:
-        found[NO_WINDOW] = True
-    return {**found, **(mapping(extra.get("hf-overrides")) or {})}
-
-
 def refused_by(engine: str | None) -> dict[str, tuple[str, str]]:
     """Options that no instance of an engine can have: what is expected, and the next step."""
     return STOCK_REFUSED if engine == "stock" else REFUSED
@@ -284,7 +271,7 @@ def value_faults(option: str, options: dict[str, Any], engine: str | None = None
         yield "a value that does not begin with a hyphen: vLLM takes that for an option", correct
     elif name in counts and not re.fullmatch(counts[name][0], str(value)):
         yield counts[name][1], correct
-    elif name == "rope-theta" and "rope_theta" not in overrides({name: value}):
+    elif name == "rope-theta" and "rope_theta" not in overrides_of({name: value}):
         yield "a number", correct
     elif name in MAPPINGS and mapping(value) is None:
         yield "a text that holds a JSON mapping", "Correct the text."

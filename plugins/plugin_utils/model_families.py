@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..module_utils.checkpoint import config as checkpoint_config
-from ..module_utils.checkpoint import engine, gguf
+from ..module_utils.checkpoint import gguf
 from ..module_utils.checkpoint.engine_models import DEFAULTS, LANGUAGE_PARTS
 from ..module_utils.checkpoint.errors import CheckpointError, UnsupportedQuantizationError
-from ..module_utils.checkpoint.quantization import Quantization, Scheme, quantized_router, read_quantization
+from ..module_utils.checkpoint.quantization import Quantization, Scheme, read_quantization
 from ..module_utils.errors import KeplerError
 
 # vLLM 0.9.2's for a config that names no length.
@@ -444,7 +444,7 @@ FAMILIES: dict[str, Family] = {
 OTHER_KEYS = ("vision_config", "audio_config", "speech_config", "visual")
 # Types with a window in some layers only.
 INTERLEAVED = ("gemma2", *checkpoint_config.PATTERNED)
-# What `overridden` adds for an instance without windows: its sequences end where the window does.
+# Key of an instance without windows: its sequences end where the window does.
 NO_WINDOW = "disable_sliding_window"
 
 
@@ -478,17 +478,6 @@ def text_config(config: Any) -> dict[str, Any]:
 def uncounted(config: dict[str, Any], recorded: Iterable[dict[str, Any]]) -> list[str]:
     """Parts of a config whose weights are counted by the files alone, where those are not known."""
     return [] if list(recorded) else [key for key in OTHER_KEYS if config.get(key)]
-
-
-def overridden(config: Any, overrides: dict[str, Any]) -> Any:
-    """A config with the keys that an instance's options put in place of its own.
-
-    Raises CapacityError for a key that the engine would not understand.
-    """
-    if not overrides or not isinstance(config, dict):
-        return config
-    # The overrides' keys come first.
-    return {**translated(config), **overrides}
 
 
 def has_window(config: dict[str, Any]) -> bool:
@@ -537,7 +526,7 @@ def rotary_elements(config: dict[str, Any], share: float, head_size: int, positi
 
 
 def served_quantization(config: dict[str, Any]) -> Quantization | None:
-    """Quantization that the port serves; None for unquantized weights and for those that `refusals` names."""
+    """Quantization that the port serves; None for unquantized weights and for those that `judge` names."""
     try:
         return read_quantization(config)
     except UnsupportedQuantizationError:
@@ -686,24 +675,3 @@ def tensors_of(model: Model, recorded: Iterable[dict[str, Any]] = ()) -> list[Te
     if not model.tied and not any(HEAD.search(tensor.name) for tensor in kept):
         kept.append(Tensor("lm_head.weight", (model.vocabulary, model.hidden)))
     return kept
-
-
-def refusals(
-    config: Any, recorded: Iterable[dict[str, Any]] = (), tokenizer: dict[str, Any] | None = None, trusts: bool = False,
-    served_by: engine.Engine = engine.PORT,
-) -> list[tuple[str, str]]:
-    """Parts of a model that the engine does not know or refuses: (found, expected).
-
-    Args:
-        recorded: the tensors, where they are known.
-        tokenizer: what tokenizer_config.json holds, where it is there.
-        trusts: whether the engine runs code that comes with the model.
-        served_by: the engine.
-    """
-    recorded = list(recorded)
-    router = quantized_router(item["name"] for item in recorded)
-    if router:
-        return [(f"a quantized router ({router})", "a checkpoint that leaves routers unquantized")]
-    in_gguf = any(item["dtype"] in gguf.BITS for item in recorded)
-    # `read` reports what is no config at all.
-    return engine.refusals(config, tokenizer, trusts, in_gguf, served_by) if isinstance(config, dict) else []

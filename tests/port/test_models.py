@@ -3,14 +3,16 @@
 import hashlib
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy
 import pytest
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.heads import BEGIN
 from gguf import GGMLQuantizationType, GGUFWriter, quantize
-from small_hub import NAME, SHA, Hub
+from small_hub import NAME, OLD_NAME, SHA, Hub
 
 FETCH = Path(__file__).resolve().parents[2] / "roles" / "models" / "files" / "fetch.py"
 # The role installs the reader of checkpoints beside the program.
@@ -18,14 +20,20 @@ READER = FETCH.parents[3] / "plugins" / "module_utils"
 CONFIG = b'{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'
 
 
+def weights(size=300_000, name="model.norm.weight"):
+    """A safetensors file of one tensor of random bytes."""
+    header = json.dumps({name: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    return struct.pack("<Q", len(header)) + header + os.urandom(size)
+
+
 @pytest.fixture
 def hub():
     made = Hub({
         "config.json": CONFIG, "tokenizer.json": b"{}", "README.md": b"# Tiny",
-        "model.safetensors": os.urandom(300_000), "original/consolidated.00.pth": b"x" * 10,
+        "model.safetensors": weights(), "original/consolidated.00.pth": b"x" * 10,
     })
     yield made
-    made.httpd.shutdown()
+    made.stop()
 
 
 @pytest.fixture
@@ -34,11 +42,11 @@ def fetch(hub, tmp_path):
     kept = tmp_path / "kept"
     kept.mkdir()
 
-    def run(name=NAME, revision=SHA, expected=None, before="", **environment):
+    def run(name=NAME, revision=SHA, expected=None, before="", options=None, **environment):
         for path in kept.iterdir():
             path.unlink()
         asked = json.dumps({"name": name, "revision": revision, "directory": str(kept), "expected": expected or {},
-                            "engines": ["port"], "capability": None})
+                            "uses": [{"engine": "port", "options": options or {}}], "capability": None})
         done = subprocess.run(
             [sys.executable, "-c", f"import runpy, shutil, sys\n{before}\nsys.argv = sys.argv[1:]\n"
              "runpy.run_path(sys.argv[0], run_name='__main__')", str(FETCH), asked],
@@ -56,6 +64,11 @@ def fetch(hub, tmp_path):
         )
 
     return run
+
+
+def assert_not_fetched(hub):
+    """Of the weights the header was read, and no more."""
+    assert hub.sent.get("model.safetensors", 0) <= BEGIN < len(hub.files["model.safetensors"])
 
 
 def test_a_model_is_fetched_and_verified(hub, fetch):
@@ -78,7 +91,7 @@ def test_a_branch_becomes_a_commit(fetch):
 
 def test_what_broke_off_goes_on_from_there(hub, fetch):
     """The client keeps whole parts of ten MiB."""
-    hub.files["model.safetensors"] = os.urandom(24 << 20)
+    hub.files["model.safetensors"] = weights(24 << 20)
     hub.cut = 15 << 20
     status, record, fault = fetch()
     assert status == 1
@@ -86,13 +99,13 @@ def test_what_broke_off_goes_on_from_there(hub, fetch):
     assert "Run again: what was fetched is kept" in fault
     hub.cut, hub.sent = None, {}
     assert fetch()[0] == 0
-    assert hub.sent["model.safetensors"] == 14 << 20
+    assert hub.sent["model.safetensors"] == len(hub.files["model.safetensors"]) - (10 << 20) + BEGIN
 
 
 def test_a_file_that_is_not_what_the_hub_says_is_removed(hub, fetch):
     right = hub.files["model.safetensors"]
     hub.shown["model.safetensors"] = right
-    hub.files["model.safetensors"] = bytes([right[0] ^ 1]) + right[1:]
+    hub.files["model.safetensors"] = right[:-1] + bytes([right[-1] ^ 1])
     status, _, fault = fetch()
     assert status == 1
     assert "model.safetensors: found sha256" in fault
@@ -120,7 +133,7 @@ def test_quantized_weights_are_not_even_fetched(hub, fetch):
     assert status == 1
     assert "quantized with fp8" in fault
     assert "GPTQ of 4 or 8 bits" in fault
-    assert ("GET", "model.safetensors") not in hub.asked
+    assert_not_fetched(hub)
 
 
 def test_quantized_weights_that_are_served_are_fetched(hub, fetch):
@@ -145,12 +158,12 @@ def test_what_the_engine_does_not_know_is_not_fetched(hub, fetch, change, tokeni
     status, _, fault = fetch()
     assert status == 1
     assert named in fault
-    assert ("GET", "model.safetensors") not in hub.asked
+    assert_not_fetched(hub)
 
 
 def test_other_formats(hub, fetch):
     hub.files = {"config.json": CONFIG, "model.gguf": b"GGUF"}
-    assert "found weights as .gguf; expected *.safetensors" in fetch()[2]
+    assert "the repository: found weights as .gguf; expected *.safetensors" in fetch()[2]
     hub.files = {"config.json": CONFIG}
     assert "found no weights" in fetch()[2]
     hub.files = {"config.json": CONFIG, "pytorch_model.bin": b"weights", "training_args.bin": b"no"}
@@ -214,15 +227,15 @@ def test_gguf_file_that_is_not_served_is_not_fetched(hub, fetch, tmp_path, optio
 def test_gguf_file_that_is_not_there_is_named(hub, fetch):
     hub.files["q4/a-00001-of-00002.gguf"] = hub.files["b.gguf"] = b"GGUF"
     fault = fetch(name=f"{NAME}/c.gguf")[2]
-    assert "found no c.gguf; expected a GGUF file of the repository: b.gguf, q4/a-00001" in fault
-    assert "found no q4/a-00002-of-00002.gguf" in fetch(name=f"{NAME}/q4/a-00001-of-00002.gguf")[2]
+    assert "c.gguf: found no such file; expected a GGUF file of the repository: b.gguf, q4/a-00001" in fault
+    assert "q4/a-00002-of-00002.gguf: found no such file" in fetch(name=f"{NAME}/q4/a-00001-of-00002.gguf")[2]
 
 
 def test_a_disk_that_is_too_small(hub, fetch):
     status, _, fault = fetch(before="shutil.disk_usage = lambda path: type('U', (), {'free': 1000})")
     assert status == 1
     assert "0.0 GiB free" in fault
-    assert ("GET", "model.safetensors") not in hub.asked
+    assert_not_fetched(hub)
 
 
 @pytest.mark.parametrize(
@@ -237,3 +250,38 @@ def test_what_is_not_there(fetch, asked, said):
     status, _, fault = fetch(**asked)
     assert status == 1
     assert said in fault
+
+
+def test_options_of_the_server_count_before_the_fetch(hub, fetch):
+    """As preflight judges: keys that it overrides, and a tokenizer of its own."""
+    hub.files["config.json"] = json.dumps({**json.loads(CONFIG), "model_type": "smollm3"}).encode()
+    hub.files["tokenizer_config.json"] = b'{"tokenizer_class": "TokenizersBackend"}'
+    overrides = json.dumps({"model_type": "llama"})
+    assert "smollm3" in fetch()[2]
+    assert "TokenizersBackend" in fetch(options={"hf-overrides": overrides})[2]
+    status, _, fault = fetch(options={"hf-overrides": overrides, "tokenizer": "/srv/tokenizer"})
+    assert (status, fault) == (0, None)
+    assert "state-space" in fetch(options={"hf-overrides": json.dumps({"model_type": "mamba"})})[2]
+
+
+def test_headers_are_judged_before_the_fetch(hub, fetch):
+    """A quantized router, and a file that is no safetensors file."""
+    hub.files["model.safetensors"] = weights(name="model.layers.0.mlp.gate.qweight")
+    assert "a quantized router (model.layers.*.mlp.gate.qweight)" in fetch()[2]
+    assert_not_fetched(hub)
+    hub.files["model.safetensors"], hub.sent = os.urandom(300_000), {}
+    assert "model.safetensors: found 300000 bytes that begin with no header" in fetch()[2]
+    assert_not_fetched(hub)
+
+
+def test_hub_that_moves_hides_or_delays_is_followed(hub, fetch):
+    """An old name, a key that the host of the files does not get, and a hub that has too much to do."""
+    assert fetch(name=OLD_NAME)[0] == 0
+    hub.key = "hf_secret"
+    status, _, fault = fetch(revision="main")
+    hub.files["more.json"] = b"{}"
+    status, _, fault = fetch()
+    assert status == 1 and "found a gated repository" in fault and "models_token_file" in fault
+    hub.busy = 1
+    assert fetch(HF_TOKEN="hf_secret")[0] == 0
+    assert hub.keys[-1] == "Bearer hf_secret" and not hub.busy

@@ -9,8 +9,9 @@ from typing import Any
 
 from . import envs, parsers
 from .checkpoint import adapters, speculation
+from .checkpoint.config import overridden
 from .checkpoint.engine import Engine, refusals
-from .checkpoint.errors import FileError
+from .checkpoint.errors import CheckpointError, FileError
 from .checkpoint.files import find_gguf, find_gguf_alone, read_adapter, snapshot_of, split_name, try_json
 from .checkpoint.gguf_model import write_model
 from .errors import ConfigError
@@ -69,13 +70,13 @@ def refusal_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> st
             return f"{directory}: found {found} for a draft model; expected {expected}. Name another draft model."
     except FileError as error:
         return str(error)
-    # Overrides may give it another architecture.
-    if config is None or "hf-overrides" in options:
+    if config is None:
         return None
     tokenizer = None if "tokenizer" in options else try_json(str(directory / "tokenizer_config.json"))
     try:
         in_gguf = find_gguf(str(directory)) is not None
-    except FileError as error:
+        config = overridden(config, options)
+    except CheckpointError as error:
         return str(error)
     capability = envs.capability(environment)
     engine = Engine("stock" if capability else "port", capability)

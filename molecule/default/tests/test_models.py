@@ -18,7 +18,7 @@ INSTANCES = json.dumps({
 @pytest.fixture(scope="module")
 def hub(k80):
     """A hub on the host's loopback, which has the stand-in's model."""
-    source = (PROJECT / "tests" / "port" / "small_hub.py").read_text()
+    source = (PROJECT / "tests" / "unit" / "small_hub.py").read_text()
     k80.check_output(f"cat > {HUB} <<'END'\n{source}\nEND")
     k80.check_output(f"systemd-run --unit kepler-test-hub --collect /usr/bin/python3 {HUB} {MODEL} 8766")
     yield

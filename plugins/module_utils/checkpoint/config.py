@@ -4,6 +4,7 @@ transformers 4 replaces a key that it does not know by its default without a wor
 """
 
 from .errors import UnsupportedConfigError
+from .speculation import mapping
 
 # Keys of the language model's own config, in the order in which vLLM looks for them.
 LANGUAGE_KEYS = ("text_config", "llm_config")
@@ -35,6 +36,26 @@ def parts_of(config):
     """The config itself and its language model's own: [(prefix of the keys, mapping)]."""
     parts = [("", config)] + [(key + ".", config.get(key)) for key in LANGUAGE_KEYS] if isinstance(config, dict) else []
     return [(prefix, part) for prefix, part in parts if isinstance(part, dict)]
+
+
+def overrides_of(options):
+    """Keys that an instance's options of vLLM put in place of config.json's."""
+    found = {}
+    scaling = mapping(options.get("rope-scaling"))
+    if scaling is not None:
+        found["rope_scaling"] = scaling
+    try:
+        found["rope_theta"] = float(options["rope-theta"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        pass
+    return dict(found, **(mapping(options.get("hf-overrides")) or {}))
+
+
+def overridden(config, options):
+    """A config as the options of an instance change it. Raises UnsupportedConfigError as translate does."""
+    overrides = overrides_of(options)
+    # The overrides' keys come first.
+    return dict(translate(config), **overrides) if overrides and isinstance(config, dict) else config
 
 
 def translate(config):

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple, Optional
 
-from . import engine_models, engine_models_stock, stock
-from .config import parts_of, translate
+from . import engine_models, engine_models_stock, gguf, stock
+from .config import overridden, parts_of, translate
 from .errors import CheckpointError
-from .quantization import read_quantization
+from .quantization import quantized_router, read_quantization
 
 
 class Engine(NamedTuple):
@@ -41,6 +41,30 @@ DECODERS = "a decoder with plain attention in every layer, such as a Llama, Mist
 TRUST = "trust-remote-code: true in extra_args, once its code was read, with the model in a directory of the host"
 # Endings of architectures that answer with a number, a label or a vector.
 NO_TEXT = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "Model")
+
+
+def judge(config, tensors=(), tokenizer=None, options=(), engine=PORT):
+    """As refusals, of a model as an instance serves it and with what its tensors say.
+
+    Args:
+        config: content of config.json; no mapping is refused by those who read it.
+        tensors: as read_model gives them; empty where nobody knows them.
+        tokenizer: as refusals has it.
+        options: the instance's options of vLLM; a tokenizer of its own and keys of the config count.
+    """
+    options = dict(options)
+    router = quantized_router(item["name"] for item in tensors)
+    if router:
+        return [("a quantized router (%s)" % router, "a checkpoint that leaves routers unquantized")]
+    try:
+        config = overridden(config, options)
+    except CheckpointError as error:
+        return [(error.found, error.expected)]
+    if not isinstance(config, dict):
+        return []
+    tokenizer = None if "tokenizer" in options else tokenizer
+    in_gguf = any(item["dtype"] in gguf.BITS for item in tensors)
+    return refusals(config, tokenizer, options.get("trust-remote-code") is True, in_gguf, engine)
 
 
 def refusals(config, tokenizer=None, trusts=False, in_gguf=False, engine=PORT):

@@ -2,37 +2,36 @@
 """Fetches one model from the hub into the shared cache, on the Python of the serving environment.
 
 Its argument says as JSON what to fetch: `name`, `revision`, `directory` for the record, `expected` (sha256 of
-files by name; empty where none are recorded), `engines` that shall serve it on GPUs of a `capability`. Leaves
-`record.json` there, or `fault.json` with what went wrong, and `progress.json` while it works. What an earlier run has
-fetched is not fetched again.
+files by name; empty where none are recorded), `uses` (engine and options of each server of it) on GPUs of a
+`capability`. Leaves `record.json` there, or `fault.json` with what went wrong, and `progress.json` while it works. What
+an earlier run has fetched is not fetched again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from checkpoint import engine, files, gguf, gguf_families, gguf_tokenizer  # the role installs them beside this program
+from checkpoint import engine, files, heads  # the role installs them beside this program
 from checkpoint.errors import FileError
-from huggingface_hub import HfApi, constants, hf_hub_url, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_url, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from requests.exceptions import RequestException
 
 CHUNK = 1 << 22
-# Of a model's files those that a server reads: configuration, tokenizer, weights.
-TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
-OTHER_FORMATS = (".gguf", ".ggml", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".npz")
+# Answers of a hub that has too much to do, how often it is asked again, and the longest wait in seconds.
+BUSY, TRIES, LONGEST_WAIT = (429, 503), 5, 300
 
 
 class FetchError(Exception):
@@ -46,111 +45,51 @@ def write(directory: Path, name: str, content: dict[str, Any]) -> None:
     os.replace(path.with_suffix(".new"), path)
 
 
-def choose(names: list[str]) -> list[str]:
-    """The files to fetch of those that the model has: texts, and weights as safetensors, else as PyTorch's."""
-    own = [name for name in names if "/" not in name]
-    weights = [name for name in own if name.endswith(".safetensors") and not name.startswith("consolidated")]
-    if not weights:
-        weights = [name for name in own if name.startswith("pytorch_model") and name.endswith(".bin")]
-    if not weights:
-        others = sorted({Path(name).suffix for name in names if name.endswith(OTHER_FORMATS)})
-        raise FetchError(
-            f"found {'weights as ' + ', '.join(others) if others else 'no weights'}; expected *.safetensors or "
-            "pytorch_model*.bin. Choose a repository that has the model in one of these, or name a GGUF file of it: "
-            "OWNER/NAME/FILE.gguf."
-        )
-    return sorted([name for name in own if name.endswith(TEXTS)] + weights)
+def reader(name: str, revision: str) -> Callable[[str, int, int], bytes]:
+    """Function that reads bytes of a file of the hub: its name, the first one, and the one after the last."""
+    session = get_session()
 
-
-def choose_gguf(names: list[str], file: str) -> list[str]:
-    """A GGUF file, or all parts of one that is split."""
-    missing = sorted(set(parts := gguf.all_parts(file)) - set(names))
-    if missing:
-        others = sorted(name for name in names if name.lower().endswith(".gguf"))
-        raise FetchError(f"found no {missing[0]}; expected a GGUF file of the repository: "
-                         f"{', '.join(others[:20]) or 'it has none'}.")
-    return parts
-
-
-# Bytes from a GGUF file's begin on that are asked for until its header is in them.
-HEADERS = (1 << 20, 1 << 24, 1 << 26)
-
-
-def read_ranges(name: str, revision: str, sizes: dict[str, int], directory: Path) -> gguf.Header:
-    """The header of a GGUF file of the hub, or of its parts, of which no more is fetched.
-
-    Files of the right size take the place of the rest, which is empty. Raises FileError.
-    """
-    session, there = get_session(), dict.fromkeys(sizes, 0)
-
-    def fetch_range(file: str, first: int, last: int) -> None:
+    def read(file: str, first: int, last: int) -> bytes:
+        there = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(there, str):
+            with open(there, "rb") as stream:
+                stream.seek(first)
+                return stream.read(last - first)
+        if first == last:
+            return b""
         headers = {**build_hf_headers(), "Range": f"bytes={first}-{last - 1}"}
-        answer = session.get(hf_hub_url(name, file, revision=revision), headers=headers, timeout=60)
-        hf_raise_for_status(answer)
-        with (directory / Path(file).name).open("r+b") as stream:
-            stream.seek(first)
-            stream.write(answer.content[: last - first])
+        with session.get(hf_hub_url(name, file, revision=revision), headers=headers, timeout=60, stream=True) as answer:
+            hf_raise_for_status(answer)
+            # A hub that knows no ranges answers with the whole.
+            skipped = first if answer.status_code == 200 else 0
+            return answer.raw.read(skipped + last - first, decode_content=True)[skipped:]
 
-    for file, size in sizes.items():
-        with (directory / Path(file).name).open("wb") as stream:
-            stream.truncate(size)
-    first = str(directory / Path(next(iter(sizes))).name)
-    for ahead in HEADERS:
-        for file, size in sizes.items():
-            if there[file] < min(ahead, size):
-                fetch_range(file, there[file], min(ahead, size))
-                there[file] = min(ahead, size)
-        begins: dict[str, int] = {}
-        try:
-            header = gguf.read_header(first)
-        except FileError:
-            if ahead == HEADERS[-1] or all(there[file] == size for file, size in sizes.items()):
-                raise
-            continue
-        for tensor in header.tensors.values():
-            begins[tensor.path] = min(begins.get(tensor.path, tensor.offset), tensor.offset)
-        if all(begins.get(str(directory / Path(file).name), 0) <= there[file] for file in sizes):
-            break
-    for tensor in (header.tensors[key] for key in gguf_families.FACTORS if key in header.tensors):
-        file = next(file for file in sizes if Path(file).name == Path(tensor.path).name)
-        fetch_range(file, tensor.offset, min(tensor.offset + 4 * math.prod(tensor.shape), sizes[file]))
-    return header
+    return read
 
 
-def check_gguf(
-    name: str, revision: str, siblings: dict[str, Any], directory: Path, engines: Sequence[engine.Engine]
+def check(
+    name: str, revision: str, sizes: dict[str, int], directory: Path, uses: Sequence[dict[str, Any]],
+    capability: str | None,
 ) -> None:
-    """Raise FetchError if an engine cannot serve a GGUF file, by its header. Before the file is fetched."""
-    with tempfile.TemporaryDirectory(dir=directory) as headers:
-        try:
-            sizes = {file: sibling.size for file, sibling in sorted(siblings.items())}
-            header = read_ranges(name, revision, sizes, Path(headers))
-            gguf_families.parts_of(header)
-            config, tokenizer = gguf_families.config_of(header), gguf_tokenizer.tokenizer_config_of(header)
-        except FileError as error:
-            place = Path(error.place).name
-            raise FetchError(
-                f"{place}: found {error.found}; expected {error.expected}. Choose another file of the model."
-            ) from None
-    for served_by in engines:
-        for found, expected in engine.refusals(config, tokenizer, in_gguf=True, engine=served_by):
-            raise FetchError(f"found {found}; expected {expected}. Choose another file of the model.")
+    """Raise FetchError if a server of it cannot serve the model, by its configs and headers. Before it is fetched.
 
-
-# Files that say whether the model can be served. They are fetched first.
-CONFIGS = ("config.json", "tokenizer_config.json")
-
-
-def check_configs(snapshot: Path, engines: Sequence[engine.Engine] = (engine.PORT,)) -> None:
-    """Raise FetchError if an engine cannot serve what the configurations describe. Before the weights are fetched."""
-    config, tokenizer = (files.try_json(str(snapshot / name)) for name in CONFIGS)
-    if config is None:
-        raise FetchError("config.json: found no mapping; expected one. Choose another checkpoint of the model.")
+    Raises FileError for a file that is not what it should be.
+    """
+    with tempfile.TemporaryDirectory(dir=directory) as laid:
+        heads.lay_out(laid, sizes, reader(name, revision))
+        is_gguf = min(sizes).lower().endswith(".gguf")
+        facts = files.read_model(heads.place_of(laid, min(sizes)) if is_gguf else laid)
+    for fault in facts["faults"]:
+        place = Path(fault["file"]).name
+        raise FetchError(f"{place}: found {fault['found']}; expected {fault['expected']}. Choose another file of the "
+                         "model, or another checkpoint of it.")
     # Code that comes with a model is not fetched.
-    for served_by in engines:
-        for found, expected in engine.refusals(config, tokenizer, engine=served_by):
-            next_step = "Choose another checkpoint of the model."
-            raise FetchError(f"config.json: found {found}; expected {expected}. {next_step}")
+    for use in uses:
+        options = {key: value for key, value in use["options"].items() if key != "trust-remote-code"}
+        served_by = engine.Engine(use["engine"], capability)
+        for found, expected in engine.judge(facts["config"], facts["tensors"], facts["tokenizer"], options, served_by):
+            place = min(sizes) if is_gguf else "config.json"
+            raise FetchError(f"{place}: found {found}; expected {expected}. Choose another checkpoint of the model.")
 
 
 def digests(path: Path) -> tuple[str, str]:
@@ -218,22 +157,20 @@ def verify(snapshot: Path, siblings: dict[str, Any], expected: dict[str, str], d
 
 
 def fetch(
-    name: str, revision: str, directory: Path, expected: dict[str, str], engines: Sequence[engine.Engine]
+    name: str, revision: str, directory: Path, expected: dict[str, str], uses: Sequence[dict[str, Any]],
+    capability: str | None,
 ) -> dict[str, Any]:
     """The record of the model: name, revision, path, files."""
     repository, file = files.split_name(name)
     info = HfApi().model_info(repository, revision=revision, files_metadata=True)
-    names = [sibling.rfilename for sibling in info.siblings or []]
-    chosen = choose_gguf(names, file) if file else choose(names)
+    chosen = heads.choose([sibling.rfilename for sibling in info.siblings or []], file)
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or [] if sibling.rfilename in chosen}
-    cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
-    if file:
-        check_gguf(repository, info.sha or revision, siblings, directory, engines)
-        cache.mkdir(parents=True, exist_ok=True)
-    elif "config.json" not in siblings:
+    if not file and "config.json" not in siblings:
         raise FetchError("found no config.json; expected a model in the form of transformers.")
-    else:
-        check_configs(Path(snapshot_download(repository, revision=revision, allow_patterns=list(CONFIGS))), engines)
+    sizes = {name: sibling.size or 0 for name, sibling in siblings.items()}
+    check(repository, info.sha or revision, sizes, directory, uses, capability)
+    cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    cache.mkdir(parents=True, exist_ok=True)
     total = sum(sibling.size or 0 for sibling in siblings.values())
     there = sum(path.stat().st_size for path in cache.glob("blobs/*"))
     free = shutil.disk_usage(cache).free
@@ -248,16 +185,31 @@ def fetch(
     return {"name": name, "asked": revision, "revision": info.sha, "path": str(snapshot), "files": found}
 
 
+def wait_of(headers: Mapping[str, str]) -> float:
+    """Seconds after which a busy hub wants to be asked again."""
+    wanted = headers.get("Retry-After") or ""
+    return min(float(wanted) if wanted.isdecimal() else 5.0, LONGEST_WAIT)
+
+
 def main() -> int:
     asked = json.loads(sys.argv[1])
     name, revision, directory = asked["name"], asked["revision"], Path(asked["directory"])
     where = f"model {name} at {revision}: "
-    engines = [engine.Engine(one, asked["capability"]) for one in asked["engines"]]
     try:
-        write(directory, "record.json", fetch(name, revision, directory, asked["expected"], engines))
+        for left in range(TRIES, -1, -1):
+            try:
+                record = fetch(name, revision, directory, asked["expected"], asked["uses"], asked["capability"])
+                break
+            except HfHubHTTPError as error:
+                if not left or error.response is None or error.response.status_code not in BUSY:
+                    raise
+                time.sleep(wait_of(error.response.headers))
+        write(directory, "record.json", record)
         return 0
     except FetchError as fault:
         text = str(fault)
+    except FileError as fault:
+        text = f"{fault.place}: found {fault.found}; expected {fault.expected}. {fault.next_step}"
     except GatedRepoError:
         text = "found a gated repository; expected one that may be read. Accept its terms, then give models_token_file."
     except RevisionNotFoundError:

@@ -1,14 +1,13 @@
 """What is read of a config, and the parameters that follow from it."""
 
 import pytest
-from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.engine import UNSUPPORTED_TYPES
+from ansible_collections.kepler.vllm.plugins.module_utils.checkpoint.engine import UNSUPPORTED_TYPES, judge
 from ansible_collections.kepler.vllm.plugins.plugin_utils import capacity
 from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import (
     FAMILIES,
     CapacityError,
     UnknownModelError,
     read,
-    refusals,
     tensors_of,
 )
 from known_models import (
@@ -190,7 +189,7 @@ def test_an_untied_head_is_kept_though_no_file_holds_it():
     ],
 )
 def test_what_the_port_refuses(change, named):
-    ((found, expected),) = refusals({**LLAMA_7B, **change})
+    ((found, expected),) = judge({**LLAMA_7B, **change})
     assert named in found
     assert expected
     if "quantized" in found:
@@ -241,14 +240,14 @@ def test_files_and_config_of_different_checkpoints(said, name, shape, named):
 @pytest.mark.parametrize("name", ["mlp.gate.qweight", "block_sparse_moe.gate.weight_packed", "mlp.gate_proj.qweight"])
 def test_quantized_router_is_refused_by_its_tensors(name):
     recorded = [{"name": f"model.layers.*.{name}", "shape": [8, 8], "dtype": "I32", "count": 32}]
-    found = refusals({**LLAMA_7B, "quantization_config": GPTQ}, recorded)
+    found = judge({**LLAMA_7B, "quantization_config": GPTQ}, recorded)
     assert [what for what, _ in found] == ([f"a quantized router (model.layers.*.{name})"] if ".gate." in name else [])
 
 
 def test_nothing_else_is_refused():
     for said in (GPTQ, AWQ, COMPRESSED):
-        assert refusals({**LLAMA_7B, "quantization_config": said}) == []
-    assert refusals(LLAMA_7B) == []
+        assert judge({**LLAMA_7B, "quantization_config": said}) == []
+    assert judge(LLAMA_7B) == []
     assert not set(UNSUPPORTED_TYPES) & set(FAMILIES)
 
 
@@ -256,7 +255,7 @@ def test_latent_attention_is_counted_head_by_head():
     """15.7 billion parameters by its card; the cache as upstream pads it."""
     model = read(DEEPSEEK_V2_LITE)
     assert round(sum(tensor.elements for tensor in tensors_of(model)) / 1e9, 2) == 15.71
-    assert refusals(DEEPSEEK_V2_LITE) == []
+    assert judge(DEEPSEEK_V2_LITE) == []
     assert capacity.token_bytes(model, 4, capacity.STORAGES["fp16"]) == 2 * 27 * (16 // 4) * 192 * 2
     whole, split = (capacity.weight_bytes(model, tensors_of(model), dies, capacity.STORAGES["fp16"]) for dies in (1, 2))
     # Projections into the latent space, routers and norms lie whole on both.

@@ -1,12 +1,13 @@
 """playbooks/plan.yml as it is run: directories, configs and a hub."""
 
-import http.server
 import json
-import threading
 
+import gguf_files
 import pytest
 from ansible_run import ROOT, ansible_playbook
+from checkpoints import entries, packed
 from known_models import LLAMA_7B, LLAMA_13B
+from small_hub import NAME, OLD_NAME, SHA, Hub
 
 
 def plan(directory, *options, **environment):
@@ -19,32 +20,10 @@ def plan(directory, *options, **environment):
 
 @pytest.fixture
 def hub():
-    """Function that starts a hub which answers with a status and a body; gives its address and what was asked."""
-    servers = []
-
-    def start(status, body):
-        asked = []
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                asked.append((self.path, self.headers.get("Authorization")))
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *arguments):
-                pass
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}", asked
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    """A hub of one repository, which has a config alone."""
+    made = Hub({"config.json": json.dumps(LLAMA_7B).encode(), "pytorch_model.bin": b"weights"})
+    yield made
+    made.stop()
 
 
 def test_a_config_is_planned_and_written_as_json(tmp_path):
@@ -64,29 +43,88 @@ def test_a_directory_without_weights_is_planned(tmp_path):
 
 
 def test_a_model_of_the_hub_is_planned(hub, tmp_path):
-    address, asked = hub(200, json.dumps(LLAMA_7B).encode())
+    hub.key = "hf_secret"
     status, printed = plan(
-        tmp_path, "plan_model=owner/name", "plan_revision=v2", HF_ENDPOINT=address + "/", HF_TOKEN="hf_secret"
+        tmp_path, f"plan_model={NAME}", f"plan_revision={SHA}", HF_ENDPOINT=hub.endpoint + "/", HF_TOKEN="hf_secret"
     )
     assert status == 0, printed
-    assert asked == [("/owner/name/resolve/v2/config.json", "Bearer hf_secret")]
+    assert hub.asked == [("GET", "config.json")] and hub.keys == ["Bearer hf_secret"]
+    assert "6,738,415,616" in printed or "6.74" in printed or "6,738" in printed
     assert "hf_secret" not in printed
 
 
-@pytest.mark.parametrize(("status", "body"), [(401, b"{}"), (200, b"[]"), (200, b"<html>")])
-def test_an_answer_that_is_no_config(hub, tmp_path, status, body):
-    address, _ = hub(status, body)
-    ended, printed = plan(tmp_path, "plan_model=owner/name", HF_ENDPOINT=address)
-    assert ended != 0
-    assert "plan_model: found no config.json at" in printed
-    assert f"status {status}" in printed
-    assert "or name a directory" in printed
+FFN = {"gate": (96, 64), "up": (96, 64), "down": (64, 96)}
+
+
+def test_gguf_file_of_the_hub_is_planned_by_its_header(hub, tmp_path):
+    """Under the repository's old name: two redirects, of which the second goes to another host without the key."""
+    tensors = gguf_files.layer(*[(f"blk.0.ffn_{name}.weight", shape, gguf_files.Q4_0) for name, shape in FFN.items()])
+    made = gguf_files.write(tmp_path / "m.gguf", tensors, gguf_files.header_values("llama"))
+    hub.files["m.gguf"] = made.read_bytes() + bytes(3 << 20)
+    status, printed = plan(tmp_path, f"plan_model={OLD_NAME}/m.gguf", HF_ENDPOINT=hub.endpoint, HF_TOKEN="hf_secret")
+    assert status == 0, printed
+    assert "a GGUF file" in printed
+    assert hub.sent["m.gguf"] < len(hub.files["m.gguf"]) and set(hub.sent) == {"m.gguf"}
+    status, printed = plan(tmp_path, f"plan_model={NAME}/n.gguf", HF_ENDPOINT=hub.endpoint)
+    assert status != 0 and "n.gguf: found no such file; expected a GGUF file of the repository: m.gguf" in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"key": "hf_other"}, "found a gated repository (status 401); expected one that may be read"),
+        ({"files": {"config.json": b"<html>", "pytorch_model.bin": b"w"}}, "what is no JSON"),
+        ({"files": {"config.json": b"{}", "model.onnx": b"w"}}, "found weights as .onnx; expected *.safetensors"),
+        ({"busy": 1}, ""),
+    ],
+)
+def test_hub_that_gives_no_model_is_named(hub, tmp_path, change, found):
+    """A hub that is busy is asked again when it says."""
+    vars(hub).update(change)
+    status, printed = plan(tmp_path, f"plan_model={NAME}", HF_ENDPOINT=hub.endpoint)
+    assert (status != 0) == bool(found), printed
+    assert found in printed and "Traceback" not in printed
+
+
+def test_repository_that_is_not_there_is_named(hub, tmp_path):
+    status, printed = plan(tmp_path, "plan_model=owner/name", HF_ENDPOINT=hub.endpoint)
+    assert status != 0 and "found no such repository" in printed
+    status, printed = plan(tmp_path, f"plan_model={NAME}", "plan_revision=v3", HF_ENDPOINT=hub.endpoint)
+    assert status != 0 and f"found no such revision of {NAME}" in printed
+
+
+def adapter_of(rank, columns):
+    """The files of an adapter of a query projection of 4,096 rows."""
+    base = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    weights = packed(*entries({f"{base}A.weight": (rank, columns), f"{base}B.weight": (4096, rank)}))
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 16, "base_model_name_or_path": NAME}
+    return {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": weights}
+
+
+def test_adapters_of_hub_and_disk_are_planned(hub, tmp_path):
+    """Their room is counted, and one of another base is refused before it is fetched."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B))
+    hub.files = adapter_of(16, 4096)
+    (tmp_path / "mine").mkdir()
+    for name, content in hub.files.items():
+        (tmp_path / "mine" / name).write_bytes(content)
+    options = [f"plan_model={tmp_path / 'config.json'}", "plan_context=512"]
+    weights = []
+    for more in ([], [f"plan_adapters={NAME},{tmp_path / 'mine'}"]):
+        status, printed = plan(tmp_path, *options, *more, "plan_json=plan.json", HF_ENDPOINT=hub.endpoint)
+        assert status == 0, printed
+        weights.append(json.loads((tmp_path / "plan.json").read_text())["layouts"][0]["weights"])
+    assert weights[1] > weights[0]
+    hub.files = adapter_of(16, 2048)
+    status, printed = plan(tmp_path, *options, f"plan_adapters={NAME}", HF_ENDPOINT=hub.endpoint)
+    assert status != 0
+    assert f"plan_adapters: {NAME}: found model.layers.0.self_attn.q_proj of shapes" in printed
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path):
     status, printed = plan(tmp_path, "plan_model=owner/name", HF_ENDPOINT="http://127.0.0.1:1", HF_TOKEN="hf_secret")
     assert status != 0
-    assert "plan_model: found no config.json at http://127.0.0.1:1/owner/name" in printed
+    assert "found no answer of http://127.0.0.1:1" in printed and "set HF_ENDPOINT to a mirror" in printed
     assert "hf_secret" not in printed
 
 

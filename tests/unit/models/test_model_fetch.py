@@ -13,6 +13,7 @@ from ansible_collections.kepler.vllm.plugins.modules import model_fetch as fetch
 ROOT = Path(__file__).resolve().parents[3]
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
+PORT = {"engine": "port", "options": {}}
 # Keeps what systemd would read.
 RUN = (
     "#!/bin/sh\nprintf '%s\\n' \"$@\" > {directory}/started\n"
@@ -73,7 +74,7 @@ def test_missing_model_is_fetched_in_unit_of_the_user(box):
     assert "EnvironmentFile=/etc/token.env" in started
     asked = json.loads(started[-1].replace("$$", "$"))
     assert asked == {"name": "owner/tiny", "revision": SHA, "directory": str(box.kept), "expected": {"a$b": "c"},
-                     "engines": ["port"], "capability": None}
+                     "uses": [{"engine": "port", "options": {}}], "capability": None}
 
 
 @pytest.mark.parametrize("refuses", [False, True])
@@ -165,9 +166,12 @@ def test_models_of_instances():
         {"model": "owner/b", "revision": SHA, "engine": "stock"},
     ]
     assert hub_models(instances) == [
-        {"name": "owner/b", "revision": "main", "engines": ["port"]},
-        {"name": "owner/b", "revision": SHA, "engines": ["port", "stock"]},
+        {"name": "owner/b", "revision": "main", "uses": [PORT]},
+        {"name": "owner/b", "revision": SHA, "uses": [PORT, {"engine": "stock", "options": {}}]},
     ]
+    config = {"hf-overrides": '{"rope_theta": 5}', "max-num-seqs": 4, "tokenizer": "/t"}
+    assert hub_models([{"model": "owner/b", "extra_args": config}])[0]["uses"] == [
+        {"engine": "port", "options": {"hf-overrides": config["hf-overrides"], "tokenizer": "/t"}}]
     assert model_record_file({"name": "owner/b", "revision": SHA}, "d") == f"d/owner--b@{SHA}.json"
     record = {"name": "n", "revision": SHA, "path": "/p", "files": {"b": {"size": 1, "sha256": "x"}}}
     assert model_record(record) == {"name": "n", "revision": SHA, "files": {"b": "x"}}

@@ -584,7 +584,8 @@ def test_speculation_that_the_port_does_not_have(said, key, expected):
 def test_a_draft_model_is_read_and_fetched_like_its_model():
     """On one GPU: vLLM would judge it as split over all."""
     hub, directory = speculating(**DRAFT), speculating(**{**DRAFT, "model": "/srv/draft"})
-    assert hub_models([hub])[-1] == {"name": "owner/draft", "revision": "main", "engines": ["port"]}
+    (use,) = hub_models([hub])[-1]["uses"]
+    assert use == {"engine": "port", "options": {}} and hub_models([hub])[-1]["name"] == "owner/draft"
     assert model_keys([hub, directory])[-1] == "/srv/draft"
     assert "/srv/draft" in paths_to_read([directory])
     (written,) = engine_options.written(hub["extra_args"]).values()

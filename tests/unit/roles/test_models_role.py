@@ -2,6 +2,8 @@
 
 from rendered import ROOT, evaluate
 
+PORT = {"engine": "port", "options": {}}
+
 
 def test_a_model_may_stand_in_the_defaults_of_the_instances():
     asked = evaluate(
@@ -9,8 +11,8 @@ def test_a_model_may_stand_in_the_defaults_of_the_instances():
         vllm_service_instance_defaults={"model": "owner/both", "port": 8000},
         vllm_service_instances=[{"name": "a"}, {"name": "b", "model": "owner/own", "revision": "v1"}],
     )
-    assert asked == [{"name": "owner/both", "revision": "main", "engines": ["port"]},
-                     {"name": "owner/own", "revision": "v1", "engines": ["port"]}]
+    assert asked == [{"name": "owner/both", "revision": "main", "uses": [PORT]},
+                     {"name": "owner/own", "revision": "v1", "uses": [PORT]}]
 
 
 def test_program_that_fetches_has_whole_reader_of_checkpoints():

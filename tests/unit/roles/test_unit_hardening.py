@@ -71,7 +71,7 @@ def text_of(unit):
         return transient(evaluate("store", variables_of("store")["__store_share_properties"]))
     asked = {
         "name": "main", "model": "/m", "revision": "main", "expected": {}, "user": "vllm", "home": "/var/lib/vllm",
-        "engines": ["port"], "capability": None,
+        "uses": [{"engine": "port", "options": {}}], "capability": None,
         "root": "/opt/kepler", "token_file": None, "fetch": "/fetch.py", "api_key_file": "", "host": "127.0.0.1",
         "port": 8000, "input_tokens": 1, "output_tokens": 1, "requests": 1, "concurrency": 1,
     }  # fmt: skip

@@ -232,13 +232,18 @@ def test_a_model_of_the_hub_is_looked_at_in_the_cache(read, tmp_path):
     [
         (MODEL, None, {}), (MODEL, {"tokenizer_class": "PreTrainedTokenizerFast"}, {}), (["no mapping"], None, {}),
         # What the operator says counts more.
-        ({**MODEL, "architectures": ["Own"]}, None, {"hf-overrides": "{}"}),
+        ({**MODEL, "architectures": ["Own"]}, None, {"hf-overrides": '{"architectures": ["LlamaForCausalLM"]}'}),
         (MODEL, {"tokenizer_class": "TokenizersBackend"}, {"tokenizer": "/srv/other"}),
         ({**MODEL, "model_type": "own", "auto_map": {"AutoConfig": "c.C"}}, None, {"trust-remote-code": True}),
     ],
 )
 def test_a_model_that_a_start_may_serve(read, model, config, tokenizer, more):
     assert read(model(config, tokenizer, more))
+
+
+def test_overrides_that_no_engine_serves_are_refused(read, model):
+    with pytest.raises(ConfigError, match="the model type mamba"):
+        read(model(MODEL, None, {"hf-overrides": '{"model_type": "mamba"}'}))
 
 
 @pytest.fixture
