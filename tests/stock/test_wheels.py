@@ -1,0 +1,65 @@
+"""The locked wheels hold machine code for compute capability 7.0, and load on the release that the profile names."""
+
+import os
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+import wheels
+
+SITES = [Path(site) for site in os.environ["STOCK_SITES"].split(":")]
+WHEEL = Path(os.environ["STOCK_WHEEL"])
+SM = 70
+# Of Enterprise Linux 9: glibc, and libstdc++ of its gcc 11.
+RELEASE = {"GLIBC": (2, 34), "GLIBCXX": (3, 4, 29), "CXXABI": (1, 3, 13)}
+# The build for the CPU stands in for vLLM's own wheel, which is read beside it.
+STAND_IN = re.compile(r"/site-packages/vllm/")
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """The operators of vLLM's own wheel, names and paths; those of FlashAttention serve no GPU below 8.0."""
+    directory = tmp_path_factory.mktemp("wheel")
+    with zipfile.ZipFile(WHEEL) as wheel:
+        names = [name for name in wheel.namelist() if name.endswith(".so") and "flash_attn" not in name]
+        return {name: Path(wheel.extract(name, directory)) for name in names}
+
+
+def in_sites(pattern):
+    (found,) = [path for site in SITES for path in site.glob(pattern)]
+    return found
+
+
+@pytest.mark.parametrize(("name", "least"), [("vllm/_C.abi3.so", 29), ("vllm/_moe_C.abi3.so", 7)])
+def test_operators_of_vllm_have_code_for_the_gpus(released, name, least):
+    assert wheels.machine_code(released[name])[SM] >= least
+
+
+@pytest.mark.parametrize("pattern", [
+    "torch/lib/libtorch_cuda.so", "nvidia/cublas/lib/libcublas.so.12", "nvidia/cublas/lib/libcublasLt.so.12",
+    "nvidia/nccl/lib/libnccl.so.2", "nvidia/cudnn/lib/libcudnn_engines_precompiled.so.9",
+    "nvidia/cudnn/lib/libcudnn_ops.so.9",
+])
+def test_libraries_below_have_code_for_the_gpus(pattern):
+    assert wheels.machine_code(in_sites(pattern))[SM]
+
+
+def test_every_library_loads_on_the_release(released):
+    there = [*released.values(), *(path for site in SITES for path in wheels.libraries(site))]
+    assert len(there) > 300
+    faults = [
+        (str(path), family, version) for path in there if not STAND_IN.search(str(path))
+        for family, version in wheels.needed(path).items() if version > RELEASE.get(family, version)
+    ]
+    assert not faults
+
+
+def test_no_library_needs_a_newer_glibc_than_preflight_asks_for(released):
+    """Preflight reads the tags of the locked files alone, and vLLM's is the newest of them."""
+    (asked,) = re.findall(r"manylinux_2_(\d+)", WHEEL.name)
+    there = [*released.values(), *(path for site in SITES for path in wheels.libraries(site))]
+    needed = {path: wheels.needed(path).get("GLIBC", ()) for path in there if not STAND_IN.search(str(path))}
+    assert max(needed.values()) <= (2, int(asked))
+    # The reader reads: one symbol of the experts' operators is above the 2.28 of Enterprise Linux 8.
+    assert {path.name for path, version in needed.items() if version == (2, 29)} == {"_moe_C.abi3.so"}
