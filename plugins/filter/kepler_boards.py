@@ -118,24 +118,36 @@ def missing_dies(host: dict) -> list[dict[str, str]]:
     ]
 
 
+def boards_elsewhere(host: dict) -> dict[tuple[str, str], list[dict]]:
+    """GPUs of a host that another profile has and its own has not, by product and the group of that profile."""
+    found: dict[tuple[str, str], list[dict]] = {}
+    for profile in profiles.profiles(profiles.directory()).values():
+        for device in host["pci"]:
+            board = profile["gpu"]["boards"].get(device["device"])
+            if board and not is_gpu(host, device):
+                found.setdefault((board["product"], profile["groups"]["hosts"]), []).append(device)
+    return found
+
+
 def board_findings(host: dict) -> list[dict[str, str]]:
     """Findings about which boards are on the PCI bus."""
-    found = []
+    found, elsewhere = [], boards_elsewhere(host)
     if not gpus_of(host):
         others = ", ".join(f"{device['address']} {device['device']}" for device in host["pci"]) or "none at all"
-        elsewhere = {
-            board["product"]: profile["groups"]["hosts"]
-            for profile in profiles.profiles(profiles.directory()).values()
-            for pci_id, board in profile["gpu"]["boards"].items()
-            if pci_id in [device["device"] for device in host["pci"]]
-        }
         found.append(finding(
             "error", "host", f"no {product(host)} on the PCI bus (NVIDIA functions there: {others})",
             f"{host['gpu']['per_board']} function(s) {' or '.join(f'0x10de:{i}' for i in host['gpu']['pci_ids'])} for "
             "each board",
-            "".join(f"A {name} belongs into {group}. " for name, group in elsewhere.items())
+            "".join(f"A {name} belongs into {group}. " for name, group in elsewhere)
             + "Check the board's seat, its power plug and \"above 4G decoding\" in the firmware, or take the host out "
             f"of {host['group']}.",
+        ))
+        elsewhere = {}
+    for (name, group), dies in elsewhere.items():
+        found.append(finding(
+            "warning", "host", f"a {name} at {', '.join(map(place, dies))}",
+            f"{product(host)} boards alone: a host has one profile, whose driver and engine are for its boards",
+            f"Nothing, if it may stay idle; else put it into a host of {group}.",
         ))
     found += missing_dies(host)
     for device in host["pci"]:

@@ -45,11 +45,19 @@ def platform_findings(host: dict) -> list[dict[str, str]]:
     """Findings about release, architecture, processor and process 1."""
     found = []
     release, wanted = host["os"], host["platform"]
-    if release["id"] not in wanted["os"] or release["version_id"].split(".")[0] != str(wanted["major"]):
+    major, _, minor = release["version_id"].partition(".")
+    if release["id"] not in wanted["os"] or major != str(wanted["major"]):
         found.append(finding(
             "error", "host", release["pretty_name"] or "no /etc/os-release",
             f"Enterprise Linux {wanted['major']} (Rocky, RHEL, ...)",
             f"Take the host out of {host['group']}, or install Rocky Linux {wanted['major']} on it.",
+        ))
+    # CentOS Stream has no minor releases.
+    elif minor.isdigit() and int(minor) < wanted.get("minor", 0):
+        found.append(finding(
+            "error", "host", release["pretty_name"],
+            f"Enterprise Linux {major}.{wanted['minor']} or later, the first with all packages of the lock",
+            "Update the host (dnf upgrade), boot it again, then run again.",
         ))
     if host["architecture"] != "x86_64":
         found.append(finding("error", "host", host["architecture"], "x86_64", f"Take the host out of {host['group']}."))
