@@ -19,7 +19,7 @@ began="$SECONDS"
 ansible-playbook -i tests/port/hosts.yml -c local playbooks/image.yml -e "ansible_python_interpreter=$(command -v python)" \
     -e image_host=localhost -e "store_root=$KEPLER_CACHE/store" -e "{store_artifacts: [$KEPLER_CACHE/artifacts]}" \
     -e pytorch_provider=wheel -e python_provider=prebuilt -e vllm_kernels=false \
-    -e "python_interpreter=$(PYTHONPATH=molecule/shared python -m standin python310)" \
+    -e "python_interpreter=$(PYTHONPATH=molecule/shared python -m standin python)" \
     -e "image_base=$base" -e image_base_name=vllm-kepler/el8-standin \
     -e "image_base_digest=sha256:$(sha256sum "$base" | cut -d ' ' -f 1)" -e image_name=vllm-kepler:test \
     -e "image_directory=$work/image"

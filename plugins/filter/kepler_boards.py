@@ -167,9 +167,9 @@ def slow_findings(host: dict, instances: list[dict]) -> list[dict[str, str]]:
     return [
         finding(
             "warning", "host", f"a {board['product']} at {place(die)}, and instances with engine: stock",
-            f"a board without throttled units: {board['slow']}",
-            "Nothing, if that will do: it serves, in float16 far below a board of the same chip. Small GPTQ models of "
-            "4 bits lose least.",
+            f"engine: port, which computes in float32 over weights of 16 or 4 bits: {board['slow']}",
+            "Set engine to port, or nothing, if that will do: stock serves, in float16 far below a board of the same "
+            "chip. Small GPTQ models of 4 bits lose least.",
         )
         for die in gpus_of(host)
         for board in [host["gpu"]["boards"][die["device"]]] if "slow" in board

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -87,6 +87,7 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
             f"plan_hosts: found {hosts} and the engine {name}; expected {PORT}, the engine that spans hosts. Leave it "
             "out, or plan for another engine or profile."
         )
+    engine, *others = engines_in_order(profile["serve"]["engines"], name, profile["gpu"]["compute_capability"])
     # The V1 engine of a released vLLM spreads every prompt over batches.
     chunked = {"enable_chunked_prefill": True} if name == "stock" else {}
     # The figures are those of the port's kernels.
@@ -101,11 +102,13 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
                 adapter_rank=rules.room_for(ranks) if adapters else 0,
                 **{key: value for key, value in options.items() if value is not None},
             ),
-            profile["serve"]["sizes"], facts.get("tokenizer"), Engine(name, profile["gpu"]["compute_capability"]),
+            profile["serve"]["sizes"], facts.get("tokenizer"), engine,
             functools.partial(throughput.predicted, step) if step else None, int(hosts),
         )
     except CapacityError as error:
         raise AnsibleFilterError(f"plan_model: {error}. Plan another model, or complete its files.") from error
+    if made["refused"] and (other := not_refused_by(facts, {}, others)):
+        made["conclusion"].append(f"The engine {other} does not refuse it: plan with -e plan_engine={other}.")
     return {**made, "processor": step["processor"]["name"] if step else None}
 
 
@@ -121,6 +124,17 @@ def check_adapters(adapters: dict[str, dict[str, Any]], facts: dict[str, Any]) -
     for name, adapter in adapters.items():
         for found, expected in adapter_faults(adapter, model, tensors):
             raise AnsibleFilterError(f"plan_adapters: {name}: found {found}; expected {expected}. {OTHER_ADAPTER}")
+
+
+def engines_in_order(names: Sequence[str], first: str, capability: str | None) -> list[Engine]:
+    """The engines of a profile, `first` and then the others."""
+    return [Engine(name, capability) for name in [first, *(name for name in names if name != first)]]
+
+
+def not_refused_by(facts: dict[str, Any], options: dict[str, Any], others: Sequence[Engine]) -> str | None:
+    """Name of the first of other engines that does not refuse a model with these options; None if there is none."""
+    asked = facts["config"], facts["tensors"], facts.get("tokenizer"), options
+    return next((other.name for other in others if not judge(*asked, other)), None)
 
 
 def number_of(variable: str, value: Any, least: float, most: float) -> Any:
@@ -305,10 +319,11 @@ def room_findings(
 def one_model_findings(
     facts: dict[str, Any], instance: dict[str, Any], where: str, gpu: dict[str, Any] | None,
     adapters: dict[str, dict[str, Any]], engine: Engine, draft: dict[str, Any] | None = None,
+    others: Sequence[Engine] = (),
 ) -> list[dict[str, str]]:
     """Findings about the model of one instance; whether it fits is not checked without a `gpu`.
 
-    draft: facts of the model that proposes tokens to it.
+    draft: facts of the model that proposes tokens to it. others: engines that the host can have in place of `engine`.
     """
     faults = [
         finding("error", f"{where}.model", what, expected, COMPLETE) for what, expected in reasons_of(facts["faults"])
@@ -317,12 +332,14 @@ def one_model_findings(
         return faults
     extra = instance.get("extra_args") or {}
     try:
-        refused = [
-            finding("error", f"{where}.model", what, expected, "Serve another model, or another checkpoint of it.")
-            for what, expected in judge(facts["config"], facts["tensors"], facts.get("tokenizer"), extra, engine)
-        ]
-        if refused:
-            return faults + refused
+        if refused := judge(facts["config"], facts["tensors"], facts.get("tokenizer"), extra, engine):
+            other = not_refused_by(facts, extra, others)
+            return faults + [
+                finding("error", f"{where}.model", what, expected,
+                        f"Set engine to {other}, which does not refuse it, or serve another model." if other else
+                        "Serve another model, or another checkpoint of it.")
+                for what, expected in refused
+            ]
         config = configured(facts, instance)
         model = read(config, facts["tensors"])
         storage = storage_of(setting(instance, "dtype"), model.quantization)
@@ -447,7 +464,7 @@ def model_keys(instances: list[dict[str, Any]]) -> list[str]:
 
 def model_findings(
     models: dict[str, dict[str, Any]], instances: list[dict[str, Any]], gpu: dict[str, Any], device: str = "kepler",
-    adapters: dict[str, dict[str, Any]] = NOTHING,
+    adapters: dict[str, dict[str, Any]] = NOTHING, engines: Sequence[str] = (),
 ) -> list[dict[str, str]]:
     """Findings about the models of instances that are there to be read.
 
@@ -457,16 +474,19 @@ def model_findings(
         gpu: the profile's.
         device: vllm_service_device; memory is checked on `kepler` alone.
         adapters: what the module returned of LoRA adapters, by their directories.
+        engines: those of the profile.
     """
-    return [
-        item
-        for index, instance in enumerate(instances) if model_key(instance) in models
-        for item in one_model_findings(
+    found = []
+    for index, instance in enumerate(instances):
+        if model_key(instance) not in models:
+            continue
+        name = setting(instance, "engine") or PORT
+        engine, *others = engines_in_order(engines, name, gpu.get("compute_capability"))
+        found += one_model_findings(
             models[model_key(instance)], instance, f"{INSTANCES}[{index}]", gpu if device == "kepler" else None,
-            adapters, Engine(setting(instance, "engine") or PORT, gpu.get("compute_capability")),
-            draft_facts(models, instance),
+            adapters, engine, draft_facts(models, instance), others,
         )
-    ]
+    return found
 
 
 class FilterModule:

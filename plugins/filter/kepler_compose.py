@@ -191,6 +191,10 @@ def compose_findings(instances: list[Mapping[str, Any]], given: Mapping[str, Any
         if given["balancer"] and item.get("api_key_file"):
             found.append(finding("error", f"{where}, api_key_file", item["api_key_file"], "none behind the balancer, "
                                  "where servers are published nowhere", "Leave it out; name compose_keys_file."))
+        if item.get("engine") != instances[0].get("engine"):
+            found.append(finding("error", f"{where}, engine", str(item.get("engine")),
+                                 f"{instances[0].get('engine')}, as of {instances[0]['name']}: an image has one engine",
+                                 "Leave the instance to units (site.yml), or give both one engine."))
         if item["name"] == "balancer":
             found.append(finding("error", f"{where}, name", "balancer", "another name", "Rename the instance."))
     taken: dict[int, str] = {}

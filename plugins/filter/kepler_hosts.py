@@ -23,12 +23,31 @@ MODEL_FILES = {
 }
 # Begin of the names of groups of hosts that change generations together.
 BATCH = "kepler_batch_"
+# No other hosts are looked at.
+NOBODY: Mapping[str, Any] = {}
 
 
 def need_ray(hosts: Iterable[str], hostvars: Mapping[str, Any]) -> bool:
     """Return whether an instance of one of the hosts spans several."""
     asked = (hostvars[host].get(INSTANCES) or [] for host in hosts if host in hostvars)
     return any(several_hosts.spans(item) for items in asked if isinstance(items, list) for item in items)
+
+
+def engines_needed(
+    instances: Any, serve: dict[str, Any], hostvars: Mapping[str, Any] = NOBODY, hosts: Iterable[str] = ()
+) -> list[str]:
+    """Engines that a host has an environment of, in the order of the profile: those of its instances, or the default.
+
+    instances: with their defaults. hosts: those that it builds for as well.
+    """
+    listed = [instances]
+    for values in (hostvars[host] for host in hosts if host in hostvars):
+        listed.append(instances_with_defaults(
+            values.get(INSTANCES) or [], values.get("vllm_service_instance_defaults"), serve
+        ))
+    asked = {item.get("engine") for items in listed if isinstance(items, list) for item in items
+             if isinstance(item, dict)}
+    return [engine for engine in serve["engines"] if engine in asked] or [serve["engine"]]
 
 
 def instances_here(instances: Any, host: str) -> Any:
@@ -208,6 +227,7 @@ class FilterModule:
         return {
             "batch_of": batch_of,
             "batch_sizes": batch_sizes,
+            "engines_needed": engines_needed,
             "hosts_findings": hosts_findings,
             "in_batches": in_batches,
             "instance_unit": unit_of,

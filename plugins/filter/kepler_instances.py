@@ -119,8 +119,8 @@ def by_own_names(instance: dict) -> dict:
 
 
 def engines_of(serve: dict[str, Any]) -> list[str]:
-    """Engines that a profile's hosts have, the default first."""
-    return [serve["engine"]]
+    """Engines that a profile's hosts can have, the default first."""
+    return list(serve["engines"])
 
 
 def instances_with_defaults(instances: Any, defaults: Any, serve: dict[str, Any] = NO_PROFILE) -> Any:

@@ -10,6 +10,8 @@ from ansible_collections.kepler.vllm.plugins.module_utils import dnf_settings, r
 from ansible_collections.kepler.vllm.plugins.plugin_utils.profiles import RPMS
 
 NEVRA = re.compile(r"(?P<name>.+)-(?P<epoch>\d+):(?P<version>[^-]+)-(?P<release>[^-]+)\.(?P<arch>[^.]+)")
+# The role whose packages a host may go without.
+TOOLKIT = "cuda_toolkit"
 # Packages that an installed kernel needs for the driver; the other packages of its unit come with one that is not.
 OF_INSTALLED_KERNEL = ("kernel-core", "kernel-devel")
 
@@ -40,9 +42,9 @@ def locked_entries(lock: dict, role: str | None = None, kernel: str = "") -> lis
     return found
 
 
-def locked_rpms(lock: dict, role: str | None = None) -> list[str]:
-    """Packages of `role`, or of all roles, as dnf takes them, in the order of the lock."""
-    return [rpms.spec(entry) for entry in locked_entries(lock, role)]
+def locked_rpms(lock: dict, role: str | None = None, toolkit: bool = True) -> list[str]:
+    """Packages of `role`, or of all roles, as dnf takes them, in the order of the lock; CUDA's only with `toolkit`."""
+    return [rpms.spec(entry) for entry in locked_entries(lock, role) if toolkit or entry["role"] != TOOLKIT]
 
 
 def locked_rpm(lock: dict, name: str) -> dict:
@@ -79,16 +81,18 @@ def newest_kernel(
     return rpms.newest_kernel(lock["kernels"]["range"], [*kernels, *whole])
 
 
-def host_rpms(lock: dict, provider: str, python: bool, kernel: str = "", kernels: Collection[str] = ()) -> list[dict]:
+def host_rpms(
+    lock: dict, provider: str, python: bool, kernel: str = "", kernels: Collection[str] = (), toolkit: bool = True,
+) -> list[dict]:
     """Entries of the packages that a host gets from dnf.
 
     provider: where the driver comes from; NVIDIA's installer brings its own. python: whether CPython is built there.
-    kernel: see locked_entries. kernels: those that are installed.
+    kernel: see locked_entries. kernels: those that are installed. toolkit: whether it gets CUDA's.
     """
     return [
         entry for entry in locked_entries(lock, kernel=kernel)
         if (python or entry["role"] != "python") and (provider != "runfile" or "module" not in entry)
-        and entry["role"] != "load_balancer"
+        and entry["role"] != "load_balancer" and (toolkit or entry["role"] != TOOLKIT)
         and (entry.get("unit") != "kernel" or kernel not in kernels or entry["name"] in OF_INSTALLED_KERNEL)
     ]
 

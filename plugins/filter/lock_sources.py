@@ -46,14 +46,24 @@ def locked_wheels(packages: list[dict], include: list[str] | None = None, exclud
     ]
 
 
+def engine_wheels(lock: dict, suffixes: list[str]) -> list[str]:
+    """Names of the wheels that the environments of engines are made of, each once. suffixes: those of the engines."""
+    found = [package["file"] for suffix in suffixes for package in lock["python"][f"serving{suffix}"]]
+    found += [lock["sources"][f"vllm{suffix}"]["file"] for suffix in suffixes]
+    return list(dict.fromkeys(file for file in found if file.endswith(".whl")))
+
+
 def bundle_sources(lock: dict, providers: dict[str, str], ray: bool = False) -> list[dict]:
     """Every file that the recipes take for these providers, in the form that store_output takes.
 
     providers: values of pytorch_provider and python_provider. ray: whether servers span hosts.
     """
     from_source = providers["pytorch_provider"] == "source"
-    found = [locked_source(lock["sources"], "vllm")]
-    found += locked_wheels(lock["python"]["serving"], exclude=PYTORCH_WHEELS if from_source else None)
+    # Of every engine: a host without a network may take up another one.
+    suffixes = [name.removeprefix("vllm") for name in lock["sources"] if name.startswith("vllm")]
+    found = [locked_source(lock["sources"], f"vllm{suffix}") for suffix in suffixes]
+    for suffix in suffixes:
+        found += locked_wheels(lock["python"][f"serving{suffix}"], exclude=PYTORCH_WHEELS if from_source else None)
     if from_source:
         found += [locked_source(lock["sources"], "pytorch"), *locked_wheels(lock["python"]["pytorch-build"])]
     if ray:
@@ -66,4 +76,7 @@ def bundle_sources(lock: dict, providers: dict[str, str], ray: bool = False) -> 
 
 class FilterModule:
     def filters(self) -> dict:
-        return {"bundle_sources": bundle_sources, "locked_source": locked_source, "locked_wheels": locked_wheels}
+        return {
+            "bundle_sources": bundle_sources, "engine_wheels": engine_wheels, "locked_source": locked_source,
+            "locked_wheels": locked_wheels,
+        }

@@ -68,6 +68,9 @@ def lacking(profile: dict[str, Any], lock: dict[str, Any]) -> list[str]:
     if "source" in python["providers"]:
         cpython = lock["sources"].get("cpython", {}).get("version", "")
         there[f"sources.yml: cpython {python['version']}"] = cpython.startswith(f"{python['version']}.")
+    for engine in with_engines(profile)["engines"].values():
+        there[f"sources.yml: vllm{engine['suffix']}"] = f"vllm{engine['suffix']}" in lock["sources"]
+        there[f"python/serving{engine['suffix']}.yml"] = f"serving{engine['suffix']}" in lock["python"]
     needed = ["python", *(["cuda_toolkit", "compiler"] if "toolchain" in profile else [])]
     roles = {entry["role"] for entry in lock["rpms"]}
     there.update({f"rpms.yml: package of the role {role}": role in roles for role in needed})
@@ -104,6 +107,20 @@ def with_boards(gpu: dict[str, Any]) -> dict[str, Any]:
     return {**gpu, **figures, "pci_ids": list(boards), "products": products}
 
 
+def with_engines(profile: dict[str, Any]) -> dict[str, Any]:
+    """A profile's `serve` and `engines`: the engines' names in the one, the default first; in the other their suffixes.
+
+    suffix: that of an engine's entries in the lock and of its outputs; the default one has none.
+    """
+    default, engines = profile["serve"]["engine"], profile["engines"]
+    return {
+        "serve": {**profile["serve"], "engines": sorted(engines, key=lambda name: (name != default, name))},
+        "engines": {
+            name: {**engine, "suffix": "" if name == default else f"_{name}"} for name, engine in engines.items()
+        },
+    }
+
+
 @functools.cache
 def profiles(root: Path) -> dict[str, dict[str, Any]]:
     """Every profile below `root` by its name, each with its name and directory."""
@@ -117,8 +134,13 @@ def profiles(root: Path) -> dict[str, dict[str, Any]]:
                     f"{path}: groups.{role}: found {group}, which {owners[group]} names too; expected a group of its "
                     "own. Name another one."
                 )
+        if profile["serve"]["engine"] not in profile["engines"]:
+            raise AnsibleError(
+                f"{path}: serve.engine: found {profile['serve']['engine']}; expected one of engines: "
+                f"{', '.join(profile['engines'])}. Correct it, or describe that engine."
+            )
         derived = {"gpu": with_boards(profile["gpu"]), "name": path.parent.name, "directory": str(path.parent)}
-        found[path.parent.name] = {**profile, **derived}
+        found[path.parent.name] = {**profile, **with_engines(profile), **derived}
     if not found:
         raise AnsibleError(f"{root}: no profile there: expected NAME/profile.yml.")
     return found

@@ -156,7 +156,9 @@ def peak_bytes(run):
         run()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_us()):
+    # Newer releases of PyTorch count finer.
+    start = "start_ns" if hasattr(events[0], "start_ns") else "start_us"
+    for event in sorted(events, key=lambda event: getattr(event, start)()):
         held += event.nbytes()
         peak = max(peak, held)
     return peak

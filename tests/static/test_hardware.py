@@ -38,10 +38,12 @@ def pattern():
     named = set(versions())
     for profile in profiles.profiles(ROOT / "profiles").values():
         gpu, toolchain, python = profile["gpu"], profile.get("toolchain", {}), profile["python"]
-        named |= {*gpu["products"], *gpu["pci_ids"], *gpu["other_pci_ids"], *profile["engine"]["environment"]}
+        named |= {*gpu["products"], *gpu["pci_ids"], *gpu["other_pci_ids"]}
+        named |= {name for engine in profile["engines"].values() for name in engine["environment"]}
         named |= {word for product in gpu["products"] for word in product.split() if re.search("[0-9]", word)}
         named |= {f"Python {python['version']}"}
-        named |= {toolchain[key] for key in ("cuda_home", "compiler_bin") if toolchain}
+        # The distribution's own directory is everybody's.
+        named |= {toolchain[key] for key in ("cuda_home", "compiler_bin") if toolchain} - {"/usr/bin"}
     return re.compile(r"(?<![\w.])(" + "|".join([*KINDS, *map(re.escape, sorted(named))]) + r")(?!\w|\.\w)")
 
 

@@ -81,7 +81,7 @@ def test_names_that_do_not_are_found(name, part):
 @pytest.mark.parametrize(
     ("path", "name"),
     [
-        ("roles/vllm/tasks/install.yml", "Unpack the dependencies of vLLM {{ kepler_lock.sources.vllm.version }}"),
+        ("roles/vllm/tasks/install.yml", "Unpack the dependencies of vLLM {{ __vllm_source.version }}"),
         ("roles/vllm_service/tasks/retire_one.yml", "Remove the files of {{ __vllm_service_retired }}"),
         ("playbooks/build.yml", "Build the outputs and activate them"),
     ],

@@ -73,8 +73,11 @@ def main() -> None:
     command.add_argument("--keep-engine", action="store_true", help="leave engine, image and repositories")
     command = commands.add_parser("demo", help="start a profile's demo fleet, run site.yml on it, ask it")
     command.add_argument("--profile", choices=DEMOS, default="k80")
-    commands.add_parser("artifacts", help="make sure that the files to install from are in the cache")
-    commands.add_parser("python310", help="print the path of a CPython 3.10")
+    for name, text in (
+        ("artifacts", "make sure that the files to install from are in the cache"),
+        ("python", "print the path of a CPython in the version of a profile's servers"),
+    ):
+        commands.add_parser(name, help=text).add_argument("profile", nargs="?", choices=DEMOS, default="k80")
     commands.add_parser("nvcc", help="print the directory of a private nvcc 11.2 with its g++ 10")
     commands.add_parser("molecule", help="run molecule").add_argument("arguments", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
@@ -87,9 +90,9 @@ def main() -> None:
     elif arguments.command == "demo":
         demo.run(arguments.profile)
     elif arguments.command == "artifacts":
-        artifacts.ensure()
-    elif arguments.command == "python310":
-        print(artifacts.python("k80"))
+        artifacts.ensure(arguments.profile)
+    elif arguments.command == "python":
+        print(artifacts.python(arguments.profile))
     elif arguments.command == "nvcc":
         print(artifacts.nvcc())
     elif arguments.command == "molecule":

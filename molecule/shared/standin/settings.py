@@ -128,9 +128,10 @@ OFFLINE = Fleet(
 )
 UPDATE = Fleet("update", (Host("k80-standin", artifacts=False),))
 UPGRADE = Fleet("upgrade", (Host("k80-standin", given=LARGE),))
+VOLTA_LARGE = ("pytorch", "vllm_dependencies", "vllm", "vllm_dependencies_port", "vllm_port")
 VOLTA = Fleet(
     "volta",
-    (Host("v100-standin", profile="volta", kept=("pytorch", "vllm_dependencies", "vllm")),),
+    (Host("v100-standin", profile="volta", kept=VOLTA_LARGE),),
     port("VOLTA_PORT", 8300),
 )
 DEMOS = {"k80": DEMO, "volta": Fleet("demo-volta", (Host("v100-standin", profile="volta"),), port("DEMO_PORT", 8000))}

@@ -49,10 +49,13 @@ def test_host_has_compiler_and_python_and_no_toolkit(v100):
     assert not [name for name in there if name.startswith(("cuda-", "libcublas"))]
 
 
-def test_generation_has_wheels_and_neither_port_nor_kernels(v100):
+def test_generation_has_both_engines_over_one_pytorch(v100):
     text = v100.check_output("cat /opt/kepler/current/generation.json")
     outputs = json.loads(text)["outputs"]
-    assert set(outputs) == {"python312", "pytorch", "vllm", "vllm_dependencies", "vllm_serving", "serving"}
+    shared = {"python312", "pytorch", "vllm_serving"}
+    stock = {"vllm", "vllm_dependencies", "serving"}
+    port = {"vllm_port", "vllm_dependencies_port", "serving_port", "vllm_kepler"}
+    assert set(outputs) == shared | stock | port
     assert v100.file(f"{outputs['python312']}/bin/python3.12").linked_to == "/usr/bin/python3.12"
     assert v100.run("kepler-store verify vllm_serving").rc == 0
 
@@ -87,6 +90,31 @@ def test_the_same_prompt_again_hits_the_prefix_cache(api, key):
     for _ in range(2):
         api.completions.create(model=MODEL, prompt=prompt, max_tokens=1, temperature=0)
     assert metric("vllm:prefix_cache_hits_total", key) > before
+
+
+def test_instance_of_the_port_runs_its_own_environment(v100):
+    """One host, one unit template, two engines."""
+    assert v100.service("vllm@port").is_running
+    log = v100.check_output("journalctl --unit vllm@port --no-pager --output cat")
+    assert "vllm_kepler" in log
+    assert "Initializing a V1 LLM engine" not in log
+    pid = v100.check_output("systemctl show --value --property MainPID vllm@port")
+    environment = json.loads(v100.check_output("cat /opt/kepler/current/generation.json"))["outputs"]["serving_port"]
+    assert v100.check_output(f"tr '\\0' ' ' < /proc/{pid}/cmdline").startswith(f"{environment}/bin/python ")
+    sources = yaml.safe_load((PROJECT / "profiles/volta/lock/sources.yml").read_text())["sources"]
+    version = v100.check_output("curl --silent --fail http://127.0.0.1:8001/version")
+    assert json.loads(version)["version"].partition("+")[0] == sources["vllm_port"]["version"]
+
+
+def test_port_answers_as_the_released_engine_does(v100, api):
+    """Greedy, of one model: one computes with the port's operators, the other with vLLM's own."""
+    for prompt in PROMPTS[:3]:
+        body = json.dumps({"model": MODEL, "prompt": prompt, "max_tokens": 20, "temperature": 0})
+        answer = v100.check_output(
+            "curl --silent --fail -H 'Content-Type: application/json' -d %s http://127.0.0.1:8001/v1/completions", body
+        )
+        stock = api.completions.create(model=MODEL, prompt=prompt, max_tokens=20, temperature=0)
+        assert json.loads(answer)["choices"][0]["text"] == stock.choices[0].text
 
 
 def test_a_request_without_the_key_is_refused():

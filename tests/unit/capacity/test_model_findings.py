@@ -5,12 +5,14 @@ import re
 
 import pytest
 from ansible_collections.kepler.vllm.plugins.filter.kepler_capacity import (
+    capacity_plan,
     model_findings,
     model_keys,
     with_memory_limits,
 )
+from ansible_collections.kepler.vllm.plugins.plugin_utils import profiles
 from known_models import FALCON_7B, LLAMA_7B, LLAMA_8B, MIXTRAL, QWEN2_0_5B, QWEN2_7B
-from rendered import PROFILE
+from rendered import PROFILE, ROOT
 
 WHERE = "vllm_service_instances[0]"
 
@@ -440,3 +442,26 @@ def test_adapters_are_counted_with_the_weights():
     # 4 bytes · rank 64 of 64 adapters on 4 ranks; 32 layers of matrices with so many rows and columns.
     more = 64 * 4 * 64 * 4 * 32 * (4 * 8192 + 3 * 15104) / 2**30
     assert 0 <= int(limits[1][:-1]) - int(limits[0][:-1]) - int(more) <= 1
+
+
+VOLTA = profiles.profiles(ROOT / "profiles")["volta"]
+AWQ = {**LLAMA_7B, "quantization_config": {
+    "quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}}
+FP8 = {**LLAMA_7B, "quantization_config": {"quant_method": "fp8"}}
+MAMBA = {"model_type": "jamba", "architectures": ["JambaForCausalLM"], "hidden_size": 64}
+
+
+@pytest.mark.parametrize(("config", "engine", "other"), [
+    (AWQ, "stock", "port"), (FP8, "stock", None), (MAMBA, "port", "stock"), (FP8, "port", None),
+])  # fmt: skip
+def test_an_engine_that_does_not_refuse_it_is_named(config, engine, other):
+    """Only one that the host can have."""
+    facts = {"config": config, "tensors": [], "faults": []}
+    instance = {"name": "a", "model": "/m", "engine": engine, "dtype": "half", "tensor_parallel_size": 1}
+    for engines in (VOLTA["serve"]["engines"], [engine]):
+        (found,) = model_findings({"/m": facts}, [instance], VOLTA["gpu"], "cpu", engines=engines)
+        named = len(engines) > 1 and other
+        assert (f"Set engine to {other}" in found["next_step"]) == bool(named)
+    plan = capacity_plan(facts, VOLTA, engine=engine) if config is not MAMBA else {"conclusion": [], "refused": ["x"]}
+    assert plan["refused"]
+    assert any("-e plan_engine=port" in line for line in plan["conclusion"]) == (config is AWQ)

@@ -170,6 +170,13 @@ def test_two_servers_of_one_gpu_are_a_finding():
     assert compose_findings(items, {**GIVEN, "device": "cpu"}) == []
 
 
+def test_servers_of_two_engines_are_a_finding():
+    items = [{"name": "a", "engine": "stock", "gpus": [0]}, {"name": "b", "engine": "port", "gpus": [1]}]
+    (found,) = compose_findings(items, GIVEN)
+    assert (found["variable"], found["found"]) == ("vllm_service_instances, b, engine", "port")
+    assert "stock, as of a: an image has one engine" in found["expected"]
+
+
 @pytest.fixture
 def play(tmp_path):
     """Function that runs the playbook: (exit status, output)."""

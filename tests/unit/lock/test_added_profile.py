@@ -25,7 +25,7 @@ CHANGES = {
     },
     "toolchain": {"cuda_home": "/usr/local/cuda-12.8", "compiler_bin": "/usr/bin", "nvcc": ["12.0", "12.9"]},
     "python": {"version": "3.12", "providers": ["source"], "output": "python312", "command": "python3.12"},
-    "engine": {"environment": {"EXAMPLE_SWITCH": "1"}},
+    "engines": {"port": {"environment": {"EXAMPLE_SWITCH": "1"}}},
 }
 
 

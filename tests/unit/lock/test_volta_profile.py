@@ -1,7 +1,6 @@
 """The profile of sm_70: wheels that its hosts can load, a driver that drives them, recipes that build nothing."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -10,7 +9,7 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_driver import driver_
 from ansible_collections.kepler.vllm.plugins.filter.kepler_host import glibc_findings
 from ansible_collections.kepler.vllm.plugins.filter.kepler_profiles import provider_findings
 from ansible_collections.kepler.vllm.plugins.filter.kepler_rpms import host_rpms, locked_driver
-from ansible_collections.kepler.vllm.plugins.filter.lock_sources import bundle_sources
+from ansible_collections.kepler.vllm.plugins.filter.lock_sources import bundle_sources, engine_wheels
 from ansible_collections.kepler.vllm.plugins.module_utils import rpms
 from ansible_collections.kepler.vllm.plugins.plugin_utils import profiles
 from rendered import ROOT, evaluate, render
@@ -35,7 +34,7 @@ def test_wheels_are_those_that_volta_needs():
 
 def test_every_wheel_runs_on_the_glibc_of_the_release():
     """A wheel's tag names the oldest glibc that it loads with: 2.34 on Enterprise Linux 9."""
-    files = [package["file"] for package in LOCK["python"]["serving"]] + [LOCK["sources"]["vllm"]["file"]]
+    files = engine_wheels(LOCK, ["", "_port"])
     for file in files:
         levels = [int(level) for level in re.findall(r"manylinux_2_([0-9]+)", file)]
         assert not levels or min(levels) <= 34, file
@@ -73,9 +72,41 @@ def test_a_driver_that_does_not_drive_volta_is_refused(host, named):
 
 
 def test_hosts_get_no_toolkit_but_what_triton_calls():
-    names = {entry["name"] for entry in host_rpms(LOCK, "module_stream", True)}
+    names = {entry["name"] for entry in host_rpms(LOCK, "module_stream", True, toolkit=False)}
     assert {"gcc", "python3.12", "python3.12-devel", "python3.12-pip"} <= names
     assert not [name for name in names if name.startswith(("cuda-", "libcu"))]
+
+
+STOCK, PORT = [{"engine": "stock"}], [{"engine": "port"}]
+NONE: list = []
+
+
+@pytest.mark.parametrize(("own", "builder", "engines", "toolkit"), [
+    (NONE, "", ["stock"], False), (STOCK, "", ["stock"], False), (PORT, "", ["port"], True),
+    (PORT + STOCK, "", ["stock", "port"], True),
+    # Another host builds; this one does, for all, a server of its own or none.
+    (PORT, "b", ["port"], False), (STOCK, "v", ["stock", "port"], True), (NONE, "v", ["port"], True),
+])  # fmt: skip
+def test_engines_and_toolkit_are_those_of_the_instances(own, builder, engines, toolkit):
+    """Environments follow from a host's own instances; CUDA is for the host that compiles kernels."""
+    known = {
+        **VARIABLES, "inventory_hostname": "v", "store_builder": builder, "vllm_service_instances": own,
+        "groups": {"v100-hosts": ["v", "w"]},
+        "hostvars": {"v": {"vllm_service_instances": own}, "w": {"vllm_service_instances": PORT}},
+    }
+    found = evaluate("cuda_toolkit", "{{ [__common_engines, __common_toolkit | bool, vllm_kernels | bool] }}", **known)
+    assert found == [engines, toolkit, "port" in engines]
+
+
+def test_wheels_of_both_engines_make_one_output_of_pytorch():
+    def wheels(name):
+        return {
+            package["file"]: package["sha256"] for package in LOCK["python"][name]
+            if package["project"] == "torch" or package["project"].startswith("nvidia-")
+        }
+
+    assert wheels("serving") == wheels("serving_port")
+    assert "triton" not in {package["project"] for package in LOCK["python"]["serving_port"]}
 
 
 def test_store_takes_the_wheels_as_they_are():
@@ -83,17 +114,51 @@ def test_store_takes_the_wheels_as_they_are():
     (source,) = evaluate("vllm", task["sources"], **VARIABLES)
     assert source["file"] == LOCK["sources"]["vllm"]["file"]
     assert "pip --quiet install" in render("vllm", "build-vllm-wheel.sh", **VARIABLES)
-    chosen = "{{ [vllm_kernels, __vllm_upstream_wheel, __vllm_port_wanted, python_provider, pytorch_provider] }}"
+    chosen = "{{ [vllm_kernels | bool, __vllm_upstream_wheel, __vllm_port_wanted, python_provider, pytorch_provider] }}"
     assert evaluate("vllm", chosen, **VARIABLES) == [False, True, False, "distribution", "wheel"]
     serving = render("vllm", "build-serving.sh", **VARIABLES)
     assert 'in "$vllm_dependencies" "$pytorch" "$vllm" "$vllm_serving"; do' in serving
     assert "import torch, vllm, vllm_serving.supervisor" in serving
 
 
-def test_bundle_holds_wheels_and_no_sources():
+def test_port_is_built_beside_the_released_engine():
+    """Outputs of its own for all that differs, of the same recipes as elsewhere."""
+    known = {**VARIABLES, "__vllm_engine": "port", "store_outputs": {
+        name: f"/store/{name}" for name in (
+            "python312", "pytorch", "vllm", "vllm_port", "vllm_dependencies", "vllm_dependencies_port", "vllm_kepler",
+            "vllm_serving")}}
+
+    def output(file, number):
+        task = yaml.safe_load((ROOT / "roles/vllm/tasks" / f"{file}.yml").read_text())[number]
+        called = task["kepler.vllm.store_output"]
+        arguments = {key: called[key] for key in ("name", "version", "sources", "inputs") if key in called}
+        return evaluate("vllm", arguments, **known, **task.get("vars", {}))
+
+    chosen = "{{ [__vllm_upstream_wheel, __vllm_port_wanted, __vllm_vendored | basename] }}"
+    file = LOCK["sources"]["vllm_port"]["file"]
+    assert evaluate("vllm", chosen, **known) == [False, True, file]
+    built = output("upstream_sdist", 0)
+    assert (built["name"], built["version"]) == ("vllm_port", LOCK["sources"]["vllm_port"]["version"])
+    assert file in [source["file"] for source in built["sources"]]
+    dependencies = output("install", 0)
+    assert dependencies["name"] == "vllm_dependencies_port"
+    (transformers,) = [source["file"] for source in dependencies["sources"] if source["name"] == "transformers"]
+    assert transformers in [package["file"] for package in LOCK["python"]["serving_port"]]
+    serving = output("install", 1)
+    assert serving["name"] == "serving_port"
+    assert (serving["inputs"]["vllm"], serving["inputs"]["pytorch"]) == ("/store/vllm_port", "/store/pytorch")
+    assert serving["inputs"]["vllm_kepler"] == "/store/vllm_kepler"
+    script = render("vllm", "build-serving.sh", **known)
+    assert "VLLM_USE_V1=0" in script
+    assert '"$vllm_kepler" "$vllm_serving"; do' in script
+
+
+def test_bundle_holds_the_files_of_both_engines():
     sources = bundle_sources(LOCK, {"pytorch_provider": "wheel", "python_provider": "distribution"})
-    assert {Path(source["file"]).suffix for source in sources} == {".whl"}
-    assert LOCK["sources"]["vllm"]["file"] in [source["file"] for source in sources]
+    names = [source["file"] for source in sources]
+    assert len(set(names)) == len(names)
+    assert {LOCK["sources"][name]["file"] for name in ("vllm", "vllm_port")} <= set(names)
+    assert set(engine_wheels(LOCK, ["", "_port"])) <= set(names)
 
 
 @pytest.mark.parametrize(("chosen", "variable"), [
@@ -149,7 +214,7 @@ def test_a_glibc_older_than_the_wheels_is_refused(glibc, refused):
 def test_a_mining_card_with_the_released_engine_gets_a_warning(device, engine, warned):
     found = slow_findings({**on_bus("0x1db5", device), "gpu": GPU}, [{"engine": engine}])
     assert [item["severity"] for item in found] == (["warning"] if warned else [])
-    for text in ("CMP 100-210 at 0000:01:00.0", "5 to 6 TFLOP/s", "250 MB/s") if warned else ():
+    for text in ("CMP 100-210 at 0000:01:00.0", "engine: port", "5 to 6 TFLOP/s", "250 MB/s") if warned else ():
         assert text in found[0]["found"] + found[0]["expected"]
 
 
@@ -172,6 +237,12 @@ def test_an_example_is_sound_and_renders(path):
         environment = render("vllm_service", "instance.env.j2", item=instance, vllm_service_device="kepler", **settings)
         assert {"NCCL_CUMEM_ENABLE=0", "NCCL_PROTO=Simple"} <= set(environment.splitlines())
         assert f"CUDA_VISIBLE_DEVICES={','.join(map(str, instance['gpus']))}" in environment
+        port = instance["engine"] == "port"
+        assert ("VLLM_USE_V1=0" in environment.splitlines()) == port
+        assert ("disable-custom-all-reduce" in written) != port
+        dropin = render("vllm_service", "instance.conf.j2", item=instance, **settings,
+                        __vllm_service_current={"stat": {"lnk_target": "generations/7"}})
+        assert ('"$$generation/serving_port")/bin/python"' in dropin) == port
 
 
 def test_a_stand_in_binds_no_threads_and_compiles_nothing():
@@ -190,7 +261,7 @@ def test_examples_cover_the_layouts_of_their_users():
                           yaml.safe_load(path.read_text())["v100-hosts"]["vars"]["vllm_service_instances"])
         for path in EXAMPLES
     }
-    assert layouts == {"one": [1], "sessions": [1, 1], "tp2": [2], "tp4": [4]}
+    assert layouts == {"one": [1], "sessions": [1, 1], "port": [1, 1], "tp2": [2], "tp4": [4]}
     balanced = yaml.safe_load((ROOT / "inventory/examples/volta/sessions.yml").read_text())
     assert "vllm_balancer" in balanced
     assert balanced["v100-hosts"]["vars"]["bench_lengths"] == [[512, 128], [1024, 1]]

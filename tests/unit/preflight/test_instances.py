@@ -42,7 +42,7 @@ def demo(**keys):
 
 
 def judge(*instances, engine="port"):
-    serve = {**SERVE, "engine": engine}
+    serve = {**SERVE, "engine": engine, "engines": [engine]}
     return inventory_findings(instances_with_defaults(list(instances), {}, serve), serve)
 
 
@@ -230,7 +230,7 @@ def test_dtype_is_one_of_the_profile_whose_first_is_the_default():
 
 def test_engine_is_the_profiles_unless_an_instance_names_one():
     for own, other in (("port", "stock"), ("stock", "port")):
-        serve = {**SERVE, "engine": own}
+        serve = {**SERVE, "engine": own, "engines": [own]}
         for said, meant in (({}, own), ({"engine": own}, own), ({"engine": other}, other)):
             (instance,) = instances_with_defaults([demo(**said)], {}, serve)
             assert instance["engine"] == meant
@@ -381,7 +381,7 @@ def test_blocks_of_the_cache_are_those_of_the_engine():
 
 
 def test_stock_has_graphs_by_default_and_beside_adapters():
-    serve = {**SERVE, "engine": "stock"}
+    serve = {**SERVE, "engine": "stock", "engines": ["stock"]}
     for said, graphs in (({}, True), ({"cuda_graphs": False}, False), ({"engine": "port"}, False)):
         (instance,) = instances_with_defaults([demo(**said)], {}, serve)
         assert instance["cuda_graphs"] is graphs

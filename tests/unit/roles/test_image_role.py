@@ -32,7 +32,7 @@ def test_image_starts_the_servers_of_its_profile(name):
     environment = dict(one.split("=", 1) for one in found["Env"])
     assert environment["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
     assert environment["LD_LIBRARY_PATH"] == "/opt/kepler/store/image_libraries/lib"
-    assert profile["engine"]["environment"].items() <= environment.items()
+    assert profile["engines"][profile["serve"]["engine"]]["environment"].items() <= environment.items()
     assert found["Labels"]["vllm-kepler.profile"] == name
 
 

@@ -18,7 +18,7 @@ RECIPES = {
     "vllm": ("vllm", "upstream_sdist", "vllm"),
     "vllm_dependencies": ("vllm", "install", "vllm_dependencies"),
     "vllm_kepler": ("vllm", "port", "vllm_kepler"),
-    "vllm_serving": ("vllm", "install", "vllm_serving"),
+    "vllm_serving": ("vllm", "supervisor", "vllm_serving"),
     "vllm_kernels": ("vllm", "kernels", "vllm_kernels"),
     "serving": ("vllm", "install", "serving"),
 }

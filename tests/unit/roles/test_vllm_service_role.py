@@ -141,6 +141,33 @@ def test_unit_starts_the_supervisor_that_the_generation_has(write, tmp_path, out
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_instance_of_another_engine_starts_its_environment(write, tmp_path, there):
+    """After a rollback to a generation without it, it says so and is not started again."""
+    generation = tmp_path / "generations" / "41"
+    for name in ["serving", *(["serving_port"] if there else [])]:
+        (tmp_path / f"store-{name}" / "bin").mkdir(parents=True)
+        (tmp_path / f"store-{name}" / "bin" / "python").write_text(CALLED)
+        (tmp_path / f"store-{name}" / "bin" / "python").chmod(0o755)
+        generation.mkdir(parents=True, exist_ok=True)
+        (generation / name).symlink_to(tmp_path / f"store-{name}")
+    (tmp_path / "current").symlink_to("generations/41")
+    text = write("instance.conf.j2", {"engine": "port"}, profile=STOCK, store_root=str(tmp_path))
+    assert "ExecStart" not in write("instance.conf.j2", {"engine": "stock"}, profile=STOCK)
+    cleared, command = [value for name, value in settings(text) if name == "ExecStart"]
+    program, option, script = shlex.split(command.replace("$$", "$").replace("%i", "main"))
+    done = subprocess.run([program, option, script], capture_output=True, text=True)
+    if there:
+        assert done.stdout.split() == [
+            f"{tmp_path}/store-serving_port/bin/python", "-m", "vllm_serving", "main",
+            "/etc/kepler/instances/main.yaml", "41",
+        ]  # fmt: skip
+    else:
+        assert (cleared, done.returncode) == ("", 78)
+        assert done.stderr.startswith("generation 41: found no serving_port, which this instance runs. Activate one")
+        assert "78" in dict(settings(write("vllm@.service.j2")))["RestartPreventExitStatus"].split()
+
+
 def test_environment_keeps_names_of_older_generations(write):
     lines = dict(line.partition("=")[::2] for line in write("instance.env.j2").splitlines() if "=" in line)
     new = {name.removeprefix("VLLM_SERVING_"): lines[name] for name in lines if name.startswith("VLLM_SERVING_")}
