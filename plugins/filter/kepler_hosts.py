@@ -123,17 +123,22 @@ def batch_sizes(groups: Mapping[str, list[str]], serial: Any) -> Any:
 
 
 def hosts_findings(
-    instances: list[dict[str, Any]], host: str, hostvars: Mapping[str, Any], members: list[str],
+    instances: list[dict[str, Any]], host: str, hostvars: Mapping[str, Any], members: list[str], ray: bool = True,
 ) -> list[dict[str, str]]:
     """Findings about a host's instances over several hosts that compare the inventories of those hosts.
 
-    members: hosts of the profile.
+    members: hosts of the profile. ray: whether the profile's lock has Ray.
     """
     found = []
     for index, instance in enumerate(instances):
         if not several_hosts.spans(instance):
             continue
         where = f"{INSTANCES}[{index}]"
+        if not ray:
+            found.append(finding(
+                "error", f"{where}.hosts", f"{len(instance['hosts'])} hosts", "one: this profile's lock has no Ray",
+                "Leave hosts out, or serve the model on hosts of another profile.",
+            ))
         for other in instance["hosts"]:
             if other not in members:
                 found.append(finding(

@@ -161,6 +161,19 @@ def test_bundle_holds_the_files_of_both_engines():
     assert set(engine_wheels(LOCK, ["", "_port"])) <= set(names)
 
 
+@pytest.mark.parametrize(("instances", "wanted"), [(STOCK, False), (PORT, True), (NONE, False)])
+def test_bundle_has_cuda_where_a_host_compiles(instances, wanted):
+    """Its packages are unverified: they must not fail the bundle of hosts that never install them."""
+    (play,) = yaml.safe_load((ROOT / "playbooks/bundle.yml").read_text())
+    toolkit = evaluate("common", play["vars"]["__bundle_toolkit"], groups={"v100-hosts": ["v"]},
+                       hostvars={"v": {"vllm_service_instances": instances}}, **VARIABLES)
+    assert toolkit is wanted
+    packages = evaluate("common", "{{ kepler_lock | kepler.vllm.locked_rpms(toolkit=wanted) }}", wanted=toolkit,
+                        **VARIABLES)
+    assert any(package.startswith("cuda-nvcc") for package in packages) is wanted
+    assert any(package.startswith("nvidia-driver") for package in packages)
+
+
 @pytest.mark.parametrize(("chosen", "variable"), [
     ({"python": "distribution", "pytorch": "source"}, "pytorch_provider"),
     ({"python": "source", "pytorch": "wheel"}, "python_provider"),

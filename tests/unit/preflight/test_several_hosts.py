@@ -176,6 +176,8 @@ def test_host_outside_of_the_run_is_named():
 
 def test_definitions_of_the_hosts_are_compared():
     assert kepler_hosts.hosts_findings([instance()], FIRST, hostvars(), HOSTS) == []
+    (found,) = kepler_hosts.hosts_findings([instance()], FIRST, hostvars(), HOSTS, False)
+    assert (found["found"], "has no Ray" in found["expected"]) == (f"{len(HOSTS)} hosts", True)
     (found,) = kepler_hosts.hosts_findings([instance()], FIRST, hostvars(), [FIRST])
     assert (found["variable"], found["found"]) == ("vllm_service_instances[0].hosts", SECOND)
     values = hostvars()
