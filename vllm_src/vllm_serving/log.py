@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from types import ModuleType
 
 from .client import PROBE_MARK
 
@@ -46,18 +47,22 @@ def is_probe(line: str) -> bool:
 class Log:
     """The output of a server, line by line.
 
-    phases: of a start, from the table of vLLM's version: pattern of a line, text.
+    table: of vLLM's version: phases of a start, and which lines are errors of requests or the end of an engine.
 
     Attributes:
         phase: what the server is doing.
-        error: the last error that it reported.
+        error: the last error that it reported of itself.
+        engine_ended: whether it reported that an engine or a rank is gone.
         waits_for_hosts: whether other hosts of the server are missing.
         seen_patterns: the lines so far without their numbers: one that only repeats is no progress.
     """
 
-    def __init__(self, phases: Phases) -> None:
-        self.phases, self.phase = phases, "starting vLLM"
+    def __init__(self, table: ModuleType) -> None:
+        self.phases, self.phase = table.PHASES, "starting vLLM"
+        self.request_faults = re.compile(table.REQUEST_FAULTS)
+        self.engine_ends = [re.compile(pattern) for pattern in table.ENGINE_ENDS]
         self.error: str | None = None
+        self.engine_ended = False
         self.waits_for_hosts = False
         self.seen_patterns: set[str] = set()
         self._rest = b""
@@ -72,7 +77,15 @@ class Log:
             if plain.startswith((HOSTS_MISSING, HOSTS_COMPLETE)):
                 self.waits_for_hosts = plain.startswith(HOSTS_MISSING)
                 self.phase = plain if self.waits_for_hosts else "starting vLLM"
-            self.error = error_of(plain) or self.error
+            self.note_fault(plain)
             if len(self.seen_patterns) < MOST_PATTERNS:
                 self.seen_patterns.add(re.sub(r"\d+", "0", plain))
         return [line for line in lines if not is_probe(line)]
+
+    def note_fault(self, line: str) -> None:
+        """Keep the error of the server that a line names. What follows the end of an engine is its consequence."""
+        if self.engine_ended or self.request_faults.search(line):
+            return
+        self.error = error_of(line) or self.error
+        if ended := next(filter(None, (pattern.search(line) for pattern in self.engine_ends)), None):
+            self.engine_ended, self.error = True, self.error or ended[0]

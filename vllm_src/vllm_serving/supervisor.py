@@ -115,7 +115,7 @@ class Supervisor:
     def __init__(self, instance: Instance, command: list[str], table: ModuleType) -> None:
         self.instance, self.command = instance, command
         self.metrics, self.warm_ups = table.METRICS, table.WARM_UP
-        self.log, self.starts = Log(table.PHASES), Starts(instance.directory)
+        self.log, self.starts = Log(table), Starts(instance.directory)
         self.group = 0
         self.is_ready = False
         self.started_at = self.progress_at = time.monotonic()
@@ -232,6 +232,8 @@ class Supervisor:
         if reason := await self.until_ready():
             return reason
         self.is_ready = True
+        # What a start complained of is no reason of a later end.
+        self.log.error = None
         # Requests can end a server that is ready, so only failed starts count towards giving up.
         self.starts.forget()
         self.say(f"is ready after {time.monotonic() - self.started_at:.0f} s")

@@ -270,6 +270,8 @@ def test_a_log_of_vllm_as_it_is_released():
                        (STOCK_LOG + "Traceback (most recent call last):\n", "lines with: Traceback")):
         with pytest.raises(api.CheckFailed, match=said):
             acceptance.check_log(text, v0_12_0, "half", cuda_graphs=True)
+    refused = "(APIServer pid=1) ERROR 11-30 11:05:50 [serving_completion.py:137] Traceback (most recent call last):\n"
+    acceptance.check_log(STOCK_LOG + refused, v0_12_0, "half", cuda_graphs=True)
 
 
 @pytest.mark.parametrize(("device", "line"), [("kepler", "enforce_eager=False"), ("cpu", "enforce_eager=True")])

@@ -13,6 +13,7 @@ from vllm_serving.cluster import FIRST_RANK, PARTS, SPAN, Cluster, answers, node
 from vllm_serving.errors import ConfigError
 from vllm_serving.head import describe
 from vllm_serving.log import Log
+from vllm_serving.versions import v0_9_2
 
 ENVIRONMENT = {
     "VLLM_SERVING_HEAD": "10.0.0.1:6379", "VLLM_SERVING_HOSTS": "2", "VLLM_SERVING_RANKS": "4",
@@ -69,11 +70,11 @@ def test_only_hosts_of_the_same_kind_are_taken_in(other, count, said):
 
 
 def test_phase_tells_which_hosts_are_missing():
-    log = Log([("Loading", "loading")])
+    log = Log(v0_9_2)
     log.feed(b"waits for hosts: 1 of 2 there (10.0.0.1)\n")
     assert (log.phase, log.waits_for_hosts) == ("waits for hosts: 1 of 2 there (10.0.0.1)", True)
-    log.feed(b"all hosts are there: 10.0.0.1, 10.0.0.2\nLoading\n")
-    assert (log.phase, log.waits_for_hosts) == ("loading", False)
+    log.feed(b"all hosts are there: 10.0.0.1, 10.0.0.2\nLoading weights on\n")
+    assert (log.phase, log.waits_for_hosts) == ("loading weights", False)
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 import pytest
 from vllm_serving.client import PROBE_MARK, Answer, has_token, total
 from vllm_serving.log import MOST_PATTERNS, Log, error_of, is_probe, phase_of
-from vllm_serving.versions import v0_12_0
-from vllm_serving.versions.v0_9_2 import PHASES
+from vllm_serving.versions import v0_9_2, v0_12_0
+
+PHASES = v0_9_2.PHASES
 
 WORKER = "\x1b[1;36m(VllmWorkerProcess pid=14283)\x1b[0;0m "
 LIFE = [
@@ -59,9 +60,9 @@ LIFE_0_12_0 = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("phases", "life"), [(PHASES, LIFE), (v0_12_0.PHASES, LIFE_0_12_0)], ids=["0.9.2", "0.12.0"])
-def test_the_phases_of_a_start(phases, life):
-    log, seen = Log(phases), []
+@pytest.mark.parametrize(("table", "life"), [(v0_9_2, LIFE), (v0_12_0, LIFE_0_12_0)], ids=["0.9.2", "0.12.0"])
+def test_the_phases_of_a_start(table, life):
+    log, seen = Log(table), []
     for line, _ in life:
         log.feed(f"{line}\n".encode())
         seen.append(log.phase)
@@ -101,8 +102,39 @@ NO_ERRORS = [
 
 @pytest.mark.parametrize(("line", "error"), ERRORS)
 def test_lines_that_name_an_error(line, error):
-    log = Log(PHASES)
+    log = Log(v0_9_2)
     log.feed(f"{line}\nTraceback (most recent call last):\n".encode())
+    assert log.error == error
+
+
+# As 0.12.0 wrote them: two requests that it refused, then the kernel ended its engine.
+API = "\x1b[0;36m(APIServer pid=18080)\x1b[0;0m "
+REFUSED = f"""\
+{API}ERROR 11-30 11:05:50 [serving_completion.py:137] Traceback (most recent call last):
+{API}ERROR 11-30 11:05:50 [serving_completion.py:137] ValueError: This model's maximum context length is 1024 tokens.
+{API}INFO:     127.0.0.1:38432 - "POST /v1/completions HTTP/1.1" 400 Bad Request
+"""
+KILLED = f"""\
+{API}ERROR 11-30 11:05:51 [core_client.py:600] Engine core proc EngineCore_DP0 died unexpectedly, shutting down client.
+{API}ERROR 11-30 11:05:51 [async_llm.py:546] AsyncLLM output_handler failed.
+{API}ERROR 11-30 11:05:51 [async_llm.py:546] vllm.v1.engine.exceptions.EngineDeadError: See stack trace (above).
+"""
+LOST = f"""\
+{CORE}ERROR 11-30 11:10:50 [multiproc_executor.py:233] Worker proc VllmWorker-1 died unexpectedly, shutting down.
+{CORE}ERROR 11-30 11:10:54 [core.py:845] RuntimeError: cancelled
+"""
+FAILED = f"{CORE}ERROR 11-30 11:05:50 [core.py:845] torch.OutOfMemoryError: CUDA out of memory.\n"
+
+
+@pytest.mark.parametrize(("text", "error"), [
+    (REFUSED, None), (REFUSED + KILLED, "Engine core proc EngineCore_DP0 died unexpectedly"),
+    (FAILED + KILLED, "torch.OutOfMemoryError: CUDA out of memory."),
+    (FAILED + REFUSED + KILLED, "torch.OutOfMemoryError: CUDA out of memory."),
+    (REFUSED + LOST + KILLED, "Worker proc VllmWorker-1 died unexpectedly"),
+])
+def test_end_of_an_engine_is_no_fault_of_a_request(text, error):
+    log = Log(v0_12_0)
+    log.feed(text.encode())
     assert log.error == error
 
 
@@ -112,7 +144,7 @@ def test_lines_that_name_none(line):
 
 
 def test_the_last_error_counts_and_is_cut():
-    log = Log(PHASES)
+    log = Log(v0_9_2)
     log.feed(b"ValueError: the first\nValueError: " + b"a" * 1000 + b"\nRuntimeError: failed. See stack trace.\n")
     assert log.error == "ValueError: " + "a" * 288
 
@@ -127,11 +159,11 @@ def test_own_questions_are_not_passed_on():
     own = f'INFO:     127.0.0.1:39072 - "GET /health{PROBE_MARK} HTTP/1.0" 200 OK'
     other = 'INFO:     127.0.0.1:39072 - "GET /health?probe-0123456789abcdef HTTP/1.1" 200 OK'
     assert is_probe(own)
-    assert Log(PHASES).feed(f"{own}\n{other}\n{own}\n".encode()) == [other]
+    assert Log(v0_9_2).feed(f"{own}\n{other}\n{own}\n".encode()) == [other]
 
 
 def test_lines_come_in_pieces():
-    log = Log(PHASES)
+    log = Log(v0_9_2)
     assert log.feed("INFO a\nINFO wäre".encode()[:-3]) == ["INFO a"]
     assert log.feed("äre".encode()[1:]) == []
     assert log.feed(b"\r\n\r\n") == ["INFO wäre"]
@@ -143,7 +175,7 @@ def test_lines_come_in_pieces():
 
 
 def test_a_line_that_repeats_is_no_progress():
-    log = Log(PHASES)
+    log = Log(v0_9_2)
     for number in range(100):
         log.feed(f"WARNING 11-21 09:06:{number:02} No available shared memory block in {number} s\n".encode())
     assert len(log.seen_patterns) == 1

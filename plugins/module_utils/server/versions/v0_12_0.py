@@ -38,6 +38,11 @@ LOG_WANTED = {
 # Words that it never has: types that these GPUs have not, and errors.
 LOG_UNWANTED = ("dtype=torch.bfloat16", "Traceback")
 
+# What the module of a request's endpoint writes: a client's mistake, no fault of the server.
+REQUEST_FAULTS = r"\[serving_\w+\.py:\d+\]"
+# Lines of the end of an engine or of a rank: the reason, where no error was named before.
+ENGINE_ENDS = (r"(?:Engine core|Worker) proc \S+ died unexpectedly",)
+
 # Names of the metrics that the supervisor, the alert rules and the dashboard read.
 METRICS = {
     "prompt_tokens": "vllm:prompt_tokens_total",

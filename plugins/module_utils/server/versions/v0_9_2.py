@@ -25,6 +25,11 @@ LOG_WANTED = {
 # Words that it never has: kernels that a K80 cannot run, and errors.
 LOG_UNWANTED = ("FlashAttention", "xformers", "Triton", "Traceback")
 
+# What the module of a request's endpoint writes: a client's mistake, no fault of the server.
+REQUEST_FAULTS = r"\[serving_\w+\.py:\d+\]"
+# Lines of the end of an engine or of a rank: the reason, where no error was named before.
+ENGINE_ENDS = ()
+
 # Names of the metrics that the supervisor, the alert rules and the dashboard read.
 METRICS = {
     "prompt_tokens": "vllm:prompt_tokens_total",
