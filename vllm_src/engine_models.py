@@ -81,7 +81,8 @@ def unloadable() -> set[str]:
 
 def tokenizers() -> Iterable[str]:
     """Every class by which tokenizer_config.json may name a tokenizer."""
-    return (name for name in dir(transformers) if "Tokenizer" in name and not name.startswith("Auto"))
+    # Not what the port adds in this process.
+    return (name for name in transformers.__all__ if "Tokenizer" in name and not name.startswith("Auto"))
 
 
 def options(kind: type[argparse.Action] | None = None) -> Iterable[str]:

@@ -160,7 +160,7 @@ def write(
 
 # Architectures of files whose models transformers calls otherwise.
 ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
-                 "gemma3_text": "gemma3"}
+                 "gemma3_text": "gemma3", "granitemoeshared": "granitemoe"}
 PERMUTED, FROM_ONE = ("llama", "granite", "granitemoe"), ("gemma", "gemma2", "gemma3")
 EXPERTS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
 
@@ -178,6 +178,11 @@ def laid_out(model: Any, architecture: str) -> Iterator[tuple[str, list[torch.Te
         expert = re.search(r"experts\.\d+\.(\w+)\.weight$", own)
         if expert:
             stacks.setdefault(f"blk.{layer}.ffn_{EXPERTS[expert[1]]}_exps.weight", []).append(weight)
+        elif own.endswith("shared_mlp.input_linear.weight"):
+            for part, half in zip(("gate", "up"), weight.chunk(2), strict=True):
+                yield f"blk.{layer}.ffn_{part}_shexp.weight", [half]
+        elif own.endswith("shared_mlp.output_linear.weight"):
+            yield f"blk.{layer}.ffn_down_shexp.weight", [weight]
         elif own.endswith("input_linear.weight"):
             for part, half in zip(("gate", "up"), weight.chunk(2, dim=1), strict=True):
                 yield f"blk.{layer}.ffn_{part}_exps.weight", list(half)
@@ -225,6 +230,7 @@ def header(writer: gguf.GGUFWriter, config: Any) -> None:
     for keys, add in (
         (("num_local_experts", "num_experts"), writer.add_expert_count),
         (("num_experts_per_tok",), writer.add_expert_used_count),
+        (("shared_intermediate_size",), writer.add_expert_shared_feed_forward_length),
         (("attn_logit_softcapping",), writer.add_attn_logit_softcapping),
         (("final_logit_softcapping",), writer.add_final_logit_softcapping),
         (("attention_multiplier",), writer.add_attention_scale),

@@ -30,6 +30,9 @@ FROM_FILES = {
                                "query_pre_attn_scalar": 64, "num_hidden_layers": 7, "rope_theta": 1e6}),
     "granitemoe": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_multiplier": 0.2,
                                   "residual_multiplier": 0.5, "embedding_multiplier": 2.0, "logits_scaling": 0.5}),
+    "granitemoeshared": ("granitemoeshared", {
+        "num_local_experts": 4, "num_experts_per_tok": 2, "attention_multiplier": 0.2, "residual_multiplier": 0.5,
+        "embedding_multiplier": 2.0, "logits_scaling": 0.5, "shared_intermediate_size": 256}),
     "olmo2": ("olmo2", {}),
     "glm4": ("glm4", {"head_dim": 64, "partial_rotary_factor": 0.5, "attention_bias": True}),
 }

@@ -100,13 +100,15 @@ def fetch(monkeypatch):
 def test_fetch_start_and_engine_answer_as_the_table(tmp_path, monkeypatch, fetch, config, named):
     # With a dtype vLLM does not look for the weights' own.
     (tmp_path / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16", **config}))
+    facts = {"config": config, "tensors": [], "tokenizer": None, "faults": []}
+    judged = (facts, "config.json", [{"engine": "port", "options": {}}], None)
     if named:
         assert named in refusal({"model": str(tmp_path)}, {})
         with pytest.raises(fetch["FetchError"], match=re.escape(named)):
-            fetch["check_configs"](tmp_path)
+            fetch["check_facts"](*judged)
         return
     assert refusal({"model": str(tmp_path)}, {}) is None
-    fetch["check_configs"](tmp_path)
+    fetch["check_facts"](*judged)
     # As on a GPU, where long prompts are chunked.
     monkeypatch.setattr(type(current_platform), "is_cuda", lambda platform: True)
     made = EngineArgs(str(tmp_path), skip_tokenizer_init=True, dtype="float32").create_engine_config()

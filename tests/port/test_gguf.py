@@ -296,6 +296,12 @@ def mixed_experts(name):
     return next((kind for part, kind in kinds.items() if part in name), Type.Q8_0)
 
 
+def other_gates(name):
+    """Codes of 8 bits beside some of 4 with offsets, and floats beside codes."""
+    gates = {"blk.0.ffn_gate_exps.weight": Type.Q8_0, "blk.1.ffn_gate_exps.weight": Type.Q6_K}
+    return gates.get(name, Type.Q4_K)
+
+
 # Experts of a multiple of 256 columns fit the K types' blocks.
 LARGE_EXPERTS = {"moe_intermediate_size": 256}
 ALONE = {
@@ -315,6 +321,10 @@ ALONE = {
     "qwen2-moe": (mixed_experts, LARGE_EXPERTS),
     "qwen3-moe": (mixed_experts, LARGE_EXPERTS),
     "granitemoe": (mixed_experts, {}),
+    "granitemoeshared": (mixed_experts, {}),
+    # The gate of experts and the matrix beside it are stored otherwise.
+    "mixtral, forms": (other_gates, {}),
+    "granitemoe, forms": (lambda name: Type.Q8_0 if "gate_exps" in name else Type.Q4_0, {}),
 }
 
 
@@ -326,7 +336,8 @@ def alone_of(tmp_path_factory, seed):
     def get(family):
         if family not in made:
             kind_of, differs = ALONE[family]
-            made[family] = model_alone(family, tmp_path_factory.mktemp(family), seed, kind_of, split=5, **differs)
+            directory, kind = tmp_path_factory.mktemp(family), family.partition(",")[0]
+            made[family] = model_alone(kind, directory, seed, kind_of, split=5, **differs)
         return made[family]
 
     return get

@@ -4,17 +4,19 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType as Type
-from gguf_models import gguf_model
+from gguf_models import gguf_model, model_alone
 from quantized_models import Kind, half_model, quantized_model
 from tiny_models import assert_same, make
 from two_hosts import HEAD, python, two_hosts
@@ -35,6 +37,7 @@ MORE = {
     "experts": (lambda *model: make("mixtral", *model), CHUNKED),
     "awq": (lambda *model: quantized_model("qwen2", *model, Kind("awq", group=64)), {"enable_prefix_caching": True}),
     "gguf": (lambda *model: gguf_model("qwen2", *model, lambda name: Type.Q4_K), {}),
+    "gguf, experts": (lambda *model: model_alone("qwen3-moe", *model, lambda name: Type.Q8_0), {}),
 }
 
 
@@ -71,6 +74,17 @@ def test_stages_on_two_hosts_answer_as_one_rank(cluster, tmp_path, seed):
 def test_stages_of_two_ranks_answer_as_one_rank(cluster, tmp_path, seed):
     with cluster(2) as hosts:
         assert_storages(hosts, tmp_path, seed, FLOAT32)
+
+
+@pytest.mark.skipif("HOSTS_LONG" not in os.environ, reason="long form: HOSTS_LONG=1, five minutes")
+def test_gguf_alone_needs_its_directory_on_one_host(tmp_path, seed):
+    """The supervisor makes the directory on the first host; each host has the file."""
+    (hidden := tmp_path / "runtime").mkdir()
+    model = model_alone("llama", tmp_path / "file", seed, lambda name: Type.Q4_K)
+    shutil.move(model.directory, hidden / "model")
+    with two_hosts(free_port(), 1, tmp_path / "nodes.log", hidden=hidden) as hosts:
+        ids = hosts.serve(replace(model, directory=hidden / "model"))
+    assert_same(model, ids[:len(model.prompts)])
 
 
 @pytest.mark.skipif("HOSTS_LONG" not in os.environ, reason="long form: HOSTS_LONG=1, five minutes")

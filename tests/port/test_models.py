@@ -149,7 +149,7 @@ def test_quantized_weights_that_are_served_are_fetched(hub, fetch):
         ({"architectures": ["LlamaForSequenceClassification"]}, {}, "generates no text"),
         ({"model_type": "novelty", "auto_map": {"AutoConfig": "c.C"}}, {}, "auto_map"),
         ({"rope_parameters": {"rope_type": "proportional"}}, {}, "rope_parameters.rope_type"),
-        ({}, {"tokenizer_class": "TokenizersBackend"}, "TokenizersBackend"),
+        ({}, {"tokenizer_class": "SentencePieceBackend"}, "SentencePieceBackend"),
     ],
 )
 def test_what_the_engine_does_not_know_is_not_fetched(hub, fetch, change, tokenizer, named):
@@ -255,10 +255,10 @@ def test_what_is_not_there(fetch, asked, said):
 def test_options_of_the_server_count_before_the_fetch(hub, fetch):
     """As preflight judges: keys that it overrides, and a tokenizer of its own."""
     hub.files["config.json"] = json.dumps({**json.loads(CONFIG), "model_type": "smollm3"}).encode()
-    hub.files["tokenizer_config.json"] = b'{"tokenizer_class": "TokenizersBackend"}'
+    hub.files["tokenizer_config.json"] = b'{"tokenizer_class": "SentencePieceBackend"}'
     overrides = json.dumps({"model_type": "llama"})
     assert "smollm3" in fetch()[2]
-    assert "TokenizersBackend" in fetch(options={"hf-overrides": overrides})[2]
+    assert "SentencePieceBackend" in fetch(options={"hf-overrides": overrides})[2]
     status, _, fault = fetch(options={"hf-overrides": overrides, "tokenizer": "/srv/tokenizer"})
     assert (status, fault) == (0, None)
     assert "state-space" in fetch(options={"hf-overrides": json.dumps({"model_type": "mamba"})})[2]

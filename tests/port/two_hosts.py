@@ -46,10 +46,14 @@ class Hosts:
         token: what every process of the cluster knows.
         nodes: their processes, the head's first.
         log: file of what they print.
+        hidden: directory that the first host alone has, which takes root; None for none.
     """
 
-    def __init__(self, port: int, ranks: int, log: Path, gpus: tuple[str, ...] = ("", "")) -> None:
+    def __init__(
+        self, port: int, ranks: int, log: Path, gpus: tuple[str, ...] = ("", ""), hidden: Path | None = None
+    ) -> None:
         self.port, self.ranks, self.log, self.gpus, self.token = port, ranks, log, gpus, secrets.token_hex(16)
+        self.hidden = hidden
         self.nodes: list[subprocess.Popen[bytes]] = []
 
     def environment(self, number: int) -> dict[str, str]:
@@ -66,10 +70,12 @@ class Hosts:
                     "at = cluster.read_cluster(os.environ); "
                     f"at = replace(at, first=at.port + {number} * cluster.SPAN); "
                     "command = cluster.node_command(at); os.execve(command[0], command, at.environment)")
+            # The directory is empty for the second host's processes.
+            hide = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(self.hidden)]
             with self.log.open("ab") as output:
                 self.nodes.append(subprocess.Popen(
-                    [python(), "-c", code], env=self.environment(number), stdin=subprocess.DEVNULL, stdout=output,
-                    stderr=output, start_new_session=True,
+                    [*(hide if number and self.hidden else []), python(), "-c", code], env=self.environment(number),
+                    stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
                 ))  # fmt: skip
             if number == 0:
                 self.wait("the head", "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])))")
@@ -123,9 +129,11 @@ def ids_of(request: dict[str, Any], environment: dict[str, str]) -> list[list[in
 
 
 @contextlib.contextmanager
-def two_hosts(port: int, ranks: int, log: Path, gpus: tuple[str, ...] = ("", "")) -> Iterator[Hosts]:
-    """Two hosts of `ranks` ranks each; `gpus`: CUDA_VISIBLE_DEVICES of each."""
-    hosts = Hosts(port, ranks, log, gpus)
+def two_hosts(
+    port: int, ranks: int, log: Path, gpus: tuple[str, ...] = ("", ""), hidden: Path | None = None
+) -> Iterator[Hosts]:
+    """Two hosts of `ranks` ranks each; `gpus`: CUDA_VISIBLE_DEVICES of each; `hidden`: as Hosts has it."""
+    hosts = Hosts(port, ranks, log, gpus, hidden)
     try:
         hosts.start()
         yield hosts

@@ -29,6 +29,8 @@ PARTIAL = ("glm", "glm4", "gpt_neox", "llama", "mistral", "nemotron", "persimmon
 # Types with sliding_window_pattern, and types whose layers the engine takes from layer_types itself.
 PATTERNED = ("gemma3_text", "cohere2")
 TYPED_LAYERS = ("gemma3n_text", "granitemoehybrid")
+# Types whose first layers, as many as max_window_layers says, have no window, and how many these are by default.
+BELOW_WINDOWS, MAX_WINDOW_LAYERS = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"), 28
 NO_ROPE = ("no_rope_layers", "no_rope_layer_interval")
 
 
@@ -76,6 +78,9 @@ def _translated(config, where):
         # vLLM takes an empty one for a method without a name.
         if key in config and not config[key]:
             del config[key]
+    if config.get("rope_scaling") == {}:
+        # The engine takes it for a scaling without a type.
+        config["rope_scaling"] = None
     if config.get("torch_dtype") is None and config.get("dtype") is not None:
         config["torch_dtype"] = config["dtype"]
     if config.get("rope_parameters") is not None:
@@ -86,6 +91,8 @@ def _translated(config, where):
         del config["layer_types"]
     for key in NO_ROPE:
         _no_rope(config, key, where)
+    _drop_dynamic(config)
+    _windows(config, where)
     return config
 
 
@@ -233,6 +240,31 @@ def _layers(config, where):
         )
     elif FULL in types and config.get("sliding_window") is not None:
         config["sliding_window"] = None
+
+
+def _drop_dynamic(config):
+    """Leave out a scaling that has no effect within the model's positions; the engine would scale all of them."""
+    scaling = config.get("rope_scaling")
+    # With alpha it is one of another kind, which counts everywhere.
+    if isinstance(scaling, dict) and "alpha" not in scaling and "dynamic" in (
+            scaling.get("rope_type"), scaling.get("type")):
+        config["rope_scaling"] = None
+
+
+def _windows(config, where):
+    """Take the windows from a config whose layers all come before them; the engine would give one to each."""
+    layers, first = config.get("num_hidden_layers"), config.get("max_window_layers")
+    if _kind(config) not in BELOW_WINDOWS or not config.get("use_sliding_window") or not config.get("sliding_window"):
+        return
+    first = MAX_WINDOW_LAYERS if first is None else first
+    if not isinstance(layers, int) or not isinstance(first, int):
+        return
+    if first < layers:
+        raise UnsupportedConfigError(
+            "%suse_sliding_window with max_window_layers %d" % (where, first),
+            "%d, all layers: the engine has no windows in a model of the type %s" % (layers, _kind(config)),
+        )
+    config["use_sliding_window"] = False
 
 
 def _no_rope(config, key, where):

@@ -1,8 +1,9 @@
 """Check whether the engine can serve a model, by its files: for plan, preflight, fetch and start."""
 
+import re
 from typing import NamedTuple, Optional
 
-from . import engine_models, engine_models_stock, gguf, stock
+from . import engine_models, engine_models_stock, gguf, stock, variants
 from .config import overridden, parts_of, translate
 from .errors import CheckpointError
 from .quantization import quantized_router, read_quantization
@@ -33,11 +34,11 @@ UNSUPPORTED_TYPES = dict(
     llama4="attention in chunks of the context",
     llama4_text="attention in chunks of the context",
     mllama="cross-attention to images",
-    nemotron="norms that need a newer PyTorch",
-    olmo="norms that need a newer PyTorch",
     phi3small="block-sparse attention",
 )
 DECODERS = "a decoder with plain attention in every layer, such as a Llama, Mistral, Qwen or Gemma"
+# Classes of transformers 5 that the port gives transformers 4.
+NEWER_TOKENIZERS = ("TokenizersBackend",)
 TRUST = "trust-remote-code: true in extra_args, once its code was read, with the model in a directory of the host"
 # Endings of architectures that answer with a number, a label or a vector.
 NO_TEXT = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "Model")
@@ -62,9 +63,19 @@ def judge(config, tensors=(), tokenizer=None, options=(), engine=PORT):
         return [(error.found, error.expected)]
     if not isinstance(config, dict):
         return []
+    if _lacks_head(config, [item["name"] for item in tensors]):
+        return [("weights without a head (lm_head.weight) and tie_word_embeddings false",
+                 "a head, or tie_word_embeddings true where the embedding is the head")]
     tokenizer = None if "tokenizer" in options else tokenizer
     in_gguf = any(item["dtype"] in gguf.BITS for item in tensors)
     return refusals(config, tokenizer, options.get("trust-remote-code") is True, in_gguf, engine)
+
+
+def _lacks_head(config, names):
+    """Whether a config says that the head is no embedding, and of both the embedding alone is among the tensors."""
+    tied = [part["tie_word_embeddings"] for _, part in parts_of(config) if part.get("tie_word_embeddings") is not None]
+    return (False in tied and True not in tied and any(name.endswith("embed_tokens.weight") for name in names)
+            and not any(re.search(r"(^|\.)(lm_head|embed_out|output|head)\.", name) for name in names))
 
 
 def refusals(config, tokenizer=None, trusts=False, in_gguf=False, engine=PORT):
@@ -91,7 +102,16 @@ def refusals(config, tokenizer=None, trusts=False, in_gguf=False, engine=PORT):
     # The architecture of an unknown type is unknown as well, and its keys may mean something else: report one.
     if not found and not in_gguf:
         found = _architectures(config, trusts, engine.names)
-    return (found or _quantization(config, engine)) + _tokenizer(tokenizer, trusts, engine.names)
+    return (found or _values(config) or _quantization(config, engine)) + _tokenizer(tokenizer, trusts, engine)
+
+
+def _values(config):
+    """Reasons that lie in the values of a config of a known type; what translate refuses is reported by others."""
+    try:
+        parts = parts_of(translate(config))
+    except CheckpointError:
+        return []
+    return [reason for _, part in parts for reason in variants.refusals(part)][:1]
 
 
 def _stock(config, tokenizer, trusts, in_gguf, engine):
@@ -101,7 +121,7 @@ def _stock(config, tokenizer, trusts, in_gguf, engine):
     found = _types(config, trusts, engine.names) or _architectures(config, trusts, engine.names)
     if not found and engine.capability:
         found = stock.refusals(config, engine.capability)
-    return (found or _quantization(config, engine)) + _tokenizer(tokenizer, trusts, engine.names)
+    return (found or _quantization(config, engine)) + _tokenizer(tokenizer, trusts, engine)
 
 
 def _quantization(config, engine):
@@ -153,10 +173,11 @@ def _architectures(config, trusts, known):
     return [("the architecture %s" % names, "one that the locked vLLM has, such as LlamaForCausalLM")]
 
 
-def _tokenizer(section, trusts, known):
+def _tokenizer(section, trusts, engine):
+    known = engine.names.TOKENIZERS.union(NEWER_TOKENIZERS if engine.name == "port" else ())
     name = str(section.get("tokenizer_class") or "") if isinstance(section, dict) else ""
     has_code = bool(name) and _has_code(section, "AutoTokenizer")
-    if not name or name in known.TOKENIZERS or "%sFast" % name in known.TOKENIZERS or (trusts and has_code):
+    if not name or name in known or "%sFast" % name in known or (trusts and has_code):
         return []
     if has_code:
         return [("tokenizer_class %s in tokenizer_config.json, which comes with code of its own (auto_map)" % name,

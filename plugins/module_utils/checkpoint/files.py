@@ -162,7 +162,7 @@ def find_gguf_alone(path):
 
 
 def _tensors_of(header):
-    return [(part.name, part.tensor.kind, part.shape) for part in gguf_families.parts_of(header)]
+    return [(part.name, gguf_families.kind_of(header, part), part.shape) for part in gguf_families.parts_of(header)]
 
 
 def _read_gguf(path, config):

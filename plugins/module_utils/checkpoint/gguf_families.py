@@ -29,6 +29,11 @@ SHARED_EXPERT = {
     "ffn_gate_inp_shexp": "mlp.shared_expert_gate", "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
     "ffn_up_shexp": "mlp.shared_expert.up_proj", "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
+# Two of the file's matrices are one of the model's.
+GRANITE_SHARED = {
+    "ffn_gate_shexp": "shared_mlp.input_linear", "ffn_up_shexp": "shared_mlp.input_linear",
+    "ffn_down_shexp": "shared_mlp.output_linear",
+}
 GEMMA_NORMS = {
     "post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
@@ -99,6 +104,10 @@ FAMILIES = {
     "granite": Family(["granite"], "GraniteForCausalLM", {}, permuted=True, numbers=dict(EPSILON, **GRANITE)),
     "granitemoe": Family(["granitemoe"], "GraniteMoeForCausalLM", MIXTRAL_NAMES, permuted=True,
                          numbers=dict(EPSILON, **dict(GRANITE, **EXPERTS)), head_size=False),
+    "granitemoeshared": Family(["granitemoeshared"], "GraniteMoeSharedForCausalLM",
+                               dict(MIXTRAL_NAMES, **GRANITE_SHARED), permuted=True, head_size=False,
+                               numbers=dict(EPSILON, **dict(GRANITE, **dict(EXPERTS, **{
+                                   "expert_shared_feed_forward_length": "shared_intermediate_size"})))),
     "starcoder2": Family(["starcoder2"], "Starcoder2ForCausalLM",
                          {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj", "ffn_gate": None},
                          values={"hidden_act": "gelu_pytorch_tanh", "use_bias": True, "sliding_window": None},
@@ -110,7 +119,9 @@ FAMILIES = {
         "post_attention_norm": "post_self_attn_layernorm", "ffn_norm": "post_attention_layernorm",
         "post_ffw_norm": "post_mlp_layernorm", "ffn_up": "mlp.gate_up_proj", "ffn_gate": None}, numbers=EPSILON),
 }
-SUPPORTED_MODELS = "a model of one of the architectures %s" % ", ".join(sorted(set(FAMILIES) - {"mixtral"}))
+# Families whose files have the architecture of another one.
+VARIANTS = {"mixtral", "granitemoeshared"}
+SUPPORTED_MODELS = "a model of one of the architectures %s" % ", ".join(sorted(set(FAMILIES) - VARIANTS))
 SUPPORTED_FILES = "GGUF: %s, of %s" % (SUPPORTED_MODELS, SUPPORTED_TYPES)
 # Families whose layers may rotate a part of each head.
 PARTIAL = ("phi3", "glm4")
@@ -127,6 +138,7 @@ class Part(NamedTuple):
         tensor: the file's.
         shape: of this part.
         expert: its place in a stack of experts; None for a whole tensor.
+        below: the file's tensor whose rows come below those of `tensor`; None where that is all.
     """
 
     name: str
@@ -134,6 +146,7 @@ class Part(NamedTuple):
     tensor: Tensor
     shape: List[int]
     expert: Optional[int]
+    below: Optional[Tensor] = None
 
 
 def family_of(header):
@@ -143,14 +156,15 @@ def family_of(header):
         raise UnsupportedFileError("the architecture %s" % architecture, SUPPORTED_MODELS, header.path)
     if architecture == "llama" and header.values.get("llama.expert_count"):
         return FAMILIES["mixtral"]
+    if architecture == "granitemoe" and header.values.get("granitemoe.expert_shared_feed_forward_length"):
+        return FAMILIES["granitemoeshared"]
     return FAMILIES[architecture]
 
 
 def parts_of(header):
     """The model's tensors: [Part]. Raises UnsupportedFileError for one that the family does not have."""
-    family, found = family_of(header), []
-    _check_experts(header)
-    for file_name, tensor in header.tensors.items():
+    family, found = family_of(header), {}
+    for file_name, tensor in sorted(header.tensors.items()):
         if file_name in FACTORS:
             continue
         name = _name_of(header, family, file_name)
@@ -158,30 +172,32 @@ def parts_of(header):
             # A matrix of one row is a vector in the file.
             is_row = ".ffn_gate_inp_shexp." in file_name and len(tensor.shape) == 1
             shape = [1] + tensor.shape if is_row else tensor.shape
-            found.append(Part(name, file_name, tensor, shape, None))
+            found[name] = (_joined(found[name], tensor) if name in found
+                           else Part(name, file_name, tensor, shape, None))
             continue
         if len(tensor.shape) != 3:
             raise UnsupportedFileError("%s of shape %s" % (file_name, tensor.shape), "a stack of matrices", tensor.path)
-        found += [
-            Part(name.replace("*", str(expert)), file_name, tensor, tensor.shape[1:], expert)
-            for expert in range(tensor.shape[0])
-        ]
-    return found
+        for expert in range(tensor.shape[0]):
+            own = name.replace("*", str(expert))
+            found[own] = Part(own, file_name, tensor, tensor.shape[1:], expert)
+    return list(found.values())
 
 
-def _check_experts(header):
-    """Raise UnsupportedFileError if the gate of experts is stored in another form than the matrix beside it."""
-    for gate, tensor in header.tensors.items():
-        up = header.tensors.get(gate.replace(".ffn_gate_exps.", ".ffn_up_exps."))
-        if up is not None and up is not tensor and _form(up.kind) != _form(tensor.kind):
-            raise UnsupportedFileError(
-                "%s of the type %s beside %s" % (gate, tensor.kind, up.kind),
-                "one type for both: the engine makes one matrix of them", tensor.path,
-            )
+def _joined(part, tensor):
+    """A part with a tensor's rows below its own. Raises UnsupportedFileError for one that is stored otherwise."""
+    if (tensor.kind, tensor.shape[1:]) != (part.tensor.kind, part.tensor.shape[1:]):
+        raise UnsupportedFileError(
+            "%s of the type %s beside %s" % (part.file_name, part.tensor.kind, tensor.kind),
+            "one type for both: the engine makes one matrix of them", tensor.path,
+        )
+    return part._replace(below=tensor, shape=[part.shape[0] + tensor.shape[0]] + part.shape[1:])
 
 
-def _form(kind):
-    return BITS.get(kind), kind in SYMMETRIC
+def kind_of(header, part):
+    """Name of the type as which a part counts: an expert's gate and the matrix beside it are one in memory."""
+    pair = [part.file_name.replace(*names) for names in (("_up_exps.", "_gate_exps."), ("_gate_exps.", "_up_exps."))]
+    kinds = [part.tensor.kind] + [header.tensors[name].kind for name in pair if name in header.tensors]
+    return max(kinds, key=lambda kind: (kind not in BITS, BITS.get(kind, 0), kind not in SYMMETRIC))
 
 
 def _name_of(header, family, file_name):

@@ -178,11 +178,14 @@ class _Section(object):
 
 
 def _parse_gptq(section):
-    written = (section.get("checkpoint_format", str) or "gptq").lower()
+    # By the key's name of today, or of before.
+    written = (section.get("checkpoint_format", str) or section.get("format", str) or "gptq").lower()
     if section.get("is_marlin_format", bool):
         written = "marlin"
     if written not in GPTQ_ZERO_OFFSETS:
         section.refuse("in the format %s" % written)
+    if section.get("pack_dtype", str) not in ("", "int32"):
+        section.refuse("packed in %s (pack_dtype)" % section.values["pack_dtype"])
     if section.get("lm_head", bool):
         section.refuse("with a quantized head (lm_head)")
     main = _gptq_scheme(section, GPTQ_ZERO_OFFSETS[written])
@@ -212,7 +215,7 @@ def _gptq_scheme(section, zero_offset):
 
 
 def _parse_awq(section):
-    version = (section.get("version", str) or "gemm").lower()
+    version = (section.get("version", str) or section.get("format", str) or "gemm").lower()
     if version != "gemm":
         section.refuse("of the version %s" % version)
     main = Scheme(section.integer((4,), "w_bit", "bits"), section.integer(GROUPS, "q_group_size", "group_size"))
@@ -227,6 +230,8 @@ def _parse_awq(section):
 def _parse_compressed_tensors(section):
     if section.get("kv_cache_scheme", dict):
         section.refuse("with a quantized KV cache (kv_cache_scheme)")
+    if section.part("transform_config").values:
+        section.refuse("with rotated inputs of layers (transform_config)")
     sparsity = section.part("sparsity_config").get("format", str, "dense")
     if sparsity != "dense":
         section.refuse("with sparse weights (%s)" % sparsity)

@@ -79,16 +79,20 @@ def check(
         heads.lay_out(laid, sizes, reader(name, revision))
         is_gguf = min(sizes).lower().endswith(".gguf")
         facts = files.read_model(heads.place_of(laid, min(sizes)) if is_gguf else laid)
+    check_facts(facts, min(sizes) if is_gguf else "config.json", uses, capability)
+
+
+def check_facts(facts: dict[str, Any], place: str, uses: Sequence[dict[str, Any]], capability: str | None) -> None:
+    """Raise FetchError if a server of it cannot serve the model of which read_model gave `facts`; `place`: its file."""
     for fault in facts["faults"]:
-        place = Path(fault["file"]).name
-        raise FetchError(f"{place}: found {fault['found']}; expected {fault['expected']}. Choose another file of the "
+        named = Path(fault["file"]).name
+        raise FetchError(f"{named}: found {fault['found']}; expected {fault['expected']}. Choose another file of the "
                          "model, or another checkpoint of it.")
     # Code that comes with a model is not fetched.
     for use in uses:
         options = {key: value for key, value in use["options"].items() if key != "trust-remote-code"}
         served_by = engine.Engine(use["engine"], capability)
         for found, expected in engine.judge(facts["config"], facts["tensors"], facts["tokenizer"], options, served_by):
-            place = min(sizes) if is_gguf else "config.json"
             raise FetchError(f"{place}: found {found}; expected {expected}. Choose another checkpoint of the model.")
 
 

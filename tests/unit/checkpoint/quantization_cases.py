@@ -77,6 +77,14 @@ CASES = [
     (packed(of(WEIGHTS, actorder="group")), None, "act-order of groups"),
     (packed(of(WEIGHTS, actorder=True)), None, "act-order of groups"),
     (packed(config_groups={}), None, "without config_groups"),
+    # Keys by which newer tools name what others have in checkpoint_format and version.
+    (of(GPTQ, format="gptq_v2"), (4, 32, False, True, 0), ""), (of(GPTQ, format="gptq", pack_dtype="int32"), MAIN, ""),
+    (of(GPTQ, format="marlin"), None, "format marlin"), (of(GPTQ, pack_dtype="int16"), None, "packed in int16"),
+    (of(AWQ, format="gemm", version=None), (4, 32, False, True, 0), ""),
+    (of(AWQ, format="gemv_fast", version=None), None, "version gemv_fast"),
+    (of(GPTQ, meta={"quantizer": ["gptqmodel:5.0"]}, act_group_aware=True), MAIN, ""),
+    (packed(transform_config={"config_groups": {"R1": {}}}), None, "transform_config"),
+    (packed(transform_config={}, quantization_status="compressed", global_compression_ratio=1.5), SYMMETRIC, ""),
     # Rules for some layers count as well.
     (of(GPTQ, dynamic={"+:x": {"bits": 2}}), None, "bits 2"), (of(GPTQ, dynamic={"x": {"group_size": 16}}), None, "16"),
 ]

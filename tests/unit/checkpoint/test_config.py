@@ -10,6 +10,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
           "original_max_position_embeddings": 8192}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 PLAIN = {"rope_type": "default", "rope_theta": 1000000.0}
+WINDOWS = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64, "num_hidden_layers": 4}
 
 
 def of(model_type, rope=None, **more):
@@ -29,7 +30,11 @@ def of(model_type, rope=None, **more):
         (of("llama", {"type": "linear", "factor": 2.0, "rope_theta": 1e4}),
          {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
         (of("llama", {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 512},
-            max_position_embeddings=512), {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+            max_position_embeddings=512), {"rope_scaling": None}),
+        # Of no effect within the positions, of which the engine would scale all.
+        ({"model_type": "internlm2", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, {"rope_scaling": None}),
+        # The first layers, as many as the number says, have no window.
+        (dict(WINDOWS, max_window_layers=4), {"use_sliding_window": False}), (WINDOWS, {"use_sliding_window": False}),
         (of("gpt_neox", dict(PLAIN, partial_rotary_factor=0.25)),
          {"rope_theta": 1e6, "rotary_emb_base": 1e6, "rotary_pct": 0.25}),
         (of("stablelm", dict(PLAIN, partial_rotary_factor=0.5)), {"partial_rotary_factor": 0.5}),
@@ -106,6 +111,7 @@ def test_config_of_transformers_4_is_unchanged(config):
             max_position_embeddings=512, original_max_position_embeddings=128), "factor 3.0"),
         (of("gemma3_text", layer_types=["sliding_attention", "full_attention", "full_attention"]), "layer_types"),
         (of("gemma2", layer_types=["full_attention", "sliding_attention"]), "layer_types"),
+        (dict(WINDOWS, max_window_layers=2), "max_window_layers 2"),
         (of("qwen3", layer_types=["full_attention", "sliding_attention"]), "layer_types"),
         (of("qwen3", layer_types=["linear_attention", "full_attention"]), "linear_attention"),
         (of("llama", layer_types=["full_attention"], num_hidden_layers=2), "num_hidden_layers"),

@@ -168,16 +168,32 @@ def test_weights_without_a_layer_are_refused(made):
         "no token_embd.weight or no layer")
 
 
-def test_gate_of_another_form_than_its_neighbor_is_refused(made):
-    def experts(up):
-        shape = (2, 32, HIDDEN)
-        return layer(("blk.0.ffn_gate_exps.weight", shape, Q4_0), ("blk.0.ffn_up_exps.weight", shape, up))
+def test_gate_and_its_neighbor_count_in_one_form(made):
+    """As they are kept: one matrix, in the form that holds the numbers of both."""
 
-    mixture = {"expert_count": (UINT, 2), "expert_used_count": (UINT, 1)}
-    found = files.read_model(str(made(tensors=experts(Q4_0), **mixture)))
-    assert {"name": "model.layers.*.block_sparse_moe.experts.*.w1.weight", "dtype": "Q4_0", "shape": [32, 64],
-            "count": 2} in found["tensors"]
-    assert fault_of(made(tensors=experts(Q8_0), **mixture)) == "blk.0.ffn_gate_exps.weight of the type Q4_0 beside Q8_0"
+    def counted(gate, up):
+        shape = (2, 32, HIDDEN)
+        tensors = layer(("blk.0.ffn_gate_exps.weight", shape, gate), ("blk.0.ffn_up_exps.weight", shape, up))
+        found = files.read_model(str(made(tensors=tensors, expert_count=(UINT, 2), expert_used_count=(UINT, 1))))
+        return [item["dtype"] for item in found["tensors"] if "experts" in item["name"]]
+
+    assert counted(Q4_0, Q4_0) == ["Q4_0", "Q4_0"]
+    assert counted(Q4_0, Q8_0) == ["Q8_0", "Q8_0"]
+    assert counted(F32, Q8_0) == ["F32", "F32"]
+
+
+def test_shared_experts_of_another_form_are_refused(made):
+    def shared(up):
+        shape = (32, HIDDEN)
+        return layer(("blk.0.ffn_gate_shexp.weight", shape, Q4_0), ("blk.0.ffn_up_shexp.weight", shape, up))
+
+    granite = {"expert_count": (UINT, 2), "expert_used_count": (UINT, 1),
+               "expert_shared_feed_forward_length": (UINT, 32)}
+    found = files.read_model(str(made("granitemoe", tensors=shared(Q4_0), **granite)))
+    assert found["config"]["architectures"] == ["GraniteMoeSharedForCausalLM"]
+    assert [64, HIDDEN] in [item["shape"] for item in found["tensors"] if "shared_mlp.input_linear" in item["name"]]
+    assert fault_of(made("granitemoe", tensors=shared(Q8_0), **granite)) == (
+        "blk.0.ffn_gate_shexp.weight of the type Q4_0 beside Q8_0")
 
 
 def test_stack_that_is_none_is_refused(made):

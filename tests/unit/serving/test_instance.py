@@ -144,7 +144,7 @@ UNSERVABLE = [
     ({**MODEL, "rope_parameters": {"rope_type": "proportional"}}, None, "rope_parameters.rope_type"),
     ({**MODEL, "quantization_config": {"quant_method": "fp8"}}, None, "quantized with fp8"),
     ({**MODEL, "model_type": "mamba2"}, None, "state-space"),
-    (MODEL, {"tokenizer_class": "TokenizersBackend"}, "TokenizersBackend"),
+    (MODEL, {"tokenizer_class": "SentencePieceBackend"}, "SentencePieceBackend"),
 ]
 
 
@@ -233,7 +233,7 @@ def test_a_model_of_the_hub_is_looked_at_in_the_cache(read, tmp_path):
         (MODEL, None, {}), (MODEL, {"tokenizer_class": "PreTrainedTokenizerFast"}, {}), (["no mapping"], None, {}),
         # What the operator says counts more.
         ({**MODEL, "architectures": ["Own"]}, None, {"hf-overrides": '{"architectures": ["LlamaForCausalLM"]}'}),
-        (MODEL, {"tokenizer_class": "TokenizersBackend"}, {"tokenizer": "/srv/other"}),
+        (MODEL, {"tokenizer_class": "SentencePieceBackend"}, {"tokenizer": "/srv/other"}),
         ({**MODEL, "model_type": "own", "auto_map": {"AutoConfig": "c.C"}}, None, {"trust-remote-code": True}),
     ],
 )

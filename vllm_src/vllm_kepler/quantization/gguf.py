@@ -21,6 +21,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe import FusedMoE
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+from vllm.model_executor.models.utils import is_pp_missing_parameter
 
 from ..checkpoint.errors import UnsupportedFileError
 from ..checkpoint.files import find_gguf
@@ -30,13 +31,11 @@ from ..errors import ModelError
 from .config import KeplerConfig
 from .gguf_experts import GgufExpertsMethod
 from .gguf_linear import GgufLinearMethod
-from .loader import KeplerLoader
+from .loader import KeplerLoader, fused_of
 
 logger = init_logger("vllm.kepler.gguf")
 
 FLOAT_TYPES = {Type.F32: numpy.float32, Type.F16: numpy.float16}
-# Names of what vLLM makes one of, for classes that do not say it.
-FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 # Tensors that the port keeps as floats, by the file's names; besides, vectors.
 FLOATS = re.compile(r"^(token_embd|output)\.|\.ffn_gate_inp(_shexp)?\.")
 
@@ -50,12 +49,14 @@ class GgufFile:
         parts: the model's tensors, by the model's names.
         family: of the file.
         heads: of queries and of keys, by the part of a tensor's name that tells them.
+        targets: what the files are links to, for ranks of hosts that lack a directory made on the first one.
     """
 
     path: Path
     parts: Mapping[str, Part]
     family: Family
     heads: Mapping[str, int]
+    targets: Mapping[str, Path]
 
     def type_of(self, name: str) -> Type:
         """How a tensor is stored, by the model's name. Raises ModelError if the file lacks it."""
@@ -78,17 +79,24 @@ def read(path: Path, model: ModelConfig) -> GgufFile:
     if "output.weight" not in header.tensors:
         config.tie_word_embeddings = True
     heads = {".attn_q.": config.num_attention_heads, ".attn_k.": config.num_key_value_heads}
-    return GgufFile(path, {part.name: part for part in parts_of(header)}, family_of(header), heads)
+    parts = {part.name: part for part in parts_of(header)}
+    links = {Path(part.tensor.path) for part in parts.values()}
+    targets = {str(link): link.parent / link.readlink() for link in links if link.is_symlink()}
+    return GgufFile(path, parts, family_of(header), heads, targets)
 
 
 def check_places(file: GgufFile, model: torch.nn.Module, fused: Mapping[str, list[str]]) -> None:
     """Raise UnsupportedFileError for a tensor that the model has no place for: some of vLLM's classes pass over it.
+
+    A stage of a pipeline passes over those of the others.
 
     fused: the model's names of what vLLM makes one of, by vLLM's name.
     """
     places = {name for name, _ in model.named_parameters()}
     own = {part: name for name, parts in fused.items() for part in parts}
     for name, part in file.parts.items():
+        if is_pp_missing_parameter(name, model):
+            continue
         parent, _, kind = name.rpartition(".")
         before, _, last = parent.rpartition(".")
         if part.expert is None and name not in places and f"{before}.{own.get(last, last)}.{kind}" not in places:
@@ -102,10 +110,13 @@ def tensors(file: GgufFile) -> Generator[tuple[str, torch.Tensor], None, None]:
     """The model's tensors by their names: matrices of linear layers as they are stored, others as floats."""
     maps: dict[str, numpy.ndarray] = {}
     for name, part in file.parts.items():
-        path = part.tensor.path
-        if path not in maps:
-            maps[path] = numpy.memmap(path, numpy.uint8, "r")
-        rows = rows_of(maps[path], part)
+        for path in {tensor.path for tensor in (part.tensor, part.below) if tensor} - set(maps):
+            there = path if Path(path).exists() else file.targets.get(path, path)
+            maps[path] = numpy.memmap(there, numpy.uint8, "r")
+        rows = rows_of(maps[part.tensor.path], part)
+        if part.below:
+            below = part._replace(tensor=part.below, below=None)
+            rows = torch.cat((rows, rows_of(maps[part.below.path], below)))
         if "norm." in part.file_name and part.file_name.endswith("weight") and file.family.norms_from_one:
             # llama.cpp multiplies by the weight, transformers and vLLM by what it is above -1.
             rows = rows - 1
@@ -118,14 +129,14 @@ def tensors(file: GgufFile) -> Generator[tuple[str, torch.Tensor], None, None]:
 
 def rows_of(whole: numpy.ndarray, part: Part) -> torch.Tensor:
     """A copy of one tensor of a file's bytes: uint8 [n, bytes] of codes, or floats of its shape."""
-    kind, shape = Type[part.tensor.kind], part.shape
+    kind, shape = Type[part.tensor.kind], part.shape if part.expert is not None else part.tensor.shape
     block_columns, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     nbytes = math.prod(shape) // block_columns * block_bytes
     begin = part.tensor.offset + (part.expert or 0) * nbytes
     # torch takes no arrays that cannot be written.
     data = numpy.array(whole[begin : begin + nbytes]).reshape(*shape[:-1], -1)
     if len(shape) == 1 or FLOATS.search(part.file_name):
-        data = gguf.dequantize(data, kind).reshape(shape)
+        data = gguf.dequantize(data, kind).reshape(part.shape)
     elif kind in FLOAT_TYPES:
         data = data.view(FLOAT_TYPES[kind])
     return torch.from_numpy(data)
@@ -163,7 +174,7 @@ class GgufLoader(KeplerLoader):
         return super().load_model(vllm_config, model_config)
 
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
-        fused = {**FUSED, **getattr(model, "packed_modules_mapping", {})}
+        fused = fused_of(model)
         check_places(self._file, model, fused)
         # Some of vLLM's classes make layers without telling them their names.
         for prefix, layer in model.named_modules():

@@ -13,7 +13,7 @@ from vllm.model_executor.utils import set_weight_attrs
 from ..errors import ModelError
 from ..moe import KeplerMoEMethod, track_loaded
 from ..ops import moe
-from .gguf_linear import BITS, GROUP, Codes, check_shape, columns_of, join_alike
+from .gguf_linear import BITS, GROUP, Codes, alike, check_shape, columns_of, join_alike
 from .packed import check_groups
 
 # Names in a layer of the gate's and the other matrix in one, and of the last, and of the parts of each.
@@ -56,7 +56,7 @@ class Stack:
         )
         if len(self.parts) < self.num_experts * len(self.kinds):
             return
-        whole = join_alike([self.parts[key] for key in sorted(self.parts)])
+        whole = join_alike(alike([self.parts[key] for key in sorted(self.parts)], self.half, self.name))
         self.parts.clear()
         self.matrices = whole.unflatten(0, (self.num_experts, -1)) if isinstance(whole, torch.Tensor) else whole
 

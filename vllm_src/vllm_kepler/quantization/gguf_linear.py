@@ -218,6 +218,36 @@ def form(part: Codes | torch.Tensor) -> tuple[int, bool]:
     return (part.bits, part.offsets is None) if isinstance(part, Codes) else (0, False)
 
 
+def alike(parts: Sequence[Codes | torch.Tensor], half: bool, name: str) -> Sequence[Codes | torch.Tensor]:
+    """Parts in one form that holds the numbers of all: codes of the most bits, or floats where one part has these."""
+    if len(forms := {form(part) for part in parts}) == 1:
+        return parts
+    if any(isinstance(part, torch.Tensor) for part in parts):
+        return [part if isinstance(part, torch.Tensor) else floats_of(part, half, name) for part in parts]
+    bits, with_offsets = max(bits for bits, _ in forms), not all(symmetric for _, symmetric in forms)
+    return [widened(part, bits, with_offsets) for part in parts if isinstance(part, Codes)]
+
+
+def widened(part: Codes, bits: int, with_offsets: bool) -> Codes:
+    """The same numbers as codes of `bits`."""
+    if not with_offsets:
+        # The zero is in the middle.
+        return Codes(bits, part.codes + ((1 << bits - 1) - (1 << part.bits - 1)), part.scales, None)
+    offsets = part.scales * (1 << part.bits - 1) if part.offsets is None else part.offsets
+    return Codes(bits, part.codes, part.scales, offsets)
+
+
+def floats_of(part: Codes, half: bool, name: str) -> torch.Tensor:
+    """The numbers that codes stand for, as a matrix without codes is stored. Raises ModelError as refuse_overflow."""
+    exact = widened(part, part.bits, True)
+    assert exact.offsets is not None
+    groups = exact.codes.unflatten(1, (-1, GROUP))
+    values = (groups * exact.scales[..., None] - exact.offsets[..., None]).flatten(1)
+    if half:
+        refuse_overflow(values, name)
+    return values.half() if half else values
+
+
 def join_alike(parts: Sequence[Any]) -> linear.Packed | torch.Tensor:
     """Parts of one form, one above the other."""
     if isinstance(parts[0], torch.Tensor):

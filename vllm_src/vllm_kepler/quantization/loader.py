@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch.nn.parameter import is_lazy
 from vllm.config import LoadConfig, LoadFormat, ModelConfig, VllmConfig
 from vllm.logger import init_logger
+from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.parameter import BasevLLMParameter
 
@@ -19,6 +20,8 @@ from .half import halve_embeddings
 
 logger = init_logger("vllm.kepler.loader")
 
+# Names of what vLLM makes one of, for classes that do not say it.
+FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 # Errors of upstream's weight loaders for a tensor that the model has no place for.
 FAULTS = (AssertionError, IndexError, KeyError, RuntimeError, ValueError)
 
@@ -42,6 +45,23 @@ def measuring(load: Callable[..., Any], room: int, in_parts: bool) -> Callable[.
         return load(parameter, loaded, *part, **named)
 
     return load_measured
+
+
+def fused_of(model: torch.nn.Module) -> dict[str, list[str]]:
+    """A model's names of what vLLM makes one of, by vLLM's name."""
+    return {**FUSED, **(getattr(model, "packed_modules_mapping", None) or {})}
+
+
+def without_bias(model: torch.nn.Module, names: Sequence[str]) -> list[str]:
+    """Those of a checkpoint's biases whose layer in the model has none: vLLM passes over them without a word."""
+    own = {part: name for name, parts in fused_of(model).items() for part in parts}
+    modules, found = dict(model.named_modules()), []
+    for name in names:
+        before, _, last = name.removesuffix(".bias").rpartition(".")
+        layer = modules.get(f"{before}.{own.get(last, last)}")
+        if isinstance(layer, LinearBase) and getattr(layer, "bias", None) is None:
+            found.append(name)
+    return found
 
 
 def measure(model: torch.nn.Module, ranks: int) -> None:
@@ -72,6 +92,7 @@ class KeplerLoader(DefaultModelLoader):
         self._half = False
         self._ranks = 1
         self._tensor = "none"
+        self._biases: list[str] = []
 
     def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig) -> torch.nn.Module:
         self._ranks = vllm_config.parallel_config.tensor_parallel_size
@@ -82,6 +103,9 @@ class KeplerLoader(DefaultModelLoader):
         self, model_config: ModelConfig, model: torch.nn.Module
     ) -> Generator[tuple[str, torch.Tensor], None, None]:
         for name, tensor in super().get_all_weights(model_config, model):
+            # Converters to some forms of quantization write zeros for every layer.
+            if name.endswith(".bias") and tensor.any():
+                self._biases.append(name)
             self._tensor = f"{name} ({str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)})"
             yield name, tensor
 
@@ -99,6 +123,11 @@ class KeplerLoader(DefaultModelLoader):
             reason = str(error) or "the model has no place for this shape"
             raise ModelError(f"{model_config.model}: tensor {self._tensor}: {reason}") from error
         logger.info("Loading weights took %.2f seconds", time.perf_counter() - begin)
+        if ignored := without_bias(model, self._biases):
+            raise ModelError(
+                f"{model_config.model}: found {', '.join(ignored[:5])} ({len(ignored)} in all), for which vLLM's class "
+                "of the model has no place; expected a checkpoint without these. Choose another checkpoint of it."
+            )
         missing = sorted(expected - loaded) if loaded is not None else []
         # Experts share a parameter: one that came does not stand for the others.
         missing += [

@@ -42,6 +42,23 @@ def takes_no_assign(load: Callable[..., Any]) -> bool:
     return not hasattr(load, "takes_assign") and "assign" not in inspect.signature(load).parameters
 
 
+def norm_with_bias(original: Callable[..., None]) -> Callable[..., None]:
+    def __init__(
+        self: torch.nn.LayerNorm, normalized_shape: Any, eps: float = 1e-5, elementwise_affine: bool = True,
+        bias: bool = True, device: Any = None, dtype: Any = None,
+    ) -> None:
+        """With `bias` False the norm has a weight alone."""
+        original(self, normalized_shape, eps, elementwise_affine, device, dtype)
+        if not bias:
+            self.register_parameter("bias", None)
+
+    return __init__
+
+
+def takes_no_bias(make: Callable[..., None]) -> bool:
+    return "bias" not in inspect.signature(make).parameters
+
+
 def bytes_of(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
@@ -50,6 +67,8 @@ RECORDS = [
     Backfill("torch.Tensor.nbytes", "vLLM measures its cache of images with it", "2.1", lambda: property(bytes_of)),
     Backfill("torch.nn.Module.load_state_dict", "transformers loads on the meta device and assigns", "2.1",
              load_with_assign, "replace", takes_no_assign),
+    Backfill("torch.nn.LayerNorm.__init__", "norms of OLMo and Nemotron", "2.1", norm_with_bias, "replace",
+             takes_no_bias),
     Backfill("torch.xpu", "vLLM asks whether there is one", "2.3", how="module"),
     Backfill("torch.xpu.is_available", "vLLM asks whether there is one", "2.3", constant(False)),
     Backfill("torch.xpu.device_count", "vLLM asks whether there is one", "2.3", constant(0)),
