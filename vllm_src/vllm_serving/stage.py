@@ -5,6 +5,7 @@ The unit vllm-stage@NAME runs `python -m vllm_serving.stage NAME` and starts it 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -49,11 +50,12 @@ class Stage:
         try:
             return self.watch(node)
         finally:
-            node.terminate()
-            try:
-                node.wait(STOP)
-            except subprocess.TimeoutExpired:
-                node.kill()
+            # A node whose head is gone looks for it before it ends. What it started ends with the control group.
+            if answers(self.cluster.head, self.cluster.port):
+                node.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    node.wait(STOP)
+            node.kill()
 
     def watch(self, node: subprocess.Popen[bytes]) -> int:
         """Return the exit status when the node or the head has ended, or the unit is stopped."""
