@@ -60,9 +60,9 @@ gpu: $(READY)  ## On a machine with NVIDIA GPUs: operators, engine and benchmark
 molecule: $(READY)  ## The stand-in hosts' scenarios: converge, idempotence, verify
 	@tests/run.py default builder upgrade_rollback offline kernel_update
 
-plan: $(READY)  ## What a model needs of a profile's GPUs, and what fits (MODEL=directory or name, ADAPTERS=, PROFILE=k80)
+plan: $(READY)  ## What a model needs of a profile's GPUs, and what fits (MODEL=directory or name, ADAPTERS=, HOSTS=1, PROFILE=k80)
 	@ansible-playbook playbooks/plan.yml -e plan_model="$(MODEL)" $(if $(PROFILE),-e plan_profile="$(PROFILE)") \
-		$(if $(ADAPTERS),-e plan_adapters="$(ADAPTERS)")
+		$(if $(ADAPTERS),-e plan_adapters="$(ADAPTERS)") $(if $(HOSTS),-e plan_hosts="$(HOSTS)")
 
 bundle: $(READY)  ## One file for hosts without a network, made with a connected host (BUNDLE=file)
 	@ansible-playbook playbooks/bundle.yml $(if $(BUNDLE),-e bundle_dest=$(abspath $(BUNDLE)))

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -305,12 +306,29 @@ def up(fleet: Fleet) -> None:
             execute(container, f"touch {MARK}")
 
 
+def link(fleet: Fleet, names: Iterable[str]) -> dict[str, str]:
+    """Give hosts of a running fleet a second network, without a way out: their addresses on it. It ends with them."""
+    client, name_of_link = engine.ensure(), f"kepler-{fleet.name}-link"
+    (network,) = client.networks.list(names=[name_of_link]) or [
+        client.networks.create(name_of_link, internal=True, labels={"vllm-kepler": fleet.name})
+    ]
+    found = {}
+    for name in names:
+        container = client.containers.get(fleet.container(name))
+        if name_of_link not in container.attrs["NetworkSettings"]["Networks"]:
+            network.connect(container)
+            container.reload()
+        found[name] = container.attrs["NetworkSettings"]["Networks"][name_of_link]["IPAddress"]
+    return found
+
+
 def down(fleet: Fleet) -> None:
     """Remove the hosts of a fleet and its key."""
     client = engine.present()
     if client:
         for container in client.containers.list(all=True, filters={"label": f"vllm-kepler={fleet.name}"}):
             container.remove(force=True, v=True)
+        client.networks.prune({"label": f"vllm-kepler={fleet.name}"})
     shutil.rmtree(fleet.directory, ignore_errors=True)
 
 

@@ -27,7 +27,9 @@ PACKAGES = (
     # vLLM's operators for the CPU load it.
     "libnuma1 "
     # The balancer, and the certificate of its tests.
-    "nginx openssl"
+    "nginx openssl "
+    # The firewall of hosts that share an instance; the tests of others do without.
+    "firewalld"
 )
 # dnf's plugins that Enterprise Linux ships as well.
 PLUGINS = {"versionlock.py", "config_manager.py", "needs_restarting.py", "download.py", "builddep.py"}
@@ -112,7 +114,8 @@ def give_identity(root: Path) -> None:
     # nginx as Enterprise Linux has it: its own user and directory, not enabled.
     subprocess.run(["chroot", root, "useradd", "--system", "--shell", "/sbin/nologin", "nginx"], check=True)
     (root / "var/lib/nginx/tmp").mkdir(parents=True, exist_ok=True)
-    (root / "etc/systemd/system/multi-user.target.wants/nginx.service").unlink(missing_ok=True)
+    for unit in ("nginx", "firewalld"):
+        (root / f"etc/systemd/system/multi-user.target.wants/{unit}.service").unlink(missing_ok=True)
     write(root / "etc/machine-id", "")
     (root / "etc/fstab").unlink(missing_ok=True)
     subprocess.run(["chroot", root, "rpm", "--initdb"], check=True)
