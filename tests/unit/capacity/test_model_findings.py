@@ -176,6 +176,24 @@ def test_gguf_file_alone_is_served_by_several_hosts():
     assert not [item for item in model_findings(models, [instance], PROFILE["gpu"]) if "GGUF" in item["found"]]
 
 
+def test_more_hosts_than_layers_are_refused():
+    hosts = [f"host-{number}" for number in range(4)]
+    shallow = {**LLAMA_7B, "num_hidden_layers": 3}
+    (found,) = judge(shallow, hosts=hosts)
+    assert (found["severity"], found["variable"]) == ("error", f"{WHERE}.hosts")
+    assert (found["found"], found["expected"]) == ("4 hosts and a model of 3 layers", "at most 3 hosts")
+    assert judge(shallow, hosts=hosts[:3]) == []
+
+
+def test_model_that_fits_no_host_fits_two():
+    """14 GiB of numbers in float16 on one GPU of each: half of the layers, and a half of a stage's cache."""
+    keys = {"dtype": "half", "max_model_len": 2048, "gpus": [0], "tensor_parallel_size": 1}
+    (alone,) = judge(LLAMA_7B, **keys)
+    assert alone["severity"] == "error"
+    assert judge(LLAMA_7B, hosts=["a", "b"], **keys) == []
+    assert judge(LLAMA_7B, hosts=["a", "b"], **{**keys, "max_model_len": 4096, "gpu_memory_utilization": 0.75})
+
+
 def test_a_draft_model_is_counted_on_its_gpu():
     """2.3 GiB in half beside the model's, the check of 15 rows, and 32 KiB of cache a token; the host takes both."""
     findings, limited = speculating(DRAFT, max_model_len=8192)
