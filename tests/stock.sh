@@ -17,6 +17,8 @@ if [ ! -e "$runner/.ready" ]; then
 fi
 # Threads that spin while they wait would take the processor time of the part beside this one.
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 OMP_WAIT_POLICY=PASSIVE VLLM_CPU_KVCACHE_SPACE=1 PYTHONDONTWRITEBYTECODE=1
+# Otherwise a rank for each NUMA node, and no more.
+export VLLM_CPU_OMP_THREADS_BIND=nobind
 # Engines in the process of the tests: each would import vLLM again.
 export VLLM_ENABLE_V1_MULTIPROCESSING=0
 export STOCK_SITES STOCK_WHEEL PYTHONPATH="$PWD/tests/port:$PWD/plugins/module_utils:$STOCK_SITES:$runner"
