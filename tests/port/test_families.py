@@ -123,7 +123,8 @@ def changes(kind, differs):
         elif key == "sliding_window" and value is None:
             yield {key: 16}
         elif key == "max_window_layers":
-            yield from ({key: layers, "use_sliding_window": True, "sliding_window": 16} for layers in (0, 1, 2))
+            # Where no layer has a window, transformers 4 gives one to all if attention is eager.
+            yield from ({key: layers, "use_sliding_window": True, "sliding_window": 16} for layers in (0, 1))
         elif key == "num_key_value_heads" and kind not in ("gpt_bigcode", "falcon"):
             yield {key: 4 if value != 4 else 2}
     if kind in PARTIAL:

@@ -22,6 +22,8 @@ FIXED = [(key, values, types.split()) for key, values, types in (
     ("multi_query", ON, "gpt_bigcode"),
     ("no_bias", ON, "mpt"),
     ("layer_norm_epsilon", (1e-5, None), "mpt"),
+    ("layer_norm_eps", (1e-5, None), "persimmon"),
+    ("embedding_fraction", (1, None), "mpt"),
     ("qkv_bias", ON, "qwen2_moe"),
     ("tie_word_embeddings", ON, "bloom cohere cohere2 gemma gemma2 gemma3_text mpt"),
     ("tie_word_embeddings", OFF, "dbrx gptj olmoe persimmon phi"),
@@ -32,7 +34,7 @@ FIXED = [(key, values, types.split()) for key, values, types in (
     ("norm_topk_prob", OFF, "olmoe"),
     ("rms_norm_eps", (1e-5, None), "olmoe"),
     ("rope_scaling", ABSENT,
-     "dbrx falcon gemma gemma2 gpt_neox gptj granitemoe granitemoeshared mixtral olmo persimmon phi stablelm "
+     "dbrx falcon gemma gemma2 gpt_neox gptj granitemoe granitemoeshared mixtral nemotron olmo persimmon phi stablelm "
      "starcoder2"),
     ("scale_attn_weights", ON, "gpt2 gpt_bigcode"),
     ("scale_attn_by_inverse_layer_idx", OFF, "gpt2"),
