@@ -85,7 +85,8 @@ def test_servers_of_one_host_have_no_ray(fleet, alone):
         host = fleet[name]
         assert processes(host)
         assert not [line for line in processes(host) if "ray" in line]
-        assert "ray" not in host.check_output("ls /opt/kepler/current; systemctl cat 'vllm@main'; env").lower()
+        files = "ls /opt/kepler/current; systemctl cat vllm@main; cat /etc/kepler/instances/main.*"
+        assert not re.search("ray|pipeline", host.check_output(files), re.IGNORECASE)
         assert host.run(f"systemctl cat {STAGE}").rc != 0
 
 
