@@ -253,4 +253,35 @@ PUBLISHED = [
     ("Llava 1.5 7B", inside("llava", "LlavaForConditionalGeneration", {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32064,
         "max_position_embeddings": 4096}), None),
+    # As tools of training, merging and quantization leave them.
+    ("Llama 3.1 8B saved by unsloth", llama(*LLAMA_8B, dtype="bfloat16", unsloth_version="2026.1.1", unsloth_fixed=True,
+                                            tie_word_embeddings=False, pad_token_id=128004,
+                                            rope_parameters=dict(LLAMA3, rope_theta=500000.0)), None),
+    ("Qwen2.5 7B saved by axolotl", of("qwen2", "Qwen2ForCausalLM", QWEN2_7B,
+                                       layer_types=["full_attention"] * 28, max_window_layers=28, sliding_window=None,
+                                       use_sliding_window=False, dtype="bfloat16", rope_parameters={
+                                           "rope_type": "default", "rope_theta": 1e6}), None),
+    ("Qwen2.5 7B with windows above layer 21", of(
+        "qwen2", "Qwen2ForCausalLM", QWEN2_7B, max_window_layers=21, sliding_window=4096,
+        use_sliding_window=True), "max_window_layers 21"),
+    ("Qwen2.5 7B with windows above all layers", of(
+        "qwen2", "Qwen2ForCausalLM", QWEN2_7B, max_window_layers=28, sliding_window=4096,
+        use_sliding_window=True), None),
+    ("Llama 3 8B with dynamic scaling", llama(*LLAMA_8B[:6], 8192, rope_scaling={"type": "dynamic", "factor": 4.0}),
+     None),
+    ("Llama 3 8B with an empty scaling", llama(*LLAMA_8B[:6], 8192, rope_scaling={}), None),
+    ("StarCoder2 7B with YaRN", of("starcoder2", "Starcoder2ForCausalLM", (4608, 18432, 32, 36, 4, 49152, 16384),
+                                   rope_scaling={"rope_type": "yarn", "factor": 4.0}), "rope_scaling of the type yarn"),
+    ("Qwen2.5 7B of GPTQModel 5", quantized(dict(GPTQ, format="gptq", pack_dtype="int32", checkpoint_format="gptq",
+                                                 act_group_aware=True, meta={"quantizer": ["gptqmodel:5.0.0"]})), None),
+    ("Qwen2.5 7B of GPTQModel in GPTQ v2", quantized(dict(GPTQ, format="gptq_v2")), None),
+    ("Qwen2.5 7B of GPTQModel in int16", quantized(dict(GPTQ, pack_dtype="int16")), "packed in int16"),
+    ("Qwen2.5 7B AWQ without a list", quantized(dict(AWQ, modules_to_not_convert=None, version="GEMM")), None),
+    ("Qwen2.5 7B AWQ for gemv", quantized(dict(AWQ, format="gemv", version=None)), "version gemv"),
+    ("Qwen2.5 7B w4a16 with rotations", quantized(dict(
+        packed("pack-quantized", weights(4)), transform_config={"config_groups": {"R1": {"type": "hadamard"}}})),
+     "transform_config"),
+    ("Qwen2.5 7B AutoRound in GPTQ's packing", quantized({
+        "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": 4, "group_size": 128,
+        "sym": True}), "quantized with auto-round"),
 ]
