@@ -217,6 +217,11 @@ def adapter_findings(
         return [finding("error", f"{where}.adapters", *refused, "Merge the adapter into its model.")]
     room = capacity.options_of(instance, NO_GPU, [rules.RANKS[-1]]).adapter_rank
     return [
+        finding("warning", f"{where}.adapters.{name}", f"{path}: an adapter of {base}", f"one of {instance['model']}",
+                "Its answers make no sense with another model: see that this one is the same.")
+        for name, path in named.items()
+        if path in adapters and (base := rules.other_base(adapters[path]["config"] or {}, instance["model"]))
+    ] + [
         finding("error", f"{where}.adapters.{name}", f"{path}: {what}", expected, OTHER_ADAPTER)
         for name, path in named.items() if path in adapters
         for what, expected in adapter_faults(adapters[path], model, tensors, room)

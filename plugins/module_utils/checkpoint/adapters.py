@@ -19,6 +19,8 @@ PLAIN = (
 # Starts of training that change the model's own weights, unless the adapter was converted when it was saved.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 TENSOR = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight$")
+# Ends of names that say how the same model is stored.
+STORED = re.compile(r"[-_.](gptq|awq|gguf|bnb|unsloth|int[48]|[48]bit|w[48]a16|fp8|bf16|fp16|hf|i?q\d).*")
 WORKS = "a LoRA adapter of linear layers alone, as peft saves it"
 
 
@@ -69,6 +71,21 @@ def faults(facts, room=RANKS[-1], layers=None):
     if found or layers is None:
         return found
     return misfits(facts["tensors"], rank_of(facts["config"]), layers)
+
+
+def other_base(config, model):
+    """The model that an adapter was trained on, if it is another one by its name; else None.
+
+    model: name on the hub, or a path; of a directory the last part counts.
+    """
+    base = config.get("base_model_name_or_path")
+    # A directory of the machine that trained it says nothing.
+    if not isinstance(base, str) or not re.match(r"[\w-][\w.-]*/[\w-][\w.-]*\Z", base):
+        return None
+    own = model if model.startswith("/") else "/".join(model.split("/")[:2])
+    first, second = (STORED.sub("", name.rstrip("/").split("/")[-1].lower()) for name in (base, own))
+    # An adapter of a model is used with its chat variant as well.
+    return None if first.startswith(second) or second.startswith(first) else base
 
 
 def modules_of(tensors):

@@ -421,6 +421,12 @@ def judge_adapter(config=ADAPTER, shapes=((16, 4096), (4096, 16)), base=LLAMA_7B
                           adapters=adapters)
 
 
+def test_adapter_of_another_base_is_warned_of():
+    """Its shapes fit: nothing else would tell."""
+    (found,) = judge_adapter({**ADAPTER, "base_model_name_or_path": "owner/other"})
+    assert (found["severity"], found["found"]) == ("warning", "/a: an adapter of owner/other")
+
+
 @pytest.mark.parametrize("base", [LLAMA_7B, quantized()])
 def test_an_adapter_of_its_base_has_no_findings(base):
     assert judge_adapter(base=base) == []

@@ -53,3 +53,14 @@ def test_an_adapters_files_are_read(tmp_path):
     (tmp_path / adapters.CONFIG).write_text('{"r": 4}')
     write(tmp_path, {"a": [4, 2]}, adapters.WEIGHTS)
     assert files.read_adapter(str(tmp_path)) == {"config": {"r": 4}, "tensors": {"a": [4, 2]}, "faults": []}
+
+
+@pytest.mark.parametrize(("base", "model", "other"), [
+    ("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct", False), ("/home/me/base", "Qwen/Qwen3-8B", False),
+    ("Qwen/Qwen3-8B", "/srv/models/Qwen3-8B-AWQ", False), ("./base", "Qwen/Qwen3-8B", False),
+    ("unsloth/qwen3-8b-unsloth-bnb-4bit", "Qwen/Qwen3-8B", False),
+    ("Qwen/Qwen3-8B", "bartowski/Qwen3-8B-GGUF/Qwen3-8B-Q4_K_M.gguf", False), (None, "Qwen/Qwen3-8B", False),
+    ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.2-3B", True), ("Qwen/Qwen2.5-7B", "Qwen/Qwen3-8B", True),
+])
+def test_base_of_another_name_is_noticed(base, model, other):
+    assert bool(adapters.other_base({"base_model_name_or_path": base}, model)) is other
