@@ -56,7 +56,7 @@ def test_an_adapters_files_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(("base", "model", "other"), [
-    ("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct", False), ("/home/me/base", "Qwen/Qwen3-8B", False),
+    ("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct", False), ("/srv/base/model", "Qwen/Qwen3-8B", False),
     ("Qwen/Qwen3-8B", "/srv/models/Qwen3-8B-AWQ", False), ("./base", "Qwen/Qwen3-8B", False),
     ("unsloth/qwen3-8b-unsloth-bnb-4bit", "Qwen/Qwen3-8B", False),
     ("Qwen/Qwen3-8B", "bartowski/Qwen3-8B-GGUF/Qwen3-8B-Q4_K_M.gguf", False), (None, "Qwen/Qwen3-8B", False),
