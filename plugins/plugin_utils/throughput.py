@@ -70,11 +70,15 @@ def product_seconds(
     return max(memory, elements * clocks(step["clocks"][str(bits)], rows) / (step["multiprocessors"] * step["clock"]))
 
 
-def clocks(tiles: dict[str, float], rows: float) -> float:
-    """Clocks of a multiprocessor for one weight and so many rows: of the least tile that has them, or of several."""
-    sizes = sorted(map(int, tiles))
-    tile = next((size for size in sizes if rows <= size), sizes[-1])
-    return math.ceil(rows / tile) * tiles[str(tile)]
+def clocks(known: dict[str, float], rows: float) -> float:
+    """Clocks of a multiprocessor for one weight and so many rows: products take time row by row between two numbers."""
+    sizes = sorted(map(int, known))
+    if rows > sizes[-1]:
+        return math.ceil(rows / sizes[-1]) * known[str(sizes[-1])]
+    above = next(size for size in sizes if rows <= size)
+    below = max((size for size in sizes if size < above), default=above)
+    part = (rows - below) / (above - below) if below < above else 1.0
+    return known[str(below)] + max(part, 0.0) * (known[str(above)] - known[str(below)])
 
 
 def lines(made: dict[str, Any]) -> list[str]:

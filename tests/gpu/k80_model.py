@@ -45,8 +45,8 @@ class Kernel:
         bytes: of a weight, with scales in groups of 128.
         weights: a lane's in one pass of the inner loop.
         registers, shared, threads: of a block.
-        loop: instructions of the pass; "issue" is all of them. From 5 rows on those for scales are among them, which a
-            pass in the same group leaves out.
+        loop: instructions of the pass; "issue" is all of them.
+        scales: those among them that come with a new group: of 128 columns, each second pass.
     """
 
     bytes: float
@@ -55,12 +55,14 @@ class Kernel:
     shared: int
     threads: int
     loop: dict[str, int]
+    scales: int = 0
 
     def clocks(self) -> tuple[float, str]:
         """Clocks of a multiprocessor for one weight, and the unit that takes them."""
-        used = dict.fromkeys(RATES, 0)
+        used = dict.fromkeys(RATES, 0.0)
         for name, count in self.loop.items():
             used[name if name == "issue" else UNITS[name]] += count
+        used["issue"] -= self.scales / 2
         return max((count / RATES[unit] / self.weights, unit) for unit, count in used.items())
 
     def seconds(self, clock: float) -> float:
@@ -79,12 +81,12 @@ KERNELS = {
         "issue": 123, "FFMA": 64, "IMAD": 8, "F2F": 32, "LDS.128": 4}),
     ("float16", 4): Kernel(2.0, 32, 123, 37888, 512, {
         "issue": 191, "FFMA": 128, "IMAD": 8, "F2F": 32, "LDS.128": 8}),
-    ("float16", 8): Kernel(2.0, 32, 128, 4096, 128, {
-        "issue": 389, "FFMA": 256, "LOP32I": 2, "ISCADD": 4, "IMAD": 6, "F2F": 32, "LDS.128": 16}),
-    ("float16", 16): Kernel(2.0, 32, 167, 8192, 128, {
-        "issue": 673, "FFMA": 512, "LOP32I": 2, "ISCADD": 4, "IMAD": 6, "F2F": 32, "LDS.128": 32}),
-    ("float16", 24): Kernel(2.0, 32, 232, 12288, 128, {
-        "issue": 953, "FFMA": 768, "LOP32I": 1, "ISCADD": 4, "IMAD": 7, "F2F": 32, "LDS.128": 48}),
+    ("float16", 8): Kernel(2.0, 32, 122, 4096, 128, {
+        "issue": 397, "FFMA": 256, "LOP32I": 4, "ISCADD": 5, "IMAD": 6, "F2F": 32, "LDS.128": 16}),
+    ("float16", 16): Kernel(2.0, 32, 168, 8192, 128, {
+        "issue": 677, "FFMA": 512, "LOP32I": 4, "ISCADD": 5, "IMAD": 6, "F2F": 32, "LDS.128": 32}),
+    ("float16", 24): Kernel(2.0, 32, 217, 12288, 128, {
+        "issue": 961, "FFMA": 768, "LOP32I": 3, "ISCADD": 5, "IMAD": 7, "F2F": 32, "LDS.128": 48}),
     ("int8", 1): Kernel(1 + 1 / 64, 64, 62, 32256, 896, {
         "issue": 192, "FFMA": 65, "LOP32I": 50, "PRMT": 17, "IMAD": 6, "SHFL": 6, "ISCADD": 5, "F2F": 1}),
     ("int8", 2): Kernel(1 + 1 / 64, 64, 96, 23040, 640, {
@@ -93,12 +95,12 @@ KERNELS = {
     ("int8", 4): Kernel(1 + 1 / 64, 64, 128, 18432, 512, {
         "issue": 454, "FFMA": 260, "FADD": 17, "FMUL": 4, "LOP32I": 50, "PRMT": 17, "BFE": 3,
         "SHFL": 16, "ISCADD": 5, "IMAD": 6, "F2F": 1}),
-    ("int8", 16): Kernel(1 + 1 / 64, 32, 187, 8192, 128, {
-        "issue": 803, "FFMA": 544, "FMUL": 45, "LOP32I": 27, "PRMT": 9,
-        "ISCADD": 12, "IMAD": 18, "F2F": 11, "LDS.128": 32}),
-    ("int8", 24): Kernel(1 + 1 / 64, 32, 246, 12288, 128, {
-        "issue": 1087, "FFMA": 800, "FMUL": 49, "LOP32I": 26, "PRMT": 9,
-        "ISCADD": 12, "IMAD": 19, "F2F": 11, "LDS.128": 48}),
+    ("int8", 16): Kernel(1 + 1 / 64, 32, 188, 8192, 128, {
+        "issue": 811, "FFMA": 544, "FMUL": 45, "LOP32I": 29, "PRMT": 9,
+        "ISCADD": 12, "IMAD": 18, "F2F": 11, "LDS.128": 32}, 43),
+    ("int8", 24): Kernel(1 + 1 / 64, 32, 236, 12288, 128, {
+        "issue": 1096, "FFMA": 800, "FMUL": 49, "LOP32I": 28, "PRMT": 9,
+        "ISCADD": 13, "IMAD": 19, "F2F": 11, "LDS.128": 48}, 44),
     ("int4", 1): Kernel(0.5 + 1 / 64, 128, 77, 34816, 512, {
         "issue": 327, "FFMA": 129, "LOP32I": 97, "SHF": 16, "BFE": 17, "IMAD": 6, "SHFL": 6, "ISCADD": 5, "F2F": 1}),
     ("int4", 2): Kernel(0.5 + 1 / 64, 128, 128, 34816, 512, {
@@ -107,12 +109,12 @@ KERNELS = {
     ("int4", 4): Kernel(0.5 + 1 / 64, 128, 233, 17408, 256, {
         "issue": 765, "FFMA": 516, "FADD": 17, "LOP32I": 96, "SHF": 16, "BFE": 16, "IMAD": 6, "SHFL": 16, "ISCADD": 5,
         "F2F": 1}),
-    ("int4", 16): Kernel(0.5 + 1 / 64, 32, 182, 8192, 128, {
-        "issue": 794, "FFMA": 544, "FMUL": 38, "LOP32I": 27, "PRMT": 17, "BFE": 8,
-        "ISCADD": 12, "IMAD": 18, "F2F": 11, "LDS.128": 32}),
-    ("int4", 24): Kernel(0.5 + 1 / 64, 32, 247, 12288, 128, {
-        "issue": 1076, "FFMA": 800, "FMUL": 42, "LOP32I": 26, "PRMT": 17, "BFE": 8,
-        "ISCADD": 12, "IMAD": 19, "F2F": 11, "LDS.128": 48}),
+    ("int4", 16): Kernel(0.5 + 1 / 64, 32, 177, 8192, 128, {
+        "issue": 802, "FFMA": 544, "FMUL": 38, "LOP32I": 29, "PRMT": 17, "BFE": 8,
+        "ISCADD": 12, "IMAD": 18, "F2F": 11, "LDS.128": 32}, 40),
+    ("int4", 24): Kernel(0.5 + 1 / 64, 32, 232, 12288, 128, {
+        "issue": 1088, "FFMA": 800, "FMUL": 42, "LOP32I": 28, "PRMT": 17, "BFE": 8,
+        "ISCADD": 13, "IMAD": 19, "F2F": 11, "LDS.128": 48}, 40),
 }
 # Layers, weights of a layer, weights of the last product (and of the embedding).
 MODELS = {

@@ -116,8 +116,7 @@ def test_many_rows(rng, monkeypatch, name):
         else:
             by, weight, magnitude = quantized(rng, n, k, group, name, rng.random() < 0.5, rng.random() < 0.5)
             product = linear.packed
-        edges = (5, 9, 13, 17, 21, 25, 33, 49, 65, *linear.TILES, linear.MAX_TILED_ROWS)
-        for rows in (*edges, rng.randint(18, linear.MAX_TILED_ROWS)):
+        for rows in (*range(5, 66), 128, rng.randint(66, linear.MAX_TILED_ROWS), linear.MAX_TILED_ROWS):
             x = rows_of_x(rng, rows, k)
             out = product(x, by)
             assert_close(out, x, weight, magnitude)

@@ -5,6 +5,7 @@ Bound of a product: k float32 products and sums are off by at most (k + 2) Â· 2â
 
 import argparse
 import ctypes
+import itertools
 import math
 
 import pytest
@@ -140,6 +141,19 @@ def test_few_rows_of_packed_weights_go_four_at_a_time(monkeypatch, bits, group, 
     assert fake.rows == launched
     if launched != ["tiled"]:
         assert_product(out, x, value(codes, scales, zeros, bits))
+
+
+@pytest.mark.parametrize("coded", [True, False])
+@pytest.mark.parametrize(("n", "k"), [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)])
+@pytest.mark.parametrize("multiprocessors", [13, 132])
+def test_more_rows_never_take_less_time(n, k, multiprocessors, coded):
+    """By the figures that choose a tile: what 17 rows take is no more than what 18 or 24 do."""
+    sizes = (n, k, multiprocessors, coded)
+    times = [linear.time_of(linear.cut_of(rows, *sizes), rows, *sizes) for rows in range(5, 65)]
+    assert times == sorted(times)
+    # A row more takes what a row takes, and where a tile begins up to a sixth more.
+    for rows, (fewer, more) in enumerate(itertools.pairwise(times), 5):
+        assert more / fewer <= 1.17 * (rows + 1) / rows, rows
 
 
 def test_refused():

@@ -1,6 +1,7 @@
-// The kernel of products of 5 to 48 rows of x: a step of decoding of as many sequences.
+// The kernel of products of 5 to 27 rows of x: a step of decoding of as many sequences.
 //
-// A lane has four rows of the weight and all rows of x of a tile. Codes go from memory to its registers: it unpacks
+// A lane has four rows of the weight and all rows of x of a tile. A tile's time follows its rows one by one: all but
+// three are multiplied always, and of those two where there are two or three, and one where there are one or three. Codes go from memory to its registers: it unpacks
 // four columns of its rows at a time and multiplies each with every row of x, which the block holds in shared memory,
 // 64 columns at a time. Eight lanes share a row of the weight, with neighboring columns, so that a warp reads four rows
 // at once, and a load of x, of eight different words, serves sixteen products. The next codes and the next columns of x
@@ -29,7 +30,7 @@ struct TiledArgs {
 constexpr int kSharers = 8;                 // lanes that share a row of the weight
 constexpr int kSharing = 32 / kSharers;     // rows that a warp reads at once
 constexpr int kStage = kSharers * kChunk;   // columns of x in shared memory
-constexpr int kMostDirect = 24;             // rows of x a tile at most
+constexpr int kMostDirect = 27;             // rows of x a tile at most
 constexpr int kDirectThreads = 128;
 
 // Of the sums x is lifted by so much, and weights of codes are lowered.
@@ -93,11 +94,12 @@ struct DirectInt4 {
   }
 };
 
-// How a tile is cut: rows of x, and blocks that a multiprocessor shall hold. kN: rows of the weight a
-// lane; kOutputs: a block.
+// How a tile is cut: rows of x at most, of which three may be missing, and blocks that a multiprocessor shall hold.
+// kN: rows of the weight a lane; kOutputs: a block.
 template <int kX_, int kBlocks_>
 struct DirectCut {
-  static constexpr int kX = kX_, kN = 4, kBlocks = kBlocks_, kOutputs = kDirectThreads / kSharers * kN;
+  static constexpr int kX = kX_, kFixed = kX - 3;
+  static constexpr int kN = 4, kBlocks = kBlocks_, kOutputs = kDirectThreads / kSharers * kN;
   static_assert(kX <= kMostDirect, "the launcher cuts columns for it");
 };
 
@@ -109,6 +111,10 @@ __global__ void __launch_bounds__(kDirectThreads, C::kBlocks) direct_kernel(Tile
 
   const int thread = threadIdx.x, lane = thread % 32, sharer = lane % kSharers;
   const int first_x = blockIdx.x * kX;
+  // Beside the fixed rows: two that take part where bit 1 of their number is set, and one where bit 0 is. Each has a
+  // place of its own; place p is for row row_of(p) of the tile. What lies past the tile's rows is not stored.
+  const int loose = max(min(a.rows - first_x, kX) - C::kFixed, 0);
+  const auto row_of = [&](int place) { return place == kX - 1 && !(loose & 2) ? C::kFixed : place; };
   const int first_n = blockIdx.y * C::kOutputs + thread / 32 * (kSharing * kN) + lane / kSharers;
   const int begin = blockIdx.z * a.part_chunks, end = min(begin + a.part_chunks, a.chunks);
 
@@ -151,8 +157,8 @@ __global__ void __launch_bounds__(kDirectThreads, C::kBlocks) direct_kernel(Tile
   const float* from_x[kLoads];
 #pragma unroll
   for (int j = 0; j < kLoads; ++j)
-    from_x[j] = a.x + (static_cast<size_t>(min(first_x + x_row + j * kRowsOnce, a.rows - 1)) * a.chunks + begin) * kChunk +
-                4 * x_quad;
+    from_x[j] = a.x + (static_cast<size_t>(min(first_x + row_of(x_row + j * kRowsOnce), a.rows - 1)) * a.chunks + begin) *
+                          kChunk + 4 * x_quad;
   float4 coming[kLoads];
   const auto load_x = [&] {
 #pragma unroll
@@ -174,7 +180,8 @@ __global__ void __launch_bounds__(kDirectThreads, C::kBlocks) direct_kernel(Tile
   };
 
   typename F::Scaled scaled[kN];
-  float sums[kX * kN] = {};  // the row of the weight is the faster index
+  constexpr int kAtOnce = kSharers / kN;  // rows of x whose sums meet at once
+  float sums[(kX + kX % kAtOnce) * kN] = {};  // the row of the weight is the faster index
   fetch();
   load_x();
   store_x(0);
@@ -198,28 +205,32 @@ __global__ void __launch_bounds__(kDirectThreads, C::kBlocks) direct_kernel(Tile
       float w[kN][4];
 #pragma unroll
       for (int i = 0; i < kN; ++i) F::take(w[i], raw[i], scaled[i]);
+      const auto multiply = [&](int first, int last) {
 #pragma unroll
-      for (int m = 0; m < kX; ++m) {
-        const float4 v = x_at[m * (kStage / 4)];
+        for (int m = first; m < last; ++m) {
+          const float4 v = x_at[m * (kStage / 4)];
 #pragma unroll
-        for (int i = 0; i < kN; ++i) {
-          float& sum = sums[m * kN + i];
-          sum = fmaf(w[i][0], v.x, sum);
-          sum = fmaf(w[i][1], v.y, sum);
-          sum = fmaf(w[i][2], v.z, sum);
-          sum = fmaf(w[i][3], v.w, sum);
+          for (int i = 0; i < kN; ++i) {
+            float& sum = sums[m * kN + i];
+            sum = fmaf(w[i][0], v.x, sum);
+            sum = fmaf(w[i][1], v.y, sum);
+            sum = fmaf(w[i][2], v.z, sum);
+            sum = fmaf(w[i][3], v.w, sum);
+          }
         }
-      }
+      };
+      multiply(0, C::kFixed);
+      if (loose & 2) multiply(C::kFixed, kX - 1);
+      if (loose & 1) multiply(kX - 1, kX);
     }
     store_x(buffer ^ 1);
     __syncthreads();
   }
 
   // Eight sums at a time: each of the lanes that share rows of the weight ends up with one of them.
-  constexpr int kAtOnce = kSharers / kN;
-  static_assert(kX % kAtOnce == 0 && kSharers % kN == 0, "whole rows of x");
-  const int to_n = first_n + sharer % kN * kSharing, to_x = first_x + sharer / kN;
-  float* const out = a.out + (static_cast<size_t>(blockIdx.z) * a.rows + to_x) * a.n + to_n;
+  static_assert(kSharers % kN == 0 && kAtOnce == 2, "whole rows of x");
+  const int to_n = first_n + sharer % kN * kSharing;
+  float* const out = a.out + (static_cast<size_t>(blockIdx.z) * a.rows + first_x) * a.n + to_n;
 #pragma unroll
   for (int m = 0; m < kX; m += kAtOnce) {
     float eight[kSharers];
@@ -228,7 +239,10 @@ __global__ void __launch_bounds__(kDirectThreads, C::kBlocks) direct_kernel(Tile
     exchange(eight, 4, lane, 4);
     exchange(eight, 2, lane, 2);
     exchange(eight, 1, lane, 1);
-    if (to_x + m < a.rows && to_n < a.n) out[static_cast<size_t>(m) * a.n] = eight[0] * a.factor;
+    const int place = m + sharer / kN, to = row_of(place);
+    // With one row the places of two have none, and with two the place of one.
+    const bool taken = place < C::kFixed || (place < kX - 1 ? loose & 2 : place < kX && loose & 1);
+    if (taken && first_x + to < a.rows && to_n < a.n) out[static_cast<size_t>(to) * a.n] = eight[0] * a.factor;
   }
 }
 

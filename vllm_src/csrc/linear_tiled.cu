@@ -3,8 +3,11 @@
 // A block takes a tile of out and walks along the columns, 16 at a time: codes become floats on their way into shared
 // memory, once for all of the tile's rows of x, and each thread keeps a square of sums in registers. The next columns
 // are read while these are multiplied. Where tiles are too few for the GPU, the columns are cut into parts with sums of
-// their own, which the caller adds up in one order: equal inputs give equal bits. Tiles of up to 24 rows of x are those
+// their own, which the caller adds up in one order: equal inputs give equal bits. Tiles of up to 27 rows of x are those
 // of linear_direct.cuh.
+//
+// A tile may have more rows of x than its squares, as many as are there: of those the threads that share columns of the
+// weight have two columns each. So the time of a tile of 33 to 56 rows follows them one by one.
 #include "linear_direct.cuh"
 
 namespace kepler {
@@ -71,11 +74,14 @@ struct TiledInt4 {
   }
 };
 
-// How a tile is cut: rows of x and of the weight a block, and those a thread has sums of.
-template <int kX_, int kN_, int kThreadX_, int kThreadN_, int kBlocks_>
+// How a tile is cut: rows of x and of the weight a block, those a thread has sums of, blocks that a multiprocessor shall
+// hold, and rows of x beyond the squares at most.
+template <int kX_, int kN_, int kThreadX_, int kThreadN_, int kBlocks_, int kExtra_ = 0>
 struct Tile {
   static constexpr int kX = kX_, kN = kN_, kThreadX = kThreadX_, kThreadN = kThreadN_, kBlocks = kBlocks_;
   static constexpr int kAcross = kN / kThreadN, kThreads = kAcross * (kX / kThreadX);
+  static constexpr int kExtra = kExtra_, kAllX = kX + kExtra;
+  static_assert(kExtra == 0 || (kX / kThreadX == 4 && kThreadN == 8), "four threads share eight columns");
 };
 
 // kCount floats of a column for a thread: quads that lie a stride apart, so that neighbors read neighboring banks.
@@ -97,9 +103,13 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) tiled_kernel(TiledArg
   constexpr int kXChunks = (T::kX * kChunks + kThreads - 1) / kThreads;
   static_assert(T::kN * kChunks % kThreads == 0, "each thread has as many chunks of the weight");
   __shared__ float4 staged_x[2][kColumns][T::kX / 4], staged_w[2][kColumns][T::kN / 4];
+  // Beyond the squares, row by row.
+  constexpr int kExtra = T::kExtra, kQuads = kColumns / 4, kExtraLoads = (kExtra * kQuads + kThreads - 1) / kThreads;
+  __shared__ float4 staged_extra[2][kExtra ? kExtra : 1][kQuads];
 
   const int thread = threadIdx.x;
-  const int first_x = blockIdx.x * T::kX, first_n = blockIdx.y * T::kN;
+  const int first_x = blockIdx.x * T::kAllX, first_n = blockIdx.y * T::kN;
+  const int extra = kExtra ? min(a.rows - first_x - T::kX, kExtra) : 0;
   const int begin = blockIdx.z * a.part_chunks, end = min(begin + a.part_chunks, a.chunks);
   const int own = thread % kChunks;  // the chunk of a step that this thread reads: neighbors read one row's
 
@@ -118,9 +128,15 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) tiled_kernel(TiledArg
     const int row = min(first_x + (thread + i * kThreads) / kChunks, a.rows - 1);
     from_x[i] = a.x + (static_cast<size_t>(row) * a.chunks + begin + own) * kChunk;
   }
+  const float* from_extra[kExtraLoads + 1];
+#pragma unroll
+  for (int i = 0; i < kExtraLoads; ++i) {
+    const int at = thread + i * kThreads, row = min(first_x + T::kX + at / kQuads, a.rows - 1);
+    from_extra[i] = a.x + (static_cast<size_t>(row) * a.chunks + begin) * kChunk + at % kQuads * 4;
+  }
   typename F::Raw raw[kWeightChunks];
   __half scale[kWeightChunks], zero[kWeightChunks];
-  float4 coming[kXChunks][2];
+  float4 coming[kXChunks][2], coming_extra[kExtraLoads + 1];
   int group = -1;
   const auto fetch = [&](int chunk) {
     const bool inside = chunk + own < end;
@@ -142,6 +158,13 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) tiled_kernel(TiledArg
       if (inside && thread + i * kThreads < T::kX * kChunks)
         coming[i][0] = load4(from_x[i]), coming[i][1] = load4(from_x[i] + 4);
       from_x[i] += kColumns;
+    }
+#pragma unroll
+    for (int i = 0; i < kExtraLoads; ++i) {
+      const int at = thread + i * kThreads;
+      coming_extra[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+      if (at / kQuads < extra && chunk + at % kQuads / (kChunk / 4) < end) coming_extra[i] = load4(from_extra[i]);
+      from_extra[i] += kColumns;
     }
   };
   // A chunk's lines are turned by half the banks from the chunk's before: neighbors write to banks of their own.
@@ -166,6 +189,11 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) tiled_kernel(TiledArg
 #pragma unroll
       for (int j = 0; j < kChunk; ++j) to[j * T::kX] = x[j];
     }
+#pragma unroll
+    for (int i = 0; i < kExtraLoads; ++i) {
+      const int at = thread + i * kThreads;
+      if (at < kExtra * kQuads) staged_extra[buffer][at / kQuads][at % kQuads] = coming_extra[i];
+    }
   };
 
   // Four threads of a warp down and eight across, so that a quarter of a warp loads few different words.
@@ -175,6 +203,9 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) tiled_kernel(TiledArg
   const int across = warp % kWarpsAcross * 8 + lane / 2 % 8;
   const int down = warp / kWarpsAcross * 4 + lane / 16 * 2 + lane % 2;
   float sums[T::kThreadX][T::kThreadN] = {};
+  // Beyond the squares a thread has a pair of the columns that it shares.
+  const int pair = down / 2 * (T::kN / 2) + 4 * across + down % 2 * 2;
+  float extra_sums[kExtra ? kExtra : 1][2] = {};
   fetch(begin);
   stage(0);
   __syncthreads();
@@ -192,6 +223,27 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) tiled_kernel(TiledArg
       for (int i = 0; i < T::kThreadX; ++i)
 #pragma unroll
         for (int j = 0; j < T::kThreadN; ++j) sums[i][j] = fmaf(x[i], w[j], sums[i][j]);
+    }
+    if (kExtra) {
+      float2 w[kColumns];
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c)
+        w[c] = *reinterpret_cast<const float2*>(reinterpret_cast<const float*>(staged_w[buffer][c]) +
+                                                ((pair + c / kChunk * kTurn) & (T::kN - 1)));
+#pragma unroll
+      for (int e = 0; e < kExtra; ++e) {
+        if (e >= extra) break;
+#pragma unroll
+        for (int q = 0; q < kQuads; ++q) {
+          const float4 v = staged_extra[buffer][e][q];
+          const float x[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            extra_sums[e][0] = fmaf(x[j], w[4 * q + j].x, extra_sums[e][0]);
+            extra_sums[e][1] = fmaf(x[j], w[4 * q + j].y, extra_sums[e][1]);
+          }
+        }
+      }
     }
     if (more) stage(buffer ^ 1);
     __syncthreads();
@@ -217,13 +269,21 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) tiled_kernel(TiledArg
       }
     }
   }
+#pragma unroll
+  for (int e = 0; e < kExtra; ++e) {
+    if (e >= extra) break;
+    float* const to = out + static_cast<size_t>(first_x + T::kX + e) * a.n + first_n + pair;
+#pragma unroll
+    for (int q = 0; q < 2; ++q)
+      if (first_n + pair + q < a.n) to[q] = extra_sums[e][q] * a.factor;
+  }
 }
 
 template <typename F, typename T>
 int launch_tile(const TiledArgs& a, int parts, cudaStream_t stream) {
   const int down = (a.n + T::kN - 1) / T::kN;
   if (down > 65535) return cudaErrorInvalidValue;
-  tiled_kernel<F, T><<<dim3((a.rows + T::kX - 1) / T::kX, down, parts), T::kThreads, 0, stream>>>(a);
+  tiled_kernel<F, T><<<dim3((a.rows + T::kAllX - 1) / T::kAllX, down, parts), T::kThreads, 0, stream>>>(a);
   return cudaGetLastError();
 }
 
@@ -232,11 +292,13 @@ template <typename F, typename D>
 int tiled(const TiledArgs& a, int tile, int parts, cudaStream_t stream) {
   switch (tile) {
     case 8: return launch_direct<D, DirectCut<8, 4>>(a, parts, stream);
-    case 12: return launch_direct<D, DirectCut<12, on(4, 3)>>(a, parts, stream);
+    case 12: return launch_direct<D, DirectCut<12, 3>>(a, parts, stream);
     case 16: return launch_direct<D, DirectCut<16, 3>>(a, parts, stream);
     case 20: return launch_direct<D, DirectCut<20, 2>>(a, parts, stream);
     case 24: return launch_direct<D, DirectCut<24, 2>>(a, parts, stream);
+    case 27: return launch_direct<D, DirectCut<27, 2>>(a, parts, stream);
     case 32: return launch_tile<F, Tile<32, 128, 8, 8, 6>>(a, parts, stream);
+    case 56: return launch_tile<F, Tile<32, 128, 8, 8, 4, 24>>(a, parts, stream);
     case 64: return launch_tile<F, Tile<64, 128, 8, 8, 3>>(a, parts, stream);
     case 128: return launch_tile<F, Tile<128, 128, 8, 8, 2>>(a, parts, stream);
     default: return cudaErrorInvalidValue;

@@ -1,5 +1,6 @@
 """Throughput that a plan predicts from a profile's figures of a step."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -37,10 +38,22 @@ def test_the_profile_has_the_figures_of_the_machine_code():
         k80_model.LAUNCH, k80_model.LAUNCHES, k80_model.ALL_REDUCE)
 
 
-@pytest.mark.parametrize(("rows", "expected"), [(1, 0.02), (1.5, 0.03), (3, 0.1), (8, 0.1), (9, 0.15), (17, 0.3)])
-def test_products_take_the_least_tile_that_has_their_rows(rows, expected):
-    tiles = {"1": 0.02, "2": 0.03, "8": 0.1, "16": 0.15}
-    assert throughput.clocks(tiles, rows) == pytest.approx(expected)
+@pytest.mark.parametrize(
+    ("rows", "expected"), [(1, 0.02), (1.5, 0.025), (5, 0.065), (8, 0.1), (12, 0.125), (16, 0.15), (17, 0.3)])
+def test_products_take_time_row_by_row(rows, expected):
+    known = {"1": 0.02, "2": 0.03, "8": 0.1, "16": 0.15}
+    assert throughput.clocks(known, rows) == pytest.approx(expected)
+    assert throughput.clocks({"1": 0.01}, rows) == pytest.approx(math.ceil(rows) * 0.01)
+
+
+@pytest.mark.parametrize("storage", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("dies", [1, 4])
+def test_more_sequences_never_decode_fewer_tokens(storage, dies):
+    """All of a K80 host's predictions, eager and with graphs."""
+    found = throughput.predicted(STEP, MODEL, TENSORS, dies, STORAGES[storage], 256, 64)
+    for way in ("eager", "graphs"):
+        rates = [one[way] for one in found]
+        assert rates == sorted(rates), (way, rates)
 
 
 @pytest.mark.parametrize(("sequences", "bound"), [(1, "memory"), (16, "arithmetic")])
@@ -49,7 +62,7 @@ def test_a_product_takes_memory_or_arithmetic(sequences, bound):
     up = next(tensor for tensor in TENSORS if "up_proj" in tensor.name)
     weights = 14336 * 4096
     expected = {
-        "memory": weights * (0.5 + 4 / 128) / 130e9, "arithmetic": weights * 0.1938 / (13 * 562e6),
+        "memory": weights * (0.5 + 4 / 128) / 130e9, "arithmetic": weights * 0.1909 / (13 * 562e6),
     }[bound] * up.count
     found = throughput.product_seconds(STEP, up, MODEL, 1, STORAGES["int4"], sequences)
     assert found == pytest.approx(expected, rel=0.05)

@@ -25,11 +25,37 @@ MAX_ROWS = 4
 TWICE, RESIDENT_GROUP_BITS = 2 * MAX_ROWS, 4 * 128
 # Rows of x up to which that kernel is faster than float32 tiles of the weights and cuBLAS, which take the rest.
 MAX_TILED_ROWS = 512
-# By the rows of x in a block of those kernels: its rows of the weight, the blocks that a multiprocessor holds, and the
-# time of a product beside the largest tile's, on one H200. Tiles of up to 24: linear_direct.cuh.
+@dataclass(frozen=True)
+class Tile:
+    """How those kernels cut a product: a block has so many rows of x at most.
+
+    Attributes:
+        outputs: rows of the weight in a block.
+        resident: blocks that a multiprocessor holds.
+        least: rows of x whose time a block takes at least; from there on it follows its rows one by one.
+        coded, half: what a block takes for each column and output, whatever its rows of x are, and what for each of
+            them; with codes and with float16, on one H200 (2026-11-30).
+    """
+
+    outputs: int
+    resident: int
+    least: int
+    coded: tuple[float, float]
+    half: tuple[float, float]
+
+    def time(self, rows: int, coded: bool) -> float:
+        """Of one column of a block with so many rows of x."""
+        once, row = self.coded if coded else self.half
+        return self.outputs * (once + row * max(rows, self.least))
+
+
+# By their rows of x. Those of up to 27: linear_direct.cuh.
 TILES = {
-    8: (64, 4, 1.93), 12: (64, 4, 1.7), 16: (64, 3, 1.5), 20: (64, 2, 1.45), 24: (64, 2, 1.4),
-    32: (128, 6, 1.2), 64: (128, 3, 1.07), 128: (128, 2, 1.0),
+    8: Tile(64, 4, 5, (86, 9.6), (141, 3.0)), 12: Tile(64, 3, 9, (92, 10.5), (90, 9.0)),
+    16: Tile(64, 3, 13, (85, 10.7), (76, 10.3)), 20: Tile(64, 2, 17, (87, 11.7), (67, 11.7)),
+    24: Tile(64, 2, 21, (84, 11.7), (50, 12.3)), 27: Tile(64, 2, 24, (63, 12.6), (81, 11.3)),
+    32: Tile(128, 6, 32, (0, 13.1), (0, 12.2)), 56: Tile(128, 4, 33, (50, 13.1), (-48, 15.2)),
+    64: Tile(128, 3, 64, (0, 11.4), (0, 11.0)), 128: Tile(128, 2, 128, (0, 10.2), (0, 10.0)),
 }
 # Columns that a part of the sums has at least, and those whose time its begin and its end take; parts at most.
 PART, PART_COST, MAX_PARTS = 256, 64, 32
@@ -176,16 +202,15 @@ def half_kernel(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if weight.dtype is not torch.float16 or not weight.is_contiguous():
         raise LibraryError(f"found a weight of {weight.dtype}, strides {weight.stride()}; expected dense torch.float16")
     rows = _dense(x, k)
-    out = rows.new_empty(len(rows), n)
-    if MAX_ROWS < len(rows) <= MAX_TILED_ROWS and k % HALVES == 0 and n:
+    count = rows.shape[0]
+    out = rows.new_empty(count, n)
+    if MAX_ROWS < count <= MAX_TILED_ROWS and k % HALVES == 0 and n:
         _tiled(out, rows, weight.data_ptr(), None, None, 1.0, 16, k)
-    elif len(rows) > MAX_ROWS or k % HALVES:
+    elif count > MAX_ROWS or k % HALVES:
         _by_tiles(out, rows, lambda first, last: weight[first:last].float())
-    elif out.numel():
-        library().linear_half(
-            out.data_ptr(), rows.data_ptr(), weight.data_ptr(), len(rows), n, k, stream_of(rows)
-        )
-    return out.view(*x.shape[:-1], n)
+    elif count and n:
+        library().linear_half(out.data_ptr(), rows.data_ptr(), weight.data_ptr(), count, n, k, stream_of(rows))
+    return out if x.dim() == 2 else out.view(*x.shape[:-1], n)
 
 
 def packed_reference(x: torch.Tensor, weights: Packed) -> torch.Tensor:
@@ -198,21 +223,22 @@ def packed_kernel(x: torch.Tensor, weights: Packed) -> torch.Tensor:
     rows = _dense(x, weights.k)
     if weights.permutation is not None:
         rows = rows.index_select(1, weights.permutation)
-    out = rows.new_empty(len(rows), weights.n)
+    out = rows.new_empty(rows.shape[0], weights.n)
     few = TWICE if weights.group * weights.bits >= RESIDENT_GROUP_BITS else MAX_ROWS
-    if few < len(rows) <= MAX_TILED_ROWS and weights.n:
-        _tiled(out, rows, weights.codes.data_ptr(), weights.scales.data_ptr(), pointer(weights.zeros), weights.unit,
-               weights.bits, weights.group)
-    elif len(rows) > few:
+    count = rows.shape[0]
+    stored = weights.codes.data_ptr(), weights.scales.data_ptr(), pointer(weights.zeros)
+    if few < count <= MAX_TILED_ROWS and weights.n:
+        _tiled(out, rows, *stored, weights.unit, weights.bits, weights.group)
+    elif count > few:
         _by_tiles(out, rows, lambda first, last: unpack_rows(weights, first, last))
-    elif out.numel():
-        for to, part in zip(out.split(MAX_ROWS), rows.split(MAX_ROWS), strict=True):
+    elif weights.n:
+        to, x_at, stream = out.data_ptr(), rows.data_ptr(), stream_of(rows)
+        for first in range(0, count, MAX_ROWS):
             library().linear_packed(
-                to.data_ptr(), part.data_ptr(), weights.codes.data_ptr(), weights.scales.data_ptr(),
-                pointer(weights.zeros), weights.unit, weights.bits, len(part), weights.n, weights.k, weights.group,
-                stream_of(rows),
+                to + 4 * first * weights.n, x_at + 4 * first * weights.k, *stored, weights.unit, weights.bits,
+                min(MAX_ROWS, count - first), weights.n, weights.k, weights.group, stream,
             )
-    return out.view(*x.shape[:-1], weights.n)
+    return out if x.dim() == 2 else out.view(*x.shape[:-1], weights.n)
 
 
 def _dense(x: torch.Tensor, k: int) -> torch.Tensor:
@@ -224,18 +250,27 @@ def _dense(x: torch.Tensor, k: int) -> torch.Tensor:
 
 
 @functools.cache
-def cut_of(rows: int, n: int, k: int, multiprocessors: int) -> tuple[int, int]:
+def _multiprocessors(device: int) -> int:
+    """Return how many a GPU has."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def time_of(cut: tuple[int, int], rows: int, n: int, k: int, multiprocessors: int, coded: bool) -> float:
+    """Return what a product takes with a tile and parts of the columns, in no unit."""
+    tile, (whole, rest) = TILES[cut[0]], divmod(rows, cut[0])
+    blocks = whole + (rest > 0)
+    rounds = math.ceil(math.ceil(n / tile.outputs) * blocks * cut[1] / (multiprocessors * tile.resident))
+    each = (whole * tile.time(cut[0], coded) + (tile.time(rest, coded) if rest else 0.0)) / blocks
+    return rounds * (k / cut[1] + PART_COST) * tile.resident * each
+
+
+@functools.cache
+def cut_of(rows: int, n: int, k: int, multiprocessors: int, coded: bool) -> tuple[int, int]:
     """Return the rows of x in a block, and the parts of the columns, with which the GPU is done soonest."""
-
-    def time(cut: tuple[int, int]) -> float:
-        tile, parts = cut
-        outputs, resident, of_one = TILES[tile]
-        rounds = math.ceil(math.ceil(rows / tile) * math.ceil(n / outputs) * parts / (multiprocessors * resident))
-        return rounds * (k / parts + PART_COST) * resident * tile * outputs * of_one
-
     # At most half of a tile stays empty, if there is a smaller one.
     tiles = [tile for tile in TILES if tile < 2 * max(rows, min(TILES))]
-    return min(((tile, parts) for tile in tiles for parts in range(1, max(1, min(MAX_PARTS, k // PART)) + 1)), key=time)
+    cuts = [(tile, parts) for tile in tiles for parts in range(1, max(1, min(MAX_PARTS, k // PART)) + 1)]
+    return min(cuts, key=lambda cut: time_of(cut, rows, n, k, multiprocessors, coded))
 
 
 def _tiled(
@@ -244,7 +279,7 @@ def _tiled(
 ) -> None:
     """Write out = x · wᵀ by the kernel that unpacks w in shared memory."""
     (rows, k), n = x.shape, out.shape[1]
-    tile, parts = cut_of(rows, n, k, torch.cuda.get_device_properties(x.device).multi_processor_count)
+    tile, parts = cut_of(rows, n, k, _multiprocessors(x.get_device()), bits < 16)
     sums = out if parts == 1 else out.new_empty(parts, rows, n)
     library().linear_tiled(
         sums.data_ptr(), x.data_ptr(), weight, scales, zeros, unit, bits, rows, n, k, group, tile, parts, stream_of(x)
