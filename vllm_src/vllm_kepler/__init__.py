@@ -30,7 +30,7 @@ def register_layers() -> None:
     from .settings import KeplerSettings
 
     if isinstance(current_platform, KeplerSettings):
-        from . import configs, moe, parallel_samples, quick_start, tokenizers, whitespace
+        from . import configs, layers, moe, parallel_samples, quick_start, tokenizers, whitespace
         from .quantization import config
 
         quick_start.register()
@@ -39,4 +39,5 @@ def register_layers() -> None:
         tokenizers.register()
         whitespace.register()
         moe.register()
+        layers.register()
         config.register()

@@ -127,6 +127,9 @@ class KeplerImpl(AttentionImpl[KeplerMetadata]):
         Returns:
             [num_tokens, num_heads · head_size].
         """
+        # From the next step on vLLM calls this without torch's dispatcher.
+        if not layer.use_direct_call:
+            layer.use_direct_call = True
         query = query.view(-1, self.num_heads, self.head_size)
         key = key.view(-1, self.num_kv_heads, self.head_size)
         value = value.view(-1, self.num_kv_heads, self.head_size)
@@ -152,8 +155,8 @@ class KeplerImpl(AttentionImpl[KeplerMetadata]):
             )
         if attn_metadata.num_decode_tokens:
             paged.decode(
-                out[prefills:],
-                query[prefills:],
+                out[prefills:] if prefills else out,
+                query[prefills:] if prefills else query,
                 kv_cache,
                 attn_metadata.decode_block_tables,
                 attn_metadata.decode_seq_lens,

@@ -9,10 +9,12 @@ A query sees j ≤ p (causal) and, with a window w, j > p - w.
 from __future__ import annotations
 
 import ctypes
+import functools
 from dataclasses import dataclass
 
 import torch
 
+from .cache import halves
 from .library import DTYPES, library, pointer, stream_of
 from .operator import by_device
 
@@ -208,18 +210,25 @@ def decode_kernel(
     """As decode_reference, on a GPU."""
     num_seqs, num_heads, head_size = query.shape
     num_kv_heads, block_size = kv_cache.shape[2:4]
-    size = ctypes.c_size_t()
-    library().attention_decode_workspace(
-        num_seqs, num_heads, num_kv_heads, head_size, max_seq_len, ctypes.addressof(size)
-    )
-    workspace = torch.empty(size.value, dtype=torch.uint8, device=query.device) if size.value else None
+    size = _workspace(num_seqs, num_heads, num_kv_heads, head_size, max_seq_len)
+    workspace = torch.empty(size, dtype=torch.uint8, device=query.device) if size else None
     library().attention_decode(
         *_tensors(out, query, kv_cache, block_tables), seq_lens.data_ptr(), num_seqs, num_heads, num_kv_heads,
-        head_size, block_size, max_seq_len, *_variants(spec), pointer(workspace), size.value, stream_of(query),
+        head_size, block_size, max_seq_len, *_variants(spec), pointer(workspace), size, stream_of(query),
     )
 
 
 decode = by_device(decode_reference, decode_kernel)
+
+
+@functools.lru_cache(maxsize=64)
+def _workspace(num_seqs: int, num_heads: int, num_kv_heads: int, head_size: int, max_seq_len: int) -> int:
+    """Return the bytes that a decoding step of these sizes needs: the library is asked once for all layers."""
+    size = ctypes.c_size_t()
+    library().attention_decode_workspace(
+        num_seqs, num_heads, num_kv_heads, head_size, max_seq_len, ctypes.addressof(size)
+    )
+    return size.value
 
 
 def _tensors(
@@ -228,8 +237,7 @@ def _tensors(
     """Return the first arguments of both launchers."""
     return (
         out.data_ptr(), query.data_ptr(), out.stride(0), query.stride(0), DTYPES[query.dtype],
-        kv_cache.data_ptr(), kv_cache[1].data_ptr(), DTYPES[kv_cache.dtype], block_tables.data_ptr(),
-        block_tables.stride(0),
+        *halves(kv_cache), DTYPES[kv_cache.dtype], block_tables.data_ptr(), block_tables.stride(0),
     )
 
 

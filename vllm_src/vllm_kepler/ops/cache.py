@@ -21,6 +21,12 @@ def kv_cache_shape(num_blocks: int, block_size: int, num_kv_heads: int, head_siz
     return 2, num_blocks, num_kv_heads, block_size, head_size
 
 
+def halves(kv_cache: torch.Tensor) -> tuple[int, int]:
+    """Return the addresses of the keys and of the values, without making tensors of them."""
+    keys = kv_cache.data_ptr()
+    return keys, keys + kv_cache.stride(0) * kv_cache.element_size()
+
+
 def write_kv_reference(
     kv_cache: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slot_mapping: torch.Tensor
 ) -> None:
@@ -45,7 +51,7 @@ def write_kv_kernel(
     """As write_kv_reference, float32 keys and values on a GPU, into float32 or float16."""
     num_kv_heads, block_size, head_size = kv_cache.shape[2:]
     library().reshape_and_cache(
-        key.data_ptr(), value.data_ptr(), kv_cache.data_ptr(), kv_cache[1].data_ptr(), DTYPES[kv_cache.dtype],
+        key.data_ptr(), value.data_ptr(), *halves(kv_cache), DTYPES[kv_cache.dtype],
         slot_mapping.data_ptr(), slot_mapping.numel(), num_kv_heads, head_size, block_size, key.stride(0),
         value.stride(0), stream_of(kv_cache),
     )

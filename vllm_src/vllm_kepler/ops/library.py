@@ -124,8 +124,8 @@ def library() -> KernelLibrary:
 
 
 def stream_of(tensor: torch.Tensor) -> int:
-    """Return torch's current CUDA stream on the tensor's device."""
-    return torch.cuda.current_stream(tensor.device).cuda_stream
+    """Return torch's current CUDA stream on the tensor's device: its number alone, without the object around it."""
+    return torch._C._cuda_getCurrentRawStream(tensor.get_device())  # type: ignore[attr-defined]
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
