@@ -22,9 +22,11 @@ from typing import Any
 os.environ.setdefault("VLLM_KEPLER_VERIFY", "1")
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
 
-CONTEXT, STEPS, WARM_UP, PROMPTS = 256, 40, 10, 8
-# Products of 17, 33 and 49 rows are of the next tile.
-BATCHES = (1, 2, 4, 8, 16, 17, 20, 24, 32, 33, 40, 48, 64)
+CONTEXT, STEPS, WARM_UP, PROMPTS = 256, 16, 3, 5
+# All numbers of sequences where another kernel or tile begins, and those around them.
+BATCHES = (
+    *range(1, 11), 12, 13, 16, 17, 18, 20, 21, 24, 25, 27, 28, 32, 33, 34, 36, 40, 44, 48, 52, 53, 56, 57, 60, 64,
+)
 RANKS = (1, 2, 4)
 # Tokens a second, in 4 bits on one GPU, with CUDA graphs.
 BARS = {1: 340, 8: 1050, 16: 1300, 32: 1500, 64: 2200}
@@ -127,15 +129,16 @@ def measure(directory: str, ranks: int) -> None:
         prompts.append(step())
         running.abort_request(f"prompt-{index}")
         running.step()
-    for batch in BATCHES:
-        names = [f"{batch}-{index}" for index in range(batch)]
-        for name in names:
-            add(name)
-        while running.scheduler[0].waiting:
-            running.step()
-        decoding[batch] = statistics.median([step() for _ in range(WARM_UP + STEPS)][WARM_UP:])
-        running.abort_request(names)
+    # The same sequences, fewer and fewer of them: the longest ones are in the smallest batches.
+    left = [f"sequence-{index}" for index in range(max(BATCHES))]
+    for name in left:
+        add(name)
+    while running.scheduler[0].waiting:
         running.step()
+    for batch in sorted(BATCHES, reverse=True):
+        running.abort_request(left[batch:])
+        del left[batch:]
+        decoding[batch] = statistics.median([step() for _ in range(WARM_UP + STEPS)][WARM_UP:])
     print(MARK + json.dumps({"prompt": statistics.median(prompts[2:]), "decoding": decoding}), flush=True)
 
 
@@ -174,8 +177,9 @@ def write(out: Path, rows: list[dict[str, object]], prompts: list[dict[str, obje
 
 {heading(described)}
 Llama 3 8B's shape, random weights: GPTQ in groups of {GROUP} and the rest in `half`, or all in `half`. Sequences of
-{CONTEXT} tokens and more, greedy; median of {STEPS} steps, each waited for. On several GPUs tensor parallelism over
-NCCL. Graphs are recorded for {', '.join(map(str, CAPTURE_SIZES))} sequences; other batches are padded to the next.
+{CONTEXT} tokens ({max(BATCHES)} of them) to {CONTEXT + (WARM_UP + STEPS) * len(BATCHES)} (one); greedy, median of
+{STEPS} steps, each waited for. On several GPUs tensor parallelism over NCCL. Graphs are recorded for each number of
+sequences up to {max(CAPTURE_SIZES)}.
 
 {table(rows)}
 ![tokens a second over sequences](batches.svg)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Every kernel once under compute-sanitizer: memcheck, racecheck and initcheck.
 
-usage: sanitize.py          runs itself under each tool; exit status 1 where one of them finds something, or misses
-                            a planted fault
+usage: sanitize.py [PART]...    runs itself under each tool; exit status 1 where one of them finds something, or misses
+                                a planted fault. Parts: attention, rows, experts, products; all where none is named
 
 Small sizes: the tools slow a kernel down a hundred times. torch's caching allocator is off, so that memcheck sees each
 tensor's own bounds. Memcheck and racecheck look at the port's kernels alone; initcheck must see what torch's kernels
@@ -19,13 +19,12 @@ TOOLS = {"memcheck": OURS, "racecheck": OURS, "initcheck": ["--print-limit", "10
 CHILD = "KEPLER_SANITIZED"
 
 
-def kernels() -> None:
-    """Launch every kernel, with shapes that leave tiles, splits and warps half full."""
+def attention() -> None:
+    """Attention and the cache, with shapes that leave tiles, splits and warps half full; so have those below."""
     import torch
     from attention_problem import Problem
-    from vllm_kepler.ops import activation, cache, linear, moe, norm, rotary
+    from vllm_kepler.ops import cache
 
-    torch.manual_seed(0)
     for dtype in (torch.float32, torch.float16):
         for head_size, group, block_size in ((32, 1, 8), (80, 3, 16), (128, 8, 32), (256, 4, 16), (512, 2, 16)):
             variants = {"soft_cap": 5.0, "window": 40} if group == 3 else {"alibi": group == 8}
@@ -36,6 +35,13 @@ def kernels() -> None:
         cache.write_kv(kv_cache, key, key, torch.arange(-3, 34, device="cuda"))
         cache.copy_blocks(torch.tensor([[0, 4], [1, 5]], device="cuda"), [kv_cache])
         cache.swap_blocks(kv_cache, torch.empty(kv_cache.shape, dtype=dtype, pin_memory=True), torch.tensor([[2, 1]]))
+
+
+def rows() -> None:
+    """Norms, activations and rotation."""
+    import torch
+    from vllm_kepler.ops import activation, norm, rotary
+
     for hidden in (100, 128, 130, 2048, 8192, 10000):
         x, residual = torch.randn(3, hidden, device="cuda"), torch.randn(3, hidden, device="cuda")
         norm.rms_norm_kernel(torch.empty_like(x), x, torch.ones(hidden, device="cuda"), 1e-6)
@@ -47,6 +53,13 @@ def kernels() -> None:
         turns = torch.randn(50, size, device="cuda")
         query, key = torch.randn(7, 5 * 80, device="cuda"), torch.randn(7, 80, device="cuda")
         rotary.rotary_embedding_kernel(torch.arange(7, device="cuda"), query, key, 80, turns, is_neox)
+
+
+def experts() -> None:
+    """Mixtures, in every storage."""
+    import torch
+    from vllm_kepler.ops import linear, moe
+
     for num_experts, tokens in ((5, 33), (60, 3), (300, 9), (2, 200)):
         weights, experts = moe.topk_softmax(torch.randn(tokens, num_experts, device="cuda"), 2, True)
         gate_up, down = (torch.randn(num_experts, *shape, device="cuda") for shape in ((40, 36), (36, 20)))
@@ -65,6 +78,13 @@ def kernels() -> None:
                 ]
             x = torch.randn(tokens, 96, device="cuda")
             moe.experts_forward(x, *matrices, weights, experts, "silu")
+
+
+def products() -> None:
+    """Products with weights of fewer bits: each kernel, and each tile with all and with some of its rows."""
+    import torch
+    from vllm_kepler.ops import linear
+
     # The last two: four rows of x in registers, and more columns than one pass has.
     for n, k, group in ((37, 96, 32), (130, 4224, 128), (130, 4096, 128), (37, 14336, 128)):
         half = torch.randn(n, k, device="cuda").half()
@@ -73,14 +93,26 @@ def kernels() -> None:
             scales = torch.rand(n, k // group, device="cuda")
             order = torch.randperm(k, device="cuda")
             packed = linear.pack(codes, scales, None if zeros is None else torch.full_like(scales, zeros), bits, order)
-            for rows in (1, 2, 3, 4, 7, 9, 17, 33, 65):
-                x = torch.randn(rows, k, device="cuda")
+            for count in (1, 2, 3, 4, 6, 7, 8, 9, 12, 14, 16, 19, 22, 24, 25, 27, 30, 33, 45, 64, 65):
+                x = torch.randn(count, k, device="cuda")
                 linear.packed(x, packed)
                 linear.half(x, half)
+
+
+PARTS = {"attention": attention, "rows": rows, "experts": experts, "products": products}
+
+
+def kernels(names: list[str]) -> None:
+    """Launch every kernel of these parts."""
+    import torch
+
+    torch.manual_seed(0)
+    for name in names:
+        PARTS[name]()
     torch.cuda.synchronize()
 
 
-def planted() -> None:
+def planted(_: list[str]) -> None:
     """Write past the end of a cache and read what nobody wrote: the tools must say so."""
     import torch
     from vllm_kepler.ops import activation, cache
@@ -93,11 +125,14 @@ def planted() -> None:
 
 
 def main() -> int:
+    names = sys.argv[1:] or list(PARTS)
+    if unknown := set(names) - set(PARTS):
+        sys.exit(f"sanitize.py: found {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
     found = []
     for tool, options in TOOLS.items():
         for launched in ("kernels", "planted"):
             done = subprocess.run(
-                ["compute-sanitizer", "--tool", tool, *options, sys.executable, __file__],
+                ["compute-sanitizer", "--tool", tool, *options, sys.executable, __file__, *names],
                 env={**os.environ, CHILD: launched, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )
@@ -114,6 +149,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     if CHILD in os.environ:
-        {"kernels": kernels, "planted": planted}[os.environ[CHILD]]()
+        {"kernels": kernels, "planted": planted}[os.environ[CHILD]](sys.argv[1:])
     else:
         sys.exit(main())

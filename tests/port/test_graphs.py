@@ -34,14 +34,14 @@ for options in {options!r}:
 # Upstream's parts of it name flash attention's while they are imported.
 import vllm_kepler.speculation.worker
 """
-SIZES = [1, 2, 4, 8, 12, 16, 20, 24, 32, 40, 48, 64]
+SIZES = list(range(1, 65))
 # Options, and with graphs: eager, sizes, the size to which each number of sequences is padded; or what is refused.
 CASES = [
-    ({}, f"False {SIZES[::-1]} {[min(size for size in SIZES if size >= most) for most in range(1, 65)]}"),
+    ({}, f"False {SIZES[::-1]} {SIZES}"),
     ({"max_num_seqs": 1}, "False [1] [1]"),
     ({"max_num_seqs": 3}, "False [3, 2, 1] [1, 2, 3]"),
     ({"max_num_seqs": 2, "speculative_config": {"method": "ngram", "num_speculative_tokens": 4}},
-     "False [10, 8, 4, 2, 1] [1, 2, 4, 4, 8, 8, 8, 8, 10, 10]"),
+     f"False {SIZES[9::-1]} {SIZES[:10]}"),
     ({"enforce_eager": True}, "VLLM_KEPLER_CUDA_GRAPHS: found 1 and enforce_eager: true; expected one of the two."),
     ({"task": "embed"}, "VLLM_KEPLER_CUDA_GRAPHS: found 1 and a model that generates no tokens; expected one of the "),
 ]
@@ -183,7 +183,7 @@ def test_what_capturing_says_and_waits_for(runner, gpu, caplog, ranks, seconds):
     with caplog.at_level("INFO"), KeplerState(runner).graph_capture(8):
         assert gpu == seconds
     assert caplog.messages[-1] == (
-        "CUDA graphs: captured decoding steps of 1, 2, 4 sequences, up to 64 tokens each; they take 60 MiB beside the "
+        "CUDA graphs: captured decoding steps of 1 to 4 sequences, up to 64 tokens each; they take 60 MiB beside the "
         "KV cache."
     )
 

@@ -11,7 +11,7 @@ from vllm.logger import init_logger
 
 from . import device
 from .checkpoint.files import read_header
-from .checkpoint.limits import BLOCK_SIZE, BLOCK_SIZES, ROWS
+from .checkpoint.limits import BLOCK_SIZE, BLOCK_SIZES
 from .checkpoint.quantization import SUPPORTED_FORMATS
 from .errors import SettingError, reject_if
 from .quantization import METHOD
@@ -27,8 +27,9 @@ BACKEND = "vllm_kepler.attention.backend.KeplerBackend"
 PUNICA = "vllm_kepler.lora.KeplerPunica"
 # Types of the KV cache: of the activations' dtype, or float16; by vLLM's names.
 CACHE_DTYPES = ("auto", "half")
-# Numbers of sequences that a graph is captured for: those of the tiles of products, as far as launches still show.
-CAPTURE_SIZES = (1, 2, 4, 8, 12, ROWS, 20, 24, 32, 40, 48, 64)
+# Numbers of sequences that a graph is captured for, as far as launches still show: each, since products take time row
+# by row, and a padded batch would take that of rows that nobody asked for.
+CAPTURE_SIZES = tuple(range(1, 65))
 
 
 def force_v0() -> None:
