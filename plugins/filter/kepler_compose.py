@@ -49,7 +49,9 @@ def environment_of(item: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
         found["VLLM_SERVING_PARSERS"] = "0"
     if item.get("adapters"):
         found["VLLM_SERVING_ADAPTERS"] = " ".join(f"{name}={path}" for name, path in sorted(item["adapters"].items()))
-    if item.get("cuda_graphs"):
+    if item.get("cuda_graphs") == "auto":
+        found["VLLM_KEPLER_CUDA_GRAPHS_AUTO"] = "no host was qualified for this container"
+    elif item.get("cuda_graphs"):
         found["VLLM_KEPLER_CUDA_GRAPHS"] = "1"
     if given["device"] == "cpu":
         found["VLLM_KEPLER_DEVICE"] = "cpu"

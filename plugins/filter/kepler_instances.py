@@ -83,7 +83,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "link_key_file": (is_plain_path, f"a file on each host: {PLAIN_PATH_FORM}, which the units can read"),
     "dtype": (lambda value: True, "which weights and cache may have on these GPUs"),
-    "cuda_graphs": (lambda value: True, "true for CUDA graphs of decoding steps, or false, without quotes"),
+    "cuda_graphs": (
+        lambda value: isinstance(value, bool) or value == "auto",
+        "true for CUDA graphs of decoding steps, or false, without quotes, or auto: as the qualification has proved",
+    ),
     "max_model_len": (lambda value: value >= 1, "an integer from 1"),
     "gpu_memory_utilization": (lambda value: 0.1 <= value <= 0.95, "a number of 0.1 to 0.95"),
     "revision": (
@@ -181,7 +184,8 @@ def instance_findings(instance: Any, where: str, serve: dict[str, Any]) -> list[
             found.append(finding("error", f"{where}.{key}", "nothing", expected, f"Add {key} to the instance."))
         elif key in instance and not (accepts(key, value) and value in allowed):
             found.append(finding(
-                "error", f"{where}.{key}", shown(value), expected, correction(value, option["type"]),
+                "error", f"{where}.{key}", shown(value), expected,
+                correction(value, "bool" if key == "cuda_graphs" else option["type"]),
             ))
         else:
             valid[key] = value
@@ -223,7 +227,8 @@ def adapter_findings(valid: dict, where: str) -> list[dict[str, str]]:
         ]
     if adapters and valid.get("cuda_graphs") and valid.get("engine") != "stock":
         found.append(finding(
-            "error", f"{where}.cuda_graphs", "true and adapters", "one of the two: steps with adapters are eager",
+            "error", f"{where}.cuda_graphs", f"{shown(valid['cuda_graphs'])} and adapters",
+            "one of the two: steps with adapters are eager",
             "Leave cuda_graphs out.",
         ))
     if adapters and engine_options.SPECULATION in (valid.get("extra_args") or {}):

@@ -27,6 +27,11 @@ options:
     description: Program of one rank.
     type: path
     required: true
+  graphs:
+    description: >-
+      Program that compares the answers of an engine with CUDA graphs and without, on the GPUs of the largest stage;
+      left out, nobody tries.
+    type: path
   device:
     description: >-
       V(kepler) loads the GPUs of the profile; V(verify) any NVIDIA GPU; with V(cpu) the CPU computes while nvidia-smi
@@ -98,7 +103,8 @@ record:
   description:
     - >-
       What the host keeps: C(result) (V(passed), V(failed), V(halted), V(skipped)), C(passed_size), C(size) and C(dies)
-      (what servers may use), C(p2p), C(findings), C(stages), C(boards), C(kernel), C(driver), C(generation), C(time),
+      (what servers may use), C(p2p), C(graphs), C(findings), C(stages), C(boards), C(kernel), C(driver), C(generation),
+      C(time),
       C(trace).
   type: dict
   returned: where the host has one that holds
@@ -216,7 +222,8 @@ def options_of(params):
         )
     return {
         "directory": params["directory"], "python": [python], "load": params["load"], "device": params["device"],
-        "seconds": params["seconds"], "pair_timeout": params["pair_timeout"], "nvidia_smi": params["nvidia_smi"],
+        "graphs": params["graphs"], "seconds": params["seconds"], "pair_timeout": params["pair_timeout"],
+        "nvidia_smi": params["nvidia_smi"],
         "kmsg": params["kmsg"], "profile": params["profile"],
         "stall": qualification_run.STALL, "interval": qualification_run.INTERVAL,
     }
@@ -269,6 +276,7 @@ def main():
             "directory": {"type": "path", "default": "/var/lib/kepler/qualification"},
             "root": {"type": "path", "default": "/opt/kepler"},
             "load": {"type": "path", "required": True},
+            "graphs": {"type": "path"},
             "device": {"type": "str", "choices": ["kepler", "verify", "cpu"], "default": "kepler"},
             "mode": {"type": "str", "choices": ["run", "skip"], "default": "run"},
             "seconds": {"type": "int", "default": 90},

@@ -60,6 +60,21 @@ def test_the_switch(tiny, value):
     assert ("disabling CUDA graphs" in printed) == (value != "1")
 
 
+def test_auto_says_what_it_has_come_to(tiny):
+    """The role has chosen, and says why; a model that generates no tokens is eager, and nothing is refused."""
+    options = [{}, {"task": "embed"}]
+    program = CONFIGURE.format(model=str(tiny("llama").directory), options=options)
+    status, printed = run(program, **{GRAPHS: "1", f"{GRAPHS}_AUTO": "the same answers, 2.0 ms a step with them"})
+    assert status == 0, printed
+    assert "cuda_graphs: auto: CUDA graphs: the same answers, 2.0 ms a step with them." in printed
+    assert "cuda_graphs: auto: eager: a model that generates no tokens" in printed
+    assert printed.count(f"\nFalse {SIZES[::-1]}") == 1
+    assert printed.count("\nTrue [] []") == 1
+    status, printed = run(program, **{GRAPHS: "0", f"{GRAPHS}_AUTO": "nobody qualified this host"})
+    assert "cuda_graphs: auto: eager: nobody qualified this host." in printed
+    assert printed.count("\nTrue [] []") == 2
+
+
 @pytest.mark.parametrize(("value", "expected"), [("", False), ("0", False), ("1", True)])
 def test_values_of_the_switch(monkeypatch, value, expected):
     monkeypatch.setenv(GRAPHS, value)

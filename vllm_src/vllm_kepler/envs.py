@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     VLLM_KEPLER_DEVICE: str = ""
     VLLM_KEPLER_VERIFY: bool = False
     VLLM_KEPLER_CUDA_GRAPHS: bool = False
+    VLLM_KEPLER_CUDA_GRAPHS_AUTO: str = ""
     VLLM_KEPLER_LIBRARY: Path = Path(sys.prefix, "lib", "libvllm_kepler.so")
 
 
@@ -41,12 +42,15 @@ environment_variables: dict[str, Callable[[str], Any]] = {
     "VLLM_KEPLER_VERIFY": one_of(SWITCH, "1 to verify the port on another NVIDIA GPU, or no value for a Kepler GPU"),
     # Replay decoding steps of few sequences as CUDA graphs.
     "VLLM_KEPLER_CUDA_GRAPHS": one_of(SWITCH, "1 for CUDA graphs, or no value for eager decoding"),
+    # Why somebody else has chosen that value: a model that cannot have graphs is eager then.
+    "VLLM_KEPLER_CUDA_GRAPHS_AUTO": lambda name: os.environ.get(name, ""),
     # The file of the kernel library; by default that of the serving environment.
     "VLLM_KEPLER_LIBRARY": lambda name: Path(os.environ.get(name) or Path(sys.prefix, "lib", "libvllm_kepler.so")),
 }
 
 # Variables that ranks on other hosts take from the server; the rest is a host's own.
-OF_ALL_HOSTS = ["VLLM_KEPLER_DEVICE", "VLLM_KEPLER_VERIFY", "VLLM_KEPLER_CUDA_GRAPHS"]
+OF_ALL_HOSTS = ["VLLM_KEPLER_DEVICE", "VLLM_KEPLER_VERIFY", "VLLM_KEPLER_CUDA_GRAPHS",
+                "VLLM_KEPLER_CUDA_GRAPHS_AUTO"]
 
 
 def __getattr__(name: str) -> Any:

@@ -39,7 +39,7 @@ class KeplerCpuPlatform(settings.KeplerSettings, CpuPlatform):
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
         logger.info("VLLM_KEPLER_DEVICE=cpu: the CPU stands in for the Kepler GPU, V0 engine, eager, float32.")
-        if envs.VLLM_KEPLER_CUDA_GRAPHS:
+        if settings.graphs_of(vllm_config):
             logger.warning("VLLM_KEPLER_CUDA_GRAPHS=1 changes nothing here: the CPU has no CUDA graphs.")
         settings.apply_defaults(vllm_config)
         speculation.apply_defaults(vllm_config, "vllm_kepler.cpu_worker.KeplerCpuWorker")

@@ -38,7 +38,7 @@ class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
         capability = cls.get_device_capability()
         gpu = device.GPUS.get(tuple(capability))
-        graphs = envs.VLLM_KEPLER_CUDA_GRAPHS
+        graphs = settings.graphs_of(vllm_config)
         logger.info(
             "%s: %s.",
             gpu.detected if gpu else "VLLM_KEPLER_VERIFY=1, as on a Kepler GPU",

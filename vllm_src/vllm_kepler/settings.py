@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from vllm.logger import init_logger
 
-from . import device
+from . import device, envs
 from .checkpoint.files import read_header
 from .checkpoint.limits import BLOCK_SIZE, BLOCK_SIZES
 from .checkpoint.quantization import SUPPORTED_FORMATS
@@ -92,6 +92,21 @@ class KeplerSettings:
     def get_punica_wrapper(cls) -> str:
         """Dotted name of what computes adapters: upstream's for GPUs needs Triton."""
         return PUNICA
+
+
+def graphs_of(config: VllmConfig) -> bool:
+    """Return whether decoding steps become CUDA graphs, and log what `cuda_graphs: auto` has come to.
+
+    vLLM asks more than once for one engine; the line is written for a model alone.
+    """
+    graphs, why = envs.VLLM_KEPLER_CUDA_GRAPHS, envs.VLLM_KEPLER_CUDA_GRAPHS_AUTO
+    model = config.model_config
+    if not why or model is None:
+        return graphs
+    if graphs and (model.runner_type == "pooling" or config.lora_config is not None):
+        graphs, why = False, "a model that generates no tokens, or has adapters"
+    logger.info("cuda_graphs: auto: %s: %s.", "CUDA graphs" if graphs else "eager", why)
+    return graphs
 
 
 def apply_defaults(config: VllmConfig, graphs: bool = False) -> None:

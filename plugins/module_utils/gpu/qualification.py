@@ -251,11 +251,25 @@ def stage_name(stage):
     return "GPU %s" % indices if stage["size"] == 1 else "GPUs %s" % indices
 
 
-def make_record(begin, result, passed, findings, p2p, trace):
+def judge_graphs(trouble, done):
+    """{proved, because}: whether servers may take CUDA graphs.
+
+    trouble: what was wrong with the engines, or None. done: the last result of their program.
+    """
+    if trouble or not done or "equal" not in done:
+        return {"proved": False, "because": trouble or "no result"}
+    times = "%.1f ms a step with them, %.1f without" % (1e3 * done["graphs"], 1e3 * done["eager"])
+    if not done["equal"]:
+        return {"proved": False, "because": "another answer with them"}
+    return {"proved": done["graphs"] < done["eager"], "because": "the same answers, " + times}
+
+
+def make_record(begin, result, passed, findings, p2p, trace, graphs=None):
     """The record that a host keeps of its qualification.
 
     begin: first record of the trace. result: `passed`, `failed`, `halted` or `skipped`. passed: largest size that
     passed. p2p: whether GPUs may reach one another directly; None if nobody knows. trace: name of its file or None.
+    graphs: as judge_graphs returns it; None where they were not tried.
     """
     known = begin["stages"]
     # With `skip` the operator vouches for all GPUs of the host.
@@ -263,7 +277,7 @@ def make_record(begin, result, passed, findings, p2p, trace):
     indices = [index for stage in known if stage["size"] == allowed for index in stage["dies"]]
     return {
         "schema": SCHEMA, "time": begin["time"], "result": result, "passed_size": passed, "size": allowed,
-        "dies": indices, "p2p": p2p, "findings": findings, "trace": trace, "stages": known,
+        "dies": indices, "p2p": p2p, "graphs": graphs, "findings": findings, "trace": trace, "stages": known,
         "kernel": begin["kernel"], "driver": begin["driver"], "device": begin["device"],
         "generation": begin["generation"], "boards": begin["dies"], "seconds": begin["seconds"],
     }

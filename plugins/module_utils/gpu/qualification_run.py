@@ -19,6 +19,7 @@ BOOT = "/proc/sys/kernel/random/boot_id"
 INTERVAL = 1.0  # seconds between two readings
 KILL_TIMEOUT = 10.0  # seconds within which a process ends that is killed, unless the driver holds it
 START_TIMEOUT = 180.0  # seconds from starting a rank to its first result: a cold disk, and the context of a GPU
+GRAPHS_TIMEOUT = 900.0  # seconds for two engines of a tiny model, one after the other
 STALL = 60.0  # seconds without a result under load
 TRACE = re.compile(r"^trace-(\d+)\.jsonl$")
 
@@ -117,15 +118,19 @@ class Ranks(object):
             "GLOO_SOCKET_IFNAME": "lo",
             "NCCL_DEBUG": "WARN",
         }
+        if options["device"] == "verify":
+            environment["VLLM_KEPLER_VERIFY"] = "1"
         if not p2p:
             environment["NCCL_P2P_DISABLE"] = "1"
         command = options["python"] + [
-            options["load"], "--mode", mode, "--device", "cpu" if options["device"] == "cpu" else "cuda",
+            options["graphs" if mode == "graphs" else "load"], "--mode", mode,
+            "--device", "cpu" if options["device"] == "cpu" else "cuda",
             "--world", str(len(gpus)), "--seconds", str(options["seconds"]),
             "--rendezvous", os.path.join(self.directory, "rendezvous"),
         ]
         self.processes, self.read = [], []
-        for rank in range(len(gpus)):
+        # An engine starts its own ranks.
+        for rank in range(1 if mode == "graphs" else len(gpus)):
             with open(self.output(rank), "wb") as output:
                 self.processes.append(subprocess.Popen(
                     command + ["--rank", str(rank)], env=environment, cwd=self.directory, stdin=subprocess.DEVNULL,
@@ -182,6 +187,7 @@ class Qualification(object):
         self.host, self.options = host, options
         self.indices = {bus_of(gpu["bus"]): gpu["index"] for gpu in host["dies"]}
         self.samples, self.findings, self.p2p, self.passed, self.tried = [], [], True, 0, []
+        self.graphs = None
         self.log = KernelLog(options["kmsg"])
         self.trace = Trace(options["directory"])
 
@@ -257,6 +263,7 @@ class Qualification(object):
             "step end", stage=stage, step=name, ok=not trouble, trouble=trouble,
             results=[results[rank] for rank in sorted(results)],
         )
+        self.results = results
         if stuck:
             self.note(
                 "error", name, "%s, and process %d does not even end when it is killed" % (
@@ -297,6 +304,14 @@ class Qualification(object):
         self.trace.write("stage end", stage=number, ok=True)
         self.passed = stage["size"]
 
+    def prove_graphs(self, number, stage):
+        """Whether an engine on the GPUs of a stage answers the same with CUDA graphs, and faster."""
+        if self.options["device"] == "cpu":
+            self.graphs = qualification.judge_graphs("the CPU has none", None)
+            return
+        trouble = self.step(number, "graphs", "graphs", stage["dies"], GRAPHS_TIMEOUT)
+        self.graphs = qualification.judge_graphs(trouble, self.results.get(0))
+
     def begin(self):
         """The first record of the trace, and what of the host's instruments is missing."""
         self.fields, absent, error = smi.known_fields(self.options["nvidia_smi"])
@@ -325,11 +340,15 @@ class Qualification(object):
             self.begin()
             for number, stage in enumerate(self.begun["stages"]):
                 self.stage(number, stage)
+            if self.options.get("graphs") and self.begun["stages"]:
+                self.prove_graphs(number, stage)
         except Stopped:
             pass
         findings = self.all_findings()
         result = "failed" if errors(findings) else "passed"
         p2p = self.p2p if self.tried else None
-        made = qualification.make_record(self.begun, result, self.passed, findings, p2p, self.trace.name)
+        made = qualification.make_record(
+            self.begun, result, self.passed, findings, p2p, self.trace.name, self.graphs
+        )
         self.trace.write("end", result=result, findings=findings)
         return made

@@ -58,6 +58,13 @@ def unit(**item):
     return parser
 
 
+def test_automatic_graphs_are_eager_in_a_container():
+    """Whose host nobody has qualified."""
+    (one,) = project([{**item, "cuda_graphs": "auto"} for item in LAYOUTS["one"]])["services"].values()
+    assert "VLLM_KEPLER_CUDA_GRAPHS" not in one["environment"]
+    assert "no host was qualified" in one["environment"]["VLLM_KEPLER_CUDA_GRAPHS_AUTO"]
+
+
 @pytest.mark.skipif(not SCHEMA.is_file(), reason="needs the schema of compose files (tests/programs.sh)")
 @pytest.mark.parametrize("balancer", [{}, BALANCER], ids=["published", "balanced"])
 @pytest.mark.parametrize("device", ["kepler", "cpu"])

@@ -64,6 +64,7 @@ VALID = [
     demo(dtype="half"),
     demo(cuda_graphs=True),
     demo(cuda_graphs=False),
+    demo(cuda_graphs="auto"),
     demo(gpu_memory_utilization=0.95),
     demo(gpu_memory_utilization=0.1),
     demo(model="Qwen/Qwen2-0.5B", revision="0123456789abcdef0123456789abcdef01234567"),
@@ -155,6 +156,7 @@ def test_no_instance_is_no_fault():
         ("dtype", 32),
         ("cuda_graphs", "true"),
         ("cuda_graphs", 1),
+        ("cuda_graphs", "Auto"),
         ("cuda_graphs", NULL),
         ("max_model_len", "2048"),
         ("max_model_len", NULL),
@@ -652,6 +654,7 @@ def test_defaults_have_dies_or_gpus():
     ({"adapters": {"a": ["/a"]}}, "adapters"), ({"adapters": {"/srv/demo": "/a"}}, "adapters"),
     ({"adapters": {"mine": "/a"}, "served_model_name": "mine"}, "adapters"),
     ({"adapters": {"a": "/a"}, "cuda_graphs": True}, "cuda_graphs"),
+    ({"adapters": {"a": "/a"}, "cuda_graphs": "auto"}, "cuda_graphs"),
     ({"extra_args": {"lora-modules": "a=/a"}}, "extra_args.lora-modules"),
 ])
 def test_adapters_are_names_and_directories(keys, variable):

@@ -56,6 +56,7 @@ def test_example_is_valid():
     ({"link_port": 80}, "link_port", "80"),
     ({"link_port": 7990}, "link_port", "7990"),
     ({"cuda_graphs": True}, "cuda_graphs", "cuda_graphs and hosts"),
+    ({"cuda_graphs": "auto"}, "cuda_graphs", "cuda_graphs and hosts"),
     ({"adapters": {"a": "/srv/a"}}, "adapters", "adapters and hosts"),
     ({"extra_args": {"pipeline-parallel-size": 2}}, "extra_args.pipeline-parallel-size", ""),
     ({"extra_args": {"distributed-executor-backend": "mp"}}, "extra_args.distributed-executor-backend", "hosts"),

@@ -79,9 +79,10 @@ class Box:
     def __init__(self, directory):
         self.directory = directory
         self.smi, self.load = directory / "nvidia-smi", directory / "load.py"
+        self.graphs = directory / "graphs.py"
         self.kmsg = directory / "kmsg"
         self.kmsg.write_text("6,1,1,-;NVRM: Xid (PCI:0000:05:00): 79, an old one\n")
-        for path, text in ((self.smi, SMI), (self.load, LOAD)):
+        for path, text in ((self.smi, SMI), (self.load, LOAD), (self.graphs, LOAD)):
             path.write_text(text.format(python=sys.executable))
             path.chmod(0o755)
         self.state = {"dies": [], "unknown": [], "fault": "", "sleep": 0}

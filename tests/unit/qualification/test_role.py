@@ -25,7 +25,8 @@ def role(play, box):
         ]
         tasks.append({"name": "Show", "ansible.builtin.debug": {
             "msg": "may use {{ qualification_size | default('?') }} {{ qualification_dies | default('?') }} "
-                   "p2p {{ qualification_p2p | default('?') }}",
+                   "p2p {{ qualification_p2p | default('?') }} "
+                   "graphs {{ (qualification_graphs | default({})).because | default('?') }}",
         }})
         status, output = play(
             tasks, "-e", json.dumps({**settings, **variables}), *options,
@@ -52,11 +53,13 @@ def test_once_and_then_no_more(role, box):
     assert "changed=0" in output
     assert list(box.kept.iterdir()) == []
 
-    box.behave({"load": [["sleep", 2]]})
-    status, output = role()
+    done = {"event": "done", "equal": True, "eager": 0.008, "graphs": 0.005}
+    box.behave({"load": [["sleep", 2]], "graphs": [["say", done], ["exit", 0]]})
+    # Servers that shall have graphs if the host has proved them.
+    status, output = role(vllm_service_instances=[{"name": "a", "model": "/m", "cuda_graphs": "auto"}])
     assert status == 0, output
     assert "box: qualification: stage" in output, "progress"
-    assert "may use 2 [0, 1] p2p True" in output
+    assert "may use 2 [0, 1] p2p True graphs the same answers, 5.0 ms a step with them, 8.0 without" in output
     assert record(box)["result"] == "passed"
     assert record(box)["generation"] == "7"
     assert "Servers may use GPUs 0, 1." in report(box)

@@ -42,6 +42,41 @@ def test_all_stages_pass(box):
     assert not list(box.kept.glob("ranks-*")), "the ranks' files are removed"
 
 
+TIMES = {"event": "done", "equal": True, "eager": 0.008, "graphs": 0.005}
+# What the program of the engines does -> whether graphs are proved, and why.
+GRAPHS = {
+    "faster": ([["say", TIMES], ["exit", 0]], True, "the same answers, 5.0 ms a step with them, 8.0 without"),
+    "slower": ([["say", {**TIMES, "graphs": 0.009}], ["exit", 0]], False, "9.0 ms a step with them, 8.0 without"),
+    "other answers": ([["say", {**TIMES, "equal": False}], ["exit", 0]], False, "another answer with them"),
+    "an engine that fails": ([["exit", 1]], False, "rank 0 ended with status 1"),
+    "no result": ([["exit", 0]], False, "no result"),
+}
+
+
+@pytest.mark.parametrize("what", sorted(GRAPHS))
+def test_graphs_are_tried_once_on_the_largest_stage(box, what):
+    acts, proved, why = GRAPHS[what]
+    box.behave({"graphs 0,1,3,4": acts})
+    host_record, records = box.qualify(graphs=str(box.graphs))
+    assert host_record["result"] == "passed"
+    assert host_record["graphs"]["proved"] is proved
+    assert why in host_record["graphs"]["because"]
+    assert steps(records)[-1] == "graphs"
+    assert steps(records).count("graphs") == 1
+
+
+def test_the_cpu_has_no_graphs_to_try(box):
+    host_record, records = box.qualify(graphs=str(box.graphs), device="cpu")
+    assert host_record["graphs"] == {"proved": False, "because": "the CPU has none"}
+    assert "graphs" not in steps(records)
+
+
+def test_graphs_are_not_tried_unless_asked(box):
+    host_record, records = box.qualify()
+    assert host_record["graphs"] is None
+    assert "graphs" not in steps(records)
+
+
 def test_a_line_is_on_the_disk_before_the_step_that_it_announces(box, monkeypatch):
     """The order of syncs and of starts, as a machine that halts would leave them."""
     order = []

@@ -220,6 +220,17 @@ def test_cuda_graphs_only_when_asked(write, said, on):
     assert ("VLLM_KEPLER_CUDA_GRAPHS=1\n" in write("instance.env.j2", said)) == on
 
 
+@pytest.mark.parametrize(("known", "switch", "why"), [
+    (None, "0", "nobody qualified this host"),
+    ({"proved": False, "because": "another answer with them"}, "0", "another answer with them"),
+    ({"proved": True, "because": "the same answers, 2.0 ms"}, "1", "the same answers, 2.0 ms"),
+    ({"proved": False, "because": 'rank 0: "no\nword" $HOME'}, "0", "rank 0: noword HOME"),
+])
+def test_automatic_graphs_follow_the_qualification(write, known, switch, why):
+    written = write("instance.env.j2", {"cuda_graphs": "auto"}, **({"qualification_graphs": known} if known else {}))
+    assert f"VLLM_KEPLER_CUDA_GRAPHS={switch}\nVLLM_KEPLER_CUDA_GRAPHS_AUTO={why}\n" in written
+
+
 def test_the_hub_is_left_alone_unless_asked(write):
     assert "HF_HUB_OFFLINE=1\n" in write("instance.env.j2")
     assert "HF_HUB_OFFLINE" not in write("instance.env.j2", vllm_service_hub_offline=False)
