@@ -118,19 +118,18 @@ class Ranks(object):
             "GLOO_SOCKET_IFNAME": "lo",
             "NCCL_DEBUG": "WARN",
         }
-        if options["device"] == "verify":
-            environment["VLLM_KEPLER_VERIFY"] = "1"
         if not p2p:
             environment["NCCL_P2P_DISABLE"] = "1"
+        # An engine knows which GPUs it is for, and starts its own ranks.
+        engine = mode == "graphs"
+        device = options["device"] if engine else "cpu" if options["device"] == "cpu" else "cuda"
         command = options["python"] + [
-            options["graphs" if mode == "graphs" else "load"], "--mode", mode,
-            "--device", "cpu" if options["device"] == "cpu" else "cuda",
+            options["graphs" if engine else "load"], "--mode", mode, "--device", device,
             "--world", str(len(gpus)), "--seconds", str(options["seconds"]),
             "--rendezvous", os.path.join(self.directory, "rendezvous"),
         ]
         self.processes, self.read = [], []
-        # An engine starts its own ranks.
-        for rank in range(1 if mode == "graphs" else len(gpus)):
+        for rank in range(1 if engine else len(gpus)):
             with open(self.output(rank), "wb") as output:
                 self.processes.append(subprocess.Popen(
                     command + ["--rank", str(rank)], env=environment, cwd=self.directory, stdin=subprocess.DEVNULL,

@@ -85,6 +85,7 @@ def engine(directory: str, arguments: argparse.Namespace, graphs: str) -> dict:
     environment = {
         **os.environ, "VLLM_KEPLER_CUDA_GRAPHS": graphs, "VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": "127.0.0.1",
         "VLLM_KEPLER_DEVICE": "cpu" if arguments.device == "cpu" else "",
+        "VLLM_KEPLER_VERIFY": "1" if arguments.device == "verify" else "",
     }
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
@@ -105,7 +106,7 @@ def engine(directory: str, arguments: argparse.Namespace, graphs: str) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", type=int, required=True)
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", choices=("kepler", "verify", "cpu"), default="kepler")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments, _ = parser.parse_known_args()
     # Neither it nor an engine outlives what watches it: PR_SET_PDEATHSIG.
