@@ -121,7 +121,7 @@ KILLED = f"""\
 """
 LOST = f"""\
 {CORE}ERROR 11-30 11:10:50 [multiproc_executor.py:233] Worker proc VllmWorker-1 died unexpectedly, shutting down.
-{CORE}ERROR 11-30 11:10:54 [core.py:845] RuntimeError: cancelled
+{CORE}ERROR 11-30 11:10:54 [core.py:845] RuntimeError: canceled
 """
 FAILED = f"{CORE}ERROR 11-30 11:05:50 [core.py:845] torch.OutOfMemoryError: CUDA out of memory.\n"
 
