@@ -1,5 +1,6 @@
 """No file names a package registry's host or a path of somebody's machine."""
 
+import os
 import re
 
 import pytest
@@ -48,3 +49,8 @@ def test_the_pattern_finds_what_it_is_for(text):
 @pytest.mark.parametrize("text", ["/opt/rh/gcc-toolset-10/root/usr/bin", "$HOME/work/x", "a/work/b", "homework/x"])
 def test_the_pattern_leaves_the_rest_alone(text):
     assert not FORBIDDEN.search(text)
+
+
+@pytest.mark.parametrize("path", [path for path in files() if path.suffix == ".sh"], ids=name_of)
+def test_scripts_can_be_started_unless_they_are_sourced(path):
+    assert os.access(path, os.X_OK) == path.read_text().startswith("#!")
