@@ -30,7 +30,7 @@ def register_layers() -> None:
     from .settings import KeplerSettings
 
     if isinstance(current_platform, KeplerSettings):
-        from . import configs, layers, moe, parallel_samples, quick_start, tokenizers, whitespace
+        from . import configs, layers, models, moe, parallel_samples, quick_start, tokenizers, whitespace
         from .quantization import config
 
         quick_start.register()
@@ -38,6 +38,7 @@ def register_layers() -> None:
         configs.register()
         tokenizers.register()
         whitespace.register()
+        models.register()
         moe.register()
         layers.register()
         config.register()

@@ -17,7 +17,8 @@ from typing import Any
 
 from vllm.model_executor.models import registry
 
-UPSTREAM_MODELS = "vllm.model_executor.models."
+# Where models are that import nothing else: upstream's and the port's.
+MODELS = ("vllm.model_executor.models.", "vllm_kepler.")
 
 
 def inspect_model_cls(upstream: Any) -> Any:
@@ -29,7 +30,7 @@ def inspect_model_cls(upstream: Any) -> Any:
 
     @functools.wraps(upstream)
     def inspect_model_cls(self: Any) -> Any:
-        if not self.module_name.startswith(UPSTREAM_MODELS):
+        if not self.module_name.startswith(MODELS):
             return upstream(self)
         return registry._ModelInfo.from_model_cls(self.load_model_cls())
 

@@ -17,6 +17,8 @@ METHODS = {
     "gptq-marlin-24": ((8, 0), False),
     "awq-marlin": ((8, 0), False),
 }
+# Types of models that the released vLLM answers for without a bias that it has loaded.
+BIASED = ("phimoe",)
 # Latent attention is tried on newer GPUs alone.
 LATENT = (8, 0)
 WITHOUT = "unquantized weights or GPTQ"
@@ -36,6 +38,9 @@ def refusals(config, capability):
         capability: of the GPUs, such as 7.0.
     """
     for prefix, part in parts_of(config):
+        if part.get("model_type") in BIASED and part.get("lm_head_bias"):
+            return [("a model of the type %s and engine: stock, which leaves out the bias of its output layer" % (
+                part["model_type"]), "another model" + PORT)]
         if part.get("kv_lora_rank") and capability_of(capability) < LATENT:
             return [("multi-head latent attention (%skv_lora_rank) and engine: stock" % prefix,
                      "a model with keys and values of every head" + PORT)]

@@ -119,6 +119,7 @@ def test_stock_serves_what_its_kernels_can(config):
         (of(quantization_config=dict(GPTQ, bits=2)), "bits 2", "4, 8", False),
         (LATENT, "multi-head latent attention", "engine: port", True),
         (of(text_config={"model_type": "llama", "kv_lora_rank": 8}), "text_config.kv_lora_rank", "engine: port", True),
+        (of(model_type="phimoe", lm_head_bias=True), "the bias of its output layer", "engine: port", False),
     ],
 )
 def test_stock_refuses_what_gpus_lack_and_names_what_works(config, found, instead, newer):
