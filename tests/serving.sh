@@ -22,10 +22,6 @@ serving="$(cat "$store/serving")"
 # The same with Ray, for tests over several hosts.
 SERVING_RAY="$(cat "$store/serving_ray" 2>/dev/null || true)"
 export SERVING_RAY
-runner="$KEPLER_CACHE/venv/port-$profile-$(sha256sum requirements/port-tests.txt | cut -c1-12)"
-if [ ! -e "$runner/.ready" ]; then
-    rm -rf "$runner"
-    python -m pip --python "$serving/bin/python" install --quiet --disable-pip-version-check --no-deps --require-hashes \
-        --target "$runner" -r requirements/port-tests.txt
-    touch "$runner/.ready"
-fi
+. tests/packages.sh
+# shellcheck disable=SC2034  # for those who source this
+runner="$(packages "port-$profile" port-tests "$serving/bin/python")"

@@ -8,13 +8,8 @@ standin() { PYTHONPATH=molecule/shared python -c "from standin import artifacts;
 python="$(standin 'print(artifacts.python("volta"))')"
 STOCK_SITES="$(standin 'print(*artifacts.site_packages("volta"), sep=":")')"
 STOCK_WHEEL="$(standin 'print(artifacts.released("volta"))')"
-runner="$KEPLER_CACHE/venv/stock-$(sha256sum requirements/stock-tests.txt | cut -c1-12)"
-if [ ! -e "$runner/.ready" ]; then
-    rm -rf "$runner"
-    python -m pip --python "$python" install --quiet --disable-pip-version-check --no-deps --require-hashes \
-        --target "$runner" -r requirements/stock-tests.txt
-    touch "$runner/.ready"
-fi
+. tests/packages.sh
+runner="$(packages stock stock-tests "$python")"
 # Threads that spin while they wait would take the processor time of the part beside this one.
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 OMP_WAIT_POLICY=PASSIVE VLLM_CPU_KVCACHE_SPACE=1 PYTHONDONTWRITEBYTECODE=1
 # Otherwise a rank for each NUMA node, and no more.
