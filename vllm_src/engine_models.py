@@ -130,8 +130,8 @@ def mapping(values: dict[str, Any]) -> str:
 def module() -> str:
     """The text of the module."""
     made = [HEADER.format(vllm=version("vllm").partition("+")[0], transformers=transformers.__version__)]
-    # The port's own configs are among vLLM's.
-    if importlib.util.find_spec("vllm_kepler"):
+    has_port = importlib.util.find_spec("vllm_kepler") is not None
+    if has_port:  # its own configs are among vLLM's
         importlib.import_module("vllm_kepler.configs").register()
     generators = {
         name for kind in KINDS for name in getattr(registry, kind, {})
@@ -153,6 +153,9 @@ def module() -> str:
         text = textwrap.wrap(" ".join(sorted(set(names))), 108, break_on_hyphens=False)
         lines = "\n".join(f'    "{line}{"" if line is text[-1] else " "}"' for line in text)
         made.append(f"# {about}\n{name} = frozenset((\n{lines}\n).split())\n")
+    # The planner reads every config as the port does.
+    if not has_port:
+        return "".join(made)
     sizes = defaults(served)
     made.append("# Defaults of a config, by its model_type.\nDEFAULTS = {\n")
     for kind, values in sorted(sizes.items()):
