@@ -1,17 +1,17 @@
 """A client of the Hugging Face hub for what says what a model is: its list of files, and ranges of them."""
 
 import json
-import re
 import time
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from .checkpoint.files import MAX_HEADER
+from .checkpoint.heads import wait_of
 from .errors import KeplerError, reason_of
 
-# Answers of a hub that has too much to do, how often it is asked again, and the longest wait in seconds.
-BUSY, TRIES, LONGEST_WAIT = (429, 503), 3, 60
+# How often a busy hub is asked again, and the longest wait in seconds.
+TRIES, LONGEST_WAIT = 3, 60
 TIMEOUT = 30
 
 
@@ -65,10 +65,10 @@ class Repository(object):
                 with self._opener.open(Request(self._endpoint + path, headers=headers), timeout=TIMEOUT) as answer:
                     return answer.getcode(), answer.read(limit)
             except HTTPError as error:
-                wanted = error.headers.get("Retry-After") or ""
-                if error.code not in BUSY or not left:
+                wait = wait_of(error.code, error.headers, LONGEST_WAIT)
+                if wait is None or not left:
                     raise self._refused(error, path)
-                time.sleep(min(float(wanted) if re.match(r"\d+\Z", wanted) else 5.0, LONGEST_WAIT))
+                time.sleep(wait)
             except (URLError, OSError) as error:
                 raise HubError(
                     "no answer of %s (%s)" % (self._endpoint, reason_of(getattr(error, "reason", error))),

@@ -86,10 +86,9 @@ def read_all(module, kind):
         directory = tempfile.mkdtemp(prefix="kepler-hub-", dir=module.tmpdir)
         try:
             found[named] = facts_of(module.params, named, directory, kind == "adapters")
-        except FileError as error:
-            module.fail_json(msg="%s: %s" % (named, error))
-        except HubError as error:
-            module.fail_json(msg="%s: %s." % (named, error))
+        except (FileError, HubError) as error:
+            # The messages of files end with a next step.
+            module.fail_json(msg="%s: %s." % (named, str(error).rstrip(".")))
         finally:
             shutil.rmtree(directory, ignore_errors=True)
     return found

@@ -2,6 +2,7 @@
 the model is. The reader takes it for the model itself."""
 
 import os
+import re
 import struct
 
 from . import adapters, gguf, gguf_families
@@ -17,6 +18,16 @@ OTHER_FORMATS = (".gguf", ".ggml", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".
 # Bytes from the begin of a weight file on that are asked for until its header is in them.
 BEGIN = 1 << 17
 STEPS = (1 << 20, 1 << 24, 1 << 26)
+# Answers of a hub that has too much to do, and the seconds after which it is asked again where it does not say.
+BUSY, WAIT = (429, 503), 5.0
+
+
+def wait_of(status, headers, longest):
+    """Seconds after which a busy hub may be asked again, at most `longest`; None for any other answer."""
+    if status not in BUSY:
+        return None
+    wanted = headers.get("Retry-After") or ""
+    return min(float(wanted) if re.match(r"[0-9]+\Z", wanted) else WAIT, longest)
 
 
 def choose(names, file=""):

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from requests.exceptions import RequestException
 
 CHUNK = 1 << 22
-# Answers of a hub that has too much to do, how often it is asked again, and the longest wait in seconds.
-BUSY, TRIES, LONGEST_WAIT = (429, 503), 5, 300
+# How often a busy hub is asked again, and the longest wait in seconds.
+TRIES, LONGEST_WAIT = 5, 300
 
 
 class FetchError(Exception):
@@ -88,11 +88,11 @@ def check_facts(facts: dict[str, Any], place: str, uses: Sequence[dict[str, Any]
         named = Path(fault["file"]).name
         raise FetchError(f"{named}: found {fault['found']}; expected {fault['expected']}. Choose another file of the "
                          "model, or another checkpoint of it.")
-    # Code that comes with a model is not fetched.
     for use in uses:
-        options = {key: value for key, value in use["options"].items() if key != "trust-remote-code"}
         served_by = engine.Engine(use["engine"], capability)
-        for found, expected in engine.judge(facts["config"], facts["tensors"], facts["tokenizer"], options, served_by):
+        for found, expected in engine.judge(
+            facts["config"], facts["tensors"], facts["tokenizer"], use["options"], served_by
+        ):
             raise FetchError(f"{place}: found {found}; expected {expected}. Choose another checkpoint of the model.")
 
 
@@ -189,12 +189,6 @@ def fetch(
     return {"name": name, "asked": revision, "revision": info.sha, "path": str(snapshot), "files": found}
 
 
-def wait_of(headers: Mapping[str, str]) -> float:
-    """Seconds after which a busy hub wants to be asked again."""
-    wanted = headers.get("Retry-After") or ""
-    return min(float(wanted) if wanted.isdecimal() else 5.0, LONGEST_WAIT)
-
-
 def main() -> int:
     asked = json.loads(sys.argv[1])
     name, revision, directory = asked["name"], asked["revision"], Path(asked["directory"])
@@ -205,9 +199,11 @@ def main() -> int:
                 record = fetch(name, revision, directory, asked["expected"], asked["uses"], asked["capability"])
                 break
             except HfHubHTTPError as error:
-                if not left or error.response is None or error.response.status_code not in BUSY:
+                answer = error.response
+                wait = heads.wait_of(answer.status_code, answer.headers, LONGEST_WAIT) if answer is not None else None
+                if wait is None or not left:
                     raise
-                time.sleep(wait_of(error.response.headers))
+                time.sleep(wait)
         write(directory, "record.json", record)
         return 0
     except FetchError as fault:
