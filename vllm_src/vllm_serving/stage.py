@@ -41,9 +41,11 @@ class Stage:
         """Wait for the head, then be its node until one of them ends. Returns the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stop.set())
-        if not answers(self.cluster.head, self.cluster.port):
-            self.say(f"waits for the server at {self.head}")
+        waits = False
         while not answers(self.cluster.head, self.cluster.port):
+            if not waits:
+                waits = True
+                self.say(f"waits for the server at {self.head}")
             if self.stop.wait(LOOK):
                 return 0
         node = subprocess.Popen(node_command(self.cluster), stdin=subprocess.DEVNULL, env=self.cluster.environment)
