@@ -12,7 +12,7 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import inst
 from ansible_collections.kepler.vllm.plugins.filter.kepler_variables import role_number_findings
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import is_loopback
-from ansible_collections.kepler.vllm.plugins.module_utils.server.key_file import KeyFileError, key_of
+from ansible_collections.kepler.vllm.plugins.module_utils.server.key_text import KeyTextError, key_of
 from ansible_collections.kepler.vllm.plugins.plugin_utils.addresses import address_of
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import (
     PLAIN_PATH_FORM,
@@ -278,8 +278,8 @@ def balancer_upstream_key_findings(path: str, text: str) -> list[dict[str, str]]
     """Findings about the servers' key, which is not shown."""
     try:
         wrong = "" if KEY.fullmatch(key_of(text)) else "a key that nginx cannot take"
-    except KeyFileError as fault:
-        wrong = fault.found
+    except KeyTextError as fault:
+        wrong = str(fault)
     if not wrong:
         return []
     return [error(

@@ -45,12 +45,8 @@ files:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kepler.vllm.plugins.module_utils.server.key_file import (
-    EXPECTED,
-    NAME,
-    KeyFileError,
-    check_key_file,
-)
+from ansible_collections.kepler.vllm.plugins.module_utils.server.key_file import KeyFileError, check_key_file
+from ansible_collections.kepler.vllm.plugins.module_utils.server.key_text import NAME
 
 
 def fault_of(path, variable):
@@ -58,7 +54,7 @@ def fault_of(path, variable):
     try:
         check_key_file(path, variable)
     except KeyFileError as error:
-        return {"found": error.found, "expected": EXPECTED % variable}
+        return {"found": error.found, "expected": error.expected}
     return None
 
 

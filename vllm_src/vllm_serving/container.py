@@ -19,7 +19,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import envs
+from . import envs, key_text
 from .addresses import authority, is_loopback
 from .checkpoint.engine_models import FLAGS, SWITCHES
 from .client import PROBE_MARK
@@ -30,7 +30,7 @@ from .supervisor import supervise
 USAGE = "expected arguments of vllm serve, such as --model /models/NAME --tensor-parallel-size 4"
 # Where the server may keep what ends with it, beside a directory that the operator names.
 RUNTIME = ("/run/vllm", "/tmp", "/dev/shm")
-OPTIONS, HEALTH, NAME = "options.yaml", "health", "container"
+OPTIONS, HEALTH = "options.yaml", "health"
 SHORT = {"-tp": "tensor-parallel-size", "-pp": "pipeline-parallel-size", "-dp": "data-parallel-size",
          "-q": "quantization"}  # fmt: skip
 # What a server of a container cannot have: what to do.
@@ -138,11 +138,13 @@ def read_key(environment: MutableMapping[str, str]) -> None:
         raise ConfigError(f"{where}: found mode {mode:04o}, which lets others read it; expected {wanted}. {change}.")
     # The form of the units' files, or the key alone.
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    key = lines[-1].removeprefix("VLLM_API_KEY=").strip("\"'") if lines else ""
-    if not re.fullmatch("[!-~]+", key):
-        raise ConfigError(f"{where}: found no key; expected one line of visible ASCII characters. Make one: openssl "
-                          "rand -hex 24.")
-    environment["VLLM_API_KEY"] = key
+    if len(lines) == 1 and key_text.NAME not in lines[0]:
+        text = f"{key_text.NAME}={lines[0]}"
+    try:
+        environment[key_text.NAME] = key_text.key_of(text)
+    except key_text.KeyTextError as error:
+        raise ConfigError(f"{where}: found {error}; expected one line of visible ASCII characters. Make one: openssl "
+                          "rand -hex 24.") from None
 
 
 def check_model(name: str) -> None:
@@ -253,7 +255,7 @@ def write_home(directory: Path, environment: MutableMapping[str, str]) -> None:
 
 def container_name() -> str:
     """Return the host name of the container as the server's name in its log."""
-    return re.sub("[^a-z0-9-]+", "-", socket.gethostname().lower())[:42] or NAME
+    return re.sub("[^a-z0-9-]+", "-", socket.gethostname().lower())[:42] or "container"
 
 
 def health() -> int:

@@ -112,7 +112,8 @@ def test_one_server_is_no_data_parallel_one():
     assert parse("--model", "/m", "--data-parallel-size", "1")[0]["data-parallel-size"] == 1
 
 
-@pytest.mark.parametrize("text", ["a-secret\n", "VLLM_API_KEY=a-secret\n", '# of all\nVLLM_API_KEY="a-secret"\n'])
+@pytest.mark.parametrize("text", ["a-secret\n", "VLLM_API_KEY=a-secret\n", '# of all\nVLLM_API_KEY="a-secret"\n',
+                                  "# mine\n'a-secret'\n", "VLLM_API_KEY=a-secret\nRAY_AUTH_TOKEN=another\n"])
 def test_key_file_has_a_key_or_the_line_of_a_unit(tmp_path, text):
     (tmp_path / "key").write_text(text)
     (tmp_path / "key").chmod(0o440)
@@ -124,8 +125,9 @@ def test_key_file_has_a_key_or_the_line_of_a_unit(tmp_path, text):
 @pytest.mark.parametrize(("text", "mode", "message"), [
     ("a-secret", 0o644, "found mode 0644, which lets others read it; .* chmod 400"),
     ("a-secret", 0o402, "found mode 0402"),
-    ("", 0o400, "found no key; .* openssl rand"),
-    ("two words of a-secret", 0o400, "found no key"),
+    ("", 0o400, "found an empty file; .* openssl rand"),
+    ("two words of a-secret", 0o400, "with a space"),
+    ("a-secret\na-secret\n", 0o400, "found no line VLLM_API_KEY="),
     (None, 0, "cannot be read: No such file or directory; .* mount it with -v"),
 ])  # fmt: skip
 def test_key_file_that_is_none_is_refused(tmp_path, text, mode, message):

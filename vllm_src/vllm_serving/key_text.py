@@ -1,0 +1,1 @@
+../../plugins/module_utils/server/key_text.py
