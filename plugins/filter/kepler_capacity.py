@@ -58,7 +58,7 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
 
     Args:
         facts: config, tensors and faults, as the module model_facts gives them.
-        profile: the hardware profile of the dies.
+        profile: the hardware profile of the GPUs.
         asked: context, max_num_seqs, utilization, engine and hosts; None for a default. adapters: facts of each by its
             name.
     """
@@ -160,20 +160,20 @@ def capacity_table(plan: dict[str, Any]) -> list[str]:
 
 
 def split_findings(
-    model: Model, tensors: list[Tensor], storage: Storage, dies: int, listed: int, where: str
+    model: Model, tensors: list[Tensor], storage: Storage, gpus: int, listed: int, where: str
 ) -> list[dict[str, str]]:
     """Findings about a model's sizes over the GPUs of an instance."""
     found = []
-    faults = capacity.size_faults(model, dies, tensors, storage)
+    faults = capacity.size_faults(model, gpus, tensors, storage)
     if faults:
-        sizes = capacity.sizes_that_divide(model, max(listed, dies), tensors, storage)
+        sizes = capacity.sizes_that_divide(model, max(listed, gpus), tensors, storage)
         found.append(finding(
-            "error", f"{where}.tensor_parallel_size", f"{dies}, over which {' and '.join(faults)} cannot be split",
+            "error", f"{where}.tensor_parallel_size", f"{gpus}, over which {' and '.join(faults)} cannot be split",
             f"one of {', '.join(map(str, sizes))}", "Change tensor_parallel_size.",
         ))
     return found + [
         finding("error", f"{where}.model", what, expected, "Serve another model.")
-        for what, expected in capacity.model_faults(model, dies, storage)
+        for what, expected in capacity.model_faults(model, gpus, storage)
     ]
 
 
@@ -291,29 +291,29 @@ def room_findings(
     model: Model, tensors: list[Tensor], instance: dict[str, Any], where: str, options: Options
 ) -> list[dict[str, str]]:
     """A finding where weights and one sequence of the longest context do not fit a GPU."""
-    dies = setting(instance, "tensor_parallel_size")
+    gpus = setting(instance, "tensor_parallel_size")
     storage = storage_of(setting(instance, "dtype"), model.quantization)
     length = length_of(model, instance)
-    at = need(model, tensors, dies, length, options, storage)
+    at = need(model, tensors, gpus, length, options, storage)
     if at.fits:
         return []
     available = int(options.memory * options.gpu_memory_utilization)
-    longest = capacity.longest_context(model, tensors, dies, options, storage)
-    more = capacity.dies_needed(model, tensors, length, options, storage)
+    longest = capacity.longest_context(model, tensors, gpus, options, storage)
+    more = capacity.gpus_needed(model, tensors, length, options, storage)
     source = "" if instance.get("max_model_len") else ", the model's own length"
     steps = []
     half = storage_of("half", model.quantization)
-    if need(model, tensors, dies, length, options, half).fits:
+    if need(model, tensors, gpus, length, options, half).fits:
         steps.append("Set dtype to half")
     if longest:
         steps.append(f"{'set' if steps else 'Set'} max_model_len to {longest} at most")
-    if more and more > dies:
+    if more and more > gpus:
         steps.append(f"{'spread' if steps else 'Spread'} it over {more} GPUs")
     if options.max_num_seqs > 16:
         steps.append(f"{'lower' if steps else 'Lower'} max-num-seqs (it is {options.max_num_seqs}) in extra_args")
     return [finding(
         "error", f"{where}.max_model_len" if longest else f"{where}.model",
-        f"{length} tokens{source}: {gib(at.needed)} a GPU on {dies} (weights {gib(at.weights)}, activations "
+        f"{length} tokens{source}: {gib(at.needed)} a GPU on {gpus} (weights {gib(at.weights)}, activations "
         f"{gib(at.activations)}, other {gib(at.outside)}, one sequence {gib(at.sequence)})",
         f"at most {gib(available)}, {options.gpu_memory_utilization:.0%} of a GPU"
         + (f", which holds {longest} tokens" if longest else ", which the weights and activations fill already"),
@@ -349,8 +349,8 @@ def one_model_findings(
         model = read(config, facts["tensors"])
         storage = storage_of(setting(instance, "dtype"), model.quantization)
         tensors = tensors_of(model, facts["tensors"]) if model.quantization or setting(instance, "adapters") else []
-        dies = setting(instance, "tensor_parallel_size")
-        found = split_findings(model, tensors, storage, dies, len(setting(instance, "gpus")), where)
+        gpus = setting(instance, "tensor_parallel_size")
+        found = split_findings(model, tensors, storage, gpus, len(setting(instance, "gpus")), where)
         stages = stages_of(instance)
         if stages > model.layers:
             found.append(finding(

@@ -127,21 +127,21 @@ ROW = re.compile(
 COLUMN = re.compile(r"(^|\.)(q_proj|gate_proj|up_proj|gate_up_proj|fc1|fc_in|c_fc|dense_h_to_4h)\.")
 
 
-def share(tensor: Tensor, model: Model, dies: int) -> float:
-    """Elements of a tensor that one of `dies` keeps."""
+def share(tensor: Tensor, model: Model, gpus: int) -> float:
+    """Elements of a tensor that one of `gpus` keeps."""
     if any(pattern.search(tensor.name) for pattern in (NORM, REPLICATED, WHOLE)):
         return tensor.elements
     if EMBEDDING.search(tensor.name) and tensor.shape[0] == model.vocabulary:
         padded = -(-model.vocabulary // VOCABULARY_PADDING) * VOCABULARY_PADDING
-        return tensor.elements / model.vocabulary * padded / dies
-    kv = model.kv_heads_of(dies)
+        return tensor.elements / model.vocabulary * padded / gpus
+    kv = model.kv_heads_of(gpus)
     if KEYS_AND_VALUES.search(tensor.name):
         return tensor.elements * kv / model.kv_heads
     if FUSED_QKV.search(tensor.name):
-        return tensor.elements * (model.heads / dies + 2 * kv) / (model.heads + 2 * model.kv_heads)
+        return tensor.elements * (model.heads / gpus + 2 * kv) / (model.heads + 2 * model.kv_heads)
     if len(tensor.shape) < 2 and not COLUMN.search(tensor.name):
         return tensor.elements
-    return tensor.elements / dies
+    return tensor.elements / gpus
 
 
 def is_matrix(tensor: Tensor) -> bool:
@@ -149,9 +149,9 @@ def is_matrix(tensor: Tensor) -> bool:
     return len(tensor.shape) > 1 and not any(pattern.search(tensor.name) for pattern in (NORM, REPLICATED, EMBEDDING))
 
 
-def held_bytes(tensor: Tensor, model: Model, dies: int, storage: Storage) -> float:
-    """Bytes of a tensor on one of `dies`: norms, biases, routers and positions are float32 in every storage."""
-    elements = share(tensor, model, dies)
+def held_bytes(tensor: Tensor, model: Model, gpus: int, storage: Storage) -> float:
+    """Bytes of a tensor on one of `gpus`: norms, biases, routers and positions are float32 in every storage."""
+    elements = share(tensor, model, gpus)
     if not is_matrix(tensor):
         is_table = EMBEDDING.search(tensor.name) and not NORM.search(tensor.name) and len(tensor.shape) > 1
         return elements * (storage.table if is_table else 4)
@@ -165,14 +165,14 @@ def held_bytes(tensor: Tensor, model: Model, dies: int, storage: Storage) -> flo
         groups = rows if ROW.search(tensor.name) else rows * elements / tensor.elements
     else:
         # If GPUs part a group, each has the scale of its piece.
-        pieces = math.gcd(storage.group, tensor.shape[1] // dies) if ROW.search(tensor.name) else storage.group
+        pieces = math.gcd(storage.group, tensor.shape[1] // gpus) if ROW.search(tensor.name) else storage.group
         groups = elements / pieces
     return size + groups * storage.beside
 
 
-def weight_bytes(model: Model, tensors: list[Tensor], dies: int, storage: Storage) -> int:
+def weight_bytes(model: Model, tensors: list[Tensor], gpus: int, storage: Storage) -> int:
     """Weights of one GPU, the table of the rotary embedding with them."""
-    kept = sum(held_bytes(tensor, model, dies, storage) for tensor in tensors)
+    kept = sum(held_bytes(tensor, model, gpus, storage) for tensor in tensors)
     return int(kept) + 4 * model.rotary
 
 
@@ -185,7 +185,7 @@ def adapter_layers(tensors: Iterable[Tensor]) -> dict[str, tuple[int, int]]:
     }
 
 
-def adapter_bytes(model: Model, tensors: list[Tensor], dies: int, adapters: int, rank: int) -> int:
+def adapter_bytes(model: Model, tensors: list[Tensor], gpus: int, adapters: int, rank: int) -> int:
     """LoRA adapters of one GPU: float32, a column of lora_A and a row of lora_B for each rank.
 
     A layer split by its columns splits lora_A, any other one lora_B; the other half is whole on each GPU.
@@ -195,16 +195,16 @@ def adapter_bytes(model: Model, tensors: list[Tensor], dies: int, adapters: int,
     for tensor in tensors:
         if tensor.name.removesuffix(".weight") in layers:
             rows, columns = tensor.shape
-            mine = share(tensor, model, dies) / tensor.elements
+            mine = share(tensor, model, gpus) / tensor.elements
             total += tensor.count * (rows + columns * mine if ROW.search(tensor.name) else rows * mine + columns)
     return int(4 * adapters * rank * total)
 
 
-def read_bytes(model: Model, tensors: list[Tensor], dies: int, storage: Storage) -> int:
+def read_bytes(model: Model, tensors: list[Tensor], gpus: int, storage: Storage) -> int:
     """Bytes of weights that one GPU reads for a token: chosen experts only; no embedding unless tied to the head."""
     total = 0.0
     for tensor in tensors:
-        size = held_bytes(tensor, model, dies, storage)
+        size = held_bytes(tensor, model, gpus, storage)
         if EMBEDDING.search(tensor.name) and not NORM.search(tensor.name) and not HEAD.search(tensor.name):
             size = size if model.tied else 0
         if ".experts." in tensor.name and model.experts:
@@ -213,9 +213,9 @@ def read_bytes(model: Model, tensors: list[Tensor], dies: int, storage: Storage)
     return int(total)
 
 
-def token_bytes(model: Model, dies: int, storage: Storage) -> int:
+def token_bytes(model: Model, gpus: int, storage: Storage) -> int:
     """KV cache of one token on one GPU. V0 keeps every token, also behind a sliding window."""
-    return 2 * model.layers * model.kv_heads_of(dies) * model.head_size * storage.cache
+    return 2 * model.layers * model.kv_heads_of(gpus) * model.head_size * storage.cache
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,8 @@ class Options:
     """The engine options that decide the memory; None for vLLM's default.
 
     Attributes:
-        memory: of a die.
-        bandwidth: bytes a second that a die reads.
+        memory: of a GPU.
+        bandwidth: bytes a second that a GPU reads.
         outside: bytes outside of PyTorch, where they are known.
         adapters: LoRA adapters that a batch may have.
         adapter_rank: rank that each has room for.
@@ -268,7 +268,7 @@ def die_of(gpu: dict[str, Any]) -> dict[str, Any]:
 
 
 def activation_bytes(
-    model: Model, dies: int, max_model_len: int, options: Options, storage: Storage = STORAGES["fp32"]
+    model: Model, gpus: int, max_model_len: int, options: Options, storage: Storage = STORAGES["fp32"]
 ) -> int:
     """Peak of the activations while the memory is measured: in attention, in a feed-forward layer or in the sampler.
 
@@ -276,9 +276,9 @@ def activation_bytes(
     it, and where columns are scattered its input once more, in their order.
     """
     tokens, seqs = options.batched_tokens(model, max_model_len), options.max_num_seqs
-    hidden, q = model.hidden, model.heads * model.head_size // dies
-    kv, inner = model.kv_heads_of(dies) * model.head_size, model.intermediate // dies
-    reduced = tokens * hidden if dies > 1 else 0
+    hidden, q = model.hidden, model.heads * model.head_size // gpus
+    kv, inner = model.kv_heads_of(gpus) * model.head_size, model.intermediate // gpus
+    reduced = tokens * hidden if gpus > 1 else 0
 
     def tile(rows: int, columns: int) -> int:
         ordered = tokens * columns if storage.act_order else 0
@@ -288,7 +288,7 @@ def activation_bytes(
     # sequences fills its last block in part.
     slots = (tokens // TEMPORARY_BLOCK_SIZE + seqs) * TEMPORARY_BLOCK_SIZE
     projected = 2 * hidden + 2 * q + 2 * kv + (q + kv if model.query_norm else 0)
-    projected += model.heads * model.latent // dies
+    projected += model.heads * model.latent // gpus
     attention = max(
         tokens * (2 * hidden + q + 2 * kv) + tile(q + 2 * kv, hidden),
         tokens * projected + 2 * slots * kv,
@@ -296,11 +296,11 @@ def activation_bytes(
     )
     feed_forward = 0
     if model.experts:
-        size = model.expert_intermediate // dies
+        size = model.expert_intermediate // gpus
         part = min(tokens, max(1, EXPERT_BYTES // (4 * model.chosen * (3 * size + hidden))))
         products = part * model.chosen * (3 * size + hidden) + tokens * hidden
         # The parts and their whole; then the sum over the GPUs beside what each has.
-        joined = tokens * hidden * (1 if part == tokens and dies == 1 else 2)
+        joined = tokens * hidden * (1 if part == tokens and gpus == 1 else 2)
         feed_forward = tokens * (3 * hidden + model.experts + 3 * model.chosen) + max(products, joined)
         # Output of the shared experts, and the sum times its factor.
         feed_forward += 2 * tokens * hidden if model.latent else 0
@@ -360,23 +360,23 @@ class Need:
         return self.weights + self.activations + self.outside + self.sequence
 
 
-def outside_bytes(dies: int) -> int:
-    return KERNEL_BYTES + (NCCL_BYTES if dies > 1 else 0)
+def outside_bytes(gpus: int) -> int:
+    return KERNEL_BYTES + (NCCL_BYTES if gpus > 1 else 0)
 
 
 def need(
-    model: Model, tensors: list[Tensor], dies: int, max_model_len: int, options: Options, storage: Storage
+    model: Model, tensors: list[Tensor], gpus: int, max_model_len: int, options: Options, storage: Storage
 ) -> Need:
-    """Memory of one of `dies` dies."""
-    weights = weight_bytes(model, tensors, dies, storage) + options.beside
-    weights += adapter_bytes(model, tensors, dies, options.adapters, options.adapter_rank)
-    activations = activation_bytes(model, dies, max_model_len, options, storage)
-    outside = outside_bytes(dies) if options.outside is None else options.outside
+    """Memory of one of `gpus` GPUs."""
+    weights = weight_bytes(model, tensors, gpus, storage) + options.beside
+    weights += adapter_bytes(model, tensors, gpus, options.adapters, options.adapter_rank)
+    activations = activation_bytes(model, gpus, max_model_len, options, storage)
+    outside = outside_bytes(gpus) if options.outside is None else options.outside
     budget = int(options.memory * options.gpu_memory_utilization)
     return Need(
         max_model_len=max_model_len, weights=weights, activations=activations, outside=outside,
         cache=budget - weights - activations - outside,
-        block=(token_bytes(model, dies, storage) + options.beside_token) * options.block_size,
+        block=(token_bytes(model, gpus, storage) + options.beside_token) * options.block_size,
         block_size=options.block_size, stages=options.stages,
     )
 
@@ -400,12 +400,12 @@ def stage_of(model: Model, tensors: list[Tensor], stages: int) -> tuple[Model, l
     return replace(model, layers=layers), kept
 
 
-def longest_context(model: Model, tensors: list[Tensor], dies: int, options: Options, storage: Storage) -> int:
+def longest_context(model: Model, tensors: list[Tensor], gpus: int, options: Options, storage: Storage) -> int:
     """Largest max_model_len that fits, at most the model's positions; 0 where none does."""
     limit = model.positions or CHUNKED_ABOVE
 
     def fits(length: int) -> bool:
-        return need(model, tensors, dies, length, options, storage).fits
+        return need(model, tensors, gpus, length, options, storage).fits
 
     # Activations grow with the length up to where prefill is chunked, and not from there on.
     for low, high in ((CHUNKED_ABOVE + 1, limit), (1, min(limit, CHUNKED_ABOVE))):
@@ -425,28 +425,28 @@ def checked_bytes(model: Model, settings: dict[str, Any], options: Options) -> i
     return CHECKED_BYTES * (tokens + 1) * most * model.vocabulary
 
 
-def size_faults(model: Model, dies: int, tensors: Iterable[Tensor] = (), storage: Storage | None = None) -> list[str]:
-    """Reason why the model cannot be split over `dies`; empty if it can.
+def size_faults(model: Model, gpus: int, tensors: Iterable[Tensor] = (), storage: Storage | None = None) -> list[str]:
+    """Reason why the model cannot be split over `gpus`; empty if it can.
 
     Args:
         tensors, storage: where they are given, groups are checked too.
     """
     faults = []
-    if model.heads % dies:
+    if model.heads % gpus:
         faults.append(f"{model.heads} attention heads")
-    if max(model.kv_heads, dies) % min(model.kv_heads, dies):
+    if max(model.kv_heads, gpus) % min(model.kv_heads, gpus):
         faults.append(f"{model.kv_heads} heads of keys and values")
     inner = model.expert_intermediate if model.experts else model.intermediate
-    if inner % dies:
+    if inner % gpus:
         faults.append(f"feed-forward layers of {inner}")
-    if (-(-model.vocabulary // VOCABULARY_PADDING) * VOCABULARY_PADDING) % dies:
+    if (-(-model.vocabulary // VOCABULARY_PADDING) * VOCABULARY_PADDING) % gpus:
         faults.append(f"a vocabulary of {model.vocabulary}")
-    return faults or (group_faults(dies, tensors, storage) if storage and storage.group else [])
+    return faults or (group_faults(gpus, tensors, storage) if storage and storage.group else [])
 
 
-def group_faults(dies: int, tensors: Iterable[Tensor], storage: Storage) -> list[str]:
+def group_faults(gpus: int, tensors: Iterable[Tensor], storage: Storage) -> list[str]:
     """Matrices of codes that the groups do not divide, or whose columns the kernels cannot split, with the numbers."""
-    if dies > 1 and storage.act_order:
+    if gpus > 1 and storage.act_order:
         return ["columns in the order of their activations (act-order), whose groups are scattered over all GPUs"]
     whole = COLUMNS if storage.group == WHOLE_ROW else storage.group
     faults: dict[str, str] = {}
@@ -454,7 +454,7 @@ def group_faults(dies: int, tensors: Iterable[Tensor], storage: Storage) -> list
         if not is_matrix(tensor) or tensor.plain:
             continue
         name, columns = tensor.name.split("*.")[-1].removesuffix(".weight"), tensor.shape[1]
-        mine = columns // (dies if ROW.search(tensor.name) else 1)
+        mine = columns // (gpus if ROW.search(tensor.name) else 1)
         if columns % whole:
             better = " or ".join(str(size) for size in GROUPS if columns % size == 0)
             faults[name] = f"{name}'s {columns} columns in groups of {whole} ({better or 'no size'} would do)"
@@ -467,40 +467,40 @@ def sizes_that_divide(
     model: Model, most: int, tensors: Iterable[Tensor] = (), storage: Storage | None = None
 ) -> list[int]:
     tensors = list(tensors)
-    return [dies for dies in range(1, most + 1) if not size_faults(model, dies, tensors, storage)]
+    return [gpus for gpus in range(1, most + 1) if not size_faults(model, gpus, tensors, storage)]
 
 
-def dies_needed(
+def gpus_needed(
     model: Model, tensors: list[Tensor], max_model_len: int, options: Options, storage: Storage, most: int = 64
 ) -> int | None:
     """Fewest GPUs on which a sequence of max_model_len fits; None if `most` are too few."""
-    for dies in sizes_that_divide(model, most, tensors, storage):
-        if need(model, tensors, dies, max_model_len, options, storage).fits:
-            return dies
+    for gpus in sizes_that_divide(model, most, tensors, storage):
+        if need(model, tensors, gpus, max_model_len, options, storage).fits:
+            return gpus
     return None
 
 
 def hosts_needed(
-    model: Model, tensors: list[Tensor], dies: int, max_model_len: int, options: Options, storage: Storage
+    model: Model, tensors: list[Tensor], gpus: int, max_model_len: int, options: Options, storage: Storage
 ) -> int | None:
     """Fewest hosts of so many GPUs each on which a sequence of max_model_len fits; None if MOST_HOSTS are too few."""
     for stages in range(2, min(MOST_HOSTS, model.layers) + 1):
         stage, kept = stage_of(model, tensors, stages)
-        if need(stage, kept, dies, max_model_len, replace(options, stages=stages), storage).fits:
+        if need(stage, kept, gpus, max_model_len, replace(options, stages=stages), storage).fits:
             return stages
     return None
 
 
-def model_faults(model: Model, dies: int, storage: Storage) -> list[tuple[str, str]]:
+def model_faults(model: Model, gpus: int, storage: Storage) -> list[tuple[str, str]]:
     """Parts of a model that the port's kernels cannot take: (found, expected)."""
     found = []
     if model.experts and storage.act_order:
         found.append(("experts in GPTQ with act-order (desc_act)", "a checkpoint of it without act-order"))
     if model.head_size % HEAD_MULTIPLE or model.head_size > LARGEST_HEAD:
         found.append((f"heads of size {model.head_size}", f"a multiple of {HEAD_MULTIPLE} up to {LARGEST_HEAD}"))
-    if model.experts and (model.hidden % EXPERT_ALIGNMENT or model.expert_intermediate // dies % EXPERT_ALIGNMENT):
+    if model.experts and (model.hidden % EXPERT_ALIGNMENT or model.expert_intermediate // gpus % EXPERT_ALIGNMENT):
         found.append((
-            f"experts of {model.hidden} by {model.expert_intermediate} over {dies} GPUs",
+            f"experts of {model.hidden} by {model.expert_intermediate} over {gpus} GPUs",
             f"multiples of {EXPERT_ALIGNMENT} on each GPU",
         ))
     return found
@@ -522,10 +522,10 @@ def plan(
 
     Args:
         context: tokens of one sequence; None for 4,096, or the model's positions where they are fewer.
-        sizes: numbers of dies that are compared.
+        sizes: numbers of GPUs that are compared.
         tokenizer: what tokenizer_config.json holds, where it is there.
         predict: throughput.predicted for the profile; None where it has no figures.
-        hosts: over how many the model is spread too, on the largest number of dies of each.
+        hosts: over how many the model is spread too, on the largest number of GPUs of each.
 
     Raises CapacityError if the model cannot be planned.
     """
@@ -549,8 +549,8 @@ def plan(
         raise CapacityError(f"plan_context {context}", f"at most the model's {model.positions} positions")
     storages = {**STORAGES, **own_storage(model)}
     rows = [
-        plan_row(model, tensors, dies, context, options, name, storage, predict)
-        for dies in sizes for name, storage in storages.items()
+        plan_row(model, tensors, gpus, context, options, name, storage, predict)
+        for gpus in sizes for name, storage in storages.items()
     ]
     if hosts > 1:
         rows += [
@@ -583,33 +583,33 @@ def own_storage(model: Model) -> dict[str, Storage]:
 
 
 def plan_row(
-    model: Model, tensors: list[Tensor], dies: int, context: int, options: Options, name: str, storage: Storage,
+    model: Model, tensors: list[Tensor], gpus: int, context: int, options: Options, name: str, storage: Storage,
     predict: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
     """One line of a plan."""
     own, stages = own_storage(model), options.stages
-    faults = size_faults(model, dies, tensors, storage) + [found for found, _ in model_faults(model, dies, storage)]
+    faults = size_faults(model, gpus, tensors, storage) + [found for found, _ in model_faults(model, gpus, storage)]
     if stages > model.layers:
         faults.append(f"{model.layers} layers over {stages} hosts")
     row: dict[str, Any] = {
-        "hosts": stages, "dies": dies, "storage": name, "checkpoint": checkpoint_of(storage),
+        "hosts": stages, "dies": gpus, "storage": name, "checkpoint": checkpoint_of(storage),
         # This checkpoint first, then others of the same model.
         "served": name in own if own else storage.bits >= 16, "faults": faults,
     }
     if faults:
         return {**row, "fits": False}
     stage, kept = stage_of(model, tensors, stages)
-    at = need(stage, kept, dies, context, options, storage)
+    at = need(stage, kept, gpus, context, options, storage)
     # Each of the batches that pass the stages has its own part of the cache.
     sequences = stages * min(options.max_num_seqs, at.tokens // context)
     return {
         **row, "fits": at.fits, "weights": at.weights, "activations": at.activations, "outside": at.outside,
-        "predicted": predict(model, tensors, dies, storage, context, sequences) if predict else [],
+        "predicted": predict(model, tensors, gpus, storage, context, sequences) if predict else [],
         "cache": max(0, at.cache), "token": at.block // at.block_size, "needed": at.needed, "blocks": at.blocks,
-        "longest": longest_context(stage, kept, dies, options, storage),
+        "longest": longest_context(stage, kept, gpus, options, storage),
         "sequences": sequences,
         # A token passes the stages one after the other.
-        "tokens_per_second": options.bandwidth / read_bytes(model, tensors, dies, storage),
+        "tokens_per_second": options.bandwidth / read_bytes(model, tensors, gpus, storage),
     }
 
 
@@ -620,8 +620,8 @@ def spelled(rows: Iterable[dict[str, Any]]) -> str:
         by_place.setdefault((row["storage"], row["hosts"]), []).append(str(row["dies"]))
     order = list(STORAGES)
     return ", ".join(
-        f"{name} on {' or '.join(dies)} GPU(s)" + on_hosts(hosts)
-        for (name, hosts), dies in sorted(by_place.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
+        f"{name} on {' or '.join(gpus)} GPU(s)" + on_hosts(hosts)
+        for (name, hosts), gpus in sorted(by_place.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
     )
 
 
@@ -668,7 +668,7 @@ def _conclusion(
         if row["faults"] and row["storage"] == name:
             reason = f"{' and '.join(row['faults'])} cannot be split or served."
             lines.append(f"{row['dies']} GPU(s){on_hosts(row['hosts'])}: {reason}")
-    count = dies_needed(model, tensors, context, options, storages[name]) if possible else None
+    count = gpus_needed(model, tensors, context, options, storages[name]) if possible else None
     if hosts and possible and (enough := hosts_needed(model, tensors, sizes[-1], context, options, storages[name])):
         lines.append(f"In {name} it fits {sizes[-1]} GPU(s){on_hosts(enough)}: plan_hosts={enough} shows it.")
     return [

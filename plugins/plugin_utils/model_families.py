@@ -86,9 +86,9 @@ class Model:
     quantization: Quantization | None
     config: dict[str, Any]
 
-    def kv_heads_of(self, dies: int) -> int:
+    def kv_heads_of(self, gpus: int) -> int:
         """Heads of keys and values on a GPU: each GPU has one at least."""
-        return max(1, self.kv_heads // dies)
+        return max(1, self.kv_heads // gpus)
 
 
 def _first(config: dict[str, Any], names: Iterable[str]) -> Any:

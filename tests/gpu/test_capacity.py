@@ -75,7 +75,7 @@ THIRTEEN = {**LLAMA, "hidden_size": 5120, "intermediate_size": 13824, "num_hidde
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
 
 
-def account(directory, config, dies, max_model_len, max_num_seqs, dtype):
+def account(directory, config, gpus, max_model_len, max_num_seqs, dtype):
     """(weights, outside, activations, blocks) as the engine reports them, sizes in bytes; and the memory of the GPU.
 
     Ranks differ in what they hold outside of PyTorch; the one with the least room left decides how many blocks there
@@ -84,37 +84,37 @@ def account(directory, config, dies, max_model_len, max_num_seqs, dtype):
     (directory / "config.json").write_text(json.dumps(config))
     model = TinyModel(directory, [[3, 4, 5]], [[0]], [[1.0]], 0.0, max_model_len)
     memory = torch.cuda.mem_get_info()[1]
-    first = dies * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    first = gpus * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
     done = serve(
         model,
         {"VLLM_KEPLER_DEVICE": "", "VLLM_KEPLER_VERIFY": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-         "CUDA_VISIBLE_DEVICES": ",".join(str((first + rank) % GPUS) for rank in range(dies))},
-        load_format="dummy", tensor_parallel_size=dies, max_num_seqs=max_num_seqs, swap_space=0, dtype=dtype,
+         "CUDA_VISIBLE_DEVICES": ",".join(str((first + rank) % GPUS) for rank in range(gpus))},
+        load_format="dummy", tensor_parallel_size=gpus, max_num_seqs=max_num_seqs, swap_space=0, dtype=dtype,
         gpu_memory_utilization=UTILIZATION * K80["memory"] / memory,
     )
     assert done.status == 0, done.printed[-8000:]
     ranks = [tuple(float(number) * GIB for number in numbers) for numbers in ACCOUNT.findall(done.printed)]
-    assert len(ranks) == dies, done.printed[-8000:]
+    assert len(ranks) == gpus, done.printed[-8000:]
     (blocks,) = BLOCKS.findall(done.printed)
     return max(ranks, key=sum), int(blocks), memory
 
 
-@pytest.mark.parametrize("dies", [1, 2, 4])
+@pytest.mark.parametrize("gpus", [1, 2, 4])
 @pytest.mark.parametrize("case", CASES)
-def test_the_engine_needs_what_was_planned(tmp_path, case, dies):
+def test_the_engine_needs_what_was_planned(tmp_path, case, gpus):
     config, max_model_len, max_num_seqs, dtype = CASES[case]
     model = read(config)
-    if dies > GPUS or model.heads % dies:
-        pytest.skip(f"needs {dies} GPUs and heads that they divide")
+    if gpus > GPUS or model.heads % gpus:
+        pytest.skip(f"needs {gpus} GPUs and heads that they divide")
     (weights, outside, activations), blocks, memory = account(
-        tmp_path, config, dies, max_model_len, max_num_seqs, dtype
+        tmp_path, config, gpus, max_model_len, max_num_seqs, dtype
     )
     options = Options(
         max_num_seqs=max_num_seqs, gpu_memory_utilization=UTILIZATION * K80["memory"] / memory, memory=memory,
         bandwidth=K80["bandwidth"], outside=int(outside),
         workspace=HOPPER_WORKSPACE if torch.cuda.get_device_capability() >= (9, 0) else CUBLAS_WORKSPACE,
     )
-    planned = need(model, tensors_of(model), dies, max_model_len, options, storage_of(dtype, None))
+    planned = need(model, tensors_of(model), gpus, max_model_len, options, storage_of(dtype, None))
     # What the blocks may differ by is what the need may differ by.
     slack = TOLERANCE * (weights + activations) / planned.block
     rows = {
@@ -122,7 +122,7 @@ def test_the_engine_needs_what_was_planned(tmp_path, case, dies):
         "activations, GiB": (activations / GIB, planned.activations / GIB, TOLERANCE * activations / GIB),
         "blocks": (blocks, planned.blocks, slack),
     }
-    print(f"\n{case}, {dies} GPU(s); outside of PyTorch {outside / GIB:.2f} GiB")
+    print(f"\n{case}, {gpus} GPU(s); outside of PyTorch {outside / GIB:.2f} GiB")
     for name, (found, plan, _) in rows.items():
         print(f"  {name:<17} found {found:>9.2f}  planned {plan:>9.2f}  planned / found {plan / found:.3f}")
     assert {name: row for name, row in rows.items() if abs(row[1] - row[0]) > row[2]} == {}
@@ -131,8 +131,8 @@ def test_the_engine_needs_what_was_planned(tmp_path, case, dies):
 @pytest.mark.parametrize(
     ("changes", "length"), [({}, 2000), ({"quantization_config": AWQ}, 4064)], ids=["half", "int4"]
 )
-def test_thirteen_billion_parameters_on_four_dies(tmp_path, changes, length):
-    """Eight sequences at once, the context 4,096 tokens, the cache as large as it is planned for K80 dies.
+def test_thirteen_billion_parameters_on_four_gpus(tmp_path, changes, length):
+    """Eight sequences at once, the context 4,096 tokens, the cache as large as it is planned for K80 gpus.
 
     In float16 the cache holds four sequences of full length; eight are of half of it. PyTorch may take what a K80 die
     has and no more; what NCCL takes for NVLink, which a K80 has not, comes on top.

@@ -257,6 +257,6 @@ def test_latent_attention_is_counted_head_by_head():
     assert round(sum(tensor.elements for tensor in tensors_of(model)) / 1e9, 2) == 15.71
     assert judge(DEEPSEEK_V2_LITE) == []
     assert capacity.token_bytes(model, 4, capacity.STORAGES["fp16"]) == 2 * 27 * (16 // 4) * 192 * 2
-    whole, split = (capacity.weight_bytes(model, tensors_of(model), dies, capacity.STORAGES["fp16"]) for dies in (1, 2))
+    whole, split = (capacity.weight_bytes(model, tensors_of(model), gpus, capacity.STORAGES["fp16"]) for gpus in (1, 2))
     # Projections into the latent space, routers and norms lie whole on both.
     assert whole / 2 < split < whole / 2 * 1.01

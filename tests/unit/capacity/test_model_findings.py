@@ -257,7 +257,7 @@ def test_files_of_another_checkpoint_than_the_config_says():
 
 
 def test_too_long_a_context_names_the_longest_that_fits():
-    """In float32 four dies hold 8 billion parameters and some cache."""
+    """In float32 four gpus hold 8 billion parameters and some cache."""
     (found,) = judge(LLAMA_8B)
     assert found["variable"] == f"{WHERE}.max_model_len"
     assert "131072 tokens, the model's own length" in found["found"]
@@ -268,7 +268,7 @@ def test_too_long_a_context_names_the_longest_that_fits():
     assert f"holds {longest} tokens" in found["expected"]
 
 
-def test_weights_that_do_not_fit_name_how_many_dies_would_do():
+def test_weights_that_do_not_fit_name_how_many_gpus_would_do():
     (found,) = judge(LLAMA_7B, gpus=[0, 1], tensor_parallel_size=2)
     assert found["variable"] == f"{WHERE}.model"
     assert "weights 12.5" in found["found"]
@@ -290,7 +290,7 @@ def test_fewer_sequences_are_offered_where_they_help():
     assert "max-num-seqs" not in found["next_step"]
 
 
-def test_memory_is_judged_on_k80_dies_alone():
+def test_memory_is_judged_on_k80_gpus_alone():
     assert judge(MIXTRAL, device="cpu") == []
     (found,) = judge(QWEN2_0_5B, device="verify")
     assert found["variable"] == f"{WHERE}.tensor_parallel_size"

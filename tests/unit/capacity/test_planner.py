@@ -1,4 +1,4 @@
-"""Weights, cache and activations of a die, and the plan that follows."""
+"""Weights, cache and activations of a GPU, and the plan that follows."""
 
 import json
 import re
@@ -35,9 +35,9 @@ planned = partial(capacity_plan, profile=PROFILE)
 WHOLE = Options(gpu_memory_utilization=0.9)
 
 
-def weights(config, dies, storage=FP32):
+def weights(config, gpus, storage=FP32):
     model = read(config)
-    return capacity.weight_bytes(model, tensors_of(model), dies, storage)
+    return capacity.weight_bytes(model, tensors_of(model), gpus, storage)
 
 
 def test_one_die_has_all_parameters_and_the_table_of_angles():
@@ -53,8 +53,8 @@ def test_norms_stand_on_every_die():
     assert 2 * half - whole == 4 * 65 * 4096
 
 
-def test_keys_and_values_are_doubled_if_dies_exceed_heads():
-    """Qwen2.5-7B has 4 heads of 128: on 8 dies each has one whole."""
+def test_keys_and_values_are_doubled_if_gpus_exceed_heads():
+    """Qwen2.5-7B has 4 heads of 128: on 8 gpus each has one whole."""
     model = read(QWEN2_7B)
     by_name = {tensor.name.split(".*.")[-1]: tensor for tensor in tensors_of(model)}
     key, query = by_name["self_attn.k_proj.weight"], by_name["self_attn.q_proj.weight"]
@@ -100,7 +100,7 @@ def test_weights_by_hand(storage, expected):
 
 
 def test_rows_that_are_one_group_keep_their_scale_on_every_die():
-    """Over four dies: a quarter of the rows of queries, keys, values, gate and up; all rows of o and down."""
+    """Over four gpus: a quarter of the rows of queries, keys, values, gate and up; all rows of o and down."""
     storage = capacity.storage_of("half", Quantization("gptq", Scheme(4, WHOLE_ROW), zeros=False))
     scales = 32 * ((3 * 4096 + 2 * 11008) // 4 + 2 * 4096) * 2
     assert weights(LLAMA_7B, 4, storage) == MATRICES // 8 + scales + EMBEDDINGS // 2 + 4 * FLOAT32
@@ -119,7 +119,7 @@ def test_a_matrix_that_the_checkpoint_left_as_it_was():
 
 
 @pytest.mark.parametrize(
-    ("said", "dies", "named"),
+    ("said", "gpus", "named"),
     [
         ({}, 2, None), ({}, 4, None), ({}, 8, None),
         ({}, 16, r"mlp\.down_proj's 11008 columns \(688 a GPU: no multiple of 32\)"),
@@ -129,9 +129,9 @@ def test_a_matrix_that_the_checkpoint_left_as_it_was():
         ({"desc_act": True, "group_size": -1}, 2, None),
     ],
 )
-def test_groups_over_dies(said, dies, named):
+def test_groups_over_gpus(said, gpus, named):
     model = read({**LLAMA_7B, "quantization_config": {**GPTQ, **said}})
-    faults = capacity.size_faults(model, dies, tensors_of(model), capacity.storage_of("half", model.quantization))
+    faults = capacity.size_faults(model, gpus, tensors_of(model), capacity.storage_of("half", model.quantization))
     assert len(faults) == (1 if named else 0)
     assert not named or re.search(named, faults[0])
 
@@ -142,8 +142,8 @@ def test_whole_groups_are_asked_of_one_die_too():
     assert any("4544 columns in groups of 128 (32 or 64 would do)" in fault for fault in faults)
 
 
-def test_a_group_on_two_dies_has_a_scale_on_each():
-    """Llama 7B's down_proj over four dies: 2,752 columns, 43 pieces of 64 and not 21.5 groups of 128."""
+def test_a_group_on_two_gpus_has_a_scale_on_each():
+    """Llama 7B's down_proj over four gpus: 2,752 columns, 43 pieces of 64 and not 21.5 groups of 128."""
     storage = capacity.storage_of("half", read({**LLAMA_7B, "quantization_config": GPTQ}).quantization)
     model = read({**LLAMA_7B, "quantization_config": GPTQ})
     (down,) = (tensor for tensor in tensors_of(model) if "down_proj" in tensor.name)
@@ -167,13 +167,13 @@ def test_experts_take_every_storage_but_act_order():
 
 
 @pytest.mark.parametrize(
-    ("config", "dies", "size"),
+    ("config", "gpus", "size"),
     [(LLAMA_7B, 1, 2 * 32 * 4096 * 4), (LLAMA_7B, 4, 2 * 32 * 1024 * 4), (LLAMA_8B, 1, 2 * 32 * 1024 * 4),
      (QWEN2_7B, 4, 2 * 28 * 128 * 4), (QWEN2_7B, 8, 2 * 28 * 128 * 4), (FALCON_7B, 1, 2 * 32 * 64 * 4)],
 )
-def test_cache_of_a_token(config, dies, size):
-    assert capacity.token_bytes(read(config), dies, FP32) == size
-    assert capacity.token_bytes(read(config), dies, FP16) == capacity.token_bytes(read(config), dies, INT4) == size // 2
+def test_cache_of_a_token(config, gpus, size):
+    assert capacity.token_bytes(read(config), gpus, FP32) == size
+    assert capacity.token_bytes(read(config), gpus, FP16) == capacity.token_bytes(read(config), gpus, INT4) == size // 2
 
 
 @pytest.mark.parametrize(
@@ -220,10 +220,10 @@ def test_the_peak_of_the_activations():
 
 
 def test_gate_and_up_are_held_where_the_model_still_names_them():
-    """Qwen 2's layer against Llama's of the same shape: while it multiplies by down, and over dies in the sum too."""
-    def of(kind, dies):
+    """Qwen 2's layer against Llama's of the same shape: while it multiplies by down, and over gpus in the sum too."""
+    def of(kind, gpus):
         model = read({**LLAMA_7B, "model_type": kind})
-        return capacity.activation_bytes(model, dies, 4096, Options(max_num_seqs=8)) - 4096 * 64 - 8320 * 1024
+        return capacity.activation_bytes(model, gpus, 4096, Options(max_num_seqs=8)) - 4096 * 64 - 8320 * 1024
 
     assert of("llama", 1) == 4 * 4096 * (3 * 4096 + 3 * 11008)
     assert of("qwen2", 1) == 4 * 4096 * (4 * 4096 + 3 * 11008)
@@ -255,7 +255,7 @@ def test_a_small_matrix_is_a_small_tile():
     assert found == 4 * layer + tokens * 64 + 8320 * 1024
 
 
-def test_more_dies_have_smaller_activations_but_for_the_sampler():
+def test_more_gpus_have_smaller_activations_but_for_the_sampler():
     model = read(LLAMA_7B)
     assert capacity.activation_bytes(model, 4, 4096, Options()) < capacity.activation_bytes(model, 1, 4096, Options())
     large = read(LLAMA_8B)
@@ -269,22 +269,22 @@ def test_experts_take_their_rows_in_parts():
 
 
 @pytest.mark.parametrize(
-    ("name", "dies"),
-    [(name, dies) for name in PARAMETERS for dies in (1, 2, 4)
-     if not capacity.size_faults(read(PARAMETERS[name][0]), dies)],
+    ("name", "gpus"),
+    [(name, gpus) for name in PARAMETERS for gpus in (1, 2, 4)
+     if not capacity.size_faults(read(PARAMETERS[name][0]), gpus)],
 )
 @pytest.mark.parametrize("storage", [FP32, INT4])
-def test_no_longer_context_fits_than_the_longest(name, dies, storage):
+def test_no_longer_context_fits_than_the_longest(name, gpus, storage):
     model = read(PARAMETERS[name][0])
     tensors = tensors_of(model)
-    longest = capacity.longest_context(model, tensors, dies, WHOLE, storage)
+    longest = capacity.longest_context(model, tensors, gpus, WHOLE, storage)
     limit = model.positions or capacity.CHUNKED_ABOVE
     assert 0 <= longest <= limit
     for length in {longest + 1, longest + 16, (longest + limit) // 2, limit} - set(range(longest + 1)):
         if length <= limit:
-            assert not need(model, tensors, dies, length, WHOLE, storage).fits
+            assert not need(model, tensors, gpus, length, WHOLE, storage).fits
     if longest:
-        assert need(model, tensors, dies, longest, WHOLE, storage).fits
+        assert need(model, tensors, gpus, longest, WHOLE, storage).fits
 
 
 def test_what_fits_is_what_the_engine_would_start():
@@ -304,18 +304,18 @@ def test_what_is_known_to_lie_outside_counts():
     assert one.cache - two.cache == GIB
 
 
-def test_a_seven_billion_model_needs_three_dies_and_gets_four():
+def test_a_seven_billion_model_needs_three_gpus_and_gets_four():
     model = read(LLAMA_7B)
-    assert capacity.dies_needed(model, tensors_of(model), 2048, WHOLE, FP32) == 4
+    assert capacity.gpus_needed(model, tensors_of(model), 2048, WHOLE, FP32) == 4
     assert capacity.sizes_that_divide(model, 8) == [1, 2, 4, 8]
     assert capacity.sizes_that_divide(read(QWEN2_7B), 8) == [1, 2, 4]
     assert capacity.sizes_that_divide(read(QWEN2_0_5B), 8) == [1, 2]
     assert capacity.size_faults(read(QWEN2_0_5B), 4) == ["14 attention heads"]
 
 
-def test_no_number_of_dies_holds_every_model():
+def test_no_number_of_gpus_holds_every_model():
     model = read({**LLAMA_13B, "num_hidden_layers": 4000})
-    assert capacity.dies_needed(model, tensors_of(model), 2048, WHOLE, FP32) is None
+    assert capacity.gpus_needed(model, tensors_of(model), 2048, WHOLE, FP32) is None
 
 
 def test_token_reads_chosen_experts_and_one_embedding_row():
@@ -340,9 +340,9 @@ def test_a_plan_of_seven_billion_parameters():
     assert json.loads(json.dumps(made)) == made
     assert len(made["layouts"]) == 12
     by = rows(made)
-    assert [dies for dies in (1, 2, 4) if by[dies, "fp32"]["fits"]] == [4]
-    assert [dies for dies in (1, 2, 4) if by[dies, "fp16"]["fits"]] == [2, 4]
-    assert [dies for dies in (1, 2, 4) if by[dies, "int4"]["fits"]] == [1, 2, 4]
+    assert [gpus for gpus in (1, 2, 4) if by[gpus, "fp32"]["fits"]] == [4]
+    assert [gpus for gpus in (1, 2, 4) if by[gpus, "fp16"]["fits"]] == [2, 4]
+    assert [gpus for gpus in (1, 2, 4) if by[gpus, "int4"]["fits"]] == [1, 2, 4]
     assert by[4, "fp32"]["longest"] == 4096
     assert by[4, "fp32"]["tokens_per_second"] == pytest.approx(150e9 * 4 / (4 * (6738415616 - 131072000)), rel=1e-3)
     assert by[4, "fp32"]["served"]
@@ -362,7 +362,7 @@ def test_decoding_is_as_fast_as_the_weights_are_small():
         assert faster == pytest.approx(times, rel=0.02)
 
 
-def test_thirteen_billion_parameters_on_four_dies():
+def test_thirteen_billion_parameters_on_four_gpus():
     """With 8 sequences of 4,096 tokens at most: half starts and holds four of them whole, four bits all eight."""
     by = rows(planned(facts(LLAMA_13B), context=4096, max_num_seqs=8))
     assert [by[4, name]["sequences"] for name in ("fp32", "fp16", "int8", "int4")] == [0, 4, 7, 8]

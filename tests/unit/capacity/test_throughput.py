@@ -47,10 +47,10 @@ def test_products_take_time_row_by_row(rows, expected):
 
 
 @pytest.mark.parametrize("storage", ["fp32", "fp16", "int8", "int4"])
-@pytest.mark.parametrize("dies", [1, 4])
-def test_more_sequences_never_decode_fewer_tokens(storage, dies):
+@pytest.mark.parametrize("gpus", [1, 4])
+def test_more_sequences_never_decode_fewer_tokens(storage, gpus):
     """All of a K80 host's predictions, eager and with graphs."""
-    found = throughput.predicted(STEP, MODEL, TENSORS, dies, STORAGES[storage], 256, 64)
+    found = throughput.predicted(STEP, MODEL, TENSORS, gpus, STORAGES[storage], 256, 64)
     for way in ("eager", "graphs"):
         rates = [one[way] for one in found]
         assert rates == sorted(rates), (way, rates)
@@ -87,8 +87,8 @@ def test_a_processor_bounds_eager_steps():
 
 
 def test_longer_contexts_and_sums_take_time():
-    def seconds(dies, context):
-        return throughput.gpu_seconds(STEP, MODEL, TENSORS, dies, STORAGES["fp16"], context, 8)
+    def seconds(gpus, context):
+        return throughput.gpu_seconds(STEP, MODEL, TENSORS, gpus, STORAGES["fp16"], context, 8)
 
     assert seconds(2, 2048) - seconds(2, 1024) == pytest.approx(8 * 1024 * 65536 / 130e9)
     assert seconds(2, 1) > seconds(1, 1) / 2 + 2 * 32 * 50e-6
