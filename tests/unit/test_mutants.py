@@ -39,6 +39,12 @@ def test_mutant_still_applies(mutant):
     assert mutant.lets and "|" not in mutant.lets
 
 
+def test_document_has_each_mutant_as_it_stands():
+    document = (ROOT / "docs" / "mutants.md").read_text()
+    rows = [line for line in mutants.markdown([], KNOWN, document).splitlines() if line.startswith("| ")]
+    assert rows == [line for line in document.splitlines() if line.startswith("| ")]
+
+
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """Function that runs the script on a repository with one product and these mutants: status and directory.
