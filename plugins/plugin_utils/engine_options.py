@@ -43,7 +43,7 @@ KNOWN = {name: Options(name) for name in ("port", "stock")}
 AUTO_TOOLS = "enable-auto-tool-choice"
 SPECULATION = speculation.OPTION
 # Options that hold a mapping, as JSON.
-MAPPINGS = ("rope-scaling", "hf-overrides", SPECULATION)
+MAPPINGS = ("rope-scaling", "hf-overrides", SPECULATION, "structured-outputs-config")
 # Numbers that the planner counts with: how one is written, and what is expected.
 COUNTS = dict.fromkeys(("max-num-seqs", "max-num-batched-tokens"), ("0*[1-9][0-9]*", "an integer from 1"))
 # Tokens of a block of the cache that the engine's attention takes.
@@ -162,6 +162,8 @@ def meant(extra: dict[str, Any], engine: str | None = None) -> dict[str, Any]:
 
 # Options of vLLM as it is released. Its own all-reduce has hung GPUs of this kind, up to a reboot; NCCL adds instead.
 STOCK = {"disable-custom-all-reduce": True}
+# Its settings of guides. Another backend ends the engine at a guide that it cannot compile.
+GUIDES, BACKEND = "structured-outputs-config", {"backend": "guidance"}
 
 
 def of_instance(item: dict[str, Any]) -> dict[str, Any]:
@@ -181,11 +183,13 @@ def of_instance(item: dict[str, Any]) -> dict[str, Any]:
 
 def written(extra: dict[str, Any], engine: str | None = None) -> dict[str, Any]:
     """Options as vLLM's file of options takes them: there it drops each false without a word."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {GUIDES: json.dumps(BACKEND)} if engine == "stock" else {}
     for name, value in extra.items():
         if name == SPECULATION and draft_of(extra):
             # vLLM would ask whether the draft model can be split as the model is.
             found[name] = json.dumps({**(mapping(value) or {}), "draft_tensor_parallel_size": 1})
+        elif name == GUIDES:
+            found[name] = json.dumps({**(mapping(value) or {}), **BACKEND})
         elif value is not False:
             found[name] = value
         elif name in known_by(engine).switches:
@@ -275,6 +279,8 @@ def value_faults(option: str, options: dict[str, Any], engine: str | None = None
         yield "a number", correct
     elif name in MAPPINGS and mapping(value) is None:
         yield "a text that holds a JSON mapping", "Correct the text."
+    elif name == GUIDES and (mapping(value) or {}).get("backend", *BACKEND.values()) not in BACKEND.values():
+        yield "the backend guidance: a guide that another one cannot compile ends the engine", "Leave the backend out."
     elif name == "hf-overrides" and "rope_parameters" in (mapping(value) or {}):
         yield "rope_theta and rope_scaling: the engine does not know rope_parameters", "Write them so."
 

@@ -16,6 +16,8 @@ import stat
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from .addresses import QUARANTINE_HEADER
 from .errors import ConfigError, Rejected
 from .instance import CONFIGURATION, key_of, refuse_open_server
 from .limits import Limits, parse
+from .versions import table_of
 
 # File in the unit's runtime directory with which the supervisor drains the server.
 DRAINING = "draining"
@@ -33,6 +36,8 @@ RUNNING = "x-requests-running"
 RETRY_AFTER = "10"
 # Paths of health and metrics. They need no API key, as with upstream.
 OPEN = ("/health", "/ping", "/metrics", "/version")
+# What compiles guides: one that the others cannot compile ends the engine.
+GUIDES = "guidance"
 MEBIBYTE = 1 << 20
 # A body of up to so many times the limit is read and discarded before the connection ends.
 PATIENCE = 8
@@ -54,6 +59,7 @@ class AdmissionMiddleware:
         self.draining = Path(os.environ.get("RUNTIME_DIRECTORY", "/nonexistent")) / DRAINING
         self.quarantine = envs.quarantine_file(os.environ)
         self.running = 0
+        self.closed: tuple[str, ...] = ()
         self.limits = Limits(sequences=int(envs.number(os.environ, "VLLM_SERVING_SEQUENCES")))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -94,6 +100,9 @@ class AdmissionMiddleware:
             for address in unused_sockets():
                 refuse_open_server(address, self.key, os.environ)
             if "app" in scope:
+                table = table_of(metadata.version("vllm"))
+                self.closed = table.CLOSED_PATHS
+                self.limits = replace(self.limits, ignored=table.IGNORED_FIELDS)
                 self.limits = await self.learn(scope["app"].state)
         except Exception as error:
             known = isinstance(error, ConfigError)
@@ -104,7 +113,11 @@ class AdmissionMiddleware:
 
     async def learn(self, state: Any) -> Limits:
         """Return the limits, with those of the model. Raises ConfigError. state: of vLLM's application."""
-        return self.limits
+        found = state.vllm_config.structured_outputs_config.backend
+        if found != GUIDES:
+            raise ConfigError(f"structured-outputs-config: found the backend {found}; expected {GUIDES}: a guide that "
+                              "another one cannot compile ends the engine. Leave the option out.")
+        return self.limits.of_model(state.vllm_config.model_config, await state.engine_client.get_tokenizer())
 
     def admit(self, path: str, method: str, headers: dict[str, str]) -> None:
         """Raise Rejected for a request without the key, or one that came too late or too early."""
@@ -113,6 +126,8 @@ class AdmissionMiddleware:
             brought = headers.get("authorization", "").encode()
             if not hmac.compare_digest(brought, f"Bearer {self.key}".encode()):
                 raise Rejected(401, "The key is missing or wrong.", **{"www-authenticate": "Bearer"})
+        if path in self.closed:
+            raise Rejected(404, "Not found: the server keeps this path closed.")
         if path in ("/metrics", "/version"):
             return
         if self.draining.exists():

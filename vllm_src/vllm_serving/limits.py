@@ -7,8 +7,8 @@ token ids or counts work holds plain integers, and the first wrong one ends the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import envs
@@ -48,7 +48,11 @@ OPERATORS = {
     # A template is a program, and the API's event loop runs it.
     "chat_template": "the server's operator chooses it",
     "logits_processors": "the server has none",
+    # They name the cache of another server.
+    "kv_transfer_params": "the server has none",
 }
+# Keys of structured_outputs that vLLM's own code alone may set, or that it answers with 500.
+UNGUIDED = ("_backend", "_backend_was_auto", "structural_tag")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Limits:
         length: most tokens of a sequence; 0 if unknown.
         logprobs: most log-probabilities for each token.
         renderer: names of what chat_template_kwargs may not replace.
+        ignored: fields that this version of vLLM would ignore: a value that means nothing, and what to send.
     """
 
     sequences: int = int(envs.NUMBERS["VLLM_SERVING_SEQUENCES"])
@@ -68,12 +73,23 @@ class Limits:
     length: int = 0
     logprobs: int = 20
     renderer: frozenset[str] = frozenset({"chat_template"})
+    ignored: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+
+    def of_model(self, model: Any, tokenizer: Any) -> Limits:
+        """Return the operator's limits with those of the model. model: vLLM's configuration of it."""
+        # The embedding may have rows without a token, and the tokenizer tokens without a row.
+        vocabulary = min(model.get_vocab_size(), max(tokenizer.get_vocab().values()) + 1)
+        return replace(self, vocabulary=vocabulary, length=model.max_model_len, logprobs=model.max_logprobs)
 
     def check(self, body: dict[str, Any]) -> None:
         """Raise Rejected for a body that would hurt the server or be answered with 500."""
         for name, reason in OPERATORS.items():
             if body.get(name) is not None:
                 raise Rejected(400, f"{name}: {reason}. Leave it out.")
+        for name, (neutral, instead) in self.ignored.items():
+            if body.get(name) not in (None, neutral):
+                raise Rejected(400, f"{name}: the server's vLLM would ignore it. Send {instead}.")
+        self.check_guide(body)
         # Lists of token ids may be long; their items are checked below.
         tokens = {name for name in TOKEN_LISTS if isinstance(body.get(name), list)}
         prompts, inputs = self.prompts("prompt", body.get("prompt")), self.prompts("input", body.get("input"))
@@ -92,6 +108,14 @@ class Limits:
         given = body.get("chat_template_kwargs")
         if isinstance(given, dict) and (taken := sorted(self.renderer & given.keys())):
             raise Rejected(400, f"chat_template_kwargs: {taken[0]} is not the template's to receive. Leave it out.")
+
+    def check_guide(self, body: dict[str, Any]) -> None:
+        """Raise Rejected for a guide that is not the client's to choose, or that vLLM answers with 500."""
+        guide, wanted = body.get("structured_outputs"), body.get("response_format")
+        if isinstance(guide, dict) and (found := [key for key in UNGUIDED if guide.get(key) is not None]):
+            raise Rejected(400, f"structured_outputs: the server takes no {found[0]}. Leave it out.")
+        if isinstance(wanted, dict) and wanted.get("type") == "structural_tag":
+            raise Rejected(400, "response_format: the server has no structural tags; use json_schema.")
 
     def prompts(self, name: str, prompt: Any) -> list[str | list[int]]:
         """Return the prompts of a field that may hold a text, token ids, or a list of either. Raise Rejected."""

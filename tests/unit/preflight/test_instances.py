@@ -596,6 +596,21 @@ def test_a_draft_model_is_read_and_fetched_like_its_model():
     assert model_keys([speculating(**{**DRAFT, "method": "eagle"})]) == model_keys([demo()])
 
 
+@pytest.mark.parametrize(("given", "fault"), [
+    (None, False), ('{"backend": "guidance", "disable_any_whitespace": true}', False),
+    ('{"disable_any_whitespace": true}', False), ('{"backend": "xgrammar"}', True), ('{"backend": "auto"}', True),
+    ("xgrammar", True),
+])  # fmt: skip
+def test_released_engine_compiles_guides_with_guidance_alone(given, fault):
+    extra = {} if given is None else {"structured-outputs-config": given}
+    found = judge(demo(extra_args=extra), engine="stock")
+    assert variables(found) == [f"{WHERE}.extra_args.structured-outputs-config"] * fault
+    if not fault:
+        written = json.loads(engine_options.written(extra, "stock")["structured-outputs-config"])
+        assert written == {**json.loads(given or "{}"), "backend": "guidance"}
+    assert "structured-outputs-config" not in engine_options.written({}, "port")
+
+
 def test_an_option_said_twice():
     extra = {"enable-prefix-caching": True, "no-enable-prefix-caching": True}
     assert variables(judge(demo(extra_args=extra))) == [f"{WHERE}.extra_args.no-enable-prefix-caching"]

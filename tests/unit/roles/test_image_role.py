@@ -26,7 +26,9 @@ def test_image_starts_the_servers_of_its_profile(name):
     assert found["Entrypoint"][:3] == ["/opt/kepler/store/serving/bin/python", "-m", "vllm_serving.container"]
     dtype = profile["serve"]["dtypes"][0]
     assert found["Entrypoint"][4:10] == ["--host", "0.0.0.0", "--port", "8000", "--dtype", dtype]
-    assert ("--disable-custom-all-reduce" in found["Entrypoint"]) == (profile["serve"]["engine"] == "stock")
+    stock = profile["serve"]["engine"] == "stock"
+    assert ("--disable-custom-all-reduce" in found["Entrypoint"]) == stock
+    assert ('--structured-outputs-config {"backend": "guidance"}' in " ".join(found["Entrypoint"])) == stock
     assert found["Healthcheck"]["Test"][-1] == "--health"
     assert found["User"] == "10001:10001"
     environment = dict(one.split("=", 1) for one in found["Env"])

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from supervised import ROOT
@@ -126,6 +128,63 @@ def test_a_wrong_key(entrance, headers):
 def test_open_paths(entrance, path):
     assert entrance.ask(path, method="GET", headers=[])[0] == 200
     assert entrance.ask(path, method="GET", headers=[("authorization", "Bearer x")])[0] == 200
+
+
+def application(backend="guidance", size=VOCABULARY):
+    """A scope of the start of vLLM's own application, as it is released."""
+    tokenizer = SimpleNamespace(get_vocab=lambda: {str(token): token for token in range(size)})
+
+    async def get_tokenizer():
+        return tokenizer
+
+    model = SimpleNamespace(get_vocab_size=lambda: size, max_model_len=64, max_logprobs=20)
+    return {"type": "lifespan", "app": SimpleNamespace(state=SimpleNamespace(
+        vllm_config=SimpleNamespace(
+            model_config=model, structured_outputs_config=SimpleNamespace(backend=backend),
+        ),
+        engine_client=SimpleNamespace(get_tokenizer=get_tokenizer),
+    ))}
+
+
+@pytest.fixture
+def released(entrance, monkeypatch):
+    """The middleware of vLLM as it is released, which has learned the model."""
+    monkeypatch.setattr(admission.metadata, "version", lambda _: "0.12.0+cpu")
+    asyncio.run(entrance.middleware(application(), None, None))
+    entrance.app.got.clear()
+    return entrance
+
+
+@pytest.mark.parametrize("path", ["/pause", "/resume", "/scale_elastic_ep", "/inference/v1/generate"])
+def test_paths_that_no_client_may_use_are_closed(released, path):
+    assert released.ask(path)[0] == 404
+    assert released.ask(path, root="/api")[0] == 404
+    assert released.app.got == []
+    assert released.ask(path, headers=[JSON])[0] == 401
+
+
+@pytest.mark.parametrize("body", [
+    {"prompt": [1, -5]}, {"prompt": [VOCABULARY]}, {"stop_token_ids": [10**9], "min_tokens": 1},
+    {"guided_choice": ["yes", "no"]}, {"prompt": [1] * 65},
+])  # fmt: skip
+def test_released_engine_gets_nothing_that_ends_it(released, body):
+    for path in ("/v1/completions", "/invocations"):
+        assert released.ask(path, json.dumps(body).encode())[0] == 400
+    assert released.app.got == []
+    assert released.ask(body=b'{"prompt": [1, 5]}')[0] == 200
+
+
+def test_released_engine_with_other_guides_does_not_start():
+    """xgrammar ends the engine at a pattern that it does not know."""
+    text = (
+        "import asyncio, sys; sys.path[:0] = sys.argv[1:]; import test_admission as t; admission = t.admission\n"
+        "admission.metadata.version = lambda _: '0.12.0'\n"
+        "asyncio.run(admission.AdmissionMiddleware(None)(t.application(backend='auto'), None, None))"
+    )
+    here = str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", text, *sys.path, here], capture_output=True, text=True)
+    assert done.returncode == 78, done.stderr
+    assert "ERROR structured-outputs-config: found the backend auto; expected guidance" in done.stdout
 
 
 def test_a_browser_may_ask_whether_it_may_ask(entrance):

@@ -2,11 +2,14 @@
 
 import json
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from vllm_serving import limits
 from vllm_serving.errors import Rejected
 from vllm_serving.limits import Limits
+from vllm_serving.versions import table_of
 
 VOCABULARY, LENGTH = 512, 1024
 LIMITS = Limits(vocabulary=VOCABULARY, length=LENGTH, logprobs=20, renderer=frozenset({"chat_template", "tokenize"}))
@@ -127,6 +130,40 @@ ALLOWED = [
 @pytest.mark.parametrize("body", ALLOWED)
 def test_requests_within_the_limits_pass(body):
     assert refusal(body) is None
+
+
+@pytest.mark.parametrize(("version", "body", "instead"), [
+    ("0.12.0", {"guided_choice": ["yes", "no"]}, 'structured_outputs: {"choice": [...]}'),
+    ("0.12.0", {"guided_json": {}}, 'structured_outputs: {"json": ...}'),
+    ("0.12.0", {"guided_regex": "a"}, 'structured_outputs: {"regex": ...}'),
+    ("0.12.0", {"guided_grammar": "a"}, 'structured_outputs: {"grammar": ...}'),
+    ("0.12.0", {"best_of": 5}, "n, and choose"), ("0.12.0", {"best_of": 1}, None),
+    ("0.12.0", {"guided_choice": None, "best_of": None}, None), ("0.12.0", {"structured_outputs": {}}, None),
+    ("0.9.2", {"structured_outputs": {"choice": ["yes"]}}, "guided_json, guided_regex, guided_choice"),
+    ("0.9.2", {"guided_choice": ["yes", "no"], "best_of": 2}, None),
+])  # fmt: skip
+def test_fields_that_vllm_would_ignore_are_refused(version, body, instead):
+    """Else a client that wants one of two words gets any text, and nobody is told."""
+    found = refusal(body, replace(LIMITS, ignored=table_of(version).IGNORED_FIELDS))
+    assert (found is None) == (instead is None)
+    assert instead is None or f"would ignore it. Send {instead}" in found
+
+
+@pytest.mark.parametrize("body", [
+    {"structured_outputs": {"regex": "a", "_backend": "xgrammar"}},
+    {"structured_outputs": {"regex": "a", "_backend_was_auto": True}}, {"structured_outputs": {"structural_tag": "{}"}},
+    {"response_format": {"type": "structural_tag", "format": {}}}, {"kv_transfer_params": {"do_remote_prefill": True}},
+])  # fmt: skip
+def test_what_only_the_server_decides_is_refused(body):
+    assert refusal(body).startswith(next(iter(body)))
+
+
+def test_limits_of_a_model_are_those_of_both_its_parts():
+    model = SimpleNamespace(get_vocab_size=lambda: 100, max_model_len=64, max_logprobs=5)
+    for tokens, vocabulary in ((90, 90), (110, 100)):
+        tokenizer = SimpleNamespace(get_vocab=lambda tokens=tokens: {str(token): token for token in range(tokens)})
+        found = Limits(sequences=7, renderer=frozenset({"x"})).of_model(model, tokenizer)
+        assert found == Limits(7, vocabulary, 64, 5, frozenset({"x"}))
 
 
 @pytest.mark.parametrize("name", ["temperature", "repetition_penalty", "length_penalty"])

@@ -84,10 +84,7 @@ def limits_of(model: Any, tokenizer: Any, limits: Limits) -> Limits:
 
     renderers = (apply_hf_chat_template, getattr(tokenizer, "apply_chat_template", apply_hf_chat_template))
     names = {name for renderer in renderers for name in inspect.signature(renderer).parameters}
-    # The embedding may have rows without a token, and the tokenizer tokens without a row.
-    vocabulary = min(model.get_vocab_size(), max(tokenizer.get_vocab().values()) + 1)
-    return replace(limits, vocabulary=vocabulary, length=model.max_model_len, logprobs=model.max_logprobs,
-                   renderer=limits.renderer | names)
+    return replace(limits.of_model(model, tokenizer), renderer=limits.renderer | names)
 
 
 def checked_queue(queue: Any, limits: Limits) -> Any:

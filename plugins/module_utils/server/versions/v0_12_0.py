@@ -43,6 +43,19 @@ REQUEST_FAULTS = r"\[serving_\w+\.py:\d+\]"
 # Lines of the end of an engine or of a rank: the reason, where no error was named before.
 ENGINE_ENDS = (r"(?:Engine core|Worker) proc \S+ died unexpectedly",)
 
+# Fields of a request that another version obeys and this one ignores: a value that means nothing, and what to send.
+IGNORED_FIELDS = {
+    "guided_json": (None, 'structured_outputs: {"json": ...}'),
+    "guided_regex": (None, 'structured_outputs: {"regex": ...}'),
+    "guided_choice": (None, 'structured_outputs: {"choice": [...]}'),
+    "guided_grammar": (None, 'structured_outputs: {"grammar": ...}'),
+    "guided_whitespace_pattern": (None, 'structured_outputs: {"regex": ...}'),
+    "best_of": (1, "n, and choose among the answers"),
+}
+# Paths that stop or change the server for all, or take what nobody has checked.
+CLOSED_PATHS = ("/pause", "/resume", "/is_paused", "/scale_elastic_ep", "/is_scaling_elastic_ep",
+                "/inference/v1/generate")
+
 # Names of the metrics that the supervisor, the alert rules and the dashboard read.
 METRICS = {
     "prompt_tokens": "vllm:prompt_tokens_total",

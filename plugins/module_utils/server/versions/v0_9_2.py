@@ -30,6 +30,11 @@ REQUEST_FAULTS = r"\[serving_\w+\.py:\d+\]"
 # Lines of the end of an engine or of a rank: the reason, where no error was named before.
 ENGINE_ENDS = ()
 
+# Fields of a request that another version obeys and this one ignores: a value that means nothing, and what to send.
+IGNORED_FIELDS = {"structured_outputs": (None, "guided_json, guided_regex, guided_choice or guided_grammar")}
+# Paths that stop or change the server for all, or take what nobody has checked.
+CLOSED_PATHS = ()
+
 # Names of the metrics that the supervisor, the alert rules and the dashboard read.
 METRICS = {
     "prompt_tokens": "vllm:prompt_tokens_total",
