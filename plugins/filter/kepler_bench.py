@@ -44,13 +44,18 @@ def ratio(point: dict[str, Any], before: list[dict[str, Any]], key: str) -> str:
     return ""
 
 
+def cell(point: dict[str, Any], key: str) -> str:
+    """A figure as text; empty for the further tokens of an answer that has one."""
+    return "" if "tpot" in key and point["output_tokens"] == 1 else f"{point[key]:.1f}"
+
+
 def rows(run: dict[str, Any]) -> list[list[str]]:
     """One row of cells for each point."""
     before = (run.get("before") or {}).get("points", [])
     return [
         [
             point["name"], str(point["input_tokens"]), str(point["output_tokens"]), str(point["concurrency"]),
-            *(f"{point[key]:.1f}" for key, _, _ in COLUMNS),
+            *(cell(point, key) for key, _, _ in COLUMNS),
             *([ratio(point, before, COLUMNS[0][0])] if before else []),
         ]
         for point in run["points"]
@@ -67,17 +72,20 @@ def heads(run: dict[str, Any]) -> list[str]:
 
 
 def bench_table(run: dict[str, Any]) -> list[str]:
-    """Lines for a terminal: tokens a second, and medians in milliseconds."""
-    return [
-        f"{point['name']}: {point['input_tokens']} in, {point['output_tokens']} out, {point['concurrency']} at a time: "
-        f"{point['output_throughput']:.1f} tok/s, first token {point['median_ttft_ms']:.0f} ms, each further "
-        f"{point['median_tpot_ms']:.1f} ms"
-        for point in run["points"]
-    ]
+    """Lines for a terminal: tokens or answers of one token a second, and medians in milliseconds."""
+    lines = []
+    for point in run["points"]:
+        further = cell(point, "median_tpot_ms")
+        lines.append(
+            f"{point['name']}: {point['input_tokens']} in, {point['output_tokens']} out, {point['concurrency']} at a "
+            f"time: {point['output_throughput']:.1f} {'tok' if further else 'answers'}/s, first token "
+            f"{point['median_ttft_ms']:.0f} ms" + (f", each further {further} ms" if further else "")
+        )
+    return lines
 
 
 def plot(series: dict[str, list[tuple[int, float]]], title: str) -> str:
-    """One SVG: a line for each series over the requests at a time, each of these as far from the next."""
+    """One SVG: a line for each series with points over the requests at a time, each of these as far from the next."""
     places = sorted({concurrency for line in series.values() for concurrency, _ in line})
     drawn = page.Plot(
         f"{title} over requests at a time", max(value for line in series.values() for _, value in line) or 1
@@ -91,7 +99,8 @@ def plot(series: dict[str, list[tuple[int, float]]], title: str) -> str:
     for concurrency in places:
         drawn.tick(x(concurrency), str(concurrency))
     for number, (name, line) in enumerate(series.items()):
-        drawn.line(number, [(x(concurrency), value) for concurrency, value in sorted(line)], name)
+        if line:
+            drawn.line(number, [(x(concurrency), value) for concurrency, value in sorted(line)], name)
     return drawn.svg()
 
 
@@ -101,10 +110,12 @@ def bench_page(run: dict[str, Any]) -> str:
     for point in run["points"]:
         name = f"{point['name']}, {point['input_tokens']} in, {point['output_tokens']} out"
         for key in PLOTTED:
-            series[key].setdefault(name, []).append((point["concurrency"], point[key]))
+            line = series[key].setdefault(name, [])
+            if cell(point, key):
+                line.append((point["concurrency"], point[key]))
     figures = "".join(
         f"<h2>{escape(title)} ({escape(unit)}), over requests at a time</h2><figure>{plot(series[key], title)}</figure>"
-        for key, title, unit in COLUMNS if key in PLOTTED
+        for key, title, unit in COLUMNS if any(series.get(key, {}).values())
     )
     models = ", ".join(sorted({
         f"{point['name']}: {point['model']}, TP = {point['tensor_parallel_size']}" for point in run["points"]

@@ -79,6 +79,7 @@ figures:
 
 import json
 import os
+import random
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kepler.vllm.plugins.module_utils.server.api import (
@@ -106,6 +107,8 @@ SCRIPT = (
 
 def command_of(params, served):
     """The command that measures. served: name of the model in the API."""
+    # Prompts of one seed would be in the server's prefix cache, from the measurement before or the run before.
+    seed = random.SystemRandom().randrange(2 ** 32)
     properties = ["PrivateTmp=yes", "ProtectSystem=strict", "NoNewPrivileges=yes"]
     environments = ["/etc/kepler/instances/%s.env" % params["name"]]
     if params["api_key_file"]:
@@ -121,7 +124,7 @@ def command_of(params, served):
         "--base-url", base_url(params["host"], params["port"]),
         "--model", served, "--tokenizer", params["model"],
         "--dataset-name", "random", "--random-input-len", str(params["input_tokens"]),
-        "--random-output-len", str(params["output_tokens"]), "--ignore-eos", "--seed", "0",
+        "--random-output-len", str(params["output_tokens"]), "--ignore-eos", "--seed", str(seed),
         "--num-prompts", str(params["requests"]), "--max-concurrency", str(params["concurrency"]),
         "--percentile-metrics", "ttft,tpot,e2el", "--metric-percentiles", "99", "--disable-tqdm",
         "--save-result", "--result-filename", "result.json",

@@ -1,6 +1,7 @@
 """What is run, what is kept of it, and the report."""
 
 import json
+import re
 from pathlib import Path
 
 import module_run
@@ -46,6 +47,33 @@ def test_the_command_holds_what_was_asked_for_and_no_key():
     assert "EnvironmentFile" not in " ".join(
         part for part in bench_module.command_of({**PARAMS, "api_key_file": None}, "m") if "key.env" in part
     )
+
+
+def test_each_measurement_has_prompts_of_its_own():
+    """A server with a prefix cache would have those of the measurement before."""
+    seeds = [command[command.index("--seed") + 1] for command in (
+        bench_module.command_of(PARAMS, "served") for _ in range(8)
+    )]
+    assert len(set(seeds)) == 8
+    assert all(0 <= int(seed) < 2**32 for seed in seeds)
+
+
+def decisions(*speeds):
+    """A run of answers of one token."""
+    found = run(*speeds)
+    return {**found, "points": [{**point, "output_tokens": 1, "median_tpot_ms": 0.0} for point in found["points"]]}
+
+
+def test_answers_of_one_token_have_no_further_ones():
+    assert bench_table(decisions(97.9)) == ["main: 64 in, 1 out, 1 at a time: 97.9 answers/s, first token 10 ms"]
+    page = bench_page(decisions(97.9, 132.2))
+    assert page.count("<svg") == 3  # two plots and one key
+    assert "<h2>Each further token" not in page
+    both = decisions(97.9)
+    both["points"] += run(5.0)["points"]
+    further = bench_page(both).partition("<h2>Each further token")[2].partition("</figure>")[0]
+    # In the look that the key gives it, as the second one.
+    assert re.findall("<polyline class='die (die[0-9])'", further) == ["die1"]
 
 
 def test_points_and_table():
