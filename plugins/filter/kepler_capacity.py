@@ -98,7 +98,7 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
         made = capacity.plan(
             facts["config"], facts["tensors"], None if context is None else int(context),
             Options(
-                **capacity.die_of(profile["gpu"]), **chunked, adapters=len(adapters),
+                **capacity.figures_of(profile["gpu"]), **chunked, adapters=len(adapters),
                 adapter_rank=rules.room_for(ranks) if adapters else 0,
                 **{key: value for key, value in options.items() if value is not None},
             ),

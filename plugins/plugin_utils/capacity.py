@@ -262,7 +262,7 @@ class Options:
         return min(self.max_num_seqs * max_model_len, max(tokens, IMAGE_TOKENS if model.multimodal else 0))
 
 
-def die_of(gpu: dict[str, Any]) -> dict[str, Any]:
+def figures_of(gpu: dict[str, Any]) -> dict[str, Any]:
     """Memory and bandwidth of a GPU, as Options has them, of a profile's `gpu`."""
     return {"memory": gpu["memory_mib"] * MIB, "bandwidth": gpu["bandwidth"]}
 
@@ -743,4 +743,4 @@ def options_of(instance: dict[str, Any], gpu: dict[str, Any], ranks: Iterable[in
         found["enable_chunked_prefill"] = extra["enable_chunked_prefill"]
     if instance.get("gpu_memory_utilization") is not None:
         found["gpu_memory_utilization"] = float(instance["gpu_memory_utilization"])
-    return Options(**die_of(gpu), **found)
+    return Options(**figures_of(gpu), **found)

@@ -17,7 +17,7 @@ SEQUENCES = (1, 2, 4, 8, 16, 32, 64)
 
 
 def predicted(
-    step: dict[str, Any], model: Model, tensors: list[Tensor], dies: int, storage: Storage, context: int, most: int
+    step: dict[str, Any], model: Model, tensors: list[Tensor], gpus: int, storage: Storage, context: int, most: int
 ) -> list[dict[str, Any]]:
     """Tokens a second of all sequences together, eager and with CUDA graphs, for those numbers that fit.
 
@@ -28,7 +28,7 @@ def predicted(
     """
     found = []
     for count in (number for number in SEQUENCES if number <= most):
-        gpu = gpu_seconds(step, model, tensors, dies, storage, context, count)
+        gpu = gpu_seconds(step, model, tensors, gpus, storage, context, count)
         host = step["processor"]
         beside = host["step"] + count * host["sequence"]
         # Kernels run while the next ones are launched.
@@ -38,23 +38,23 @@ def predicted(
 
 
 def gpu_seconds(
-    step: dict[str, Any], model: Model, tensors: list[Tensor], dies: int, storage: Storage, context: int, count: int
+    step: dict[str, Any], model: Model, tensors: list[Tensor], gpus: int, storage: Storage, context: int, count: int
 ) -> float:
     """Of a step on each GPU."""
-    seconds = sum(product_seconds(step, tensor, model, dies, storage, count) for tensor in tensors)
-    seconds += count * context * token_bytes(model, dies, storage) / step["bandwidth"]
+    seconds = sum(product_seconds(step, tensor, model, gpus, storage, count) for tensor in tensors)
+    seconds += count * context * token_bytes(model, gpus, storage) / step["bandwidth"]
     seconds += model.layers * step["launches"] * step["launch"]
-    if dies > 1:
-        moved = 4 * count * model.hidden * 2 * (dies - 1) / dies
+    if gpus > 1:
+        moved = 4 * count * model.hidden * 2 * (gpus - 1) / gpus
         seconds += 2 * model.layers * (step["sum"] + moved / step["link"])
     return seconds
 
 
 def product_seconds(
-    step: dict[str, Any], tensor: Tensor, model: Model, dies: int, storage: Storage, count: int
+    step: dict[str, Any], tensor: Tensor, model: Model, gpus: int, storage: Storage, count: int
 ) -> float:
     """Of the product with one matrix, or of reading another tensor, on one GPU."""
-    size, elements, rows = held_bytes(tensor, model, dies, storage), share(tensor, model, dies), float(count)
+    size, elements, rows = held_bytes(tensor, model, gpus, storage), share(tensor, model, gpus), float(count)
     is_head = HEAD.search(tensor.name)
     if EMBEDDING.search(tensor.name) and not NORM.search(tensor.name) and not (is_head or model.tied):
         return 0.0
@@ -81,6 +81,11 @@ def clocks(known: dict[str, float], rows: float) -> float:
     return known[str(below)] + max(part, 0.0) * (known[str(above)] - known[str(below)])
 
 
+def rate(value: float) -> str:
+    """Tokens a second, to three digits or the whole number."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
+
+
 def lines(made: dict[str, Any]) -> list[str]:
     """The predictions of a plan for people; none where none were made."""
     rows = [row for row in made["layouts"] if row.get("predicted")]
@@ -89,10 +94,10 @@ def lines(made: dict[str, Any]) -> list[str]:
     return [
         f"Predicted, not measured: tok/s of all sequences together, each with {made['context']} tokens, eager / with "
         f"CUDA graphs, on {made['processor']}.",
-        f"{'GPUs':>4} {'storage':>7}" + "".join(f"{count:>8} seq" for count in SEQUENCES),
+        f"{'GPUs':>4} {'storage':>7}" + "".join(f"{count:>10} seq" for count in SEQUENCES),
         *(
             f"{row['dies']:>4} {row['storage']:>7}"
-            + "".join("{eager:.3g} / {graphs:.3g}".format(**one).rjust(12) for one in row["predicted"])
+            + "".join(f"{rate(one['eager'])} / {rate(one['graphs'])}".rjust(14) for one in row["predicted"])
             for row in rows
         ),
     ]

@@ -19,7 +19,7 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import (
     MIB,
     UTILIZATION,
     Options,
-    die_of,
+    figures_of,
     need,
     outside_bytes,
     storage_of,
@@ -28,7 +28,7 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import 
 from serve_once import serve
 from tiny_models import TinyModel
 
-K80 = die_of(yaml.safe_load(
+K80 = figures_of(yaml.safe_load(
     (Path(__file__).resolve().parents[2] / "profiles" / "k80" / "profile.yml").read_text()
 )["gpu"])
 GPUS = torch.cuda.device_count()

@@ -30,7 +30,7 @@ from rendered import PROFILE, ROOT, profiles
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
 VOLTA = profiles.profiles(ROOT / "profiles")["volta"]
 FP32, FP16, INT4 = (STORAGES[name] for name in ("fp32", "fp16", "int4"))
-Options = partial(capacity.Options, **capacity.die_of(PROFILE["gpu"]))
+Options = partial(capacity.Options, **capacity.figures_of(PROFILE["gpu"]))
 planned = partial(capacity_plan, profile=PROFILE)
 WHOLE = Options(gpu_memory_utilization=0.9)
 

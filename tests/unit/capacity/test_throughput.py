@@ -105,6 +105,12 @@ def test_a_plan_predicts_up_to_the_sequences_that_fit():
     assert STEP["processor"]["name"] in lines[header]
 
 
+def test_columns_of_fast_models_stay_apart():
+    one = {"sequences": 1, "eager": 14360.4, "graphs": 999.7}
+    made = {"layouts": [{"dies": 4, "storage": "fp32", "predicted": [one, one]}], "context": 8, "processor": "one"}
+    assert throughput.lines(made)[-1].split() == ["4", "fp32", *["14360", "/", "1000"] * 2]
+
+
 @pytest.mark.parametrize("without", ["figures", "port"])
 def test_nothing_is_predicted_without_figures_or_port(without):
     gpu = {key: value for key, value in PROFILE["gpu"].items() if key != "step"}
