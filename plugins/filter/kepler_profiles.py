@@ -63,7 +63,8 @@ def profile_named(groups: dict[str, list[str]], name: str, variable: str = "plan
     choices = [name] if name else with_hosts or list(known)
     if len(choices) != 1 or choices[0] not in known:
         raise AnsibleFilterError(
-            f"{variable}: found {name or 'none'}; expected one of {', '.join(known)}. Say -e {variable}=NAME."
+            f"{variable}: found {name or 'none'}; expected one of {', '.join(known)}. Say -e {variable}=NAME, or "
+            "PROFILE=NAME with make."
         )
     return known[choices[0]]
 

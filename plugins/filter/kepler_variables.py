@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import yaml
 from ansible import context
 from ansible.parsing.splitter import parse_kv
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
-from ansible_collections.kepler.vllm.plugins.plugin_utils.argument_specs import (
-    ROLES,
-    TYPES,
-    correction,
-    entry_points,
-    reads_as,
-)
+from ansible_collections.kepler.vllm.plugins.plugin_utils.argument_specs import TYPES, correction, reads_as
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import (
     PLAIN_PATH_FORM,
     is_integer,
@@ -26,6 +17,7 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import (
     shown,
 )
 from ansible_collections.kepler.vllm.plugins.plugin_utils.numbers import RANGES, as_integer, number_findings
+from ansible_collections.kepler.vllm.plugins.plugin_utils.variables import options, unknown_names
 
 # Paths that stand in a unit, its environment file or its command line.
 IN_UNITS = ("monitoring_textfile_directory", "qualification_directory", "store_root", "vllm_service_home")
@@ -65,36 +57,6 @@ CONTENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-@functools.cache
-def options() -> dict[str, dict]:
-    """Every variable of every role, as its argument_specs describe it."""
-    found: dict[str, dict] = {}
-    for tasks in sorted(ROLES.glob("*/tasks")):
-        for entry, variables in entry_points(tasks.parent.name).items():
-            if (tasks / f"{entry}.yml").is_file():
-                found.update(variables)
-    return found
-
-
-def facts(node: Any) -> Iterator[str]:
-    """Names that the tasks below `node` of a task file set as facts."""
-    if isinstance(node, dict):
-        made = node.get("ansible.builtin.set_fact")
-        yield from made if isinstance(made, dict) else ()
-        for part in node.values():
-            yield from facts(part)
-    elif isinstance(node, list):
-        for part in node:
-            yield from facts(part)
-
-
-@functools.cache
-def exported() -> set[str]:
-    """Names of the facts that roles export."""
-    files = ROLES.glob("*/tasks/*.yml")
-    return {name for path in files for name in facts(yaml.load(path.read_text(), yaml.CSafeLoader))}
-
-
 def given_as_text() -> set[str]:
     """Names that the command line gives as `-e name=value`, which makes every value a text."""
     texts = context.CLIARGS.get("extra_vars") or ()
@@ -132,34 +94,19 @@ def role_number_findings(role: str, values: dict[str, Any]) -> list[dict[str, st
     ]
 
 
-def variable_findings(values: dict[str, Any], others: Iterable[str], checked: Iterable[str]) -> list[dict[str, str]]:
+def variable_findings(values: dict[str, Any], checked: Iterable[str]) -> list[dict[str, str]]:
     """Findings about names that no role knows, and about values of another type than the role asks for.
 
-    values: variables of a host from inventory, facts and command line, not rendered. others: what playbooks take beside
-    the options of roles. checked: options that other filters check.
+    values: variables of a host from inventory, facts and command line, not rendered. checked: options that other
+    filters check.
     """
-    known = options()
-    names = {*known, *exported(), *others}
-    of_roles = [f"{path.name}_" for path in ROLES.iterdir()]
-    prefixes = tuple(prefix for prefix in of_roles if any(name.startswith(prefix) for name in known))
-    as_text = given_as_text()
+    known, as_text = options(), given_as_text()
     found = []
     for name, value in sorted(values.items()):
-        if name in known:
-            if name not in checked:
-                found += typed_findings(name, value, known[name], name in as_text)
-        elif name not in names and not name.startswith(("_", "ansible_")):
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.85)
-            if near:
-                found.append(finding(
-                    "error", name, "a variable that no role has", near[0], f"Did you mean {near[0]}? Correct the name.",
-                ))
-            elif name.startswith(prefixes):
-                role = next(prefix for prefix in prefixes if name.startswith(prefix)).rstrip("_")
-                found.append(finding(
-                    "warning", name, "a variable that no role has", f"a variable of roles/{role}/README.md",
-                    "Correct the name, or take it out.",
-                ))
+        if name not in known:
+            found += unknown_names([name])
+        elif name not in checked:
+            found += typed_findings(name, value, known[name], name in as_text)
     return found
 
 

