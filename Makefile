@@ -15,6 +15,12 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # An English UTF-8 locale: Ansible refuses others.
 export LC_ALL := C.UTF-8
 
+# A misspelled NAME=value of the command line would be a value that nobody reads.
+KNOWN := ADAPTERS ARCHIVE BUNDLE HOST HOSTS MODEL PART PROFILE PYTHON STEPS
+$(foreach name,$(filter-out $(KNOWN) ANSIBLE_% HF_% KEPLER_% STANDIN_% XDG_%,$(.VARIABLES)),\
+  $(if $(filter command,$(firstword $(origin $(name)))),\
+    $(error $(name): found it on the command line; expected one of $(KNOWN))))
+
 .PHONY: help tools demo demo-down test lint unit kernels port gpu molecule plan bundle image compose vendor lock lock-rpms clean
 
 help:  ## List the commands
@@ -64,8 +70,9 @@ plan: $(READY)  ## What a model needs of a profile's GPUs, and what fits (MODEL=
 	@ansible-playbook playbooks/plan.yml -e plan_model="$(MODEL)" $(if $(PROFILE),-e plan_profile="$(PROFILE)") \
 		$(if $(ADAPTERS),-e plan_adapters="$(ADAPTERS)") $(if $(HOSTS),-e plan_hosts="$(HOSTS)")
 
-bundle: $(READY)  ## One file for hosts without a network, made with a connected host (BUNDLE=file)
-	@ansible-playbook playbooks/bundle.yml $(if $(BUNDLE),-e bundle_dest=$(abspath $(BUNDLE)))
+bundle: $(READY)  ## One file for hosts without a network, made with a connected host (BUNDLE=file, PROFILE=k80)
+	@ansible-playbook playbooks/bundle.yml $(if $(BUNDLE),-e bundle_dest=$(abspath $(BUNDLE))) \
+	  $(if $(PROFILE),-e bundle_profile=$(PROFILE))
 
 image: $(READY)  ## The servers as a container image, written on a host of a profile (PROFILE=k80, HOST=name, ARCHIVE=file there)
 	@ansible-playbook playbooks/image.yml $(if $(PROFILE),-e image_profile=$(PROFILE)) $(if $(HOST),-e image_host=$(HOST)) \
