@@ -1,4 +1,4 @@
-"""Names of the variables that roles and playbooks read."""
+"""Names of the variables that roles and playbooks read, and of their tags."""
 
 from __future__ import annotations
 
@@ -65,6 +65,19 @@ def known() -> tuple[set[str], tuple[str, ...]]:
     )
 
 
+@functools.cache
+def tags() -> set[str]:
+    """Tags of all tasks."""
+    lists = (re.findall(r"\btags: \[(.*?)\]", path.read_text())
+             for path in (*ROLES.glob("*/tasks/*.yml"), *PLAYBOOKS.glob("*.yml")))
+    return {name for found in lists for name in re.findall(r"\w+", " ".join(found))}
+
+
+def near(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelled one means."""
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.85)), None)
+
+
 def unknown_names(names: Iterable[str]) -> list[dict[str, str]]:
     """Findings about names that nothing reads: an error where a known one is near, a warning within a role's own."""
     found = []
@@ -72,10 +85,9 @@ def unknown_names(names: Iterable[str]) -> list[dict[str, str]]:
     for name in names:
         if name in everything or name.startswith(("_", "ansible_")):
             continue
-        near = difflib.get_close_matches(name, everything, n=1, cutoff=0.85)
-        if near:
+        if meant := near(name, everything):
             found.append(finding(
-                "error", name, "a variable that nothing reads", near[0], f"Did you mean {near[0]}? Correct the name.",
+                "error", name, "a variable that nothing reads", meant, f"Did you mean {meant}? Correct the name.",
             ))
         elif name.startswith(prefixes):
             role = next(prefix for prefix in prefixes if name.startswith(prefix)).rstrip("_")

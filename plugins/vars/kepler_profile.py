@@ -24,7 +24,8 @@ description:
     files, and C(python), a mapping of environment name to its list of packages.
   - All files are checked against the schemas in C(profiles/schema). Nothing runs with one that does not hold, or with a
     host in the groups of two profiles.
-  - Nothing runs with a variable of the command line (C(-e)) whose name is nearly one of a role or of a playbook.
+  - Nothing runs with a variable of the command line (C(-e)) whose name is nearly one of a role or of a playbook,
+    nor with such a tag.
   - The environment variable C(KEPLER_PROFILES_DIR) names another directory of profiles, for tests.
   - A plugin, and no variable that looks the lock up. Ansible evaluates those anew in every task and host that names
     them, and the lock is large.
@@ -49,16 +50,22 @@ def check_hosts(everybody: Group, count: int) -> None:
 
 @functools.cache
 def check_command_line(loader: Any) -> None:
-    """Raise AnsibleError if -e gives a name that is nearly one of ours: the play would go on without the value."""
-    if not context.CLIARGS.get("extra_vars"):
+    """Raise AnsibleError if a name of -e or a tag is nearly one of ours: the play would pass over it."""
+    given = {*context.CLIARGS.get("tags", ()), *context.CLIARGS.get("skip_tags", ())} - {"all"}
+    if not given and not context.CLIARGS.get("extra_vars"):
         return
     # Most runs have none, and reading all roles takes a moment.
-    from ansible_collections.kepler.vllm.plugins.plugin_utils.variables import unknown_names
+    from ansible_collections.kepler.vllm.plugins.plugin_utils import variables
 
-    wrong = [one for one in unknown_names(sorted(load_extra_vars(loader))) if one["severity"] == "error"]
+    wrong = [
+        "-e {variable}: found {found}; expected {expected}. {next_step}".format(**one)
+        for one in variables.unknown_names(sorted(load_extra_vars(loader))) if one["severity"] == "error"
+    ] + [
+        f"tag {name}: found one that no task has; expected {meant}. Correct it."
+        for name in sorted(given - variables.tags()) if (meant := variables.near(name, variables.tags()))
+    ]
     if wrong:
-        raise AnsibleError(" ".join("-e {variable}: found {found}; expected {expected}. {next_step}".format(**one)
-                                    for one in wrong) + " Nothing was changed.")
+        raise AnsibleError(" ".join(wrong) + " Nothing was changed.")
 
 
 class VarsModule(BaseVarsPlugin):

@@ -12,7 +12,7 @@ def make(*arguments):
     return subprocess.run(["make", "-C", ROOT, "help", *arguments], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", ["MODLE", "PROFIL", "model", "CONTEXT"])
+@pytest.mark.parametrize("name", ["MODELS", "PROFIL", "model", "CONTEXT"])
 def test_unknown_value_of_the_command_line_is_refused(name):
     done = make(f"{name}=x")
     assert done.returncode == 2
