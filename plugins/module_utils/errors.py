@@ -12,6 +12,7 @@ The reader of checkpoints has a tree of its own, checkpoint/errors.py: vLLM's pr
 """
 
 import http.client
+import urllib.error
 
 
 class KeplerError(Exception):
@@ -26,5 +27,9 @@ class KeplerError(Exception):
 
 
 def reason_of(error):
-    """Text of an error for people. That of an HTTPException alone says too little."""
-    return repr(error) if isinstance(error, http.client.HTTPException) else str(error)
+    """Text of an error for people: without Python's brackets and numbers, of an HTTPException with its name."""
+    if isinstance(error, http.client.HTTPException):
+        return repr(error)
+    if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
+        error = error.reason
+    return getattr(error, "strerror", None) or str(error)

@@ -71,7 +71,7 @@ class Repository(object):
                 time.sleep(wait)
             except (URLError, OSError) as error:
                 raise HubError(
-                    "no answer of %s (%s)" % (self._endpoint, reason_of(getattr(error, "reason", error))),
+                    "no answer of %s (%s)" % (self._endpoint, reason_of(error)),
                     "the hub. Check the network, set HF_ENDPOINT to a mirror, or name a directory",
                 )
         raise AssertionError("unreachable")

@@ -67,7 +67,7 @@ LOG_LINES = 15
 
 def show_unit(module, unit):
     """Properties of the unit as systemd shows them."""
-    properties = ["ActiveState", "SubState", "NRestarts", "StatusText", "Job"]
+    properties = ["ActiveState", "SubState", "NRestarts", "StatusText", "Job", "LoadState"]
     command = ["systemctl", "show", unit, "--property", ",".join(properties)]
     listed = module.run_command(command, check_rc=True)[1]
     return dict(line.partition("=")[::2] for line in listed.splitlines())
@@ -99,6 +99,10 @@ def main():
     )
     unit = "vllm@%s.service" % module.params["name"]
     state = show_unit(module, unit)
+    address = base_url(module.params["host"], module.params["port"])
+    if state.get("LoadState") == "not-found":
+        module.fail_json(msg="%s: found no such unit; expected an answer of %s. Run site.yml for this host first."
+                         % (unit, address))
     status = state.get("StatusText")
     found = "%s (%s), %s restarts" % (state["ActiveState"], state["SubState"], state.get("NRestarts", "0"))
     found += " (%s)" % status if status else ""
@@ -113,10 +117,10 @@ def main():
     )
     if gave_up or module.params["late"]:
         module.fail_json(
-            msg="%s: found %s after %s; expected an answer of http://%s:%d/health. Correct the cause that the log "
-            "names, then run the play again. Last lines of `journalctl -u %s`:\n%s"
-            % (unit, found, "its last start" if gave_up else "%d s" % module.params["timeout"], module.params["host"],
-               module.params["port"], unit, journal(module, unit, LOG_LINES))
+            msg="%s: found %s after %s; expected an answer of %s/health. Correct the cause that the log names, then "
+            "run the play again. Last lines of `journalctl -u %s`:\n%s"
+            % (unit, found, "its last start" if gave_up else "%d s" % module.params["timeout"], address, unit,
+               journal(module, unit, LOG_LINES))
         )
     module.exit_json(changed=False, running=True, progress=status or found)
 

@@ -78,6 +78,16 @@ def test_secrets_are_found_where_they_are():
 
 
 @FILES
+def test_loop_variables_are_no_variables_of_a_role(path):
+    """Ansible warns of a collision then, in every run."""
+    role = path.parents[1]
+    known = {name for kind in ("defaults", "vars") if (role / kind / "main.yml").is_file()
+             for name in load(role / kind / "main.yml")}
+    for task in tasks_of(path):
+        assert task.get("loop_control", {}).get("loop_var") not in known, label(task)
+
+
+@FILES
 def test_blocks_are_not_empty(path):
     for task in tasks_of(path):
         for key in BLOCKS:

@@ -195,10 +195,13 @@ def resolve(root, which):
             number = current if back == current else read(root, current)["previous"]
     if number in known:
         return number
+    place = os.path.join(root, "generations")
+    if not known:
+        raise StoreError("generation: found none in %s; expected one to go to. Run site.yml for this host." % place)
     raise StoreError(
-        "generation: found %s, and generations %s in %s (active: %s); expected one of them. `kepler-store list` shows "
-        "them."
-        % (which, ", ".join(str(one) for one in known) or "none", os.path.join(root, "generations"), current or "none")
+        "generation: found %s, and generations %s in %s (active: %s); expected one of them%s. `kepler-store list` "
+        "shows them." % (which, ", ".join(map(str, known)), place, current or "none",
+                         ", since none was active before" if which == "previous" else "")
     )
 
 

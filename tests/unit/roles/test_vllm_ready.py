@@ -39,5 +39,10 @@ def test_unit_that_failed_or_loops_is_given_up(look, state):
     assert answer["failed"] and "found " in answer["msg"] and "after its last start" in answer["msg"]
 
 
+def test_unit_that_does_not_exist_is_not_waited_for(look):
+    answer = look(ActiveState="inactive", LoadState="not-found")
+    assert "found no such unit; expected an answer of http://127.0.0.1:9. Run site.yml" in answer["msg"]
+
+
 def test_unit_that_is_late_is_given_up(look):
     assert "after 1800 s" in look(late=True)["msg"]

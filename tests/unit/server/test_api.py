@@ -1,6 +1,7 @@
 """What is said of a server that answers with half an answer, no HTTP, or something else than was asked for."""
 
 import json
+import socket
 
 import pytest
 from module_utils.server import acceptance, api
@@ -42,6 +43,13 @@ def test_a_stream_that_breaks_off():
     half = b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n40\r\ndata: 1\n\n"
     with answering(half) as port, pytest.raises(api.CheckFailed, match="^/v1/completions: IncompleteRead"):
         list(api.Api("127.0.0.1", port, None, 10).stream("/v1/completions", {}))
+
+
+def test_server_that_is_not_there_is_named_in_plain_words():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(api.CheckFailed, match="^/v1/models: Connection refused$"):
+        api.Api("127.0.0.1", port, None, 10).model()
 
 
 def test_an_address_that_is_none():

@@ -25,7 +25,7 @@ LEVELS, CHAINS = 4, 12
 # nobody activates before it is activated: said by name, and then made again.
 BY_NAME = re.compile(r"which is not in the store; expected|which is not in the store\. Build it first")
 # What going back may meet: no generation before, or one that a kill left without an output.
-NO_WAY_BACK = re.compile(r"generation: found previous")
+NO_WAY_BACK = re.compile(r"generation: found (previous|none)")
 
 # Fails if an input is not there from its beginning to its end.
 BUILDER = """\

@@ -175,5 +175,5 @@ def test_a_generation_that_lost_an_output_is_refused(two):
 
 def test_an_empty_store_has_no_generation(root):
     os.makedirs(os.path.join(root, "locks"))
-    with pytest.raises(StoreError, match=r"generation: found previous, and generations none"):
+    with pytest.raises(StoreError, match=r"generation: found none in .*; expected one to go to. Run site.yml"):
         generation.switch(root, "previous", "k", "d")
