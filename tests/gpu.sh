@@ -1,7 +1,7 @@
 #!/bin/bash
 # Operators, engine, qualification and benchmarks on this machine's NVIDIA GPUs; the tables go to $OUT (default build/gpu).
 #
-# usage: gpu.sh [operators|linear|engine|parallel|hosts|server|guided|adapters|qualification|capacity|sanitizer|benchmarks]...     all but the sanitizer where none is named
+# usage: gpu.sh [operators|linear|engine|parallel|hosts|server|guided|adapters|qualification|capacity|triton|sanitizer|benchmarks]...     all but triton and sanitizer where none is named
 #
 # KEPLER_PYTHON: a Python that has torch for the GPU, vLLM 0.9.2 built with VLLM_TARGET_DEVICE=empty, the port and
 # pytest. Left out, the environment of `make port` is built and taken: its PyTorch 2.0.1 knows GPUs from sm_37 to sm_86.
@@ -46,6 +46,8 @@ for step in "$@"; do
         adapters) test tests/port/test_lora.py tests/port/test_latent.py ;;
         qualification) test -s tests/gpu/test_qualification.py ;;
         capacity) test -s tests/gpu/test_capacity.py ;;
+        # In the environment of vLLM as it is released.
+        triton) PYTHONPATH="" STOCK_TESTS=tests/gpu/test_triton.py tests/stock.sh ;;
         sanitizer) "$KEPLER_PYTHON" tests/gpu/sanitize.py ;;
         benchmarks)
             "$KEPLER_PYTHON" tests/gpu/bench_attention.py --out "$out"
@@ -57,6 +59,6 @@ for step in "$@"; do
             "$KEPLER_PYTHON" tests/gpu/bench_batches.py --out "$out"
             "$KEPLER_PYTHON" tests/gpu/bench_speculation.py --out "$out"
             ;;
-        *) echo "gpu.sh: found $step; expected operators, linear, engine, parallel, hosts, server, guided, adapters, qualification, capacity, sanitizer or benchmarks" >&2; exit 2 ;;
+        *) echo "gpu.sh: found $step; expected operators, linear, engine, parallel, hosts, server, guided, adapters, qualification, capacity, triton, sanitizer or benchmarks" >&2; exit 2 ;;
     esac
 done

@@ -1,5 +1,6 @@
 #!/bin/bash
 # vLLM as it is released, without a GPU: answers, names, its kernels compiled for sm_70, its wheels. Arguments: pytest's.
+# STOCK_TESTS: other tests for the same environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,4 +18,4 @@ export VLLM_CPU_OMP_THREADS_BIND=nobind
 # Engines in the process of the tests: each would import vLLM again.
 export VLLM_ENABLE_V1_MULTIPROCESSING=0
 export STOCK_SITES STOCK_WHEEL PYTHONPATH="$PWD/tests/port:$PWD/plugins/module_utils:$STOCK_SITES:$runner"
-exec "$python" -m pytest -q -p no:cacheprovider "$@" tests/stock
+exec "$python" -m pytest -q -p no:cacheprovider "$@" "${STOCK_TESTS:-tests/stock}"
