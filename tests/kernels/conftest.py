@@ -4,11 +4,16 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).resolve().parents[2] / "vllm_src" / "csrc"
+PROJECT = Path(__file__).resolve().parents[2]
+CSRC = PROJECT / "vllm_src" / "csrc"
+sys.path.insert(0, str(PROJECT / "molecule" / "shared"))
+
+from standin import artifacts  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +24,16 @@ def cuda_home() -> Path:
 def directory(architecture: str) -> Path:
     """Where tests/library.sh has built for an architecture."""
     return Path(os.environ["KEPLER_CACHE"]) / ("kernels" if architecture == "sm_37" else f"kernels-{architecture}")
+
+
+@pytest.fixture(scope="session")
+def ptxas(tmp_path_factory) -> Path:
+    """The assembler of CUDA 12.8, which hosts of the profile volta compile with: Triton's wheel in its lock has it."""
+    path = tmp_path_factory.mktemp("cuda-12.8") / "ptxas"
+    with zipfile.ZipFile(artifacts.wheel("volta", "triton")) as wheel:
+        path.write_bytes(wheel.read("triton/backends/nvidia/bin/ptxas"))
+    path.chmod(0o755)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """build.py: one message for what cannot be built. Equal bytes of two builds: the scenario `builder`."""
 
+import json
 import os
 import subprocess
 import sys
@@ -102,6 +103,60 @@ def test_another_release_is_refused(build, csrc, tmp_path, architecture, release
         build(csrc, "--architecture", architecture, "--nvcc", nvcc),
         f"{nvcc}: release {release}, expected 11.2 to {newest}, which know {architecture}",
     )
+
+
+# What CUDA 12.8's nvcc says of itself, and of the options in FLAGS and flags_of: those that it takes, and the oldest
+# architecture; it has none of Kepler any more.
+BANNER = """nvcc: NVIDIA (R) Cuda compiler driver
+Copyright (c) 2005-2025 NVIDIA Corporation
+Built on Fri_Feb_21_20:23:50_PST_2025
+Cuda compilation tools, release 12.8, V12.8.93
+Build cuda_12.8.r12.8/compiler.35583870_0
+"""
+STUB = r"""#!/bin/sh
+for word in "$@"; do
+    case $word in
+    --version) cat "${0%/*}/banner"; exit ;;
+    arch=compute_[5-9]?,code=sm_[5-9]? | arch=compute_[5-9]?,code=compute_[5-9]?) ;;
+    arch=*) echo "nvcc fatal   : Unsupported gpu architecture '$word'" >&2; exit 1 ;;
+    -std=c++1[47] | -std=c++20 | -O3 | -Wno-deprecated-gpu-targets | -cudart | -Xptxas | -v | -Xcompiler | -gencode) ;;
+    -ccbin | -lineinfo | -keep | -keep-dir | -c | -o | -shared | -D* | -fPIC,-Wall) ;;
+    -*) echo "nvcc fatal   : Unknown option '$word'" >&2; exit 1 ;;
+    esac
+done
+exec NVCC "$@"
+"""
+
+
+@pytest.mark.parametrize(("architecture", "spoil", "message"), [
+    ("sm_70", "", ""), ("sm_70", "compute_37", "Unsupported gpu architecture"),
+    ("sm_37", "", "release 12.8, expected 11.2 to 11.8, which know sm_37"),
+])  # fmt: skip
+def test_release_12_8_builds_for_sm_70(build, csrc, tmp_path, cuda_home, ptxas, architecture, spoil, message):
+    """A stub of its nvcc, with its own ptxas beside it: the rest of that release is not to be had."""
+    tools = tmp_path / "cuda-12.8" / "bin"
+    tools.mkdir(parents=True)
+    for path in (cuda_home / "bin").iterdir():
+        (tools / path.name).symlink_to(path)
+    for name, text in (("nvcc", STUB.replace("NVCC", str(cuda_home / "bin/nvcc"))), ("banner", BANNER)):
+        (tools / name).unlink(missing_ok=True)
+        (tools / name).write_text(text)
+    (tools / "nvcc").chmod(0o755)
+    (tools / "ptxas").unlink()
+    (tools / "ptxas").symlink_to(ptxas)
+    (csrc / "norm.cu").write_text(KERNEL % "__global__ void k(float* x) { x[threadIdx.x] = 1.f; }")
+    if spoil:
+        program = csrc / "build.py"
+        program.write_text(program.read_text().replace('architecture.replace("sm", "compute")', f'"{spoil}"'))
+    result = build(csrc, "--architecture", architecture, "--nvcc", tools / "nvcc")
+    if message:
+        refused(result, message)
+        return
+    assert result[0] == 0, result[1]
+    resources = json.loads((tmp_path / "out/resources.json").read_text())
+    assert resources["nvcc"] == "12.8"
+    (kernel,) = resources["kernels"]
+    assert kernel["registers"] > 0
 
 
 def test_an_incomplete_tree_is_refused(build, csrc, tmp_path):

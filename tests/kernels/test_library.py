@@ -2,10 +2,17 @@
 
 import ctypes
 import json
+import os
 import re
 import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
-from conftest import CSRC
+from conftest import CSRC, directory
+
+sys.path.insert(0, str(CSRC))
+
+from build import parse_resources
 
 INVALID_VALUE = 1
 
@@ -57,6 +64,24 @@ def test_no_spills_in_attention_norms_and_linear(each_built, architecture):
         own = [kernel for kernel in resources["kernels"] if kernel["file"] == name]
         print(f"{name}: {len(own)} kernels, up to {max(k['registers'] for k in own)} registers, "
               f"{max(k['shared'] for k in own)} bytes of shared memory, {sum(k['spill_stores'] for k in own)} spilled")
+
+
+def test_ptxas_of_cuda_12_8_spills_nothing_either(ptxas, cuda_home, tmp_path):
+    """It assembles what nvcc 11.2 made for sm_70: no other compiler of the CUDA that volta's lock names can be had."""
+    assert "release 12.8, V12.8.93" in output(ptxas, "--version")
+    library = directory("sm_70") / "libvllm_kepler.so"
+    extract = [cuda_home / "bin/cuobjdump", "-xptx", "all", library]
+    subprocess.run(extract, check=True, cwd=tmp_path, capture_output=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        logs = pool.map(lambda path: subprocess.run(
+            [ptxas, "-v", "-arch", "sm_70", path, "-o", path.with_suffix(".cubin")], check=True, capture_output=True,
+            text=True,
+        ).stderr, tmp_path.glob("*.ptx"))  # fmt: skip
+    kernels = [kernel for log in logs for kernel in parse_resources(log)]
+    assert len(kernels) == len(json.loads((directory("sm_70") / "resources.json").read_text())["kernels"])
+    for kernel in kernels:
+        assert 0 < kernel["registers"] <= 255
+        assert kernel["stack"] == kernel["spill_stores"] == kernel["spill_loads"] == 0, kernel
 
 
 def test_it_says_what_it_is(each_built, architecture):

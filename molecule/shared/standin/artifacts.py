@@ -113,6 +113,15 @@ def released(profile: str) -> Path:
     return ARTIFACTS / source["file"]
 
 
+def wheel(profile: str, project: str) -> Path:
+    """A wheel of the environment that a profile's servers have, as the lock names it."""
+    path = PROJECT / "profiles" / profile / "lock" / "python" / "serving.yml"
+    packages = yaml.safe_load(path.read_text())["packages"]
+    (source,) = plugin("lock_sources", "filter", "lock_sources.py").locked_wheels(packages, include=[project])
+    download([source], 0.2)
+    return ARTIFACTS / source["file"]
+
+
 def download(sources: list[dict[str, Any]], gigabytes: float) -> None:
     """Fetch what is not there; files that are there are taken by their names, the store verifies them again.
 
