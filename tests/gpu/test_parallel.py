@@ -4,7 +4,8 @@ What needs more GPUs than this machine has is left out.
 """
 
 import pytest
-from gguf_models import gguf_model
+from gguf import GGMLQuantizationType as Type
+from gguf_models import gguf_model, model_alone
 from quantized_models import Kind, half_model, quantized_model
 from test_engine import GPUS, on_gpu
 from test_gguf import kinds
@@ -18,6 +19,15 @@ PATHS = {
     "memory": {"NCCL_P2P_DISABLE": "1"},
     "sockets": {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"},
 }
+
+
+def stacks(name):
+    """Experts as files of type Q4_K_M have them; Q4_K and Q6_K need 256 columns."""
+    if "_exps" not in name:
+        return Type.Q8_0
+    return Type.Q6_K if "down" in name else Type.Q4_K
+
+
 # Storages of weights: family, maker, dtype. Groups are such that two ranks and four can share each matrix.
 STORAGES = {
     "float32": ("gemma2", make, "float32"),
@@ -32,6 +42,7 @@ STORAGES = {
         "mixtral", lambda *model: quantized_model(*model, Kind("gptq", group=32, kept=("moe.gate",))), "float32",
     ),
     "gguf": ("qwen2", lambda *model: gguf_model(*model, kinds), "float32"),
+    "gguf-experts": ("qwen3-moe", lambda *model: model_alone(*model, stacks, moe_intermediate_size=256), "float32"),
 }
 # Of five prompts: 5 and 15 sequences, which graphs take, and 20, 65 and 120, whose products have as many rows.
 COPIES = (1, 3, 4, 13, 24)
