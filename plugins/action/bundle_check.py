@@ -17,6 +17,7 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         _, given = self.validate_argument_spec(argument_spec={
             "path": {"type": "path", "required": True},
+            "profile": {"type": "str", "required": True},
             "lock_hash": {"type": "str", "required": True},
             "providers": {"type": "dict", "required": True},
             "content": {"type": "bool", "default": False},

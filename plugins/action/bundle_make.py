@@ -25,11 +25,12 @@ class ActionModule(ActionBase):
             "requirements": {"type": "path", "required": True},
             "artifacts": {"type": "list", "elements": "path", "default": []},
             "cache": {"type": "path", "required": True},
+            "profile": {"type": "str", "required": True},
             "lock_hash": {"type": "str", "required": True},
             "providers": {"type": "dict", "required": True},
         })
         dest, rpms, requirements = (Path(given[name]) for name in ("dest", "rpms", "requirements"))
-        wanted = {"lock_hash": given["lock_hash"], "providers": given["providers"]}
+        wanted = {name: given[name] for name in ("profile", "lock_hash", "providers")}
         identity = bundle.identity_of(rpms, wanted, requirements)
         if bundle.is_made(dest, identity):
             return {**result, "changed": False}

@@ -135,7 +135,11 @@ def missing_finding(missing: list[dict], offers: list[dict], host: str, bundle: 
     """The finding about all locked versions that are not on offer."""
     listed = "; ".join(f"{rpms.spec(entry)} (on offer: {on_offer(entry, offers)})" for entry in missing)
     if bundle:
-        source, next_step = "the bundle", "Make the bundle anew (`make bundle`) with the lock of this checkout."
+        source = "the bundle"
+        next_step = (
+            "Make the bundle anew (`make bundle`) with the lock and the inventory of this checkout: CUDA is in it if a "
+            "host that compiles has an instance of the port."
+        )
     else:
         source = "no repository of the host"
         next_step = (

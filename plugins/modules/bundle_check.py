@@ -13,6 +13,10 @@ options:
     description: The bundle.
     type: path
     required: true
+  profile:
+    description: Name of the hardware profile whose hosts the bundle is for.
+    type: str
+    required: true
   lock_hash:
     description: Hash of the lock that it must be made from.
     type: str
@@ -39,6 +43,7 @@ EXAMPLES = r"""
 - name: Check the bundle
   kepler.vllm.bundle_check:
     path: /media/usb/kepler-bundle.tar
+    profile: "{{ profile.name }}"
     lock_hash: "{{ kepler_lock | to_json(sort_keys=true) | hash('sha256') }}"
     providers: {pytorch_provider: wheel, python_provider: source}
 """

@@ -37,6 +37,10 @@ options:
     description: Directory that keeps the sources between runs.
     type: path
     required: true
+  profile:
+    description: Name of the hardware profile whose hosts the bundle is for.
+    type: str
+    required: true
   lock_hash:
     description: Hash of the lock.
     type: str
@@ -63,6 +67,7 @@ EXAMPLES = r"""
     sources: "{{ kepler_lock | bundle_sources(providers) }}"
     requirements: requirements/controller.txt
     cache: ~/.cache/vllm-kepler/artifacts
+    profile: "{{ profile.name }}"
     lock_hash: "{{ kepler_lock | to_json(sort_keys=true) | hash('sha256') }}"
     providers: "{{ providers }}"
 """

@@ -63,7 +63,15 @@ def read_statement(path: Path) -> dict[str, Any]:
 
 
 def check_wanted(statement: dict[str, Any], path: Path, wanted: dict[str, Any]) -> None:
-    """Raise BundleError where the bundle was made for something else than `wanted`: lock_hash and providers."""
+    """Raise BundleError for a bundle that was made for something else than `wanted`: profile, lock_hash, providers."""
+    profile = statement.get("profile", wanted["profile"])
+    if profile != wanted["profile"]:
+        raise BundleError(
+            f"offline_bundle: found {path}, made for hosts of the profile {profile}; expected one for "
+            f"{wanted['profile']}. Name that profile's bundle, or make it: `ansible-playbook playbooks/bundle.yml "
+            f"-e bundle_profile={wanted['profile']}`. Of several profiles, set "
+            "offline_bundle for each group, or limit the run to one."
+        )
     if statement["lock_hash"] != wanted["lock_hash"]:
         raise BundleError(
             f"offline_bundle: found {path}, made from another lock ({statement['lock_hash'][:12]}); expected the lock "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch._dynamo
 from vllm.logger import init_logger
 
 from . import absent_modules, device, envs, ops, settings
@@ -31,8 +30,6 @@ class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
     def __init__(self) -> None:
         settings.force_v0()
         absent_modules.stand_in()
-        # torch compiles for a GPU by Triton.
-        torch._dynamo.config.disable = True
 
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
+import torch._dynamo
 from vllm.logger import init_logger
 
 from . import device, envs
@@ -35,6 +35,8 @@ CAPTURE_SIZES = tuple(range(1, 65))
 def force_v0() -> None:
     """Choose the V0 engine, which runs eagerly, and latent attention with keys and values of every head."""
     os.environ["VLLM_USE_V1"], os.environ["VLLM_MLA_DISABLE"] = "0", "1"
+    # Such as llguidance's masks, for which hosts have no compiler: by Triton for a GPU, by g++ for a CPU.
+    torch._dynamo.config.disable = True
 
 
 class KeplerSettings:

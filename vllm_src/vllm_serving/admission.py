@@ -60,6 +60,8 @@ class AdmissionMiddleware:
         self.quarantine = envs.quarantine_file(os.environ)
         self.running = 0
         self.closed: tuple[str, ...] = ()
+        # vLLM's client of the engine, from the start on.
+        self.engine: Any = None
         self.limits = Limits(sequences=int(envs.number(os.environ, "VLLM_SERVING_SEQUENCES")))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -102,6 +104,7 @@ class AdmissionMiddleware:
             if "app" in scope:
                 table = table_of(metadata.version("vllm"))
                 self.closed = table.CLOSED_PATHS
+                self.engine = scope["app"].state.engine_client
                 self.limits = replace(self.limits, ignored=table.IGNORED_FIELDS)
                 self.limits = await self.learn(scope["app"].state)
         except Exception as error:
@@ -133,6 +136,10 @@ class AdmissionMiddleware:
         if self.draining.exists():
             running = {RUNNING: str(self.running)} if path in OPEN else {}
             raise Rejected(503, "The server is being stopped. Ask again.", **{"retry-after": RETRY_AFTER}, **running)
+        # vLLM would answer 500, after which nobody asks another server.
+        if path not in OPEN and self.engine is not None and self.engine.errored:
+            raise Rejected(503, "The engine has ended, and the server starts again. Ask again.",
+                           **{"retry-after": RETRY_AFTER})
         token = quarantine_token(self.quarantine)
         if token and not hmac.compare_digest(headers.get(QUARANTINE_HEADER, "").encode(), token.encode()):
             raise Rejected(503, "The server takes requests once its answers were looked at. Ask again.",

@@ -22,10 +22,10 @@ SERVER_PORT = 8000  # in the container
 # What systemd needs where --privileged is refused.
 CAPABILITIES = ["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "SYSLOG"]
 BOOT_SECONDS = 60
-# GPUs of a profile's stand-in: PCI id and addresses. Two K80 boards, the dies of each behind one bridge; two V100.
+# GPUs of a profile's stand-in: PCI id and addresses. Two K80 boards, the dies of each behind one bridge; four V100.
 DIES = {
     "k80": ("0x102d", ("0000:05:00.0", "0000:06:00.0", "0000:85:00.0", "0000:86:00.0")),
-    "volta": ("0x1db4", ("0000:3b:00.0", "0000:5e:00.0")),
+    "volta": ("0x1db4", ("0000:3b:00.0", "0000:5e:00.0", "0000:86:00.0", "0000:af:00.0")),
 }
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE")
 CA_BUNDLE = "/etc/pki/standin-ca.pem"
@@ -348,6 +348,7 @@ def ansible_environment(fleet: Fleet) -> dict[str, str]:
         "STANDIN_ARCHIVES": str(fleet.directory / "archives"),
         "STANDIN_DOORS": str(fleet.doors),
         "STANDIN_FLEET": fleet.name,
+        "STANDIN_PROJECT": str(PROJECT),
         "STANDIN_PYTHON310": str(artifacts.python("k80")),
         "STANDIN_FINGERPRINT": (repos.ensure(fleet.profile) / "fingerprint").read_text(),
         **({"KEPLER_PROFILES_DIR": str(artifacts.profiles())} if fleet.profile == "volta" else {}),

@@ -128,7 +128,7 @@ VOLTA = Mirror(
          "repo": "cuda-rhel9", "module": "nvidia-driver", "stream": "open-dkms"},
         {"name": "nvidia-driver", "epoch": 3, "version": "590.48.01", "release": "2.el9", "arch": "x86_64",
          "repo": "cuda-rhel9", "module": "nvidia-driver", "stream": "latest-dkms"},
-    ), ("open-dkms", "latest-dkms"), "v100x2.csv",
+    ), ("open-dkms", "latest-dkms"), "v100x4.csv",
 )
 MIRRORS = {mirror.profile: mirror for mirror in (K80, VOLTA)}
 

@@ -1,4 +1,4 @@
-"""vLLM 0.12.0's processes under the unit: what clients, journal and host see if one is killed, and at a stop."""
+"""Processes under the units: what clients, journal and host see if one is killed, and at a stop."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import threading
 import time
 
 import pytest
-from standin import hosts
+from conftest import BALANCER, MODEL
 from standin.settings import VOLTA
 
-UNIT = "vllm@demo.service"
 START = 300
 # What takes an engine seconds to answer.
 SEQUENCES, TOKENS = 32, 900
@@ -20,25 +19,27 @@ TOLD = 15
 
 
 class Unit:
-    """The unit, as its operator sees it."""
+    """A unit, as its operator sees it."""
 
-    def __init__(self, host, key):
-        self.host, self.key = host, key
+    def __init__(self, host, key, name="vllm@gpu0"):
+        self.host, self.key, self.name = host, key, name
 
     def show(self, name):
-        return self.host.check_output(f"systemctl show {UNIT} --property {name} --value")
+        return self.host.check_output(f"systemctl show {self.name} --property {name} --value")
+
+    def log(self):
+        return self.host.check_output(f"journalctl --unit {self.name} --no-pager --output cat")
 
     def ready(self, but=""):
         """Wait until a start other than `but` is ready."""
-        other = f"! systemctl show {UNIT} --property InvocationID | grep -q '{but or 'none'}'"
-        active = f"systemctl is-active --quiet {UNIT}"
+        other = f"! systemctl show {self.name} --property InvocationID | grep -q '{but or 'none'}'"
+        active = f"systemctl is-active --quiet {self.name}"
         self.host.run(f"timeout {START} sh -c \"until {other} && {active}; do sleep 0.5; done\"")
         assert self.show("ActiveState") == "active", self.last()
 
     def last(self):
         """The supervisor's last line."""
-        log = self.host.check_output(f"journalctl --unit {UNIT} --no-pager --output cat")
-        return [line for line in log.splitlines() if line.startswith("vllm@demo ")][-1]
+        return [line for line in self.log().splitlines() if line.startswith(f"{self.name} ")][-1]
 
     def processes(self):
         """{id: (parent, name)} of all that runs on the host."""
@@ -57,10 +58,14 @@ class Unit:
         (core,) = [pid for pid, name in self.tree().items() if name.startswith("VLLM::EngineCore")]
         return core
 
+    def rank(self):
+        """The rank of the port beside its engine: both are forks of the process that has imported vLLM."""
+        return max(pid for pid, name in self.tree().items() if "serve --config" in name)
+
     def request(self, body, tokens):
         """Ask; (status, answer) of it, which may end early. Status None without one."""
         connection = http.client.HTTPConnection("127.0.0.1", VOLTA.port, timeout=120)
-        question = {"model": hosts.model_name(), "prompt": "You may reproduce", "max_tokens": tokens, "temperature": 0,
+        question = {"model": MODEL, "prompt": "You may reproduce", "max_tokens": tokens, "temperature": 0,
                     "ignore_eos": True, **body}  # fmt: skip
         headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
         try:
@@ -86,16 +91,41 @@ class Client(threading.Thread):
         self.at = time.monotonic()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def killed_rank(v100, key):
+    """The unit of the port, which has lost a rank: it starts again beside the first tests. Its start and processes."""
+    unit = Unit(v100, key, "vllm@port")
+    unit.ready()
+    found = unit, unit.show("InvocationID"), unit.tree()
+    v100.check_output(f"kill -9 {unit.rank()}")
+    return found
+
+
 @pytest.fixture
 def unit(v100, key):
-    unit = Unit(v100, key)
-    v100.check_output(f"systemctl start {UNIT}")
+    unit = Unit(v100, key, "vllm@gpu0")
+    v100.check_output(f"systemctl start {unit.name}")
     unit.ready()
     return unit
 
 
-def test_a_killed_engine_is_told_and_comes_back(unit):
-    """A request that vLLM refuses comes before it, and is not taken for the reason."""
+@pytest.fixture
+def session(unit, ask):
+    """A session that the balancer has on this unit's server."""
+    def is_there(session):
+        ask.text(BALANCER, session, prompt="a")
+        return ask.served_by()[-1] == "8000"
+
+    # The balancer passes a server that has failed by for some seconds.
+    end = time.monotonic() + 15
+    while time.monotonic() < end:
+        if found := next((name for name in map(str, range(9)) if is_there(name)), None):
+            return found
+    raise AssertionError("no session goes to the server")
+
+
+def test_a_killed_engine_is_told_and_comes_back(unit, ask, session):
+    """A request that vLLM refuses before it is not taken for the reason. Its sessions have another server."""
     invocation, restarts, before = unit.show("InvocationID"), int(unit.show("NRestarts")), unit.tree()
     assert unit.request({}, 10**6)[0] == 400
     clients = [Client(unit, stream=stream) for stream in (True, False)]
@@ -107,10 +137,12 @@ def test_a_killed_engine_is_told_and_comes_back(unit):
         assert client.at - began < TOLD
         status, text = client.answer
         assert status != 200 or '"error"' in text, client.answer
+    for _ in range(3):
+        assert ask.text(BALANCER, session, prompt="a")
+        assert ask.served_by()[-1] == "8001"
     unit.ready(but=invocation)
     assert int(unit.show("NRestarts")) == restarts + 1
-    log = unit.host.check_output(f"journalctl --unit {UNIT} --no-pager --output cat")
-    assert "ends: vLLM ended by itself with status 0 while serving: Engine core proc EngineCore_DP0 died" in log
+    assert "ends: vLLM ended by itself with status 0 while serving: Engine core proc EngineCore_DP0 died" in unit.log()
     assert not set(before) & set(unit.processes())
     assert unit.request({}, 4)[0] == 200
 
@@ -120,23 +152,38 @@ def test_a_start_compiles_into_directories_of_its_own(unit):
     process = unit.show("MainPID")
     environment = unit.host.check_output(f"tr '\\0' '\\n' < /proc/{process}/environ").splitlines()
     places = dict(line.split("=", 1) for line in environment if "CACHE" in line and "=" in line)
-    caches = {name: path for name, path in places.items() if "/vllm@demo/" in path}
+    caches = {name: path for name, path in places.items() if "/vllm@gpu0/" in path}
     assert {"TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "VLLM_CACHE_ROOT"} <= set(caches)
     assert unit.host.run("ls /dev/shm /tmp | grep -E 'psm_|sem.mp|torch'").rc != 0
 
 
-def test_a_stop_finishes_what_runs_and_leaves_nothing(unit):
+def test_a_stop_finishes_what_runs_and_leaves_nothing(unit, ask, session):
+    """And its sessions have another server as soon as it begins."""
     before, client = unit.tree(), Client(unit)
     time.sleep(0.3)
     began = time.monotonic()
-    unit.host.check_output(f"systemctl stop {UNIT}")
+    unit.host.check_output(f"systemctl stop --no-block {unit.name}")
+    assert ask.text(BALANCER, session, prompt="a")
+    assert client.is_alive()
+    unit.host.check_output(f"systemctl stop {unit.name}")
     took = time.monotonic() - began
     client.join(10)
     status, text = client.answer
     assert (status, json.loads(text)["usage"]["completion_tokens"]) == (200, SEQUENCES * TOKENS)
     assert took < 30
     assert unit.show("Result") == "success"
-    assert unit.last() == "vllm@demo ends: stopped as asked"
+    assert unit.last() == "vllm@gpu0 ends: stopped as asked"
     assert unit.request({}, 4)[0] is None
+    assert ask.text(BALANCER, session, prompt="a")
+    assert ask.served_by()[-2:] == ["8001"] * 2
     assert not set(before) & set(unit.processes())
-    assert not unit.host.file("/run/vllm/demo").exists
+    assert not unit.host.file("/run/vllm/gpu0").exists
+
+
+def test_a_killed_rank_of_the_port_comes_back(killed_rank, ask):
+    unit, invocation, before = killed_rank
+    unit.ready(but=invocation)
+    assert not set(before) & set(unit.processes())
+    assert ask("http://127.0.0.1:8002", model="port", prompt="a")[0] == 200
+    reason = [line for line in unit.log().splitlines() if line.startswith("vllm@port ends: ")][-1]
+    assert "while serving" in reason

@@ -9,7 +9,9 @@ import pytest
 from ansible_collections.kepler.vllm.plugins.plugin_utils import bundle
 
 KEY = "A" * 40
-WANTED = {"lock_hash": "a" * 64, "providers": {"pytorch_provider": "wheel", "python_provider": "source"}}
+WANTED = {
+    "profile": "k80", "lock_hash": "a" * 64, "providers": {"pytorch_provider": "wheel", "python_provider": "source"},
+}
 METADATA = "---\ndocument: modulemd-defaults\nversion: 1\ndata: {module: demo}\n...\n"
 
 
@@ -131,6 +133,21 @@ def test_another_schema(made):
 def test_another_lock(made):
     with pytest.raises(bundle.BundleError, match=r"made from another lock .aaaaaaaaaaaa.; expected .*bbbbbbbbbbbb"):
         bundle.check_wanted(bundle.read_statement(made), made, {**WANTED, "lock_hash": "b" * 64})
+
+
+@pytest.mark.parametrize(("profile", "other"), [("k80", "volta"), ("volta", "k80")])
+def test_bundle_of_another_profile_is_named(made, profile, other):
+    statement = {**bundle.read_statement(made), "profile": profile}
+    with pytest.raises(bundle.BundleError, match=rf"of the profile {profile}; .* -e bundle_profile={other}`"):
+        bundle.check_wanted(statement, made, {**WANTED, "profile": other, "lock_hash": "b" * 64})
+
+
+def test_bundle_that_names_no_profile_is_taken_by_its_lock(made):
+    statement = bundle.read_statement(made)
+    del statement["profile"]
+    bundle.check_wanted(statement, made, WANTED)
+    with pytest.raises(bundle.BundleError, match="made from another lock"):
+        bundle.check_wanted(statement, made, {**WANTED, "profile": "volta", "lock_hash": "b" * 64})
 
 
 def test_another_provider(made):

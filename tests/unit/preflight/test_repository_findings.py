@@ -371,6 +371,7 @@ def test_an_offline_host_is_judged_by_its_bundle(host):
     item = only(findings(host, bundle=packages[:1] + packages[2:], query=False))
     assert "dkms-0:3.0.13-1.el8.noarch (on offer: nothing)" in item["found"]
     assert "make bundle" in item["next_step"]
+    assert "instance of the port" in item["next_step"]
     host.write("/etc/dnf/dnf.conf", "[main]\nexclude=dkms\n")
     assert "line 2: exclude=dkms" in only(findings(host, bundle=packages, query=False))["found"]
 

@@ -142,7 +142,7 @@ def application(backend="guidance", size=VOCABULARY):
         vllm_config=SimpleNamespace(
             model_config=model, structured_outputs_config=SimpleNamespace(backend=backend),
         ),
-        engine_client=SimpleNamespace(get_tokenizer=get_tokenizer),
+        engine_client=SimpleNamespace(get_tokenizer=get_tokenizer, errored=False),
     ))}
 
 
@@ -172,6 +172,18 @@ def test_released_engine_gets_nothing_that_ends_it(released, body):
         assert released.ask(path, json.dumps(body).encode())[0] == 400
     assert released.app.got == []
     assert released.ask(body=b'{"prompt": [1, 5]}')[0] == 200
+
+
+def test_requests_after_the_end_of_the_engine_get_503(released):
+    """So a balancer asks another server; /health says what vLLM says."""
+    released.middleware.engine.errored = True
+    for path in ("/v1/completions", "/v1/models"):
+        status, headers, text = released.ask(path)
+        assert (status, headers["retry-after"]) == (503, "10")
+        assert "The engine has ended" in text
+    assert released.app.got == []
+    assert released.ask("/health", method="GET")[0] == 200
+    assert released.ask(headers=[JSON])[0] == 401
 
 
 def test_released_engine_with_other_guides_does_not_start():
