@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: bundle_check
 short_description: Refuse an offline bundle that is not what it must be
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Reads the bundle on the controller and compares it with the checkout and the inventory. Unpacks nothing.
 options:
@@ -29,14 +29,6 @@ options:
     description: Read every file as well and compare it with what was put in.
     type: bool
     default: false
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: bundle_make
 short_description: Make the offline bundle on the controller
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Fetches the sources, makes a package repository of what M(kepler.vllm.rpm_download) wrote, downloads the wheels
     of the controller's tools, and packs all of it into one tar that ends with what it holds.
@@ -49,14 +49,6 @@ options:
     description: The providers that the bundle is for, by variable.
     type: dict
     required: true
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: dnf_facts
 short_description: What dnf offers of the locked packages, and what in its settings stands in the way
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Queries the host's repositories for the locked packages, past excludes, version locks and module streams, and reads
     these settings. Then it has dnf resolve the installation with the settings as they are, and abort.
@@ -49,14 +49,6 @@ options:
     description: Directory that stands for C(/) where settings are read.
     type: path
     default: /
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: host_files
 short_description: Lay directories and files of root down in one go
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - What C(ansible.builtin.file), C(copy) and C(template) do one path at a time, for all paths of a task at once. A
     second run over a dozen unchanged files starts one program on the host, where those modules start two for each.
@@ -43,12 +43,7 @@ options:
         choices: ["0644", "0755"]
         default: "0644"
 attributes:
-  check_mode:
-    support: full
   diff_mode:
-    support: full
-  platform:
-    platforms: linux
     support: full
 """
 

@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: hub_model_facts
 short_description: The config and the sizes of models and adapters of the hub
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Reads config.json, the index of the weights and the headers of weight files by ranges, never the weights themselves.
     The answer is that of P(kepler.vllm.model_facts#module) for the model once it is fetched.
@@ -27,14 +27,6 @@ options:
   token:
     description: Key for gated and private models.
     type: str
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: kepler_host_facts
 short_description: What a host with GPUs says about itself
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Reads the release, the NVIDIA functions on the PCI bus, loaded drivers, enabled module streams, listening
     ports with the unit that holds them, paths and free disk space.
@@ -56,14 +56,6 @@ options:
   signing_certificate:
     description: Certificate of that key, of which to say whether the firmware has it enrolled.
     type: path
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

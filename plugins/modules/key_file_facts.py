@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: key_file_facts
 short_description: What is wrong with files that hold the keys of servers
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Reads each file as systemd reads an environment file and says why a server would get no key from it, or who else
     could read it. The key itself, and what else a file holds, stays on the host.
@@ -20,14 +20,6 @@ options:
     description: The variable in them that holds the key.
     type: str
     default: VLLM_API_KEY
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

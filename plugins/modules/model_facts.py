@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: model_facts
 short_description: The config and the sizes of models in directories
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Reads config.json, the index of the weights and the headers of the safetensors files, never the weights themselves.
     Of a GGUF file without a config.json, its header says it all.
@@ -27,14 +27,6 @@ options:
   hub:
     description: Directory of the hub's cache.
     type: path
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

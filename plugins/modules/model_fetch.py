@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: model_fetch
 short_description: Have a model of the hub in the host's cache
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Fetches a model in a transient unit of systemd, as the servers' unprivileged user, and verifies the hash of each
     file. The unit outlives a lost connection; the next run picks it up. A model whose files are there is not fetched
@@ -64,11 +64,6 @@ attributes:
   check_mode:
     support: full
     description: Says whether the model would be fetched.
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

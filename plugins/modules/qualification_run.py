@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: qualification_run
 short_description: Qualify a host for its servers, stage by stage
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Loads one die, the dies of one board, then more, reads temperatures, power, clocks, ECC and the kernel log each
     second, and stops at the first bad sign. Every reading is on the disk before the next step, so that a machine that
@@ -83,11 +83,6 @@ attributes:
   check_mode:
     support: full
     description: Says whether the host would be qualified and why; loads nothing.
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: rpm_download
 short_description: Download packages with all that they need, whatever is installed
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Resolves the packages with the host's repositories as if nothing were installed, downloads every package of the
     solution, verifies its signature, and writes one tar with the packages below C(Packages/), the public keys that
@@ -30,11 +30,6 @@ attributes:
   check_mode:
     support: full
     description: Resolves, and downloads nothing.
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: rpm_lock
 short_description: Renew rpms.yml of a lock by what repositories offer
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Writes the newest version on offer into each entry that names one. Driver and CUDA, which something was proven with,
     keep theirs, and so do minimums and the range of kernels.
@@ -22,12 +22,7 @@ options:
     elements: dict
     required: true
 attributes:
-  check_mode:
-    support: full
   diff_mode:
-    support: full
-  platform:
-    platforms: linux
     support: full
 """
 

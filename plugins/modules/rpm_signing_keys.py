@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: rpm_signing_keys
 short_description: Import package signing keys into the RPM database
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Imports public keys into the RPM database after it has compared every fingerprint with the expected one. Where one
     does not match, none is imported.
@@ -34,11 +34,6 @@ attributes:
   check_mode:
     support: full
     description: The keys are fetched and compared, not imported.
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: source_archive
 short_description: Pack a source tree so that equal content gives equal bytes
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Writes an uncompressed tar of a directory with sorted names, one owner, one time and normalized
     modes, so that two checkouts of the same content have one sha256. A link is packed as the file or directory that it
@@ -32,11 +32,6 @@ attributes:
   check_mode:
     support: full
     description: The archive is a cache of content that is there already, so it is written in check mode too.
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

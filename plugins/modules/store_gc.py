@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: store_gc
 short_description: Remove from the store of a host what nothing refers to
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Keeps the active generation, the one before it, the last O(keep), all outputs that these refer to, and those that a
     running process uses or a running build needs. An output that was made, or found to be there, since the last
@@ -40,9 +40,6 @@ attributes:
   diff_mode:
     support: full
     description: Lists what goes.
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

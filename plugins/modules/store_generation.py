@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: store_generation
 short_description: Make a generation the active one of a host
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - With O(outputs), writes a new numbered generation and activates it by one rename of C(current). Does nothing where
     the active generation holds the same outputs, kernel, driver and lock already.
@@ -53,9 +53,6 @@ attributes:
   diff_mode:
     support: full
     description: Shows the outputs of both generations.
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

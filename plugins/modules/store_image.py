@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: store_image
 short_description: Write outputs of a store as a container image
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Writes an OCI image layout with one layer for each output, for each that they refer to, and for directories and
     links of its own, over a base. The same outputs, base and configuration give the same bytes on every host.
@@ -63,9 +63,6 @@ attributes:
   diff_mode:
     support: full
     description: Shows the digest of the image.
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: store_libraries
 short_description: Find the shared libraries of a host that outputs load
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Asks the loader of the host which libraries outside of the store the outputs, and all that they refer to, load.
     Those of the C library and of the GPU's driver are left out.
@@ -28,11 +28,6 @@ attributes:
   check_mode:
     support: full
     description: Finds none for outputs that are not built yet.
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

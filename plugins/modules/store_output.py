@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: store_output
 short_description: Make sure that an output is in the store of a host
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Fetches the sources, runs the builder without a network and commits the result to a path that the inputs alone
     decide. Does nothing where that path is there, but for a note that it is wanted, which a collection before the next
@@ -103,9 +103,6 @@ attributes:
   diff_mode:
     support: full
     description: Shows the path.
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

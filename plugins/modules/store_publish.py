@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: store_publish
 short_description: Publish outputs of a host's store, signed, for other hosts
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Writes of each output an archive, a manifest and a signature over the manifest into a directory. What is there
     whole stays as it is. The signature is written last.
@@ -30,9 +30,6 @@ attributes:
   diff_mode:
     support: full
     description: Shows the store paths that are published.
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

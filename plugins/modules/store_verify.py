@@ -5,7 +5,7 @@ DOCUMENTATION = r"""
 module: store_verify
 short_description: Compare outputs in the store of a host with their manifests
 author: vllm-kepler (!UNKNOWN)
-extends_documentation_fragment: ansible.builtin.action_common_attributes
+extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Fails where a file of an output is changed, missing or added, or can be written. With O(rebuild), builds the output
     once more from the same inputs and compares the two.
@@ -25,11 +25,6 @@ attributes:
   check_mode:
     support: full
     description: Only looks; with O(rebuild) it does nothing.
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

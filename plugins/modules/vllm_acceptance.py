@@ -6,7 +6,7 @@ module: vllm_acceptance
 short_description: Check one thing about a running server
 author: vllm-kepler (!UNKNOWN)
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
+  - kepler.vllm.attributes
   - kepler.vllm.server
   - kepler.vllm.server.key
 description:
@@ -70,11 +70,6 @@ attributes:
   check_mode:
     support: full
     description: Only asks.
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

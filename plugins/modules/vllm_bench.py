@@ -6,7 +6,7 @@ module: vllm_bench
 short_description: Measure a running server with vLLM's own benchmark
 author: vllm-kepler (!UNKNOWN)
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
+  - kepler.vllm.attributes
   - kepler.vllm.server
   - kepler.vllm.server.key
 description:
@@ -49,11 +49,6 @@ options:
 attributes:
   check_mode:
     support: none
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

@@ -6,7 +6,7 @@ module: vllm_ready
 short_description: Wait until the server of a unit answers
 author: vllm-kepler (!UNKNOWN)
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
+  - kepler.vllm.attributes
   - kepler.vllm.server
 description:
   - Looks at the unit C(vllm@NAME.service) and asks its C(/health). The action plugin of this name asks again until the
@@ -24,11 +24,6 @@ attributes:
   check_mode:
     support: full
     description: Only looks.
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""

@@ -6,7 +6,7 @@ module: vllm_smoke
 short_description: Ask a server for a few tokens and look at them
 author: vllm-kepler (!UNKNOWN)
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
+  - kepler.vllm.attributes
   - kepler.vllm.server
   - kepler.vllm.server.key
 description:
@@ -34,11 +34,6 @@ attributes:
   check_mode:
     support: full
     description: Only asks.
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
-    support: full
 """
 
 EXAMPLES = r"""
