@@ -123,8 +123,8 @@ def mapping(values: dict[str, Any]) -> str:
     # No line breaks between a name and its value.
     items = [f"{json.dumps(name)}:\0" + (json.dumps(value) if isinstance(value, str) else repr(value))
              for name, value in values.items()]
-    lines = textwrap.wrap(", ".join(items) + ",", 108)
-    return "{\n" + "".join(f"    {line}\n" for line in lines).replace("\0", " ") + "}"
+    lines = textwrap.wrap(", ".join(items), 96)
+    return "{" + "\n    ".join(lines).replace("\0", " ") + "}"
 
 
 def module() -> str:

@@ -9,9 +9,8 @@ from typing import Any
 
 from . import envs, parsers
 from .checkpoint import adapters, speculation
-from .checkpoint.config import overridden
-from .checkpoint.engine import Engine, refusals
-from .checkpoint.errors import CheckpointError, FileError
+from .checkpoint.engine import Engine, judge
+from .checkpoint.errors import FileError
 from .checkpoint.files import find_gguf, find_gguf_alone, read_adapter, snapshot_of, split_name, try_json
 from .checkpoint.gguf_model import write_model
 from .errors import ConfigError
@@ -68,19 +67,13 @@ def refusal_of(options: Mapping[str, Any], environment: Mapping[str, str]) -> st
         if find_gguf_alone(str(directory)):
             found, expected = speculation.ALONE
             return f"{directory}: found {found} for a draft model; expected {expected}. Name another draft model."
+        in_gguf = config is not None and find_gguf(str(directory)) is not None
     except FileError as error:
         return str(error)
-    if config is None:
-        return None
-    tokenizer = None if "tokenizer" in options else try_json(str(directory / "tokenizer_config.json"))
-    try:
-        in_gguf = find_gguf(str(directory)) is not None
-        config = overridden(config, options)
-    except CheckpointError as error:
-        return str(error)
+    tokenizer = try_json(str(directory / "tokenizer_config.json"))
     capability = envs.capability(environment)
     engine = Engine("stock" if capability else "port", capability)
-    for found, expected in refusals(config, tokenizer, options.get("trust-remote-code") is True, in_gguf, engine):
+    for found, expected in judge(config, (), tokenizer, options, engine, in_gguf):
         return f"{directory}: found {found}; expected {expected}. Choose another checkpoint of the model."
     return None
 

@@ -100,6 +100,10 @@ def _kind(config):
     return str(config.get("model_type", ""))
 
 
+def _model(config):
+    return "a model of the type %s" % (_kind(config) or "unknown")
+
+
 def _rope(config, where):
     """Write rope_parameters as rope_theta, rope_scaling and the keys of the model's type."""
     where += "rope_parameters"
@@ -124,7 +128,7 @@ def _rope(config, where):
     if any(part != first for part in kinds.values()):
         raise UnsupportedConfigError(
             "%s that differ for %s" % (where, " and ".join(sorted(kinds))),
-            "one for all layers: the engine has one for a model of the type %s" % (_kind(config) or "unknown"),
+            "one for all layers: the engine has one for %s" % _model(config),
         )
     return _write_rope(config, first, where)
 
@@ -180,7 +184,7 @@ def _write_rope(config, rope, where):
     if share is not None and share != 1 and kind not in PARTIAL:
         raise UnsupportedConfigError(
             "%s.%s %r" % (where, SHARE, share),
-            "1: the engine rotates whole heads of a model of the type %s" % (kind or "unknown"),
+            "1: the engine rotates whole heads of %s" % _model(config),
         )
     if share is not None and kind in PARTIAL:
         _write(config, "rotary_pct" if kind == "gpt_neox" else SHARE, share, where)
@@ -189,13 +193,9 @@ def _write_rope(config, rope, where):
         _write(config, ORIGINAL, scaling.pop(ORIGINAL, None), where)
         scaling = dict(scaling, type=scaling.pop("rope_type"))
     old = config.get("rope_scaling")
-    if isinstance(old, dict) and _scaling_of(config, old, where) != _scaling_of(config, scaling or {}, where):
+    if isinstance(old, dict) and _parts(config, old, where)[2] != _parts(config, scaling or {}, where)[2]:
         raise UnsupportedConfigError("%s beside another rope_scaling" % where, "one of the two, or both alike")
     config["rope_scaling"] = scaling
-
-
-def _scaling_of(config, rope, where):
-    return _parts(config, rope, where)[2]
 
 
 def _write(config, key, value, where):
@@ -236,7 +236,7 @@ def _layers(config, where):
     elif len(set(types)) > 1:
         raise UnsupportedConfigError(
             "%s with a window in some layers" % where,
-            "one kind of attention: the engine has one for a model of the type %s" % (kind or "unknown"),
+            "one kind of attention: the engine has one for %s" % _model(config),
         )
     elif FULL in types and config.get("sliding_window") is not None:
         config["sliding_window"] = None
@@ -262,7 +262,7 @@ def _windows(config, where):
     if first < layers:
         raise UnsupportedConfigError(
             "%suse_sliding_window with max_window_layers %d" % (where, first),
-            "%d, all layers: the engine has no windows in a model of the type %s" % (layers, _kind(config)),
+            "%d, all layers: the engine has no windows in %s" % (layers, _model(config)),
         )
     config["use_sliding_window"] = False
 
@@ -274,6 +274,5 @@ def _no_rope(config, key, where):
     if without and _kind(config) not in ("llama4_text", "llama4"):
         raise UnsupportedConfigError(
             "%s%s, layers without rotary positions" % (where, key),
-            "rotary positions in every layer, as the engine gives them a model of the type %s"
-            % (_kind(config) or "unknown"),
+            "rotary positions in every layer, as the engine gives them %s" % _model(config),
         )

@@ -44,7 +44,7 @@ TRUST = "trust-remote-code: true in extra_args, once its code was read, with the
 NO_TEXT = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "Model")
 
 
-def judge(config, tensors=(), tokenizer=None, options=(), engine=PORT):
+def judge(config, tensors=(), tokenizer=None, options=(), engine=PORT, in_gguf=False):
     """As refusals, of a model as an instance serves it and with what its tensors say.
 
     Args:
@@ -52,6 +52,7 @@ def judge(config, tensors=(), tokenizer=None, options=(), engine=PORT):
         tensors: as read_model gives them; empty where nobody knows them.
         tokenizer: as refusals has it.
         options: the instance's options of vLLM; a tokenizer of its own and keys of the config count.
+        in_gguf: as refusals has it, where the tensors are unknown.
     """
     options = dict(options)
     router = quantized_router(item["name"] for item in tensors)
@@ -67,7 +68,7 @@ def judge(config, tensors=(), tokenizer=None, options=(), engine=PORT):
         return [("weights without a head (lm_head.weight) and tie_word_embeddings false",
                  "a head, or tie_word_embeddings true where the embedding is the head")]
     tokenizer = None if "tokenizer" in options else tokenizer
-    in_gguf = any(item["dtype"] in gguf.BITS for item in tensors)
+    in_gguf = in_gguf or any(item["dtype"] in gguf.BITS for item in tensors)
     return refusals(config, tokenizer, options.get("trust-remote-code") is True, in_gguf, engine)
 
 
@@ -88,8 +89,23 @@ def refusals(config, tokenizer=None, trusts=False, in_gguf=False, engine=PORT):
         in_gguf: whether the weights are a GGUF file, whose architecture the engine takes from the type.
         engine: an Engine.
     """
-    if engine.name == "stock":
-        return _stock(config, tokenizer, trusts, in_gguf, engine)
+    is_stock = engine.name == "stock"
+    if is_stock and in_gguf:
+        return [("a GGUF file and engine: stock", "safetensors" + stock.PORT)]
+    found = [] if is_stock else _attention(config)
+    if found:
+        return found
+    # The architecture of an unknown type is unknown as well, and its keys may mean something else: report one.
+    found = _types(config, trusts, engine.names)
+    if not found and not in_gguf:
+        found = _architectures(config, trusts, engine.names)
+    if not found:
+        found = stock.refusals(config, engine.capability) if is_stock else _values(config)
+    return (found or _quantization(config, engine)) + _tokenizer(tokenizer, trusts, engine)
+
+
+def _attention(config):
+    """Reasons that lie in layers that the port has no kernels for."""
     for _, part in parts_of(config):
         model_type = str(part.get("model_type", ""))
         if part.get("is_encoder_decoder"):
@@ -98,11 +114,7 @@ def refusals(config, tokenizer=None, trusts=False, in_gguf=False, engine=PORT):
             return [("the model type %s: %s" % (model_type, UNSUPPORTED_TYPES[model_type]), DECODERS)]
         if part.get("dual_chunk_attention_config"):
             return [("dual_chunk_attention_config: attention in chunks of the context", DECODERS)]
-    found = _types(config, trusts, engine.names)
-    # The architecture of an unknown type is unknown as well, and its keys may mean something else: report one.
-    if not found and not in_gguf:
-        found = _architectures(config, trusts, engine.names)
-    return (found or _values(config) or _quantization(config, engine)) + _tokenizer(tokenizer, trusts, engine)
+    return []
 
 
 def _values(config):
@@ -112,16 +124,6 @@ def _values(config):
     except CheckpointError:
         return []
     return [reason for _, part in parts for reason in variants.refusals(part)][:1]
-
-
-def _stock(config, tokenizer, trusts, in_gguf, engine):
-    """As refusals, for vLLM as it is released."""
-    if in_gguf:
-        return [("a GGUF file and engine: stock", "safetensors" + stock.PORT)]
-    found = _types(config, trusts, engine.names) or _architectures(config, trusts, engine.names)
-    if not found and engine.capability:
-        found = stock.refusals(config, engine.capability)
-    return (found or _quantization(config, engine)) + _tokenizer(tokenizer, trusts, engine)
 
 
 def _quantization(config, engine):

@@ -38,12 +38,18 @@ def read_json(path):
     return value
 
 
+def tried(errors, read, *arguments):
+    """What a function that reads files returns; None if it raises a FileError, which is added to `errors`."""
+    try:
+        return read(*arguments)
+    except FileError as error:
+        errors.append(error)
+        return None
+
+
 def try_json(path):
     """As read_json; None if the file cannot be read."""
-    try:
-        return read_json(path)
-    except FileError:
-        return None
+    return tried([], read_json, path)
 
 
 def _is_sizes(value):
@@ -176,10 +182,16 @@ def _read_gguf(path, config):
 def _read_gguf_alone(path):
     """As read_model, of a GGUF file whose header has all that there is. Raises FileError."""
     header = gguf.read_header(path)
+    found = _facts(gguf_families.config_of(header), gguf_tokenizer.tokenizer_config_of(header),
+                   gguf_tokenizer.generation_config_of(header), _tensors_of(header))
+    return dict(found, alone=True)
+
+
+def _facts(config=None, tokenizer=None, generation=None, tensors=(), errors=()):
+    """What read_model returns."""
     return {
-        "config": gguf_families.config_of(header), "tokenizer": gguf_tokenizer.tokenizer_config_of(header),
-        "generation": gguf_tokenizer.generation_config_of(header),
-        "tensors": _grouped(_tensors_of(header)), "faults": [], "alone": True,
+        "config": config, "tokenizer": tokenizer, "generation": generation,
+        "tensors": [] if errors else _grouped(tensors), "faults": faults_of(errors),
     }
 
 
@@ -220,10 +232,7 @@ def _read_weights(directory, config):
     except OSError as error:
         return [], [unreadable(error, directory, "directory")]
     for name in sorted(files):
-        try:
-            tensors += _read_part(os.path.join(directory, name), files[name], index)
-        except FileError as error:
-            errors.append(error)
+        tensors += tried(errors, _read_part, os.path.join(directory, name), files[name], index) or []
     return tensors, errors
 
 
@@ -234,45 +243,35 @@ def read_model(path):
     """
     if not os.path.exists(path):
         return None
-    is_directory = os.path.isdir(path)
-    config, tokenizer, generation, tensors, errors = None, None, None, [], []
     try:
         alone = find_gguf_alone(path)
         if alone:
             return _read_gguf_alone(alone)
     except FileError as error:
-        return {"config": None, "tokenizer": None, "generation": None, "tensors": [], "faults": faults_of([error])}
+        return _facts(errors=[error])
+    errors = []
+    if not os.path.isdir(path):
+        return _facts(tried(errors, read_json, path), errors=errors)
+    config = tried(errors, read_json, os.path.join(path, "config.json"))
     try:
-        config = read_json(os.path.join(path, "config.json") if is_directory else path)
-    except FileError as error:
-        errors = [error]
-    if is_directory:
-        tokenizer = try_json(os.path.join(path, "tokenizer_config.json"))
-        generation = try_json(os.path.join(path, "generation_config.json"))
-        try:
-            translated = translate(config)
-        except CheckpointError:  # for those who ask whether the engine understands it
-            translated = None
-        tensors, wrong = _read_weights(path, translated)
-        errors += wrong
-    return {
-        "config": config, "tokenizer": tokenizer, "generation": generation,
-        "tensors": [] if errors else _grouped(tensors), "faults": faults_of(errors),
-    }
+        translated = translate(config)
+    except CheckpointError:  # for those who ask whether the engine understands it
+        translated = None
+    tensors, wrong = _read_weights(path, translated)
+    tokenizer, generation = (
+        try_json(os.path.join(path, name)) for name in ("tokenizer_config.json", "generation_config.json")
+    )
+    return _facts(config, tokenizer, generation, tensors, errors + wrong)
 
 
 def read_adapter(path):
     """Read a LoRA adapter from the directory `path`: {config, tensors (name to shape), faults}."""
-    config, tensors, errors = None, {}, []
-    try:
-        config = read_json(os.path.join(path, adapters.CONFIG))
-    except FileError as error:
-        errors.append(error)
-    try:
-        tensors = {name: shape for name, _, shape in read_header(os.path.join(path, adapters.WEIGHTS))}
-    except FileError as error:
-        errors.append(error)
-    return {"config": config, "tensors": tensors, "faults": faults_of(errors)}
+    errors = []
+    config = tried(errors, read_json, os.path.join(path, adapters.CONFIG))
+    tensors = tried(errors, read_header, os.path.join(path, adapters.WEIGHTS)) or []
+    return {
+        "config": config, "tensors": {name: shape for name, _, shape in tensors}, "faults": faults_of(errors),
+    }
 
 
 def split_name(name):

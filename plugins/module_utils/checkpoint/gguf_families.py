@@ -55,7 +55,7 @@ class Family(NamedTuple):
         permuted: whether the rows of queries and keys lie as llama.cpp rotates them.
         norms_from_one: whether 1 was added to the weights of norms.
         values: keys of the config that are the same for all of the family.
-        numbers: keys of the config by the header's, after the architecture.
+        numbers: keys of the config by the header's, after the architecture, beside NUMBERS.
         head_size: whether the config may give the size of a head.
     """
 
@@ -69,7 +69,8 @@ class Family(NamedTuple):
     head_size: bool = True
 
 
-EPSILON = {"attention.layer_norm_rms_epsilon": "rms_norm_eps"}
+NUMBERS = {"attention.layer_norm_rms_epsilon": "rms_norm_eps"}
+WINDOW = {"attention.sliding_window": "sliding_window"}
 GELU = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
 GRANITE = {
     "attention.scale": "attention_multiplier", "embedding_scale": "embedding_multiplier",
@@ -77,47 +78,44 @@ GRANITE = {
 }
 EXPERTS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
 EXPERTS_OF_QWEN = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
+EVERY_LAYER = {"decoder_sparse_step": 1, "mlp_only_layers": []}
 FAMILIES = {
-    "llama": Family(["llama", "mistral"], "LlamaForCausalLM", {}, permuted=True, numbers=EPSILON),
+    "llama": Family(["llama", "mistral"], "LlamaForCausalLM", {}, permuted=True),
     "mixtral": Family(["mixtral"], "MixtralForCausalLM", MIXTRAL_NAMES, permuted=True,
-                      values={"sliding_window": None}, numbers=dict(EPSILON, **EXPERTS)),
-    "qwen2": Family(["qwen2"], "Qwen2ForCausalLM", {}, numbers=EPSILON, head_size=False),
-    "qwen3": Family(["qwen3"], "Qwen3ForCausalLM", QUERY_NORMS, numbers=EPSILON),
+                      values={"sliding_window": None}, numbers=EXPERTS),
+    "qwen2": Family(["qwen2"], "Qwen2ForCausalLM", {}, head_size=False),
+    "qwen3": Family(["qwen3"], "Qwen3ForCausalLM", QUERY_NORMS),
     "qwen2moe": Family(["qwen2_moe"], "Qwen2MoeForCausalLM", dict(QWEN_EXPERTS, **SHARED_EXPERT),
-                       values={"norm_topk_prob": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
-                       numbers=dict(EPSILON, **EXPERTS_OF_QWEN), head_size=False),
+                       values=dict(EVERY_LAYER, norm_topk_prob=False), numbers=EXPERTS_OF_QWEN, head_size=False),
     "qwen3moe": Family(["qwen3_moe"], "Qwen3MoeForCausalLM", dict(QWEN_EXPERTS, **QUERY_NORMS),
-                       values={"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
-                       numbers=dict(EPSILON, **EXPERTS_OF_QWEN)),
-    "gemma": Family(["gemma"], "GemmaForCausalLM", {}, norms_from_one=True, values=GELU, numbers=EPSILON),
+                       values=dict(EVERY_LAYER, norm_topk_prob=True), numbers=EXPERTS_OF_QWEN),
+    "gemma": Family(["gemma"], "GemmaForCausalLM", {}, norms_from_one=True, values=GELU),
     "gemma2": Family(["gemma2"], "Gemma2ForCausalLM", GEMMA_NORMS, norms_from_one=True, values=GELU,
-                     numbers=dict(EPSILON, **{"attn_logit_softcapping": "attn_logit_softcapping",
-                                              "final_logit_softcapping": "final_logit_softcapping",
-                                              "attention.sliding_window": "sliding_window"})),
+                     numbers=dict(WINDOW, attn_logit_softcapping="attn_logit_softcapping",
+                                  final_logit_softcapping="final_logit_softcapping")),
     "gemma3": Family(["gemma3_text"], "Gemma3ForCausalLM", dict(GEMMA_NORMS, **QUERY_NORMS), norms_from_one=True,
-                     values=GELU, numbers=dict(EPSILON, **{"attention.sliding_window": "sliding_window"})),
+                     values=GELU, numbers=WINDOW),
     "phi3": Family(["phi3"], "Phi3ForCausalLM", {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj",
                                                  "attn_q": None, "attn_k": None, "attn_v": None, "ffn_gate": None},
-                   numbers=dict(EPSILON, **{"attention.sliding_window": "sliding_window",
-                                            "rope.scaling.original_context_length":
-                                                "original_max_position_embeddings"}), head_size=False),
-    "granite": Family(["granite"], "GraniteForCausalLM", {}, permuted=True, numbers=dict(EPSILON, **GRANITE)),
+                   numbers=dict(WINDOW, **{"rope.scaling.original_context_length": "original_max_position_embeddings"}),
+                   head_size=False),
+    "granite": Family(["granite"], "GraniteForCausalLM", {}, permuted=True, numbers=GRANITE),
     "granitemoe": Family(["granitemoe"], "GraniteMoeForCausalLM", MIXTRAL_NAMES, permuted=True,
-                         numbers=dict(EPSILON, **dict(GRANITE, **EXPERTS)), head_size=False),
+                         numbers=dict(GRANITE, **EXPERTS), head_size=False),
     "granitemoeshared": Family(["granitemoeshared"], "GraniteMoeSharedForCausalLM",
                                dict(MIXTRAL_NAMES, **GRANITE_SHARED), permuted=True, head_size=False,
-                               numbers=dict(EPSILON, **dict(GRANITE, **dict(EXPERTS, **{
-                                   "expert_shared_feed_forward_length": "shared_intermediate_size"})))),
+                               numbers=dict(
+                                   GRANITE, expert_shared_feed_forward_length="shared_intermediate_size", **EXPERTS)),
     "starcoder2": Family(["starcoder2"], "Starcoder2ForCausalLM",
                          {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj", "ffn_gate": None},
                          values={"hidden_act": "gelu_pytorch_tanh", "use_bias": True, "sliding_window": None},
                          numbers={"attention.layer_norm_epsilon": "norm_epsilon"}, head_size=False),
     "olmo2": Family(["olmo2"], "Olmo2ForCausalLM", dict(QUERY_NORMS, **{
         "post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm",
-        "attn_norm": None, "ffn_norm": None}), numbers=EPSILON, head_size=False),
+        "attn_norm": None, "ffn_norm": None}), head_size=False),
     "glm4": Family(["glm4"], "Glm4ForCausalLM", {
         "post_attention_norm": "post_self_attn_layernorm", "ffn_norm": "post_attention_layernorm",
-        "post_ffw_norm": "post_mlp_layernorm", "ffn_up": "mlp.gate_up_proj", "ffn_gate": None}, numbers=EPSILON),
+        "post_ffw_norm": "post_mlp_layernorm", "ffn_up": "mlp.gate_up_proj", "ffn_gate": None}),
 }
 # Families whose files have the architecture of another one.
 VARIANTS = {"mixtral", "granitemoeshared"}
@@ -256,7 +254,7 @@ def config_of(header):
     if config["model_type"] == "llama":
         config["mlp_bias"] = "blk.0.ffn_down.bias" in tensors
     config.update(family.values)
-    for name, key in family.numbers.items():
+    for name, key in dict(NUMBERS, **family.numbers).items():
         value = values.get(name)
         if value is not None:
             config[key] = value

@@ -35,8 +35,10 @@ def refusals(config, capability):
 
     Args:
         config: content of config.json, a mapping.
-        capability: of the GPUs, such as 7.0.
+        capability: of the GPUs, such as 7.0; None if unknown.
     """
+    if not capability:
+        return []
     for prefix, part in parts_of(config):
         if part.get("model_type") in BIASED and part.get("lm_head_bias"):
             return [("a model of the type %s and engine: stock, which leaves out the bias of its output layer" % (
