@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ansible import context
 from ansible.errors import AnsibleFilterError
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.plugin_utils import profiles
@@ -36,14 +37,33 @@ def profile_hosts(groups: dict[str, list[str]]) -> list[str] | str:
     found = groups_of("hosts", groups)
     others = [group for names in ROLE_GROUPS.values() for group in names]
     named = [host for group in (*found, *groups_of("builder", groups), *others) for host in groups.get(group, [])]
-    # The controller alone is the inventory of a syntax check.
-    hosts = [host for host in groups.get("all", []) if host != "localhost"]
-    if hosts and not named:
+    if not named and not checks_syntax():
+        hosts = groups.get("all", [])
+        count = f"{len(hosts)} host(s), {hosts[0]} first, and none" if hosts else "no host"
         raise AnsibleFilterError(
-            f"inventory: found {len(hosts)} host(s), {hosts[0]} first, and none in a group of a "
-            f"hardware profile; expected the hosts that serve in {profiles.choices()}. Name them there."
+            f"inventory: found {count} in a group of a hardware profile; expected the hosts that serve in "
+            f"{profiles.choices()}. Name them there."
         )
     return or_nobody(found)
+
+
+def checks_syntax() -> bool:
+    """Return whether Ansible reads playbooks and runs nothing: then the inventory may be empty."""
+    return bool(context.CLIARGS.get("syntax"))
+
+
+def one_host(groups: dict[str, list[str]], name: str, variable: str) -> str:
+    """The `hosts` of a play for one: `name`, which `variable` holds; without it a builder, or the first that serves.
+
+    Raises AnsibleFilterError if the inventory does not have it.
+    """
+    known = [*profile_builders(groups), *profile_members(groups)]
+    if (name in ("localhost", *groups, *groups.get("all", [])) if name else known) or checks_syntax():
+        return name or (known[0] if known else NOBODY)
+    raise AnsibleFilterError(
+        f"{variable}: found {name or 'none'}; expected a host of the inventory, or one in {profiles.choices()}. Name "
+        f"it there, or say -e {variable}=NAME."
+    )
 
 
 def profile_members(groups: dict[str, list[str]]) -> list[str]:
@@ -106,6 +126,7 @@ def profile_missing(host: str) -> str:
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "one_host": one_host,
             "or_nobody": or_nobody,
             "profile_builders": profile_builders,
             "profile_hosts": profile_hosts,

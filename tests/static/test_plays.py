@@ -8,11 +8,12 @@ HOSTS = "{{ groups | kepler.vllm.profile_hosts }}"
 OTHERS = {
     "builder.yml": {"{{ groups | kepler.vllm.profile_builders | kepler.vllm.or_nobody }}": "builds for the others"},
     "build.yml": {"{{ groups | kepler.vllm.profile_builders | kepler.vllm.or_nobody }}": "has built for the others"},
-    "bundle.yml": {None: "one host, which downloads"},
+    "bundle.yml": {
+        "{{ groups | kepler.vllm.one_host(bundle_host | default(''), 'bundle_host') }}": "one host, which downloads",
+    },
     "host.yml": {None: "a builder that serves nothing"},
     "image.yml": {
-        "{{ image_host | default((groups | kepler.vllm.profile_builders + groups | kepler.vllm.profile_members) | "
-        "first | default('')) | kepler.vllm.or_nobody }}": "one host, which writes the image",
+        "{{ groups | kepler.vllm.one_host(image_host | default(''), 'image_host') }}": "one host, which writes it",
     },
     "load_balancer.yml": {None: "the balancer"},
     "lock_rpms.yml": {

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible import context
 from ansible.errors import AnsibleError
+from ansible.utils.context_objects import CLIArgs
 from ansible_collections.kepler.vllm.plugins.filter import kepler_profiles
 from ansible_collections.kepler.vllm.plugins.plugin_utils import profiles
 from ansible_run import ansible_playbook
@@ -183,8 +185,31 @@ def test_plays_name_groups_of_all_profiles_of_inventory(root):
 @pytest.mark.parametrize("group", ["k80_builder", "k80_balancer", "vllm_balancer", "vllm_monitoring"])
 def test_inventory_without_servers_gives_plays_no_hosts(group):
     assert kepler_profiles.profile_hosts({"all": ["a"], group: ["a"]}) in ("!all", ["k80-hosts"])
-    for hosts in ([], ["localhost"]):
-        assert kepler_profiles.profile_hosts({"all": hosts}) == "!all"
+
+
+@pytest.fixture
+def command_line(monkeypatch):
+    """Function that gives this process the command line of an ansible-playbook."""
+    return lambda **given: monkeypatch.setattr(context, "CLIARGS", CLIArgs(given))
+
+
+def test_empty_inventory_is_refused_but_for_its_syntax(command_line):
+    with pytest.raises(AnsibleError, match="inventory: found no host in a group of a hardware profile"):
+        kepler_profiles.profile_hosts({"all": []})
+    with pytest.raises(AnsibleError, match="bundle_host: found none; expected a host of the inventory"):
+        kepler_profiles.one_host({"all": []}, "", "bundle_host")
+    command_line(syntax=True)
+    assert kepler_profiles.profile_hosts({"all": ["localhost"]}) == "!all"
+    assert kepler_profiles.one_host({"all": []}, "", "bundle_host") == "!all"
+
+
+def test_one_host_is_the_named_one_a_builder_or_the_first():
+    groups = {"all": ["a", "b", "c"], "k80-hosts": ["a", "b"]}
+    assert kepler_profiles.one_host(groups, "", "x") == "a"
+    assert kepler_profiles.one_host({**groups, "k80_builder": ["b"]}, "", "x") == "b"
+    assert kepler_profiles.one_host(groups, "c", "x") == "c"
+    with pytest.raises(AnsibleError, match="x: found d; expected a host of the inventory"):
+        kepler_profiles.one_host(groups, "d", "x")
 
 
 @pytest.mark.parametrize("groups", [{"ungrouped": ["a"]}, {"k80_hosts": ["a"]}, {"x1-hosts": ["a"], "k80-hosts": []}])
