@@ -32,11 +32,30 @@ def groups_of(role: str, groups: dict[str, list[str]]) -> list[str]:
     return [group for group in known if group in groups]
 
 
+def plain(group: str) -> str:
+    """A group's name without what people mix up: k80_hosts and K80-host for k80-hosts."""
+    return group.lower().replace("_", "-").rstrip("s")
+
+
+def check_names(groups: dict[str, list[str]], named: Iterable[str]) -> None:
+    """Raise AnsibleFilterError for a host that is in none of our groups, as `named` has them, but nearly in one."""
+    known = profiles.by_group(profiles.directory())
+    meant = {plain(group): group for group in known}
+    for group, hosts in groups.items():
+        others = sorted({*hosts} - {*named})
+        if others and group not in known and plain(group) in meant:
+            raise AnsibleFilterError(
+                f"inventory: found {others[0]} in the group {group}, which no hardware profile has; expected "
+                f"{meant[plain(group)]}. Rename the group: no play would touch the host."
+            )
+
+
 def profile_hosts(groups: dict[str, list[str]]) -> list[str] | str:
     """The `hosts` of a play: the groups of every profile. A limit names one of them."""
     found = groups_of("hosts", groups)
     others = [group for names in ROLE_GROUPS.values() for group in names]
     named = [host for group in (*found, *groups_of("builder", groups), *others) for host in groups.get(group, [])]
+    check_names(groups, named)
     if not named and not checks_syntax():
         hosts = groups.get("all", [])
         count = f"{len(hosts)} host(s), {hosts[0]} first, and none" if hosts else "no host"

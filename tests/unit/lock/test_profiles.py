@@ -212,7 +212,7 @@ def test_one_host_is_the_named_one_a_builder_or_the_first():
         kepler_profiles.one_host(groups, "d", "x")
 
 
-@pytest.mark.parametrize("groups", [{"ungrouped": ["a"]}, {"k80_hosts": ["a"]}, {"x1-hosts": ["a"], "k80-hosts": []}])
+@pytest.mark.parametrize("groups", [{"ungrouped": ["a"]}, {"gpu_servers": ["a"]}, {"x1-hosts": ["a"], "k80-hosts": []}])
 def test_an_inventory_whose_hosts_are_in_no_profile_is_refused(groups):
     with pytest.raises(AnsibleError, match=r"inventory: found 1 host\(s\), a first, and none .* in k80-hosts or v100-"):
         kepler_profiles.profile_hosts({"all": ["a"], **groups})
@@ -271,9 +271,22 @@ def test_an_unknown_key_stops_the_run_before_its_first_task(root, tmp_path):
     assert "TASK" not in output and "Traceback" not in output
 
 
+@pytest.mark.parametrize("group", ["k80_hosts", "K80-hosts", "k80-host", "k80_builders"])
+def test_group_that_is_nearly_a_profiles_is_named(group):
+    groups = {"all": ["a", "b"], "k80-hosts": ["a"], group: ["b"]}
+    with pytest.raises(AnsibleError, match=f"found b in the group {group}, .*; expected k80[-_][bh]"):
+        kepler_profiles.profile_hosts(groups)
+    assert kepler_profiles.profile_hosts({**groups, "k80-hosts": ["a", "b"]}) == ["k80-hosts"]
+
+
+@pytest.mark.parametrize("group", ["k10-hosts", "k80-hosts-north", "p100-hosts", "k80_balancer", "ungrouped"])
+def test_group_of_other_machines_is_nobodys_business(group):
+    assert kepler_profiles.profile_hosts({"all": ["a", "b"], "k80-hosts": ["a"], group: ["b"]}) == ["k80-hosts"]
+
+
 @pytest.mark.parametrize("playbook", ["site.yml", "playbooks/gc.yml"])
 def test_hosts_in_no_profile_stop_the_run(tmp_path, playbook):
-    status, output = run(tmp_path, {"k80_hosts": ["a"]}, PROJECT / playbook)
+    status, output = run(tmp_path, {"gpu_servers": ["a"]}, PROJECT / playbook)
     assert status != 0
     assert "inventory: found 1 host(s), a first, and none in a group of a hardware profile" in output
     assert "TASK" not in output and "Traceback" not in output
