@@ -54,7 +54,8 @@ def attention(q, k, v, past, scale, window, softcap):
     q: [tokens, heads, head], the last tokens of the sequence; k, v: [past + tokens, key heads, head].
     The kernel rounds products of a query and a key to float32, probabilities and answers to float16.
     """
-    q, k, v = q.double(), *(x.double().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    q = q.double()
+    k, v = (x.double().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     scores = scale * torch.einsum("qhd,khd->hqk", q, k)
     # Of each score: a product's rounding and the sum's, and what scale and exponent add.
     slack = (q.shape[-1] + 8) * SINGLE * scale * torch.einsum("qhd,khd->hqk", q.abs(), k.abs()) + 16 * SINGLE
