@@ -33,7 +33,7 @@ def groups_of(role: str, groups: dict[str, list[str]]) -> list[str]:
 
 
 def plain(group: str) -> str:
-    """A group's name without what people mix up: k80_hosts and K80-host for k80-hosts."""
+    """A group's name without what people mix up: case, underscores for hyphens, a plural."""
     return group.lower().replace("_", "-").rstrip("s")
 
 
