@@ -26,8 +26,11 @@ def attention() -> None:
     from vllm_kepler.ops import cache
 
     for dtype in (torch.float32, torch.float16):
-        for head_size, group, block_size in ((32, 1, 8), (80, 3, 16), (128, 8, 32), (256, 4, 16), (512, 2, 16)):
-            variants = {"soft_cap": 5.0, "window": 40} if group == 3 else {"alibi": group == 8}
+        for head_size, group, block_size in (
+            (32, 1, 8), (80, 3, 16), (128, 8, 32), (256, 4, 16), (512, 2, 16), (64, 12, 16), (120, 32, 8),
+            (128, 39, 16),
+        ):
+            variants = {"soft_cap": 5.0, "window": 40} if group in (3, 12) else {"alibi": group in (8, 39)}
             Problem([1] * 3, [1, 33, 700], 2, group, head_size, block_size, dtype, **variants).decode()
             Problem([33, 5, 1], [33, 70, 9], 2, group, head_size, block_size, dtype, **variants).prefill()
         key = torch.randn(37, 2, 80, device="cuda")

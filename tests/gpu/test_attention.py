@@ -30,7 +30,7 @@ def lengths(rng, count, most):
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 def test_decode(rng, head_size, block_size, cache_dtype):
-    for group in (1, 2, 3, 4, 7, 8, 16, 71):
+    for group in (1, 2, 3, 4, 7, 8, 12, 16, 32, 71):
         seq_lens = lengths(rng, rng.randint(1, 9), 3000)
         problem = Problem(
             [1] * len(seq_lens),
@@ -74,8 +74,9 @@ def test_long(head_size, length):
     for block_size, changes in ((16, {}), (32, {"window": 4096, "soft_cap": 50.0}), (8, {"alibi": True})):
         problem = Problem([length], [length], 1, 2, head_size, block_size, **changes)
         check(problem, problem.prefill)
-        problem = Problem([1] * 3, [length, 1, max(1, length // 2)], 2, 4, head_size, block_size, **changes)
-        check(problem, problem.decode)
+        for group in (4, 32):
+            problem = Problem([1] * 3, [length, 1, max(1, length // 2)], 2, group, head_size, block_size, **changes)
+            check(problem, problem.decode)
 
 
 def test_chunks_equal_one_prefill():

@@ -29,12 +29,15 @@ struct Variants {
   const float* alibi_slopes;  // [num_heads] or null
 };
 
-__device__ __forceinline__ float4 load4(const __half* p) {
-  const uint2 bits = __ldg(reinterpret_cast<const uint2*>(p));
-  const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&bits.x));
-  const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&bits.y));
+__device__ __forceinline__ float4 widened(float4 v) { return v; }
+
+__device__ __forceinline__ float4 widened(uint2 halves) {
+  const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&halves.x));
+  const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&halves.y));
   return make_float4(low.x, low.y, high.x, high.y);
 }
+
+__device__ __forceinline__ float4 load4(const __half* p) { return widened(__ldg(reinterpret_cast<const uint2*>(p))); }
 
 __device__ __forceinline__ float4 load4(const void* p, size_t offset, DType dtype) {
   return dtype == kFloat16 ? load4(static_cast<const __half*>(p) + offset) : load4(static_cast<const float*>(p) + offset);

@@ -4,9 +4,9 @@
 // of its warps walks its own tokens with a running maximum and sum, free of barriers, and the warps merge at the end.
 // Where the context is split, each block leaves (maximum, sum, accumulator) in the workspace and a second kernel merges.
 //
-// Within a warp a token's row lies over kWidth lanes, four elements a lane. kTokens × kHeads partial dot products are
-// reduced together by exchanging halves, so that a score costs about one shuffle in place of log2(kWidth), and each
-// exponential is taken by one lane alone.
+// Within a warp a token's row lies over kWidth lanes, 16 bytes a lane where it is long enough. kTokens × kHeads
+// partial dot products are reduced together by exchanging halves, so that a score costs about one shuffle in place of
+// log2(kWidth), and each exponential is taken by one lane alone.
 #include "attention.cuh"
 
 namespace kepler {
@@ -19,6 +19,41 @@ constexpr int kMinSplitTokens = 256;
 constexpr int kMaxSplits = 128;
 // Blocks wanted for each multiprocessor: several waves, so that the last one is short beside the rest.
 constexpr int kBlocksPerProcessor = 20;
+
+// Scores and maxima are kept times this: a weight is then one instruction, a power of two.
+constexpr float kLog2E = 1.44269504f;
+
+// 2^x; 0 where that is too small for a normal number.
+__device__ __forceinline__ float power(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// What a lane reads at once of a cached row, as it lies there: kFours times four elements.
+template <typename T, int kVectors>
+struct Piece {
+  static constexpr int kFours = 1;
+  float4 bits;
+  __device__ __forceinline__ void load(const char* p) { bits = __ldg(reinterpret_cast<const float4*>(p)); }
+  __device__ __forceinline__ float4 four(int) const { return bits; }
+};
+template <int kVectors>
+struct Piece<__half, kVectors> {
+  static constexpr int kFours = 2;
+  uint4 bits;
+  __device__ __forceinline__ void load(const char* p) { bits = __ldg(reinterpret_cast<const uint4*>(p)); }
+  __device__ __forceinline__ float4 four(int i) const {
+    return widened(i == 0 ? make_uint2(bits.x, bits.y) : make_uint2(bits.z, bits.w));
+  }
+};
+template <>
+struct Piece<__half, 1> {
+  static constexpr int kFours = 1;
+  uint2 bits;
+  __device__ __forceinline__ void load(const char* p) { bits = __ldg(reinterpret_cast<const uint2*>(p)); }
+  __device__ __forceinline__ float4 four(int) const { return widened(bits); }
+};
 
 struct DecodeArgs {
   void* out;
@@ -59,6 +94,7 @@ __device__ __forceinline__ void reduce_scatter(float (&values)[kCount], int lane
 template <typename T, int kWidth, int kVectors, int kHeads>
 __global__ void __launch_bounds__(kThreads, on(4, kVectors * kHeads < 8 ? 4 : 3))
     decode_kernel(DecodeArgs a) {
+  using P = Piece<T, kVectors>;
   constexpr int kRows = 32 / kWidth;                                    // rows that a warp reads side by side
   constexpr int kTokens = kHeads == 8 ? 4 : 8 / kVectors;               // consecutive tokens a row of lanes
   constexpr int kStep = kRows * kTokens;                                // tokens a warp handles at a time
@@ -66,6 +102,9 @@ __global__ void __launch_bounds__(kThreads, on(4, kVectors * kHeads < 8 ? 4 : 3)
   constexpr int kHeld = kCount > kWidth ? kCount / kWidth : 1;          // scores that a lane ends up with
   constexpr int kTwins = kCount < kWidth ? kWidth / kCount : 1;         // lanes that hold the same score
   constexpr int kHeadLanes = kWidth / kHeads;                           // lanes that hold scores of one head
+  // Keys in float16 are read a step ahead. In float32 that takes twice as many registers: spills, or fewer blocks.
+  constexpr bool kAhead = sizeof(T) == 2;
+  constexpr int kLoads = kVectors / P::kFours, kStride = kWarps * kStep;
 
   const int tile = blockIdx.x % a.head_tiles, kv_head = blockIdx.x / a.head_tiles;
   const int split = blockIdx.y, seq = blockIdx.z;
@@ -84,46 +123,55 @@ __global__ void __launch_bounds__(kThreads, on(4, kVectors * kHeads < 8 ? 4 : 3)
   const int split_begin = aligned + split * steps_each * kStep;
   const int split_end = min(seq_len, split_begin + steps_each * kStep);
 
-  // Lanes past the head's end read its last four again, times a query of zeros.
-  int element[kVectors];
+  // This lane's fours of a row, v from 0 to kVectors - 1. Past the head's end it reads the last ones again, times a
+  // query of zeros.
+  const auto at = [&](int v) { return P::kFours * (column + kWidth * (v / P::kFours)) + v % P::kFours; };
+  const int row_bytes = a.head_size * sizeof(T), block_size = 1 << a.cache.block_shift;
+  int bytes[kLoads];
 #pragma unroll
-  for (int v = 0; v < kVectors; ++v) element[v] = min(4 * (column + kWidth * v), a.head_size - 4);
+  for (int l = 0; l < kLoads; ++l) bytes[l] = min(4 * at(l * P::kFours), a.head_size - 4 * P::kFours) * sizeof(T);
+  const bool plain = a.variants.soft_cap == 0.f && a.variants.alibi_slopes == nullptr;
   float4 q[kHeads][kVectors], acc[kHeads][kVectors];
 #pragma unroll
   for (int h = 0; h < kHeads; ++h)
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      const int d = 4 * (column + kWidth * v);
+      const int d = 4 * at(v);
       acc[h][v] = make_float4(0.f, 0.f, 0.f, 0.f);
       q[h][v] = acc[h][v];
       if (h < heads_here && d < a.head_size)
         q[h][v] = scaled(load4(a.query, seq * a.query_stride + static_cast<size_t>(first_head + h) * a.head_size + d,
-                               a.io_dtype), a.variants.scale);
+                               a.io_dtype), a.variants.scale * (plain ? kLog2E : 1.f));
     }
   const int own_head = column / kHeadLanes;
   const float slope =
       a.variants.alibi_slopes != nullptr && own_head < heads_here ? a.variants.alibi_slopes[first_head + own_head] : 0.f;
   float running_max = -INFINITY, running_sum = 0.f;
 
-  const T* keys = static_cast<const T*>(a.cache.key);
-  const T* values = static_cast<const T*>(a.cache.value);
+  const char* keys = static_cast<const char*>(a.cache.key) + static_cast<size_t>(kv_head) * block_size * row_bytes;
+  const char* values = static_cast<const char*>(a.cache.value) + static_cast<size_t>(kv_head) * block_size * row_bytes;
+  const unsigned block_bytes = static_cast<unsigned>(a.cache.num_kv_heads) * block_size * row_bytes;
   const int* table = a.cache.block_tables + static_cast<size_t>(seq) * a.cache.max_blocks;
-  const int block_size = 1 << a.cache.block_shift;
+  // Tokens past the end lie in the same block, or in block 0: their scores are put out below.
+  const auto block_of = [&](int token) {
+    return token < split_end ? __ldg(table + (token >> a.cache.block_shift)) : 0;
+  };
+  const auto offset_of = [&](int block, int token) {
+    return static_cast<size_t>(block) * block_bytes + (token & (block_size - 1)) * row_bytes;
+  };
+  const auto load = [&](P(&to)[kTokens][kLoads], const char* from) {
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t, from += row_bytes)
+#pragma unroll
+      for (int l = 0; l < kLoads; ++l) to[t][l].load(from + bytes[l]);
+  };
   int token = split_begin + warp * kStep + row * kTokens;
-  int block = token < split_end ? __ldg(table + (token >> a.cache.block_shift)) : 0;
-  for (int base = split_begin + warp * kStep; base < split_end; base += kWarps * kStep) {
-    const size_t offset =
-        ((static_cast<size_t>(block) * a.cache.num_kv_heads + kv_head) * block_size + (token & (block_size - 1))) *
-        a.head_size;
-    // Tokens past the end lie in the same block, or in block 0: their scores are put out below.
-    float4 loaded[kTokens][kVectors];
-#pragma unroll
-    for (int t = 0; t < kTokens; ++t)
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) loaded[t][v] = load4(keys + offset + t * a.head_size + element[v]);
-    const int next = token + kWarps * kStep;
-    const int next_block = next < split_end ? __ldg(table + (next >> a.cache.block_shift)) : 0;
-
+  size_t offset = offset_of(block_of(token), token);
+  int next_block = block_of(token + kStride);
+  P key[kTokens][kLoads];
+  if (kAhead) load(key, keys + offset);
+  for (int base = split_begin + warp * kStep; base < split_end; base += kStride) {
+    if (!kAhead) load(key, keys + offset);
     float score[kCount];
 #pragma unroll
     for (int h = 0; h < kHeads; ++h)
@@ -131,31 +179,24 @@ __global__ void __launch_bounds__(kThreads, on(4, kVectors * kHeads < 8 ? 4 : 3)
       for (int t = 0; t < kTokens; ++t) {
         float sum = 0.f;
 #pragma unroll
-        for (int v = 0; v < kVectors; ++v) sum = dot(q[h][v], loaded[t][v], sum);
+        for (int v = 0; v < kVectors; ++v) sum = dot(q[h][v], key[t][v / P::kFours].four(v % P::kFours), sum);
         score[h * kTokens + t] = sum;
       }
-    // The values' loads go out before the scores are waited for. Not shared with the keys': a function of both costs
-    // nine registers a thread, and with them a block of each multiprocessor.
-#pragma unroll
-    for (int t = 0; t < kTokens; ++t)
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) loaded[t][v] = load4(values + offset + t * a.head_size + element[v]);
-    // An empty slot may hold anything, and nothing times not a number is not a number.
-    if (base + kStep > split_end) {
-#pragma unroll
-      for (int t = 0; t < kTokens; ++t)
-#pragma unroll
-        for (int v = 0; v < kVectors; ++v)
-          if (token + t >= split_end) loaded[t][v] = make_float4(0.f, 0.f, 0.f, 0.f);
-    }
-
+    // The values' loads, and those of the next keys, go out before the scores are waited for.
+    P value[kTokens][kLoads];
+    load(value, values + offset);
+    token += kStride;
+    offset = offset_of(next_block, token);
+    if (kAhead && base + kStride < split_end) load(key, keys + offset);
+    next_block = block_of(token + kStride);
     reduce_scatter<kCount, kWidth>(score, column);
     float step_max = -INFINITY;
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
-      const int position = token + (column * kCount / kWidth + i) % kTokens;
+      const int position = token - kStride + (column * kCount / kWidth + i) % kTokens;
       const bool seen = position >= begin && position < split_end;
-      score[i] = seen ? vary(score[i], a.variants.soft_cap, slope, position - (seq_len - 1)) : -INFINITY;
+      if (!plain) score[i] = vary(score[i], a.variants.soft_cap, slope, position - (seq_len - 1)) * kLog2E;
+      if (!seen) score[i] = -INFINITY;
       step_max = fmaxf(step_max, score[i]);
     }
 #pragma unroll
@@ -163,19 +204,40 @@ __global__ void __launch_bounds__(kThreads, on(4, kVectors * kHeads < 8 ? 4 : 3)
 #pragma unroll
     for (int o = kWidth; o < 32; o *= 2) step_max = fmaxf(step_max, __shfl_xor_sync(kAllLanes, step_max, o));
     const float new_max = fmaxf(running_max, step_max);
-    const float shrink = expf(running_max - finite_max(new_max));
+    const float shrink = power(running_max - finite_max(new_max));
+    const bool grown = __any_sync(kAllLanes, new_max > running_max);
     running_max = new_max;
     running_sum *= shrink;
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
-      score[i] = expf(score[i] - finite_max(new_max));
+      score[i] = power(score[i] - finite_max(new_max));
       if (column % kTwins == 0) running_sum += score[i];
     }
+    // Seldom after a sequence's first steps.
+    if (grown) {
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) {
+        const float head_shrink = __shfl_sync(kAllLanes, shrink, h * kHeadLanes, kWidth);
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) acc[h][v] = scaled(acc[h][v], head_shrink);
+      }
+    }
+    float4 loaded[kTokens][kVectors];
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t)
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) loaded[t][v] = value[t][v / P::kFours].four(v % P::kFours);
+    // An empty slot may hold anything, and nothing times not a number is not a number.
+    if (base + kStep > split_end) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t)
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v)
+          if (token - kStride + t >= split_end) loaded[t][v] = make_float4(0.f, 0.f, 0.f, 0.f);
+    }
+
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
-      const float head_shrink = __shfl_sync(kAllLanes, shrink, h * kHeadLanes, kWidth);
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) acc[h][v] = scaled(acc[h][v], head_shrink);
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) {
         const int index = h * kTokens + t;
@@ -184,8 +246,6 @@ __global__ void __launch_bounds__(kThreads, on(4, kVectors * kHeads < 8 ? 4 : 3)
         for (int v = 0; v < kVectors; ++v) add_scaled(acc[h][v], weight, loaded[t][v]);
       }
     }
-    token = next;
-    block = next_block;
   }
 
   // Merge the rows of the warp, then the warps of the block.
@@ -210,7 +270,7 @@ __global__ void __launch_bounds__(kThreads, on(4, kVectors * kHeads < 8 ? 4 : 3)
 #pragma unroll
     for (int h = 0; h < kHeads; ++h)
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) merged[warp][h][column + kWidth * v] = acc[h][v];
+      for (int v = 0; v < kVectors; ++v) merged[warp][h][at(v)] = acc[h][v];
     if (column % kHeadLanes == 0) {
       warp_max[warp][own_head] = running_max;
       warp_sum[warp][own_head] = running_sum;
@@ -226,7 +286,7 @@ __global__ void __launch_bounds__(kThreads, on(4, kVectors * kHeads < 8 ? 4 : 3)
     float4 total = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      const float weight = expf(warp_max[w][h] - finite_max(m));
+      const float weight = power(warp_max[w][h] - finite_max(m));
       sum = fmaf(weight, warp_sum[w][h], sum);
       add_scaled(total, weight, merged[w][h][d]);
     }
@@ -251,7 +311,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(DecodeArgs a) {
   float m = -INFINITY, sum = 0.f;
   for (int s = 0; s < a.num_splits; ++s) m = fmaxf(m, partial[s * stride + a.head_size]);
   for (int s = threadIdx.x; s < a.num_splits; s += kThreads)
-    weight[s] = expf(partial[s * stride + a.head_size] - finite_max(m));
+    weight[s] = power(partial[s * stride + a.head_size] - finite_max(m));
   __syncthreads();
   for (int s = 0; s < a.num_splits; ++s) sum = fmaf(weight[s], partial[s * stride + a.head_size + 1], sum);
   const float inverse = sum > 0.f ? 1.f / sum : 0.f;
