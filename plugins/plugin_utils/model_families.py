@@ -12,7 +12,7 @@ from ..module_utils.checkpoint import config as checkpoint_config
 from ..module_utils.checkpoint import gguf
 from ..module_utils.checkpoint.engine_models import DEFAULTS, LANGUAGE_PARTS
 from ..module_utils.checkpoint.errors import CheckpointError, UnsupportedQuantizationError
-from ..module_utils.checkpoint.quantization import Quantization, Scheme, read_quantization
+from ..module_utils.checkpoint.quantization import EXPERT_KEYS, Quantization, Scheme, read_quantization
 from ..module_utils.errors import KeplerError
 
 # vLLM 0.9.2's for a config that names no length.
@@ -575,7 +575,7 @@ def read(config: Any, recorded: Iterable[dict[str, Any]] = ()) -> Model:
     else:
         kv_heads = number(config, "n_head_kv", "num_kv_heads", "num_key_value_heads", default=heads)
     intermediate = number(config, family.inner if family else "intermediate_size", default=4 * hidden)
-    experts = number(config, "num_local_experts", "num_experts", "n_routed_experts", default=0)
+    experts = number(config, *EXPERT_KEYS, default=0)
     positions = longest(config)
     tied = config.get("tie_word_embeddings")
     return Model(
