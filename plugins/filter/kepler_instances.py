@@ -14,8 +14,8 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.addresses import is_li
 from ansible_collections.kepler.vllm.plugins.plugin_utils.argument_specs import correction, entry_points, has_type
 from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import UTILIZATION
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import PLAIN_PATH_FORM, is_plain_path, shown
+from ansible_collections.kepler.vllm.plugins.plugin_utils.several_hosts import INSTANCES
 
-INSTANCES = "vllm_service_instances"
 # The `serve` of no profile: nothing has a default by it.
 NO_PROFILE: dict[str, Any] = {}
 

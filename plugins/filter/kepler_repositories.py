@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.kepler.vllm.plugins.module_utils import rpms
+from ansible_collections.kepler.vllm.plugins.module_utils.dnf_settings import DNF_CONF
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.plugin_utils.profiles import RPMS
 
-DNF_CONF = "/etc/dnf/dnf.conf"
 BUNDLE = "kepler-offline"
 # Parts of dnf's transaction that were not requested.
 REMOVALS = ("Removing", "Removing dependent packages")

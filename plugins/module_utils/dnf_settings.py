@@ -2,6 +2,7 @@
 
 import re
 
+DNF_CONF = "/etc/dnf/dnf.conf"
 TRUE = ("1", "yes", "true", "on")
 HEADER = re.compile(r"^\[(.+)\]\s*$")
 EXCLUDING = ("exclude", "excludepkgs", "includepkgs")

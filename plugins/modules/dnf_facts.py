@@ -81,7 +81,6 @@ import tempfile
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kepler.vllm.plugins.module_utils import dnf_settings, facts, rpms
 
-DNF_CONF = "/etc/dnf/dnf.conf"
 # These are the directories that dnf reads unless dnf.conf names others.
 REPOSITORY_DIRECTORIES = ("/etc/yum.repos.d", "/etc/yum/repos.d", "/etc/distro.repos.d")
 PLUGIN_SETTINGS = "/etc/dnf/plugins"
@@ -96,10 +95,10 @@ def read_settings(root):
     def at(path):
         return os.path.join(root, path.lstrip("/"))
 
-    main = facts.read_raw(at(DNF_CONF)) or ""
+    main = facts.read_raw(at(dnf_settings.DNF_CONF)) or ""
     named = [option for option in dnf_settings.options(main) if option["option"] == "reposdir"]
     directories = [word for word, _ in named[-1]["words"]] if named else REPOSITORY_DIRECTORIES
-    texts = {DNF_CONF: main}
+    texts = {dnf_settings.DNF_CONF: main}
     for directory in directories:
         for path in sorted(glob.glob(os.path.join(at(directory), "*.repo"))):
             texts[os.path.join(directory, os.path.basename(path))] = facts.read_raw(path) or ""
@@ -114,7 +113,7 @@ def facts_of_settings(module):
     root = module.params["root"]
     texts, locks, locked = read_settings(root)
     records = sorted(glob.glob(os.path.join(root, "etc/dnf/modules.d/*.module")))
-    skips = dnf_settings.truth_of(texts[DNF_CONF], "main", "skip_if_unavailable")
+    skips = dnf_settings.truth_of(texts[dnf_settings.DNF_CONF], "main", "skip_if_unavailable")
     return texts, {
         "exclusions": [one for path in sorted(texts) for one in dnf_settings.exclusions(path, texts[path])],
         "repositories": [one for path in sorted(texts) for one in dnf_settings.repositories(path, texts[path], skips)],
