@@ -2,6 +2,7 @@
 # Host code under Python 3.6, the one of EL8, where one is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. tests/environment.sh
 
 # PYTHON36 names the interpreter; else the first that works: one on PATH, or the newest that pyenv has.
 python36=""

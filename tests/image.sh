@@ -3,7 +3,7 @@
 # stand-ins, asked, stopped. Not part of `make test`: it writes 13 GB and takes minutes. Arguments: pytest's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export ANSIBLE_CONFIG="$PWD/ansible.cfg"
+. tests/environment.sh
 
 . tests/serving.sh
 in_standin() { PYTHONPATH=molecule/shared python -c "$1"; }

@@ -2,6 +2,7 @@
 # Linters and type checks. Prints one line for each tool; the first that finds something ends it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. tests/environment.sh
 
 step() { echo "== $1"; shift; "$@"; }
 # Quiet if all contracts hold.

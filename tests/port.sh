@@ -2,6 +2,7 @@
 # The port against transformers on PyTorch 2.0.1, on the CPU. Arguments: pytest's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. tests/environment.sh
 
 # A model that somebody else has made, as a directory of Python packages.
 . tests/packages.sh

@@ -3,6 +3,7 @@
 # STOCK_TESTS: other tests for the same environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. tests/environment.sh
 
 standin() { PYTHONPATH=molecule/shared python -c "from standin import artifacts; $1"; }
 # Steps are on standard error.

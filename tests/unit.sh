@@ -2,6 +2,7 @@
 # Unit and static tests on the controller's Python. Arguments: pytest's, with the files where only some are meant.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. tests/environment.sh
 
 tests/programs.sh
 export PATH="$KEPLER_CACHE/programs/usr/sbin:$KEPLER_CACHE/programs/usr/bin:$PATH"
