@@ -46,7 +46,8 @@ def test_a_stream_that_breaks_off():
 
 
 def test_server_that_is_not_there_is_named_in_plain_words():
-    with socket.create_server(("127.0.0.1", 0)) as free:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.raises(api.CheckFailed, match="^/v1/models: Connection refused$"):
         api.Api("127.0.0.1", port, None, 10).model()
