@@ -82,24 +82,17 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
             f"profile {profile['name']} has. Correct it, or leave it out."
         )
     hosts = number_of("plan_hosts", asked.get("hosts"), 1, capacity.MOST_HOSTS) or 1
-    if hosts > 1 and name != PORT:
-        raise AnsibleFilterError(
-            f"plan_hosts: found {hosts} and the engine {name}; expected {PORT}, the engine that spans hosts. Leave it "
-            "out, or plan for another engine or profile."
-        )
     engine, *others = engines_in_order(profile["serve"]["engines"], name, profile["gpu"]["compute_capability"])
-    # The V1 engine of a released vLLM spreads every prompt over batches.
-    chunked = {"enable_chunked_prefill": True} if name == "stock" else {}
     # The figures are those of the port's kernels.
     step = profile["gpu"].get("step") if name == PORT else None
+    own = {**capacity.figures_of(profile["gpu"]), **(capacity.V1 if name == "stock" else {})}
     try:
         check_adapters(adapters, facts)
         ranks = [rank for rank in (rules.rank_of(adapter["config"]) for adapter in adapters.values()) if rank]
         made = capacity.plan(
             facts["config"], facts["tensors"], None if context is None else int(context),
             Options(
-                **capacity.figures_of(profile["gpu"]), **chunked, adapters=len(adapters),
-                adapter_rank=rules.room_for(ranks) if adapters else 0,
+                **own, adapters=len(adapters), adapter_rank=rules.room_for(ranks) if adapters else 0,
                 **{key: value for key, value in options.items() if value is not None},
             ),
             profile["serve"]["sizes"], facts.get("tokenizer"), engine,

@@ -200,8 +200,7 @@ def link_findings(
                 "error", f"{where}.hosts", f"clocks of {host} and {head} that are {apart:.0f} s apart",
                 f"at most {CLOCKS} s", "Start chronyd on both.",
             ))
-        active, heads = (((read[name].get("__preflight_active") or {}).get("stat") or {}).get("lnk_source")
-                         for name in (host, head))
+        active, heads = (active_environment(read[name], instance["engine"]) for name in (host, head))
         if active and heads and active != heads:
             found.append(finding(
                 "warning", f"{where}.hosts", f"generations with {active} on {host} and {heads} on {head}",
@@ -210,6 +209,12 @@ def link_findings(
             ))
         found += model_differences(instance, where, host, read)
     return found
+
+
+def active_environment(variables: Mapping[str, Any], engine: str) -> str | None:
+    """The environment of an engine that a host's active generation has for servers over several hosts, or None."""
+    stats = (variables.get("__preflight_active") or {}).get("results") or []
+    return next((item["stat"].get("lnk_source") for item in stats if item["item"] == engine), None)
 
 
 def model_differences(

@@ -257,10 +257,10 @@ def hosts_findings(valid: dict, where: str) -> list[dict[str, str]]:
             "error", f"{where}.link", shown(link), f"an address of its own for each of {', '.join(valid['hosts'])}",
             "Correct the mapping.",
         ))
-    # Nobody has run these over several hosts.
+    # Nobody has run these over several hosts. A released vLLM captures graphs for each stage by itself.
     unproven = {
-        "cuda_graphs": valid.get("cuda_graphs"), "adapters": valid.get("adapters"),
-        "engine": valid.get("engine") if valid.get("engine") != "port" else None,
+        "cuda_graphs": valid.get("cuda_graphs") if valid.get("engine") != "stock" else None,
+        "adapters": valid.get("adapters"),
         **{f"extra_args.{option}": (valid.get("extra_args") or {}).get(option) for option in
            (engine_options.SPECULATION, "distributed-executor-backend", "enable-lora")},
     }

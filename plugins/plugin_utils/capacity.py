@@ -230,7 +230,8 @@ class Options:
         adapter_rank: rank that each has room for.
         beside: bytes of what speculates on the first GPU: a draft model's weights, and the check of its proposals.
         beside_token: KV cache of one token of a draft model.
-        stages: hosts that share the layers. V0 gives each of as many batches in flight its own part of the cache.
+        stages: hosts that share the layers.
+        divided: whether each of as many batches in flight has its own part of the cache: V0's have, V1's share it.
     """
 
     memory: int
@@ -247,6 +248,12 @@ class Options:
     beside: int = 0
     beside_token: int = 0
     stages: int = 1
+    divided: bool = True
+
+    @property
+    def parts(self) -> int:
+        """Parts that the cache is divided into."""
+        return self.stages if self.divided else 1
 
     def is_chunked(self, model: Model, max_model_len: int) -> bool:
         """Whether a prompt may be spread over several batches."""
@@ -260,6 +267,10 @@ class Options:
             return self.max_num_batched_tokens
         tokens = BATCHED_TOKENS if self.is_chunked(model, max_model_len) else max(max_model_len, BATCHED_TOKENS)
         return min(self.max_num_seqs * max_model_len, max(tokens, IMAGE_TOKENS if model.multimodal else 0))
+
+
+# What the V1 engine of a released vLLM does otherwise: it spreads every prompt over batches.
+V1: dict[str, Any] = {"enable_chunked_prefill": True, "divided": False}
 
 
 def figures_of(gpu: dict[str, Any]) -> dict[str, Any]:
@@ -333,7 +344,7 @@ class Need:
     cache: int
     block: int
     block_size: int
-    stages: int = 1
+    parts: int = 1
 
     @property
     def blocks(self) -> int:
@@ -342,7 +353,7 @@ class Need:
     @property
     def tokens(self) -> int:
         """Tokens that the KV cache holds, or its part for one of the batches that pass the stages."""
-        return self.blocks // self.stages * self.block_size
+        return self.blocks // self.parts * self.block_size
 
     @property
     def fits(self) -> bool:
@@ -352,7 +363,7 @@ class Need:
     @property
     def sequence(self) -> int:
         """KV cache of one sequence of max_model_len, in each part of it."""
-        return -(-self.max_model_len // self.block_size) * self.block * self.stages
+        return -(-self.max_model_len // self.block_size) * self.block * self.parts
 
     @property
     def needed(self) -> int:
@@ -377,7 +388,7 @@ def need(
         max_model_len=max_model_len, weights=weights, activations=activations, outside=outside,
         cache=budget - weights - activations - outside,
         block=(token_bytes(model, gpus, storage) + options.beside_token) * options.block_size,
-        block_size=options.block_size, stages=options.stages,
+        block_size=options.block_size, parts=options.parts,
     )
 
 
@@ -561,9 +572,7 @@ def plan(
         rows = [{**row, "served": False} for row in rows]
         conclusion = [f"Expected: {expected}." for _, expected in refused]
     else:
-        conclusion = _conclusion(
-            model, tensors, context, options, rows, storages, sizes, hosts if engine.name == PORT.name else None,
-        )
+        conclusion = _conclusion(model, tensors, context, options, rows, storages, sizes)
     return {
         "architecture": model.architecture, "parameters": parameters,
         "counted": counted, "uncounted": uncounted(model.config, recorded),
@@ -600,8 +609,7 @@ def plan_row(
         return {**row, "fits": False}
     stage, kept = stage_of(model, tensors, stages)
     at = need(stage, kept, gpus, context, options, storage)
-    # Each of the batches that pass the stages has its own part of the cache.
-    sequences = stages * min(options.max_num_seqs, at.tokens // context)
+    sequences = options.parts * min(options.max_num_seqs, at.tokens // context)
     return {
         **row, "fits": at.fits, "weights": at.weights, "activations": at.activations, "outside": at.outside,
         "predicted": predict(model, tensors, gpus, storage, context, sequences) if predict else [],
@@ -641,9 +649,9 @@ def checkpoint_of(storage: Storage) -> str:
 
 def _conclusion(
     model: Model, tensors: list[Tensor], context: int, options: Options, rows: list[dict[str, Any]],
-    storages: dict[str, Storage], sizes: list[int], hosts: int | None,
+    storages: dict[str, Storage], sizes: list[int],
 ) -> list[str]:
-    """Next step for the operator. hosts: over how many the model was planned; None if the engine knows one alone."""
+    """Next step for the operator."""
     budget = int(options.memory * options.gpu_memory_utilization)
     served = [row for row in rows if row["served"] and row["fits"]]
     other = [row for row in rows if not row["served"] and row["fits"]]
@@ -669,7 +677,7 @@ def _conclusion(
             reason = f"{' and '.join(row['faults'])} cannot be split or served."
             lines.append(f"{row['dies']} GPU(s){on_hosts(row['hosts'])}: {reason}")
     count = gpus_needed(model, tensors, context, options, storages[name]) if possible else None
-    if hosts and possible and (enough := hosts_needed(model, tensors, sizes[-1], context, options, storages[name])):
+    if possible and (enough := hosts_needed(model, tensors, sizes[-1], context, options, storages[name])):
         lines.append(f"In {name} it fits {sizes[-1]} GPU(s){on_hosts(enough)}: plan_hosts={enough} shows it.")
     return [
         f"It fits no layout of {', '.join(map(str, sizes))} GPUs.", *lines,
@@ -727,8 +735,7 @@ def options_of(instance: dict[str, Any], gpu: dict[str, Any], ranks: Iterable[in
     found: dict[str, Any] = {}
     extra = engine_options.meant(instance.get("extra_args") or {}, instance.get("engine"))
     if instance.get("engine") == "stock":
-        # Its V1 engine spreads every prompt over batches.
-        found["enable_chunked_prefill"] = True
+        found.update(V1)
     numbers = NUMBERS
     if named := instance.get("adapters"):
         found.update(adapters=len(named), adapter_rank=adapters.room_for(list(ranks)))

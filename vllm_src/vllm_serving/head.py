@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from .cluster import LABEL, OUTPUT, Cluster, answers, node_command, read_cluster
@@ -28,6 +29,10 @@ while True:
 """
 # Seconds without an answer after which the head counts as broken.
 SILENCE = 60
+# Variables of vLLM that ranks on other hosts do not get: whoever reads the link would have the key of the API.
+KEPT = ["VLLM_API_KEY", "VLLM_CONFIG_ROOT"]
+# Where vLLM looks for their names, in its directory of settings.
+KEPT_FILE = "ray_non_carry_over_env_vars.json"
 
 
 def describe(nodes: list[dict[str, Any]], cluster: Cluster, environment: str) -> tuple[int, str]:
@@ -78,6 +83,14 @@ def wait_for_hosts(cluster: Cluster, node: subprocess.Popen[bytes]) -> str | Non
         asking.wait()
 
 
+def keep_secrets(directory: Path) -> dict[str, str]:
+    """Write the names in KEPT below `directory`. Returns the variable that lets vLLM find them."""
+    settings = directory / "settings"
+    settings.mkdir(exist_ok=True)
+    (settings / KEPT_FILE).write_text(json.dumps(KEPT))
+    return {"VLLM_CONFIG_ROOT": str(settings)}
+
+
 def main(command: list[str]) -> int:
     """Start the head, and become `command` when all hosts are there. Returns the exit status if it cannot."""
     cluster = read_cluster(os.environ)
@@ -88,7 +101,10 @@ def main(command: list[str]) -> int:
     if reason := wait_for_hosts(cluster, node):
         print(f"error: {reason}", flush=True)
         return 1
-    environment = {**cluster.environment, "RAY_ADDRESS": f"{cluster.head}:{cluster.port}"}
+    environment = {
+        **cluster.environment, **keep_secrets(Path(os.environ["RUNTIME_DIRECTORY"])),
+        "RAY_ADDRESS": f"{cluster.head}:{cluster.port}",
+    }
     os.execve(command[0], command, environment)
 
 

@@ -585,11 +585,19 @@ def test_more_stages_than_layers_cannot_be_planned():
     assert [row["faults"] for row in made["layouts"] if row["hosts"] == 4] == [["3 layers over 4 hosts"]] * 4
 
 
-@pytest.mark.parametrize(("hosts", "profile", "message"), [
-    ("none", PROFILE, 'plan_hosts: found "none"; expected an integer of 1 to 16'),
-    ("17", PROFILE, 'plan_hosts: found "17"'),
-    ("2", VOLTA, "plan_hosts: found 2 and the engine stock; expected port"),
+@pytest.mark.parametrize("engine", ["stock", "port"])
+def test_batches_of_a_released_engine_share_the_cache(engine):
+    """A V0 engine parts the blocks between the batches in flight; V1 has one pool for all."""
+    made = capacity_plan(facts(LLAMA_13B), profile=VOLTA, engine=engine, context=4096, max_num_seqs=32, hosts=2)
+    (row,) = (row for row in made["layouts"] if (row["hosts"], row["storage"]) == (2, "fp16"))
+    parts = {"stock": 1, "port": 2}[engine]
+    assert row["sequences"] == parts * min(32, row["blocks"] // parts * 16 // 4096)
+    assert "GPU(s) of each of 2 hosts" in made["conclusion"][0]
+
+
+@pytest.mark.parametrize(("hosts", "message"), [
+    ("none", 'plan_hosts: found "none"; expected an integer of 1 to 16'), ("17", 'plan_hosts: found "17"'),
 ])  # fmt: skip
-def test_hosts_that_cannot_be_planned_are_refused(hosts, profile, message):
+def test_hosts_that_cannot_be_planned_are_refused(hosts, message):
     with pytest.raises(AnsibleFilterError, match=message):
-        capacity_plan(facts(LLAMA_7B), profile=profile, hosts=hosts)
+        planned(facts(LLAMA_7B), hosts=hosts)

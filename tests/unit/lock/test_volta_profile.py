@@ -32,6 +32,14 @@ def test_wheels_are_those_that_volta_needs():
     assert not projects & {"flashinfer-python", "ray"}
 
 
+@pytest.mark.parametrize("environment", ["serving", "serving_port"])
+def test_ray_finds_its_requirements_in_either_environment(environment):
+    """Those of ray and msgpack; jsonschema's and requests' are in as well."""
+    projects = {package["project"] for package in LOCK["python"][environment]}
+    assert {"click", "filelock", "jsonschema", "packaging", "protobuf", "pyyaml", "requests"} <= projects
+    assert {package["project"] for package in LOCK["python"]["ray"]} == {"ray", "msgpack"}
+
+
 def test_every_wheel_runs_on_the_glibc_of_the_release():
     """A wheel's tag names the oldest glibc that it loads with: 2.34 on Enterprise Linux 9."""
     files = engine_wheels(LOCK, ["", "_port"])
@@ -231,7 +239,10 @@ def test_a_mining_card_with_the_released_engine_gets_a_warning(device, engine, w
         assert text in found[0]["found"] + found[0]["expected"]
 
 
-EXAMPLES = sorted((ROOT / "inventory" / "examples" / "volta").glob("*.yml"))
+# Those of one host; that of two is in preflight/test_several_hosts.py.
+EXAMPLES = sorted(
+    path for path in (ROOT / "inventory" / "examples" / "volta").glob("*.yml") if path.stem != "two-hosts"
+)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

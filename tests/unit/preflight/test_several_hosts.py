@@ -10,7 +10,7 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_balancer import balan
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import instances_with_defaults, inventory_findings
 from ansible_collections.kepler.vllm.plugins.filter.kepler_qualification import qualified_instances
 from ansible_collections.kepler.vllm.plugins.plugin_utils.several_hosts import PORTS, link_of
-from rendered import PROFILE, ROOT, evaluate, render
+from rendered import PROFILE, ROOT, evaluate, profiles, render
 from vllm_serving.cluster import SPAN
 
 SERVE = PROFILE["serve"]
@@ -158,13 +158,17 @@ def test_generations_of_the_hosts_are_compared():
     values = hostvars()
     for host, path in zip(HOSTS, ("/opt/kepler/store/a-serving_ray-1", "/opt/kepler/store/b-serving_ray-1"),
                           strict=True):  # fmt: skip
-        values[host]["__preflight_active"] = {"stat": {"exists": True, "lnk_source": path}}
+        stats = [{"item": "stock", "stat": {"exists": True, "lnk_source": "/opt/kepler/store/c"}},
+                 {"item": "port", "stat": {"exists": True, "lnk_source": path}}]  # fmt: skip
+        values[host]["__preflight_active"] = {"results": stats}
     (found,) = kepler_hosts.link_findings([instance()], SECOND, values)
     assert (found["severity"], found["variable"]) == ("warning", "vllm_service_instances[0].hosts")
     assert "a-serving_ray-1 on k80-1" in found["found"]
     assert f"-l '{FIRST}:{SECOND}'" in found["next_step"]
+    # Those of another engine are the same.
+    assert kepler_hosts.link_findings([instance(engine="stock")], SECOND, values) == []
     # A host that comes new has none yet.
-    values[SECOND]["__preflight_active"] = {"stat": {"exists": False}}
+    values[SECOND]["__preflight_active"] = {"results": [{"item": "port", "stat": {"exists": False}}]}
     assert kepler_hosts.link_findings([instance()], SECOND, values) == []
 
 
@@ -205,8 +209,9 @@ def test_hosts_of_an_instance_are_one_batch():
     assert kepler_hosts.batch_sizes({"all": ["a"], "kepler_batch_1": ["a"]}, "30%") == "30%"
 
 
-def written(template, host, **changes):
+def written(template, host, profile=PROFILE, **changes):
     return render("vllm_service", template, item=instance(**changes), inventory_hostname=host, hostvars=hostvars(),
+                  profile=profile,
                   store_root="/opt/kepler", __vllm_service_current={"stat": {"lnk_target": "generations/7"}})
 
 
@@ -231,6 +236,46 @@ def test_drop_ins_start_the_environment_with_ray():
     unit = render("vllm_service", "vllm-stage@.service.j2", store_root="/opt/kepler")
     assert "serving_ray" in unit
     assert "ray stop" not in unit
+
+
+VOLTA = profiles.profiles(ROOT / "profiles")["volta"]
+
+
+def volta(template, host, engine):
+    return written(template, host, engine=engine, dtype="half", cuda_graphs=False, profile=VOLTA).splitlines()
+
+
+@pytest.mark.parametrize(("engine", "server", "stage"), [("stock", "serving_ray", None),
+                                                         ("port", "serving_ray_port", "serving_ray_port")])  # fmt: skip
+def test_each_engine_has_its_environment_with_ray(engine, server, stage):
+    """The unit of a stage runs that of the profile's own engine unless a drop-in names another."""
+    first, second = ("\n".join(volta("instance.conf.j2", host, engine)) for host in HOSTS)
+    assert f'[ -e "$$generation/{server}" ]' in first
+    assert f'"$$generation/{server}")/bin/python" -m vllm_serving \\\n' in first
+    assert ("ExecStart" in second) == (stage is not None)
+    if stage:
+        assert f'current)/{stage}")/bin/python" \\\n    -m vllm_serving.stage %i' in second
+
+
+@pytest.mark.parametrize(("engine", "timeout"), [("stock", "RAY_CGRAPH_get_timeout=180"),
+                                                 ("port", "VLLM_ENGINE_ITERATION_TIMEOUT_S=180")])  # fmt: skip
+def test_ranks_of_either_engine_meet_on_the_link(engine, timeout):
+    for host, address in ADDRESSES.items():
+        lines = volta("instance.env.j2", host, engine)
+        assert [line for line in lines if line.startswith("VLLM_HOST_IP")] == [f"VLLM_HOST_IP={address}"]
+        assert timeout in lines
+        assert "NCCL_CUMEM_ENABLE=0" in lines
+
+
+def test_released_engine_spans_hosts_with_its_graphs():
+    """Adapters and speculation over several hosts nobody has run, with either engine."""
+    example = yaml.safe_load((ROOT / "inventory/examples/volta/two-hosts.yml").read_text())["v100-hosts"]
+    (item,) = instances_with_defaults(example["vars"]["vllm_service_instances"], {}, VOLTA["serve"])
+    assert item["hosts"] == list(example["hosts"])
+    assert (item["engine"], item["cuda_graphs"]) == ("stock", True)
+    assert inventory_findings([item], VOLTA["serve"]) == []
+    (found,) = inventory_findings([{**item, "adapters": {"a": "/srv/a"}}], VOLTA["serve"])
+    assert found["found"] == "adapters and hosts"
 
 
 def test_server_of_one_host_keeps_its_unit_and_files():

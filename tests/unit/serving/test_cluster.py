@@ -1,5 +1,6 @@
 """The nodes of a server over several hosts, as its units start them."""
 
+import json
 import os
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from supervised import ROOT
 from vllm_serving import stage as stages
 from vllm_serving.cluster import FIRST_RANK, PARTS, SPAN, Cluster, answers, node_command, read_cluster
 from vllm_serving.errors import ConfigError
-from vllm_serving.head import describe
+from vllm_serving.head import KEPT_FILE, describe, keep_secrets
 from vllm_serving.log import Log
 from vllm_serving.versions import v0_9_2
 
@@ -42,6 +43,14 @@ def test_node_lends_exactly_its_ranks_and_shows_no_token():
     assert "--head" not in command
     head = node_command(read_cluster({**ENVIRONMENT, "VLLM_HOST_IP": "10.0.0.1"}))
     assert {"--head", "--port=6379", "--include-dashboard=false", "--no-monitor", "--disable-usage-stats"} <= set(head)
+
+
+def test_key_of_the_api_stays_on_the_first_host(tmp_path):
+    """vLLM hands its own variables on to every rank but for those that a file in its settings names."""
+    for _ in range(2):
+        found = keep_secrets(tmp_path)
+    assert "VLLM_API_KEY" in json.loads((tmp_path / "settings" / KEPT_FILE).read_text())
+    assert found == {"VLLM_CONFIG_ROOT": str(tmp_path / "settings")}
 
 
 def test_ports_of_a_node_lie_apart_within_its_span():
