@@ -4,11 +4,9 @@
 profile="${KEPLER_PROFILE:-k80}"
 store="$KEPLER_CACHE/store"
 inventory=tests/port/hosts.yml
-ray=true
 if [ "$profile" = volta ]; then
     store="$store-volta"
     inventory=tests/port/volta.yml
-    ray=false
 fi
 (
     export PYTHONPATH="$PWD/molecule/shared"
@@ -16,11 +14,11 @@ fi
     ansible-playbook -i "$inventory" tests/port/environment.yml -e "ansible_python_interpreter=$(command -v python)" \
         -e "store_root=$store" -e "{store_artifacts: [$KEPLER_CACHE/artifacts]}" \
         -e pytorch_provider=wheel -e python_provider=prebuilt \
-        -e "python_interpreter=$(python -m standin python "$profile")" -e vllm_kernels=false -e "vllm_ray=$ray"
+        -e "python_interpreter=$(python -m standin python "$profile")" -e vllm_kernels=false -e vllm_ray=true
 )
 serving="$(cat "$store/serving")"
 # The same with Ray, for tests over several hosts.
-SERVING_RAY="$(cat "$store/serving_ray" 2>/dev/null || true)"
+SERVING_RAY="$(cat "$store/serving_ray")"
 export SERVING_RAY
 . tests/packages.sh
 # shellcheck disable=SC2034  # for those who source this

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +13,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf_models import gguf_model, model_alone
 from quantized_models import Kind, half_model, quantized_model
 from tiny_models import assert_same, make
-from two_hosts import HEAD, python, two_hosts
+from two_hosts import free_port, python, two_hosts
 
 CHUNKED = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64}
 # Storage of the weights: maker, options of the engine.
@@ -32,15 +31,6 @@ MORE: dict[str, Any] = {
     "gguf": (lambda *model: gguf_model("qwen2", *model, lambda name: Type.Q4_K), {}),
     "gguf, experts": (lambda *model: model_alone("qwen3-moe", *model, lambda name: Type.Q8_0), {}),
 }
-
-
-def free_port():
-    """First of enough ports for two hosts, below those that the kernel gives away by itself."""
-    for port in range(20000 + os.getpid() % 40 * 260, 32000, 260):
-        with socket.socket() as probe:
-            if probe.connect_ex((HEAD, port)):
-                return port
-    raise AssertionError("no free port")
 
 
 def assert_storages(hosts, tmp_path, seed, storages):

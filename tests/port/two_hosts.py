@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,6 +28,15 @@ JOINS, ANSWERS = 60, 240
 def python() -> str:
     """The interpreter of the serving environment with Ray; where none is named, this one has it."""
     return str(Path(os.environ["SERVING_RAY"], "bin", "python")) if "SERVING_RAY" in os.environ else sys.executable
+
+
+def free_port() -> int:
+    """First of enough ports for two hosts, below those that the kernel gives away by itself."""
+    for port in range(20000 + os.getpid() % 40 * 260, 32000, 260):
+        with socket.socket() as probe:
+            if probe.connect_ex((HEAD, port)):
+                return port
+    raise AssertionError("no free port")
 
 
 def environment_of(address: str, port: int, ranks: int, token: str) -> dict[str, str]:
@@ -147,7 +157,7 @@ async def answer(request: dict[str, Any]) -> None:
 
     # `vllm serve` runs this engine too if there is a pipeline: the other one refuses it.
     engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(
-        model=request["model"], skip_tokenizer_init=True, disable_log_requests=True,
+        model=request["model"], skip_tokenizer_init=True,
         **{"max_num_seqs": 16, "swap_space": 1, **request["options"]},
     ))  # fmt: skip
     sampling = SamplingParams(temperature=0, max_tokens=request["tokens"], ignore_eos=True, detokenize=False)

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-import httpx2
 import openai
 import pytest
 import yaml
 from conftest import INVENTORY, PROJECT
 from generations import LINE, NAN, active, changed_port
-from license import PROMPTS, follows
+from license import PROMPTS
+from several_hosts import PORTS, Stream, asked, assert_refused, ids_of, left_behind, processes
 from standin import hosts as standins
 from standin.settings import BUILDER, LONG
 from streams import MODEL, Address
@@ -38,7 +37,6 @@ BEFORE_THE_BUILD = "repos,nvidia_driver,cuda_toolkit,compiler"
 # Seconds until clients know of a failure, and until the server answers again: two minutes, and as much for what other
 # parts of the tests take of the processors.
 KNOWN, CUT, SERVED = 5, 30, 240
-TOKENS = 24
 
 
 @pytest.fixture(scope="module")
@@ -55,30 +53,10 @@ def api(address) -> openai.OpenAI:
     return address.client()
 
 
-def ids_of(api: openai.OpenAI, prompts: list[str]) -> list[list[str]]:
-    """Greedy ids of the answers to prompts, which go on as the license does."""
-    answers = []
-    for prompt in prompts:
-        answer = api.completions.create(
-            model=MODEL, prompt=prompt, max_tokens=TOKENS, temperature=0, logprobs=0,
-            extra_body={"return_tokens_as_token_ids": True},
-        )
-        (choice,) = answer.choices
-        assert follows(prompt, choice.text), choice.text
-        assert choice.logprobs
-        answers.append(choice.logprobs.tokens or [])
-    return answers
-
-
-def processes(host) -> list[str]:
-    """Processes of the servers' user."""
-    return host.run("ps -U vllm -o args=").stdout.splitlines()
-
-
 @pytest.fixture(scope="module")
 def alone(fleet, api) -> list[list[str]]:
     """What a server of one host answers."""
-    return ids_of(api, PROMPTS)
+    return ids_of(api, MODEL, PROMPTS)
 
 
 def test_servers_of_one_host_have_no_ray(fleet, alone):
@@ -145,7 +123,7 @@ def served(fleet, alone, play, token) -> None:
 
 def test_two_hosts_answer_as_one(fleet, alone, served, api):
     """Through the balancer, from two ranks of each host."""
-    assert ids_of(api, PROMPTS) == alone
+    assert ids_of(api, MODEL, PROMPTS) == alone
     for name, unit in UNITS.items():
         units = fleet[name].check_output("systemctl list-units --plain --no-legend 'vllm*@*'")
         assert units.split()[0] == f"{unit}.service"
@@ -175,54 +153,11 @@ def test_second_run_over_two_hosts_changes_nothing(served, play):
     assert changes == {host.name: "0" for host in BUILDER.hosts}, printed[-3000:]
 
 
-# Of Ray, from link_port on.
-PORTS = range(6379, 6379 + 120)
-# A method of each of its services.
-METHODS = (
-    "NodeInfoGcsService/CheckAlive", "NodeManagerService/GetNodeStats", "ObjectManagerService/Pull",
-    "CoreWorkerService/PushTask",
-)
-# Answers for want of the token, and those that are given.
-REFUSALS, ANSWERS = {"grpc 16", "http 401", "http 403"}, {"grpc 0", "http 200"}
-# Asks PORTS of a host with a METHOD each, and prints port and status; "http" for a port that is none of gRPC. A port
-# that does not know the method may close the stream before curl has read its answer, so each is asked twice.
-ASK = r"""
-for port in {ports}; do
-    echo $port http $(curl --silent --max-time 10 --output /dev/null --write-out '%{{http_code}}' {header} \
-        http://{host}:$port/)
-    for method in {methods} {methods}; do
-        echo $port grpc $(printf '\0\0\0\0\0' | curl --silent --max-time 10 --http2-prior-knowledge --request POST \
-            --dump-header - --output /dev/null --header 'Content-Type: application/grpc' --header 'TE: trailers' \
-            {header} --data-binary @- http://{host}:$port/ray.rpc.$method | tr -d '\r' | sed -n 's/^grpc-status: //p')
-    done
-done
-"""
-
-
-def asked(client, host: str, ports: Iterable[int], token: str) -> dict[int, set[str]]:
-    """What each of a host's ports answers a client with a token, or with none: kinds with their status."""
-    header = f"--header 'Authorization: Bearer {token}'" if token else ""
-    script = ASK.format(ports=" ".join(map(str, ports)), host=host, header=header, methods=" ".join(METHODS))
-    answers: dict[int, set[str]] = {}
-    for line in client.check_output(script).splitlines():
-        port, _, answer = line.partition(" ")
-        answers.setdefault(int(port), set()).add(answer)
-    return answers
-
-
 @pytest.mark.parametrize("stranger", ["", "0" * 48], ids=["no token", "another token"])
 def test_strangers_are_refused_on_every_port_of_ray(fleet, served, links, token, stranger):
     """From a host of the instance, whose address the firewall lets through."""
-    answers = []
-    for name in SERVERS:
-        sockets = fleet[name].check_output("ss -Hltn").splitlines()
-        listening = {int(line.split()[3].rpartition(":")[2]) for line in sockets} & set(PORTS)
-        answers += asked(fleet[SECOND], links[name], listening, stranger).items()
     # Head, two raylets of two ports, two side processes, four ranks, the engine.
-    assert len(answers) >= 12
-    for port, found in answers:
-        assert found & REFUSALS, (port, found)
-        assert not found & ANSWERS, (port, found)
+    assert_refused(fleet[SECOND], {links[name]: fleet[name] for name in SERVERS}, stranger, 12)
     assert "grpc 0" in asked(fleet[SECOND], links[FIRST], PORTS[:1], token)[PORTS[0]]
 
 
@@ -237,34 +172,6 @@ def test_firewall_lets_in_the_hosts_of_the_instance_alone(fleet, served, links):
             assert fleet[BALANCER].run(connect.format(links[name], port)).rc != 0
     assert fleet[SECOND].run(connect.format(links[FIRST], PORTS[0])).rc == 0
     assert fleet[BALANCER].run(connect.format(links[FIRST], 8000)).rc == 0
-
-
-class Stream:
-    """A client that reads one long stream until it breaks.
-
-    Attributes:
-        begun: is set with the first token.
-        ended: time at which it ended, in any way.
-        error: what ended it; None for an answer that came to its end.
-    """
-
-    def __init__(self, api: openai.OpenAI) -> None:
-        self.api, self.begun = api, threading.Event()
-        self.ended = 0.0
-        self.error: Exception | None = None
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-        assert self.begun.wait(60)
-
-    def run(self) -> None:
-        try:
-            for _ in self.api.completions.create(
-                model=MODEL, prompt=PROMPTS[0], max_tokens=1000, stream=True, extra_body={"ignore_eos": True}
-            ):
-                self.begun.set()
-        except (openai.OpenAIError, httpx2.HTTPError) as error:
-            self.error = error
-        self.ended = time.monotonic()
 
 
 def kill(unit: str) -> str:
@@ -286,7 +193,7 @@ FAILURES = {
 
 def assert_comes_back(fleet, api, alone, what, host, fail, mend, most) -> None:
     """Fail while a client streams: it knows soon, the unit ends, and is served again by itself."""
-    stream = Stream(api)
+    stream = Stream(api, MODEL)
     before = fleet[FIRST].check_output(f"systemctl show {SERVER} --property InvocationID")
     fleet[host].check_output(fail)
     began = time.monotonic()
@@ -303,13 +210,13 @@ def assert_comes_back(fleet, api, alone, what, host, fail, mend, most) -> None:
     served_again(fleet, api)
     print(f"{what}: clients after {known:.1f} s, unit ended after {ended:.0f} s, served again "
           f"{time.monotonic() - mended:.0f} s later")
-    assert ids_of(api, PROMPTS[:1]) == alone[:1]
+    assert ids_of(api, MODEL, PROMPTS[:1]) == alone[:1]
 
 
 def served_again(fleet, api) -> None:
     def answers() -> bool:
         try:
-            return bool(ids_of(api, PROMPTS[:1]))
+            return bool(ids_of(api, MODEL, PROMPTS[:1]))
         except openai.OpenAIError:
             return False
 
@@ -335,7 +242,7 @@ def test_restarts_in_either_order_serve(fleet, served, api, alone, order):
         fleet[name].check_output(f"systemctl start --no-block {UNITS[name]}")
         time.sleep(5)
     served_again(fleet, api)
-    assert ids_of(api, PROMPTS[:1]) == alone[:1]
+    assert ids_of(api, MODEL, PROMPTS[:1]) == alone[:1]
 
 
 @minutes
@@ -345,7 +252,7 @@ def test_upgrade_and_rollback_take_both_hosts(fleet, served, play, api, alone, t
     status, printed = play("playbooks/upgrade.yml", "-e", f"__vllm_port={port}", "--skip-tags", BEFORE_THE_BUILD)
     assert status == 0, printed[-3000:]
     assert all(active(fleet[name]) > before[name] for name in SERVERS)
-    assert ids_of(api, PROMPTS[:1]) == alone[:1]
+    assert ids_of(api, MODEL, PROMPTS[:1]) == alone[:1]
 
     status, printed = play("playbooks/rollback.yml", "-l", SECOND)
     assert status != 0
@@ -353,7 +260,7 @@ def test_upgrade_and_rollback_take_both_hosts(fleet, served, play, api, alone, t
     status, printed = play("playbooks/rollback.yml")
     assert status == 0, printed[-3000:]
     assert {name: active(fleet[name]) for name in SERVERS} == before
-    assert ids_of(api, PROMPTS[:1]) == alone[:1]
+    assert ids_of(api, MODEL, PROMPTS[:1]) == alone[:1]
 
 
 @minutes
@@ -364,16 +271,7 @@ def test_bad_generation_goes_back_on_both_hosts(fleet, served, play, api, alone,
     assert status != 0
     assert printed.count("this host is back on generation") == len(SERVERS), printed[-3000:]
     assert {name: active(fleet[name]) for name in SERVERS} == before
-    assert ids_of(api, PROMPTS[:1]) == alone[:1]
-
-
-# What a server leaves behind: shared memory, temporary files, sockets and control groups.
-LEFT = (
-    # Those of systemd itself aside.
-    "find /dev/shm /tmp /run/vllm -mindepth 1 ! -path '/tmp/systemd-private-*' ! -path '/tmp/.*-unix' 2> /dev/null; "
-    "find /tmp -path '*systemd-private-*vllm*'; ss -Hltn | awk '{print $4}' | grep -E ':(6[34][0-9][0-9]|8000)$'; "
-    "find /sys/fs/cgroup -name '*llama-70b*'"
-)
+    assert ids_of(api, MODEL, PROMPTS[:1]) == alone[:1]
 
 
 def test_stopped_units_leave_nothing_behind(fleet, served):
@@ -382,7 +280,7 @@ def test_stopped_units_leave_nothing_behind(fleet, served):
         assert fleet[name].run(f"systemctl is-failed {UNITS[name]}").rc != 0
     for name in SERVERS:
         assert processes(fleet[name]) == []
-        assert fleet[name].run(LEFT).stdout == ""
+        assert left_behind(fleet[name], "llama-70b") == ""
 
 
 @minutes

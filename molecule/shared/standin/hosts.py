@@ -16,7 +16,7 @@ from typing import Any
 import docker
 
 from . import artifacts, engine, image, repos
-from .settings import DEFAULT_MODEL, OUTPUTS, PROJECT, RELEASES, STATE, Fleet, Host, Step, fail
+from .settings import DEFAULT_MODEL, OUTPUTS, PROJECT, RELEASES, Fleet, Host, Step, fail
 
 SERVER_PORT = 8000  # in the container
 # What systemd needs where --privileged is refused.
@@ -50,9 +50,9 @@ enabled=1
 """
 
 
-def pci_tree(host: Host) -> Path:
+def pci_tree(fleet: Fleet, host: Host) -> Path:
     """A directory that looks like /sys/bus/pci/devices of a host with the GPUs of its profile, or with none."""
-    root = STATE / "pci" / (host.profile if host.dies else "none")
+    root = fleet.directory / "pci" / (host.profile if host.dies else "none")
     root.mkdir(parents=True, exist_ok=True)
     device, addresses = DIES[host.profile]
     for address in addresses if host.dies else ():
@@ -104,7 +104,7 @@ def mounts(fleet: Fleet, host: Host) -> dict[str, dict[str, str]]:
     """Volumes of one container: everything but its door is read-only."""
     prefix = artifacts.python(host.profile).parents[1]
     bound = {
-        prefix: str(prefix), pci_tree(host): "/sys/bus/pci/devices",
+        prefix: str(prefix), pci_tree(fleet, host): "/sys/bus/pci/devices",
         fleet.key_file: "/etc/kepler-standin/api-key.env",
     }
     if host.artifacts:
@@ -351,7 +351,7 @@ def ansible_environment(fleet: Fleet) -> dict[str, str]:
         "STANDIN_PROJECT": str(PROJECT),
         "STANDIN_PYTHON310": str(artifacts.python("k80")),
         "STANDIN_FINGERPRINT": (repos.ensure(fleet.profile) / "fingerprint").read_text(),
-        **({"KEPLER_PROFILES_DIR": str(artifacts.profiles())} if fleet.profile == "volta" else {}),
+        **({"KEPLER_PROFILES_DIR": str(artifacts.profiles(fleet.directory))} if fleet.profile == "volta" else {}),
         "STANDIN_MODEL": model_name(),
         "STANDIN_BUNDLE": str(fleet.directory / "kepler-bundle.tar"),
         "STANDIN_NVCC": NVCC if nvcc(fleet) else "",

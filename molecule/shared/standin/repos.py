@@ -66,10 +66,11 @@ WantedBy=multi-user.target
 """
 
 
-# The distribution's Python 3.12 on a stand-in: the interpreter of this machine that is mounted there.
+# The distribution's Python 3.12 on a stand-in: the interpreter of this machine that is mounted there, under the name
+# that it was called by. An environment's links lead to that name, as on a host, and not out of the store's recipes.
 PYTHON_312 = """\
-#!/bin/sh
-exec "$(readlink -f /opt/standin-python)/bin/python3.12" "$@"
+#!/bin/bash
+exec -a "$0" "$(readlink -f /opt/standin-python)/bin/python3.12" "$@"
 """
 
 
@@ -150,18 +151,21 @@ def contents(rpms: list[dict[str, Any]], mirror: Mirror = K80) -> dict[str, dict
         },
         "python3.12": {"/usr/bin/python3.12": PYTHON_312},
     }
-    return {**found, **(toolchain(rpms) if mirror is K80 else {})}
+    return {**found, **toolchain(rpms, mirror)}
 
 
-def toolchain(rpms: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """The files of the compilers."""
-    gcc, nvcc = version_of(rpms, "gcc-toolset-10-gcc"), version_of(rpms, "cuda-nvcc-11-4")
-    places = yaml.safe_load((PROJECT / "profiles" / K80.profile / "profile.yml").read_text())["toolchain"]
-    tools = places["compiler_bin"]
+def toolchain(rpms: list[dict[str, Any]], mirror: Mirror) -> dict[str, dict[str, str]]:
+    """The files of the compilers; the distribution's own are those of the stand-in."""
+    places = yaml.safe_load((PROJECT / "profiles" / mirror.profile / "profile.yml").read_text())["toolchain"]
+    (package,) = (rpm["name"] for rpm in rpms if rpm["name"].startswith("cuda-nvcc-"))
+    nvcc = version_of(rpms, package)
+    said = f"Cuda compilation tools, release {nvcc.rpartition('.')[0]}, V{nvcc}"
+    found = {package: {f"{places['cuda_home']}/bin/nvcc": f"#!/bin/sh\necho '{said}'\n"}}
+    if mirror is not K80:
+        return found
+    gcc, tools = version_of(rpms, "gcc-toolset-10-gcc"), places["compiler_bin"]
     return {
-        "cuda-nvcc-11-4": {
-            f"{places['cuda_home']}/bin/nvcc": f"#!/bin/sh\necho 'Cuda compilation tools, release 11.4, V{nvcc}'\n"
-        },
+        **found,
         "gcc-toolset-10-gcc": {f"{tools}/gcc": f"#!/bin/sh\necho 'gcc (GCC) {gcc} 20210422 (Red Hat {gcc}-1)'\n"},
         "gcc-toolset-10-gcc-c++": {f"{tools}/g++": f"#!/bin/sh\necho 'g++ (GCC) {gcc} 20210422 (Red Hat {gcc}-1)'\n"},
     }

