@@ -11,17 +11,20 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import socket
 import stat
 import sys
+import sysconfig
 import urllib.request
 from collections.abc import Mapping, MutableMapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from . import envs, key_text
 from .addresses import authority, is_loopback
-from .checkpoint.engine_models import FLAGS, SWITCHES
+from .checkpoint.engine import Engine
 from .client import PROBE_MARK
 from .errors import ConfigError
 from .instance import CONFIGURATION, Instance, instance_of, key_of
@@ -47,6 +50,9 @@ REFUSED = {
 }
 # Options with several values; others have one.
 MANY = ("served-model-name", "lora-modules", "prompt-adapters", "cuda-graph-sizes", "collect-detailed-traces")
+# What Triton compiles with, and what a unit on the CPU has.
+COMPILERS = ("gcc", "clang", "cc")
+CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1"}
 # Below this, NCCL and vLLM's queues may find no room.
 SHARED_MIB = 512
 
@@ -65,6 +71,8 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
     Model, host and port are options alone: vLLM has them from its file. Raises ConfigError.
     """
+    names = Engine("stock" if envs.capability(os.environ) else "port").names
+    switches, flags = names.SWITCHES, names.FLAGS
     rest = list(arguments)
     found: dict[str, Any] = {}
     passed: list[str] = []
@@ -77,9 +85,9 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             continue
         name = SHORT.get(name) or name.removeprefix("--").replace("_", "-")
         taken = [word]
-        if name in FLAGS | SWITCHES:
+        if name in flags | switches:
             values: list[str] = []
-        elif name.removeprefix("no-") in SWITCHES and name.startswith("no-"):
+        elif name.removeprefix("no-") in switches and name.startswith("no-"):
             found[name.removeprefix("no-")] = False
             passed.append(word)
             continue
@@ -186,13 +194,16 @@ def cuda_of_driver() -> tuple[int, int] | None:
     return number.value // 1000, number.value % 1000 // 10
 
 
-def check_gpus(wanted: int, root: Path = Path("/")) -> None:
-    """Raise ConfigError if there is no GPU for each of `wanted` ranks, or a driver that is too old for the image."""
+def check_gpus(wanted: int, root: Path = Path("/"), released: bool = False) -> None:
+    """Raise ConfigError if there is no GPU for each of `wanted` ranks, or a driver that is too old for the image.
+
+    released: whether the image has vLLM as it is released, which no CPU can run.
+    """
     devices = list(root.glob("dev/nvidia[0-9]*"))
     if not devices:
         raise ConfigError("GPU: found none in the container; expected those of the host. Install NVIDIA's container "
-                          "toolkit there and say --gpus all (podman: --device nvidia.com/gpu=all), or try without: "
-                          f"-e {envs.DEVICE}=cpu.")
+                          "toolkit there and say --gpus all (podman: --device nvidia.com/gpu=all)"
+                          + ("." if released else f", or try without: -e {envs.DEVICE}=cpu."))
     if wanted > len(devices):
         raise ConfigError(f"--tensor-parallel-size: found {wanted}, and {len(devices)} GPUs in the container; expected "
                           "one for each rank. Give it more (--gpus all), or spread the model over fewer.")
@@ -205,6 +216,27 @@ def check_gpus(wanted: int, root: Path = Path("/")) -> None:
         raise ConfigError(f"driver: found one for CUDA {driver[0]}.{driver[1]}; expected one for CUDA {image[0]}.0 or "
                           f"newer, since the image has CUDA {image[0]}.{image[1]}. Install a newer driver on the host, "
                           "or use the image of another profile.")
+
+
+def check_released(environment: MutableMapping[str, str]) -> None:
+    """Raise ConfigError if the released vLLM lacks what it computes with; complete its environment for the CPU."""
+    if envs.computes_on_cpu(environment):
+        if "+cpu" not in metadata.version("vllm"):
+            raise ConfigError(f"{envs.DEVICE}: found cpu; expected GPUs: the released vLLM of this image has operators "
+                              "for no CPU. Give the container GPUs (--gpus all), or take the image of the port.")
+        for name, value in CPU.items():
+            environment.setdefault(name, value)
+        return
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not any(map(shutil.which, COMPILERS)):
+        missing = f"no {' or '.join(COMPILERS)}"
+    elif not header.exists():
+        missing = f"no {header}"
+    else:
+        return
+    raise ConfigError(f"compiler: found {missing} in the container; expected gcc and the headers of Python, with which "
+                      "Triton compiles for the GPUs. Write the image over a base that has them (image_base), or take "
+                      "that of the port.")
 
 
 def shares_network_of_host(root: Path = Path("/")) -> bool:
@@ -223,11 +255,13 @@ def prepare(options: dict[str, Any], environment: MutableMapping[str, str]) -> l
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     else:
         environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-        check_gpus(ranks)
+        check_gpus(ranks, released=envs.capability(environment) is not None)
         shared = os.statvfs("/dev/shm")
         if ranks > 1 and shared.f_blocks * shared.f_frsize < SHARED_MIB << 20:
             warnings.append(f"/dev/shm has {shared.f_blocks * shared.f_frsize >> 20} MiB; ranks that find no room in "
                             "it end: say --shm-size 2g")
+    if envs.capability(environment):
+        check_released(environment)
     read_key(environment)
     check_model(options["model"])
     host = str(options["host"])

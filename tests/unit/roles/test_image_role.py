@@ -10,7 +10,10 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.profiles import direct
 from recipes import needs_namespaces, recipe
 from rendered import evaluate, render
 
-OUTPUTS = {name: f"/opt/kepler/store/{name}" for name in ("serving", "image_libraries", "image_interpreter")}
+OUTPUTS = {
+    name: f"/opt/kepler/store/{name}"
+    for name in ("serving", "serving_port", "image_libraries", "image_interpreter")
+}
 EACH = pytest.mark.parametrize("name", sorted(profiles(directory())))
 
 
@@ -36,6 +39,23 @@ def test_image_starts_the_servers_of_its_profile(name):
     assert environment["LD_LIBRARY_PATH"] == "/opt/kepler/store/image_libraries/lib"
     assert profile["engines"][profile["serve"]["engine"]]["environment"].items() <= environment.items()
     assert found["Labels"]["vllm-kepler.profile"] == name
+
+
+def test_image_of_another_engine_has_its_environment():
+    instances = [{"name": "a", "engine": "stock"}, {"name": "b", "engine": "port"}]
+    given = {"vllm_service_instances": instances, "vllm_service_instance_defaults": {"model": "/m"}}
+    stock, port = config("volta", **given), config("volta", image_engine="port", **given)
+    assert [found["Entrypoint"][0] for found in (stock, port)] == [
+        "/opt/kepler/store/serving/bin/python", "/opt/kepler/store/serving_port/bin/python"]
+    assert [found["Labels"]["vllm-kepler.engine"] for found in (stock, port)] == ["stock", "port"]
+    assert "VLLM_SERVING_CAPABILITY=7.0" in stock["Env"]
+    assert "VLLM_USE_V1=0" in port["Env"]
+    assert not [text for text in port["Env"] if text.startswith("VLLM_SERVING_CAPABILITY")]
+    assert "--disable-custom-all-reduce" not in port["Entrypoint"]
+    names = [evaluate("image", "{{ image_name }}", profile=profiles(directory())["volta"],
+                      kepler_lock=lock_of(directory() / "volta"), image_engine=engine, **given)
+             for engine in ("stock", "port")]
+    assert names == ["vllm-kepler:volta", "vllm-kepler:volta-port"]
 
 
 def test_interpreter_of_the_host_is_linked_at_its_own_place():
@@ -94,6 +114,8 @@ def test_libraries_are_copied_by_their_digests(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("variables", "message"), [
     ({"image_base_digest": "sha256:12"}, "image_base_digest: found 'sha256:12'; expected the digest of the base"),
     ({"image_name": "VLLM"}, "image_name: found 'VLLM'; expected REPOSITORY:TAG"),
+    ({"image_engine": "stock"}, "image_engine: found 'stock'; expected port, of which the host has an environment"),
+    ({"image_engine": "stock", "__common_engines": ["stock"]}, "image_base: found ''; expected a base with gcc and"),
     ({"image_load": "docker"}, "image_archive: found ''; expected a file on the host that docker loads"),
 ])  # fmt: skip
 def test_settings_that_make_no_image_are_refused(play, variables, message):

@@ -193,6 +193,58 @@ def test_cuda_of_the_image_is_read_without_importing_torch(tmp_path, monkeypatch
         assert container.cuda_of_image() == found
 
 
+@pytest.fixture
+def released(monkeypatch, tmp_path):
+    """Function that checks a container of the released vLLM: its version, programs on the path, whether Python.h is."""
+    def check(version, programs=(), header=False, **environment):
+        (tmp_path / "bin").mkdir()
+        for name in programs:
+            (tmp_path / "bin" / name).touch(mode=0o755)
+        if header:
+            (tmp_path / "Python.h").touch()
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+        monkeypatch.setattr(container.sysconfig, "get_path", lambda name: str(tmp_path))
+        monkeypatch.setattr(container.metadata, "version", lambda name: version)
+        container.check_released(environment)
+        return environment
+
+    return check
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"version": "0.12.0"}, "compiler: found no gcc or clang or cc in the container; expected gcc and the headers"),
+    ({"version": "0.12.0", "programs": ["gcc"]}, "Python.h in the container; expected gcc and the headers"),
+    ({"version": "0.12.0", "header": True}, "compiler: found no gcc"),
+    ({"version": "0.12.0", "VLLM_KEPLER_DEVICE": "cpu"}, "VLLM_KEPLER_DEVICE: found cpu; expected GPUs: the released"),
+])  # fmt: skip
+def test_what_the_released_engine_lacks_is_named(released, given, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        released(**given)
+
+
+def test_released_engine_starts_with_a_compiler_or_cpu_operators(released):
+    assert released("0.12.0", programs=["cc"], header=True) == {}
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_container_without_gpus_is_sent_to_a_cpu_that_can_serve(tmp_path, released):
+    with pytest.raises(ConfigError, match="GPU: found none") as refused:
+        container.check_gpus(1, tmp_path, released)
+    assert ("VLLM_KEPLER_DEVICE=cpu" in str(refused.value)) != released
+
+
+def test_cpu_build_of_the_released_engine_gets_what_a_unit_has(released):
+    found = released("0.12.0+cpu", VLLM_KEPLER_DEVICE="cpu", VLLM_CPU_KVCACHE_SPACE="3")
+    assert (found["VLLM_CPU_KVCACHE_SPACE"], found["TORCHDYNAMO_DISABLE"]) == ("3", "1")
+
+
+def test_arguments_are_read_as_those_of_the_engine(monkeypatch):
+    """--async-scheduling is a switch of the released vLLM alone; what follows it is the model."""
+    arguments = [*DEFAULTS, "--async-scheduling", "/models/m"]
+    monkeypatch.setenv("VLLM_SERVING_CAPABILITY", "7.0")
+    assert container.parse(arguments)[0]["model"] == "/models/m"
+
+
 def test_network_of_the_host_is_known_by_its_cards(tmp_path):
     (tmp_path / "sys/class/net/eth0").mkdir(parents=True)
     assert not container.shares_network_of_host(tmp_path)
