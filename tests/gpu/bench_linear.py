@@ -32,8 +32,14 @@ BARS = {
     ("float16", 1): 1.9, ("float16", 8): 1.5, ("int8", 1): 3.4, ("int4", 1): 5.5, ("int4", 4): 3.5, ("int4", 8): 3.0,
     ("int4", 16): 1.8, ("int4", 32): 0.95, ("int4", 128): 0.95,
 }
+# Rows where cuts of the products begin and end, of one layer, to see whether a row more ever makes all of them slower.
+STEPPED = "Llama 3 8B"
+STEPS = (
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 16, 17, 18, 20, 21, 24, 25, 27, 28, 30, 31, 32, 33, 34, 36, 37, 38, 40, 41,
+    44, 45, 48, 49, 52, 56, 57, 60, 64,
+)
 # Weights are taken in turn from this many bytes: several times any L2.
-TURN = 1 << 29
+TURN = 1 << 28
 
 
 def seconds(calls: list[Callable[[], object]], repeats: int = 10) -> float:
@@ -66,13 +72,14 @@ def product(name: str, x: torch.Tensor, weight: Any) -> Callable[[], object]:
     return lambda: (linear.half if name == "float16" else linear.packed)(x, weight)
 
 
-def measured(shapes: list[tuple[int, int]], rows: tuple[int, ...]) -> dict[tuple[str, int, int, int], float]:
+def measured(shapes: list[tuple[int, int]]) -> dict[tuple[str, int, int, int], float]:
     """Seconds by format, rows, n and k."""
     times = {}
     for n, k in shapes:
         for name, size in (("float32", 4.0), *FORMATS.items()):
             weights = [weight_of(name, n, k) for _ in range(copies(n * k * size))]
-            for count in rows:
+            stepped = (n, k) in LAYERS[STEPPED] and name != "float32"
+            for count in sorted({*ROWS, *STEPS}) if stepped else ROWS:
                 x = torch.randn(count, k, device="cuda")
                 times[name, count, n, k] = seconds([product(name, x, weight) for weight in weights])
             del weights
@@ -108,6 +115,20 @@ def shape_rows(times: dict[tuple[str, int, int, int], float]) -> list[dict[str, 
     ]
 
 
+def step_rows(times: dict[tuple[str, int, int, int], float]) -> list[dict[str, Any]]:
+    """Microseconds of one layer's products, and what a row more changes of the rows a second: below 0 they fall."""
+    took = {
+        (name, count): sum(times[name, count, n, k] for n, k in LAYERS[STEPPED]) for name in FORMATS for count in STEPS
+    }
+    found = []
+    for before, count in zip((0, *STEPS), STEPS, strict=False):
+        row: dict[str, Any] = {"rows": count, **{f"{name}, µs": took[name, count] * 1e6 for name in FORMATS}}
+        for name in FORMATS if before else ():
+            row[f"{name}, %"] = round(100 * (count / took[name, count] * took[name, before] / before - 1), 1)
+        found.append(row)
+    return found
+
+
 def prefill_rows() -> list[dict[str, Any]]:
     """More rows than sequences decode."""
     n, k = 22016, 4096
@@ -129,10 +150,11 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     described, copy = machine.describe(), machine.copy_bandwidth()
     torch.cuda.empty_cache()
-    times = measured(list(dict.fromkeys(shape for shapes in LAYERS.values() for shape in shapes)), ROWS)
-    layers, shapes, prefill = layer_rows(times, copy), shape_rows(times), prefill_rows()
+    times = measured(list(dict.fromkeys(shape for shapes in LAYERS.values() for shape in shapes)))
+    layers, shapes, steps, prefill = layer_rows(times, copy), shape_rows(times), step_rows(times), prefill_rows()
     (out / "linear.json").write_text(json.dumps(
-        {"run": {**described, "copy_bytes_per_second": copy}, "layers": layers, "shapes": shapes, "prefill": prefill},
+        {"run": {**described, "copy_bytes_per_second": copy}, "layers": layers, "shapes": shapes,
+         "steps": steps, "prefill": prefill},
         indent=1,
     ) + "\n")
     text = f"""# Weights of fewer bits
@@ -152,6 +174,11 @@ off). Groups of {GROUP} columns, no zeros. Bound: the bytes of float32 over thos
 ## Shape by shape
 
 {machine.table(shapes)}
+## Row by row
+
+The products of a layer of {STEPPED}, and by how much their rows a second change from the rows of the line above.
+
+{machine.table(steps)}
 ## Prefill
 
 22,016 rows of 4,096 weights: ratio to cuBLAS with float32. Up to {linear.MAX_TILED_ROWS} rows weights become floats in
