@@ -1,18 +1,22 @@
 #!/usr/bin/env python3
 """Every kernel once under compute-sanitizer: memcheck, racecheck and initcheck.
 
-usage: sanitize.py [PART]...    runs itself under each tool; exit status 1 where one of them finds something, or misses
-                                a planted fault. Parts: attention, rows, experts, products; all where none is named
+usage: sanitize.py [--tool TOOL] [PART]...    runs itself under each tool; exit status 1 where one of them finds
+                                              something, or misses a planted fault. Tools: memcheck, racecheck,
+                                              initcheck. Parts: attention, rows, experts, few, tiles. All where none
+                                              is named; a tool and a part at a time end within two minutes
 
 Small sizes: the tools slow a kernel down a hundred times. torch's caching allocator is off, so that memcheck sees each
 tensor's own bounds. Memcheck and racecheck look at the port's kernels alone; initcheck must see what torch's kernels
 write, and what it says of reads in those is left out.
 """
 
+import argparse
 import os
 import re
 import subprocess
 import sys
+from typing import Any
 
 OURS = ["--kernel-regex", "kns=kepler"]
 TOOLS = {"memcheck": OURS, "racecheck": OURS, "initcheck": ["--print-limit", "100000"]}
@@ -67,7 +71,7 @@ def experts() -> None:
         weights, experts = moe.topk_softmax(torch.randn(tokens, num_experts, device="cuda"), 2, True)
         gate_up, down = (torch.randn(num_experts, *shape, device="cuda") for shape in ((40, 36), (36, 20)))
         moe.experts_forward(torch.randn(tokens, 36, device="cuda"), gate_up, down, weights, experts, "silu")
-    for num_experts, tokens in ((40, 3), (12, 5), (3, 5), (3, 20), (2, 200)):
+    for num_experts, tokens in ((40, 3), (12, 5), (3, 5), (3, 9), (3, 20), (2, 200)):
         weights, experts = moe.topk_softmax(torch.randn(tokens, num_experts, device="cuda"), 2, True)
         for bits in (16, 8, 4):
             matrices = [torch.randn(num_experts, n, k, device="cuda").half() for n, k in ((320, 96), (96, 160))]
@@ -83,26 +87,53 @@ def experts() -> None:
             moe.experts_forward(x, *matrices, weights, experts, "silu")
 
 
-def products() -> None:
-    """Products with weights of fewer bits: each kernel, and each tile with all and with some of its rows."""
+def packed(n: int, k: int, group: int, bits: int, zeros: int | None) -> Any:
+    """Random codes in random order."""
+    import torch
+    from vllm_kepler.ops import linear
+
+    codes = torch.randint(0, 1 << bits, (n, k), dtype=torch.uint8, device="cuda")
+    scales = torch.rand(n, k // group, device="cuda")
+    points = None if zeros is None else torch.full_like(scales, zeros)
+    return linear.pack(codes, scales, points, bits, torch.randperm(k, device="cuda"))
+
+
+def few() -> None:
+    """Products of up to four rows with weights of fewer bits: x in shared memory, and x in registers."""
     import torch
     from vllm_kepler.ops import linear
 
     # The last two: four rows of x in registers, and more columns than one pass has.
-    for n, k, group in ((37, 96, 32), (130, 4224, 128), (130, 4096, 128), (37, 14336, 128)):
+    for n, k, group in ((37, 96, 32), (130, 4096, 128), (37, 14336, 128)):
         half = torch.randn(n, k, device="cuda").half()
-        for bits, zeros in ((4, None), (4, 7), (8, None), (8, 7)):
-            codes = torch.randint(0, 1 << bits, (n, k), dtype=torch.uint8, device="cuda")
-            scales = torch.rand(n, k // group, device="cuda")
-            order = torch.randperm(k, device="cuda")
-            packed = linear.pack(codes, scales, None if zeros is None else torch.full_like(scales, zeros), bits, order)
-            for count in (1, 2, 3, 4, 6, 7, 8, 9, 12, 14, 16, 19, 22, 24, 25, 27, 30, 33, 45, 64, 65):
+        weights = [packed(n, k, group, bits, zeros) for bits, zeros in ((4, None), (4, 7), (8, None), (8, 7))]
+        for count in (1, 2, 4):
+            x = torch.randn(count, k, device="cuda")
+            linear.half(x, half)
+            for weight in weights:
+                linear.packed(x, weight)
+
+
+def tiles() -> None:
+    """Products of more rows: each kernel with all of its rows and without some, over parts of tiles and whole ones."""
+    import torch
+    from vllm_kepler.ops import linear
+
+    # One block for each tile, and several.
+    for k in (160, 544):
+        half = torch.randn(131, k, device="cuda").half()
+        weights = [packed(131, k, 32, 4, 7), packed(131, k, 32, 8, None)]
+        for tile in linear.TILES:
+            # Of the smaller tiles rows may be missing, by branches.
+            for count in (tile, tile - 1) if tile < 32 else (tile + 1,):
+                linear.cut_of = lambda *sizes, cut=(count, tile): (0.0, (cut,))  # type: ignore[assignment]
                 x = torch.randn(count, k, device="cuda")
-                linear.packed(x, packed)
                 linear.half(x, half)
+                for weight in weights:
+                    linear.packed(x, weight)
 
 
-PARTS = {"attention": attention, "rows": rows, "experts": experts, "products": products}
+PARTS = {"attention": attention, "rows": rows, "experts": experts, "few": few, "tiles": tiles}
 
 
 def kernels(names: list[str]) -> None:
@@ -128,14 +159,16 @@ def planted(_: list[str]) -> None:
 
 
 def main() -> int:
-    names = sys.argv[1:] or list(PARTS)
-    if unknown := set(names) - set(PARTS):
-        sys.exit(f"sanitize.py: found {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tool", choices=TOOLS)
+    parser.add_argument("parts", metavar="PART", nargs="*", choices=[[], *PARTS])
+    asked = parser.parse_args()
     found = []
-    for tool, options in TOOLS.items():
+    for tool in [asked.tool] if asked.tool else TOOLS:
         for launched in ("kernels", "planted"):
             done = subprocess.run(
-                ["compute-sanitizer", "--tool", tool, *options, sys.executable, __file__, *names],
+                ["compute-sanitizer", "--tool", tool, *TOOLS[tool], sys.executable, __file__,
+                 *(asked.parts or PARTS)],
                 env={**os.environ, CHILD: launched, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )
