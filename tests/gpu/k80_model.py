@@ -45,8 +45,8 @@ class Kernel:
         bytes: of a weight, with scales in groups of 128.
         weights: a lane's in one pass of the inner loop.
         registers, shared, threads: of a block.
-        loop: instructions of the pass; "issue" is all of them.
-        scales: those among them that come with a new group: of 128 columns, each second pass.
+        loop: instructions of the pass; "issue" is all of them, those of scales too, which a group of 128 columns needs
+            in fewer passes.
     """
 
     bytes: float
@@ -55,14 +55,12 @@ class Kernel:
     shared: int
     threads: int
     loop: dict[str, int]
-    scales: int = 0
 
     def clocks(self) -> tuple[float, str]:
         """Clocks of a multiprocessor for one weight, and the unit that takes them."""
         used = dict.fromkeys(RATES, 0.0)
         for name, count in self.loop.items():
             used[name if name == "issue" else UNITS[name]] += count
-        used["issue"] -= self.scales / 2
         return max((count / RATES[unit] / self.weights, unit) for unit, count in used.items())
 
     def seconds(self, clock: float) -> float:
@@ -81,12 +79,22 @@ KERNELS = {
         "issue": 123, "FFMA": 64, "IMAD": 8, "F2F": 32, "LDS.128": 4}),
     ("float16", 4): Kernel(2.0, 32, 123, 37888, 512, {
         "issue": 191, "FFMA": 128, "IMAD": 8, "F2F": 32, "LDS.128": 8}),
-    ("float16", 8): Kernel(2.0, 32, 122, 4096, 128, {
-        "issue": 397, "FFMA": 256, "LOP32I": 4, "ISCADD": 5, "IMAD": 6, "F2F": 32, "LDS.128": 16}),
-    ("float16", 16): Kernel(2.0, 32, 168, 8192, 128, {
-        "issue": 677, "FFMA": 512, "LOP32I": 4, "ISCADD": 5, "IMAD": 6, "F2F": 32, "LDS.128": 32}),
-    ("float16", 24): Kernel(2.0, 32, 217, 12288, 128, {
-        "issue": 961, "FFMA": 768, "LOP32I": 3, "ISCADD": 5, "IMAD": 7, "F2F": 32, "LDS.128": 48}),
+    ("float16", 8): Kernel(2.0, 32, 145, 4136, 128, {
+        "issue": 355, "FFMA": 256, "LOP32I": 3, "SHL": 2, "ISCADD": 5, "IMAD": 7, "F2F": 32, "LDS.128": 16}),
+    ("float16", 16): Kernel(2.0, 32, 203, 8232, 128, {
+        "issue": 636, "FFMA": 512, "LOP32I": 3, "SHL": 2, "ISCADD": 6, "IMAD": 8, "F2F": 32, "LDS.128": 32}),
+    ("float16", 24): Kernel(2.0, 32, 255, 12328, 128, {
+        "issue": 916, "FFMA": 768, "LOP32I": 2, "PRMT": 1, "SHL": 1, "ISCADD": 7, "IMAD": 9, "F2F": 32,
+        "LDS.128": 48}),
+    ("float16", 30): Kernel(2.0, 32, 255, 15400, 128, {
+        "issue": 1135, "FFMA": 960, "LOP32I": 2, "PRMT": 1, "SHL": 1, "ISCADD": 8, "IMAD": 10, "F2F": 32,
+        "LDS.128": 60}),
+    ("float16", 32): Kernel(2.0, 32, 157, 20520, 64, {
+        "issue": 1268, "FFMA": 1024, "LOP32I": 11, "SHL": 7, "ISCADD": 7, "IMAD": 14, "F2F": 32, "LDS.128": 64}),
+    ("float16", 64): Kernel(2.0, 16, 128, 24616, 128, {
+        "issue": 1218, "FFMA": 1024, "LOP32I": 11, "SHL": 5, "ISCADD": 5, "IMAD": 12, "F2F": 16, "LDS.128": 64}),
+    ("float16", 128): Kernel(2.0, 8, 131, 32808, 256, {
+        "issue": 1186, "FFMA": 1024, "LOP32I": 10, "SHL": 3, "ISCADD": 3, "IMAD": 13, "F2F": 8, "LDS.128": 64}),
     ("int8", 1): Kernel(1 + 1 / 64, 64, 62, 32256, 896, {
         "issue": 192, "FFMA": 65, "LOP32I": 50, "PRMT": 17, "IMAD": 6, "SHFL": 6, "ISCADD": 5, "F2F": 1}),
     ("int8", 2): Kernel(1 + 1 / 64, 64, 96, 23040, 640, {
@@ -95,12 +103,24 @@ KERNELS = {
     ("int8", 4): Kernel(1 + 1 / 64, 64, 128, 18432, 512, {
         "issue": 454, "FFMA": 260, "FADD": 17, "FMUL": 4, "LOP32I": 50, "PRMT": 17, "BFE": 3,
         "SHFL": 16, "ISCADD": 5, "IMAD": 6, "F2F": 1}),
-    ("int8", 16): Kernel(1 + 1 / 64, 32, 188, 8192, 128, {
-        "issue": 811, "FFMA": 544, "FMUL": 45, "LOP32I": 29, "PRMT": 9,
-        "ISCADD": 12, "IMAD": 18, "F2F": 11, "LDS.128": 32}, 43),
-    ("int8", 24): Kernel(1 + 1 / 64, 32, 236, 12288, 128, {
-        "issue": 1096, "FFMA": 800, "FMUL": 49, "LOP32I": 28, "PRMT": 9,
-        "ISCADD": 13, "IMAD": 19, "F2F": 11, "LDS.128": 48}, 44),
+    ("int8", 16): Kernel(1 + 1 / 64, 32, 221, 8232, 128, {
+        "issue": 786, "FFMA": 544, "FMUL": 24, "LOP32I": 28, "PRMT": 9, "BFE": 8, "SHL": 2, "SHR": 2,
+        "ISCADD": 14, "IMAD": 20, "F2F": 8, "LDS.128": 32}),
+    ("int8", 24): Kernel(1 + 1 / 64, 32, 255, 12328, 128, {
+        "issue": 1075, "FFMA": 800, "FMUL": 28, "LOP32I": 27, "PRMT": 10, "BFE": 8, "SHR": 2, "SHF": 1,
+        "ISCADD": 15, "IMAD": 21, "F2F": 8, "LDS.128": 48}),
+    ("int8", 30): Kernel(1 + 1 / 64, 32, 255, 15400, 128, {
+        "issue": 1295, "FFMA": 992, "FMUL": 32, "LOP32I": 27, "PRMT": 10, "BFE": 8, "SHL": 1, "SHR": 2,
+        "ISCADD": 16, "IMAD": 22, "F2F": 8, "LDS.128": 60}),
+    ("int8", 32): Kernel(1 + 1 / 64, 32, 164, 20520, 64, {
+        "issue": 1447, "FFMA": 1056, "FMUL": 8, "FADD": 4, "LOP32I": 75, "SHL": 23, "SHR": 21, "SHF": 4,
+        "ISCADD": 15, "IMAD": 22, "F2F": 8, "LDS.128": 64}),
+    ("int8", 64): Kernel(1 + 1 / 64, 16, 148, 24616, 128, {
+        "issue": 1307, "FFMA": 1040, "FMUL": 4, "FADD": 2, "LOP32I": 43, "SHL": 13, "SHR": 11, "SHF": 2,
+        "ISCADD": 9, "IMAD": 16, "F2F": 4, "LDS.128": 64}),
+    ("int8", 128): Kernel(1 + 1 / 64, 8, 141, 32808, 256, {
+        "issue": 1233, "FFMA": 1032, "FMUL": 2, "FADD": 1, "LOP32I": 26, "SHL": 7, "SHR": 6, "SHF": 1,
+        "ISCADD": 5, "IMAD": 15, "F2F": 2, "LDS.128": 64}),
     ("int4", 1): Kernel(0.5 + 1 / 64, 128, 77, 34816, 512, {
         "issue": 327, "FFMA": 129, "LOP32I": 97, "SHF": 16, "BFE": 17, "IMAD": 6, "SHFL": 6, "ISCADD": 5, "F2F": 1}),
     ("int4", 2): Kernel(0.5 + 1 / 64, 128, 128, 34816, 512, {
@@ -109,12 +129,24 @@ KERNELS = {
     ("int4", 4): Kernel(0.5 + 1 / 64, 128, 233, 17408, 256, {
         "issue": 765, "FFMA": 516, "FADD": 17, "LOP32I": 96, "SHF": 16, "BFE": 16, "IMAD": 6, "SHFL": 16, "ISCADD": 5,
         "F2F": 1}),
-    ("int4", 16): Kernel(0.5 + 1 / 64, 32, 177, 8192, 128, {
-        "issue": 802, "FFMA": 544, "FMUL": 38, "LOP32I": 29, "PRMT": 17, "BFE": 8,
-        "ISCADD": 12, "IMAD": 18, "F2F": 11, "LDS.128": 32}, 40),
-    ("int4", 24): Kernel(0.5 + 1 / 64, 32, 232, 12288, 128, {
-        "issue": 1088, "FFMA": 800, "FMUL": 42, "LOP32I": 28, "PRMT": 17, "BFE": 8,
-        "ISCADD": 13, "IMAD": 19, "F2F": 11, "LDS.128": 48}, 40),
+    ("int4", 16): Kernel(0.5 + 1 / 64, 32, 213, 8232, 128, {
+        "issue": 780, "FFMA": 544, "FMUL": 24, "LOP32I": 24, "PRMT": 13, "BFE": 12, "SHL": 1, "SHR": 2,
+        "SHF": 1, "ISCADD": 14, "IMAD": 20, "F2F": 8, "LDS.128": 32}),
+    ("int4", 24): Kernel(0.5 + 1 / 64, 32, 255, 12328, 128, {
+        "issue": 1068, "FFMA": 800, "FMUL": 28, "LOP32I": 23, "PRMT": 14, "BFE": 12, "SHR": 1, "SHF": 1,
+        "ISCADD": 15, "IMAD": 21, "F2F": 8, "LDS.128": 48}),
+    ("int4", 30): Kernel(0.5 + 1 / 64, 32, 255, 15400, 128, {
+        "issue": 1291, "FFMA": 992, "FMUL": 32, "LOP32I": 23, "PRMT": 14, "BFE": 12, "SHR": 1, "SHF": 1,
+        "ISCADD": 16, "IMAD": 22, "F2F": 8, "LDS.128": 60}),
+    ("int4", 32): Kernel(0.5 + 1 / 64, 32, 158, 20520, 64, {
+        "issue": 1439, "FFMA": 1056, "FMUL": 16, "FADD": 8, "LOP32I": 75, "PRMT": 16, "SHL": 7, "SHR": 5,
+        "SHF": 4, "ISCADD": 15, "IMAD": 22, "F2F": 8, "LDS.128": 64}),
+    ("int4", 64): Kernel(0.5 + 1 / 64, 16, 146, 24616, 128, {
+        "issue": 1303, "FFMA": 1040, "FMUL": 8, "FADD": 4, "LOP32I": 43, "PRMT": 8, "SHL": 5, "SHR": 3,
+        "SHF": 2, "ISCADD": 9, "IMAD": 16, "F2F": 4, "LDS.128": 64}),
+    ("int4", 128): Kernel(0.5 + 1 / 64, 8, 128, 32808, 256, {
+        "issue": 1231, "FFMA": 1032, "FMUL": 4, "FADD": 2, "LOP32I": 26, "PRMT": 4, "SHL": 3, "SHR": 2,
+        "SHF": 1, "ISCADD": 5, "IMAD": 15, "F2F": 2, "LDS.128": 64}),
 }
 # Layers, weights of a layer, weights of the last product (and of the embedding).
 MODELS = {

@@ -81,7 +81,7 @@ def test_experts(rng, monkeypatch, storage, num_experts, tokens):
 
 
 @pytest.mark.parametrize("storage", STORAGES[1:])
-@pytest.mark.parametrize("tile", [1, 2, 4, 8, 16, 64])
+@pytest.mark.parametrize("tile", [1, 2, 4, *linear.TILES])
 def test_every_tile(rng, monkeypatch, storage, tile):
     """Each, whatever the number of rows; rows of one expert fill several tiles, and others have none."""
     monkeypatch.setattr(moe, "tile_of", lambda matrices, num_rows: tile)
@@ -93,11 +93,27 @@ def test_every_tile(rng, monkeypatch, storage, tile):
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("tokens", [1, 20, 200])
 def test_equal_inputs_give_equal_bits(rng, storage, tokens):
-    """The sort leaves the order of an expert's rows open, and no row's sum depends on it."""
+    """Rows of an expert keep their order, so that each is in the same tile again."""
     arguments, _, _ = problem(rng, storage, tokens, 8, 256, 1376, 2)
     first = moe.experts_forward(*arguments)
     for _ in range(20):
         assert torch.equal(moe.experts_forward(*arguments), first)
+
+
+@pytest.mark.parametrize("tile", [2, 24, 48, 128])
+@pytest.mark.parametrize("num_experts", [1, 7, 300])
+def test_rows_are_sorted_by_expert_in_their_order(rng, tile, num_experts):
+    experts = torch.randint(0, num_experts, (rng.randint(1, 900), 1), dtype=torch.int32, device="cuda")
+    tensors = moe.order_of(experts, num_experts, tile).tensors
+    sorted_rows, tile_experts, num_sorted = (tensor.tolist() for tensor in tensors)
+    wanted, owners = [], []
+    for expert in experts.unique().tolist():
+        rows = (experts[:, 0] == expert).nonzero()[:, 0].tolist()
+        wanted += rows + [len(experts)] * (-len(rows) % tile)
+        owners += [expert] * -(-len(rows) // tile)
+    assert num_sorted == [len(wanted)]
+    assert sorted_rows[: len(wanted)] == wanted
+    assert tile_experts[: len(owners)] == owners
 
 
 @pytest.mark.parametrize("storage", STORAGES[1:])

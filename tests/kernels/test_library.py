@@ -111,5 +111,5 @@ def test_launchers_refuse_what_they_do_not_take(each_built):
                   {"num_heads": 7}):
         assert attention(library, **wrong) == INVALID_VALUE, wrong
     assert attention(library) == 0
-    assert library.kepler_moe_sort(None, None, None, None, 8, 4, 17, None) == INVALID_VALUE
+    assert library.kepler_moe_sort(None, None, None, None, 8, 4, 129, None) == INVALID_VALUE
     assert library.kepler_copy_blocks(None, 1, None, 1, ctypes.c_size_t(24), None) == INVALID_VALUE

@@ -3,7 +3,6 @@
 Bound of a product: k float32 products and sums are off by at most (k + 2) · 2⁻²⁴ of the sum of their magnitudes.
 """
 
-import argparse
 import ctypes
 import itertools
 import math
@@ -121,39 +120,44 @@ class FakeLibrary:
         )
         to.copy_(given @ self.weight.T)
 
-    def linear_tiled(self, out, x, weight, scales, zeros, unit, bits, rows, *others):
-        self.rows.append("tiled")
+    def linear_tiled(self, out, sums, x, weight, scales, zeros, unit, bits, rows, n, k, group, tile, blocks, stream):
+        assert tile in linear.TILES
+        assert 1 <= blocks <= max(1, -(-rows // tile) * linear.outputs_of(n, tile) * k // linear.SHARE)
+        self.linear_packed(out, x, weight, scales, zeros, unit, bits, rows, n, k, group, stream)
+        self.rows[-1] = rows, tile
 
 
 @pytest.mark.parametrize(("bits", "group", "rows", "launched"), [
-    (4, 128, 1, [1]), (4, 128, 4, [4]), (4, 128, 5, [4, 1]), (4, 128, 8, [4, 4]), (4, 128, 9, ["tiled"]),
-    (4, 64, 4, [4]), (4, 64, 5, ["tiled"]), (8, 64, 7, [4, 3]), (8, 32, 7, ["tiled"]), (4, 384, 6, [4, 2]),
+    (4, 128, 1, [1]), (4, 128, 4, [4]), (4, 128, 5, [4, 1]), (4, 128, 8, [4, 4]), (4, 128, 9, [(9, 12)]),
+    (4, 64, 4, [4]), (4, 64, 5, [(5, 8)]), (8, 64, 7, [4, 3]), (8, 32, 7, [(7, 8)]), (4, 384, 6, [4, 2]),
+    (4, 128, 33, [(32, 32), 1]), (4, 128, 64, [(64, 64)]),
 ])
-def test_few_rows_of_packed_weights_go_four_at_a_time(monkeypatch, bits, group, rows, launched):
+def test_rows_are_cut_into_launches(monkeypatch, bits, group, rows, launched):
+    """Few rows of packed weights go four at a time; each launch has the next rows of x and of the result."""
     codes, scales, zeros = quantized(23, 384, group, bits)
     weights = linear.pack(codes, scales, zeros, bits)
     fake, x = FakeLibrary(weights), torch.randn(rows, 384)
     monkeypatch.setattr(linear, "library", lambda: fake)
     monkeypatch.setattr(linear, "stream_of", lambda tensor: 0)
-    monkeypatch.setattr(linear, "cut_of", lambda *sizes: (8, 1))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: argparse.Namespace(multi_processor_count=1))
+    monkeypatch.setattr(linear, "blocks_of", lambda bits, tile, device: 264)
     out = linear.packed_kernel(x, weights)
     assert fake.rows == launched
-    if launched != ["tiled"]:
-        assert_product(out, x, value(codes, scales, zeros, bits))
+    assert_product(out, x, value(codes, scales, zeros, bits))
 
 
-@pytest.mark.parametrize("coded", [True, False])
-@pytest.mark.parametrize(("n", "k"), [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)])
-@pytest.mark.parametrize("multiprocessors", [13, 132])
-def test_more_rows_never_take_less_time(n, k, multiprocessors, coded):
-    """By the figures that choose a tile: what 17 rows take is no more than what 18 or 24 do."""
-    sizes = (n, k, multiprocessors, coded)
-    times = [linear.time_of(linear.cut_of(rows, *sizes), rows, *sizes) for rows in range(5, 65)]
+@pytest.mark.parametrize(("bits", "few"), [
+    (4, linear.TWICE), (4, linear.MAX_ROWS), (8, linear.MAX_ROWS), (16, linear.MAX_ROWS),
+])
+def test_launches_cover_all_rows_in_rising_time(bits, few):
+    """By the figures that cuts are chosen by, a row more takes no less, and from 9 on at most a sixth more."""
+    times = []
+    for rows in range(1, linear.MAX_TILED_ROWS + 1):
+        time, launches = linear.cut_of(rows, bits, few)
+        assert sum(count for count, _ in launches) == rows
+        assert all(tile in linear.TILES or count <= linear.MAX_ROWS for count, tile in launches)
+        times.append(time)
     assert times == sorted(times)
-    # A row more takes what a row takes, and where a tile begins up to a sixth more.
-    for rows, (fewer, more) in enumerate(itertools.pairwise(times), 5):
-        assert more / fewer <= 1.17 * (rows + 1) / rows, rows
+    assert all(more / fewer <= 1.17 for fewer, more in itertools.pairwise(times[8:]))
 
 
 def test_refused():

@@ -68,6 +68,17 @@ inline int shift_of(int group, int k) {
   return -1;
 }
 
+// Rows of several matrices, sorted by the one that each is for into tiles: a tile has one.
+struct ExpertArgs {
+  const int* sorted_rows;   // of tile i from i · its rows on, num_rows for none; null where a tile is one row: row i
+  const int* tile_experts;  // the matrix of each tile
+  const int* num_sorted;
+  const float* row_scales;  // of the rows of out; null: 1
+  int num_rows;             // of out; row r takes row r / rows_per_x of x
+  int rows_per_x;
+  int num_experts;
+};
+
 inline bool aligned16(const void* p) { return reinterpret_cast<size_t>(p) % 16 == 0; }
 
 // Cuts a row of `items` into `chunks` blocks of `threads`, one item a thread; the grid is rows × chunks in x, the only

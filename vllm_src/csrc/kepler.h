@@ -58,24 +58,29 @@ int kepler_swap_blocks(const void* source, void* destination, const int64_t* pai
 /* Softmax over num_experts (1..512) logits, then the top_k largest, the lower expert first among equals. */
 int kepler_topk_softmax(float* weights, int* experts, const float* logits, int tokens, int num_experts, int top_k,
                         int renormalize, void* stream);
-/* Sorts num_rows (token, choice) rows by expert, each padded with num_rows to a multiple of tile (2, 4, .. 64).
+/* Sorts num_rows (token, choice) rows by expert, each padded with num_rows to a multiple of tile (2 .. 128).
  * sorted_rows: int32 of kepler_moe_capacity elements; tile_experts: int32 [capacity / tile]; num_sorted: int32 [1]. */
 int kepler_moe_capacity(int num_rows, int num_experts, int tile);
 int kepler_moe_sort(int* sorted_rows, int* tile_experts, int* num_sorted, const int* experts, int num_rows,
                     int num_experts, int tile, void* stream);
 /* out[r] = x[r / rows_per_x] · weight[expert of r]^T (· row_scales[r] unless null). out: [num_rows, n]; x: [.., k];
- * weight: [num_experts, n, k] in float32, float16 or codes by bits (32, 16, 8, 4); scales, zeros, unit and group are
- * those of codes, as kepler_linear_packed has them; k a multiple of 4, addresses 16-byte aligned; tile: 16 or 64. */
-int kepler_moe_product(float* out, const float* x, const void* weight, const void* scales, const void* zeros,
-                       float unit, int bits, int group, const float* row_scales, const int* sorted_rows,
-                       const int* tile_experts, const int* num_sorted, int num_rows, int num_experts, int n, int k,
-                       int rows_per_x, int tile, void* stream);
-/* The same for tiles of 1, 2, 4 or 8 rows and no float32; k a multiple of 8, of codes of 32. Tiles of 1 are not sorted:
+ * weight: [num_experts, n, k] in float32 or float16 by bits (32, 16); k a multiple of 4, addresses 16-byte aligned;
+ * tile: 16 or 64. */
+int kepler_moe_product(float* out, const float* x, const void* weight, int bits, const float* row_scales,
+                       const int* sorted_rows, const int* tile_experts, const int* num_sorted, int num_rows,
+                       int num_experts, int n, int k, int rows_per_x, int tile, void* stream);
+/* The same for tiles of 1, 2 or 4 rows of float16, k a multiple of 8, or of codes by bits (8, 4), k a multiple of 32;
+ * scales, zeros, unit and group are those of codes, as kepler_linear_packed has them. Tiles of 1 are not sorted:
  * tile_experts holds each row's expert, sorted_rows and num_sorted are null. */
 int kepler_moe_linear(float* out, const float* x, const void* weight, const void* scales, const void* zeros,
                       float unit, int bits, int group, const float* row_scales, const int* sorted_rows,
                       const int* tile_experts, const int* num_sorted, int num_rows, int num_experts, int n, int k,
                       int rows_per_x, int tile, void* stream);
+/* The same for more rows, by the kernels of kepler_linear_tiled: tile, blocks and sums are those of that one. */
+int kepler_moe_tiled(float* out, float* sums, const float* x, const void* weight, const void* scales,
+                     const void* zeros, float unit, int bits, int group, const float* row_scales,
+                     const int* sorted_rows, const int* tile_experts, const int* num_sorted, int num_rows,
+                     int num_experts, int n, int k, int rows_per_x, int tile, int blocks, void* stream);
 
 /* out[r] = x[r] · weight^T. out: [rows, n]; x: [rows, k], rows 1..4, 16-byte aligned; linear.cu says more.
  * weight: float16 [n, k], k a multiple of 8, 16-byte aligned. */
@@ -85,10 +90,14 @@ int kepler_linear_half(float* out, const float* x, const void* weight, int rows,
  * [n, k / group], no zeros: all 2^(bits - 1); group: a power of two from 32 on that divides k, or k. */
 int kepler_linear_packed(float* out, const float* x, const void* codes, const void* scales, const void* zeros,
                          float unit, int bits, int rows, int n, int k, int group, void* stream);
-/* The same for any number of rows; bits 16: float16. tile: rows of x a block, 8, 12, 16, 20, 24 (linear_direct.cuh), 32,
- * 64 or 128. The columns are cut into parts, at most k / 8; out: [parts, rows, n], 16-byte aligned, the sums of each, to be added up by the caller. */
-int kepler_linear_tiled(float* out, const float* x, const void* weight, const void* scales, const void* zeros,
-                        float unit, int bits, int rows, int n, int k, int group, int tile, int parts, void* stream);
+/* The same for any number of rows; bits 16: float16. tile: rows of x a block, 8, 12, 16, 20, 24, 27, 30
+ * (linear_direct.cuh), 32, 36, 40, 44, 48, 56, 64, 96 or 128. blocks share the product evenly; sums: float32
+ * [2 · blocks, tile, outputs of a tile], 16-byte aligned, for tiles that they share. */
+int kepler_linear_tiled(float* out, float* sums, const float* x, const void* weight, const void* scales,
+                        const void* zeros, float unit, int bits, int rows, int n, int k, int group, int tile,
+                        int blocks, void* stream);
+/* Blocks of that kernel that the current GPU holds at once; blocks: host memory. */
+int kepler_linear_blocks(int* blocks, int bits, int tile);
 /* That weight as float32 [n, k], out 16-byte aligned. */
 int kepler_linear_unpack(float* out, const void* codes, const void* scales, const void* zeros, float unit, int bits,
                          int n, int k, int group, void* stream);

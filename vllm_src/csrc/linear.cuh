@@ -96,16 +96,6 @@ __device__ __forceinline__ float scattered_sum(float (&values)[kCount], int lane
   return values[0];
 }
 
-// Rows of several matrices, sorted by the one that each is for into tiles of kRows: a block has one tile.
-struct ExpertArgs {
-  const int* sorted_rows;   // of tile i from i · kRows on, num_rows for none; null where kRows is 1: row i
-  const int* tile_experts;  // the matrix of each tile
-  const int* num_sorted;
-  const float* row_scales;  // of the rows of out; null: 1
-  int num_rows;             // of out; row r takes row r / rows_per_x of x
-  int rows_per_x;
-};
-
 struct LinearArgs {
   float* out;      // [rows, n]
   const float* x;  // [rows, k]
@@ -320,15 +310,12 @@ struct Best;
 template <> struct Best<Half, 1> { using type = Cut<4, 8, 4, 2048, 3, true>; };
 template <> struct Best<Half, 2> { using type = Cut<4, 16, 2, 4096, 1, true>; };
 template <> struct Best<Half, 4> { using type = Cut<4, 16, 2, 2048, 1, true>; };
-template <> struct Best<Half, 8> { using type = Cut<4, 16, 2, 1024, 1, true>; };
 template <> struct Best<Int8, 1> { using type = Cut<4, 8, 2, 2048, on(4, 3), false>; };
 template <> struct Best<Int8, 2> { using type = Cut<4, 8, 2, 2048, on(3, 2), false>; };
 template <> struct Best<Int8, 4> { using type = Cut<4, 8, 1, 1024, on(2, 1), true>; };
-template <> struct Best<Int8, 8> { using type = Cut<4, 8, 1, 512, on(2, 1), false>; };
 template <> struct Best<Int4, 1> { using type = Cut<2, 8, 1, 4096, on(4, 3), true>; };
 template <> struct Best<Int4, 2> { using type = Cut<4, 8, 1, 2048, on(3, 2), false>; };
 template <> struct Best<Int4, 4> { using type = Cut<4, 8, 1, 1024, 2, true>; };
-template <> struct Best<Int4, 8> { using type = Cut<4, 8, 1, 1024, on(2, 1), false>; };
 
 }  // namespace
 }  // namespace kepler

@@ -1,11 +1,12 @@
-// The kernel of products of 5 to 27 rows of x: a step of decoding of as many sequences.
+// The kernel of products of 5 to 30 rows of x: a step of decoding of as many sequences.
 //
 // A lane has four rows of the weight and all rows of x of a tile. A tile's time follows its rows one by one: all but
-// three are multiplied always, and of those two where there are two or three, and one where there are one or three. Codes go from memory to its registers: it unpacks
-// four columns of its rows at a time and multiplies each with every row of x, which the block holds in shared memory,
-// 64 columns at a time. Eight lanes share a row of the weight, with neighboring columns, so that a warp reads four rows
-// at once, and a load of x, of eight different words, serves sixteen products. The next codes and the next columns of x
-// are read while these are multiplied. Sums of lanes meet at the end, in one fixed order.
+// three are multiplied always, and of those two where there are two or three, and one where there are one or three.
+// Codes go from memory to its registers: it unpacks eight columns of its rows at a time and multiplies each with every
+// row of x, which the block holds in shared memory, 64 columns at a time. Eight lanes share a row of the weight, with
+// neighboring columns, so that a warp reads four rows at once, and a load of x, of eight different words, serves sixteen
+// products. The next codes and the next columns of x are read while these are multiplied. Sums of lanes meet at the
+// end, in one fixed order.
 #pragma once
 
 #include "common.cuh"
@@ -16,7 +17,8 @@ namespace {
 constexpr int kChunk = 8;  // columns that a thread reads at once
 
 struct TiledArgs {
-  float* out;      // [parts, rows, n]
+  float* out;      // [rows, n]
+  float* sums;     // [2 · blocks, rows of x in a tile, outputs of a tile]: of tiles that several blocks share
   const float* x;  // [rows, k]
   const void* weight;
   const __half* scales;
@@ -24,13 +26,107 @@ struct TiledArgs {
   float factor;  // of the sums, at the end
   int rows, n, chunks;
   int groups, group_shift;  // the group of a row's chunk i is i >> group_shift
-  int part_chunks;          // of the columns of a part
+  int across, down, steps;  // tiles of rows of x (of experts: at most), tiles of rows of the weight, steps of a tile
+  ExpertArgs experts;       // without sorted_rows: one matrix
 };
+
+// How blocks share a product: the steps of its tiles, tile by tile, are cut into a share for each block, as many steps
+// in each. So all are done at once, however many tiles there are, and a share may end within a tile. Tiles of the same
+// rows of the weight follow each other.
+struct Shares {
+  unsigned steps, each, longer;  // of a tile; of a share; shares that have one more
+  __device__ Shares(unsigned tiles, unsigned steps, unsigned blocks)
+      : steps(steps), each(tiles * steps / blocks), longer(tiles * steps % blocks) {}
+  __device__ unsigned begin(unsigned block) const { return block * each + min(block, longer); }
+  __device__ unsigned owner(unsigned step) const {
+    const unsigned long_steps = longer * (each + 1);
+    return step < long_steps ? step / (each + 1) : longer + (step - long_steps) / each;
+  }
+};
+
+__device__ __forceinline__ unsigned tiles_across(const TiledArgs& a, int tile_rows) {
+  return a.experts.sorted_rows ? *a.experts.num_sorted / tile_rows : a.across;
+}
+
+// A block's way through its share: what it has of one tile at a time. It lies in shared memory, where it takes no
+// registers of the loops over columns.
+struct Part {
+  unsigned across, begun, at, last;  // tiles of rows of x; the share's first step, the next one, and the end
+  int first_x, first_n;              // of the tile
+  unsigned weight_row;               // where the matrix of its expert begins
+  int begin, end;                    // of the part, in chunks
+  int slot;                          // of its sums; -1: it has the whole tile
+
+  __device__ void start(const TiledArgs& a, int tile_rows) {
+    across = tiles_across(a, tile_rows);
+    const Shares shares(across * a.down, a.steps, gridDim.x);
+    begun = at = shares.begin(blockIdx.x), last = shares.begin(blockIdx.x + 1);
+  }
+  __device__ void next(const TiledArgs& a, int tile_rows, int outputs, int step_chunks) {
+    const unsigned tile = at / a.steps, skipped = at % a.steps, taken = min(a.steps - skipped, last - at);
+    slot = taken == a.steps ? -1 : static_cast<int>(2 * blockIdx.x + (at != begun));
+    at += taken;
+    first_x = tile % across * tile_rows, first_n = tile / across * outputs;
+    weight_row = a.experts.sorted_rows ? a.experts.tile_experts[tile % across] * a.n : 0;
+    begin = skipped * step_chunks, end = min(static_cast<int>(skipped + taken) * step_chunks, a.chunks);
+  }
+};
+
+// The row of out, a.rows or more for none, of a tile's row.
+__device__ __forceinline__ int out_row(const TiledArgs& a, int first_x, int row) {
+  return a.experts.sorted_rows ? a.experts.sorted_rows[first_x + row] : first_x + row;
+}
+
+// The row of x of a tile's row; past the last it is another one, whose sums are not stored.
+__device__ __forceinline__ unsigned x_row(const TiledArgs& a, int first_x, int row) {
+  const int to = min(out_row(a, first_x, row), a.rows - 1);
+  return a.experts.sorted_rows ? to / a.experts.rows_per_x : to;
+}
+
+// Puts a sum where meet_kernel finds it, or where there is no such place, since a block has the whole tile, into out.
+__device__ __forceinline__ void put(const TiledArgs& a, float* at, int first_x, int row, int column, float sum) {
+  if (at) {
+    *at = sum;
+    return;
+  }
+  const int to = out_row(a, first_x, row);
+  if (to >= a.rows || column >= a.n) return;
+  a.out[static_cast<size_t>(to) * a.n + column] = a.experts.row_scales ? sum * a.experts.row_scales[to] : sum;
+}
+
+// The sums of tiles that several blocks share, in one order. A block of this kernel is for the place where one share
+// ends and the next begins: the first such place of a tile is for all of it.
+constexpr int kMeetThreads = 256;
+
+__global__ void __launch_bounds__(kMeetThreads) meet_kernel(TiledArgs a, int tile_rows, int outputs, unsigned blocks) {
+  const unsigned across = tiles_across(a, tile_rows);
+  const Shares shares(across * a.down, a.steps, blocks);
+  const unsigned block = blockIdx.x + 1, begin = shares.begin(block), tile = begin / a.steps;
+  if (begin % a.steps == 0 || shares.owner(tile * a.steps) != block - 1) return;
+  const unsigned last = shares.owner(tile * a.steps + a.steps - 1);
+  const unsigned quads = outputs / 4, i = blockIdx.y * kMeetThreads + threadIdx.x, row = i / quads;
+  if (row >= static_cast<unsigned>(tile_rows)) return;
+  const int to_row = out_row(a, tile % across * tile_rows, row), column = tile / across * outputs + i % quads * 4;
+  if (to_row >= a.rows || column >= a.n) return;
+  const size_t size = static_cast<size_t>(tile_rows) * quads;
+  const float4* const from = reinterpret_cast<const float4*>(a.sums) + i;
+  // The first of them may have begun with another tile.
+  float4 sum = from[(2 * (block - 1) + (shares.begin(block - 1) / a.steps != tile)) * size];
+  for (unsigned b = block; b <= last; ++b) {
+    const float4 v = from[2 * b * size];
+    sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
+  }
+  const float scale = a.experts.row_scales ? a.experts.row_scales[to_row] : 1.f;
+  const float four[4] = {sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale};
+  float* const to = a.out + static_cast<size_t>(to_row) * a.n + column;
+#pragma unroll
+  for (int q = 0; q < 4; ++q)
+    if (column + q < a.n) to[q] = four[q];
+}
 
 constexpr int kSharers = 8;                 // lanes that share a row of the weight
 constexpr int kSharing = 32 / kSharers;     // rows that a warp reads at once
-constexpr int kStage = kSharers * kChunk;   // columns of x in shared memory
-constexpr int kMostDirect = 27;             // rows of x a tile at most
+constexpr int kStage = kSharers * kChunk;  // columns of x in shared memory
 constexpr int kDirectThreads = 128;
 
 // Of the sums x is lifted by so much, and weights of codes are lowered.
@@ -60,16 +156,17 @@ struct DirectInt8 {
   static constexpr bool kCoded = true;
   static constexpr float kMiddle = 128.f;
   struct Scaled {
-    float at0, at8, at16, plus;
+    float at0, at8, plus;
     __device__ __forceinline__ void set(float scale, float zero) {
-      at0 = scale * 0x1p69f, at8 = scale * 0x1p61f, at16 = scale * 0x1p53f, plus = -scale * zero * kLowered;
+      at0 = scale * 0x1p69f, at8 = scale * 0x1p61f, plus = -scale * zero * kLowered;
     }
   };
   static __device__ __forceinline__ void take(float (&w)[4], Raw& raw, const Scaled& s) {
+    const unsigned upper = raw.x >> 16;
     w[0] = fmaf(__uint_as_float(raw.x & 0xff), s.at0, s.plus);
     w[1] = fmaf(__uint_as_float(raw.x & 0xff00), s.at8, s.plus);
-    w[2] = fmaf(__uint_as_float(raw.x & 0xff0000), s.at16, s.plus);
-    w[3] = fmaf(__uint_as_float(raw.x >> 24), s.at0, s.plus);
+    w[2] = fmaf(__uint_as_float(upper & 0xff), s.at0, s.plus);
+    w[3] = fmaf(__uint_as_float(upper & 0xff00), s.at8, s.plus);
     raw.x = raw.y;
   }
 };
@@ -99,8 +196,9 @@ struct DirectInt4 {
 template <int kX_, int kBlocks_>
 struct DirectCut {
   static constexpr int kX = kX_, kFixed = kX - 3;
+  // Quads of columns that are multiplied in one go, so that few warps find enough to do; registers bound them.
+  static constexpr int kTogether = kX > 28 ? 1 : 2;
   static constexpr int kN = 4, kBlocks = kBlocks_, kOutputs = kDirectThreads / kSharers * kN;
-  static_assert(kX <= kMostDirect, "the launcher cuts columns for it");
 };
 
 template <typename F, typename C>
@@ -110,149 +208,167 @@ __global__ void __launch_bounds__(kDirectThreads, C::kBlocks) direct_kernel(Tile
   __shared__ float4 staged[2][kX][kStage / 4];
 
   const int thread = threadIdx.x, lane = thread % 32, sharer = lane % kSharers;
-  const int first_x = blockIdx.x * kX;
-  // Beside the fixed rows: two that take part where bit 1 of their number is set, and one where bit 0 is. Each has a
-  // place of its own; place p is for row row_of(p) of the tile. What lies past the tile's rows is not stored.
-  const int loose = max(min(a.rows - first_x, kX) - C::kFixed, 0);
-  const auto row_of = [&](int place) { return place == kX - 1 && !(loose & 2) ? C::kFixed : place; };
-  const int first_n = blockIdx.y * C::kOutputs + thread / 32 * (kSharing * kN) + lane / kSharers;
-  const int begin = blockIdx.z * a.part_chunks, end = min(begin + a.part_chunks, a.chunks);
-
-  // Rows past the last are the last again, and their sums are not stored; past the last column x is zero.
-  const auto row = [&](int i) { return static_cast<unsigned>(min(first_n + i * kSharing, a.n - 1)); };
-  int mine = begin + sharer;  // this lane's chunk
-  unsigned at[kN];
-#pragma unroll
-  for (int i = 0; i < kN; ++i) at[i] = row(i) * a.chunks + mine;
-  typename F::Raw next[kN] = {};
-  // Of lanes that never have a column too: nothing times not a number is not a number.
-  __half scale[kN], zero[kN];
-#pragma unroll
-  for (int i = 0; i < kN; ++i) scale[i] = zero[i] = __float2half(0.f);
-  int group = -1;
-  bool fresh = true;  // scales have come that `scaled` is not made of
-  const auto fetch = [&] {
-    if (mine < end) {
-#pragma unroll
-      for (int i = 0; i < kN; ++i) next[i] = __ldg(static_cast<const typename F::Raw*>(a.weight) + at[i]);
-      const int now = mine >> a.group_shift;
-      if (F::kCoded && now != group) {
-#pragma unroll
-        for (int i = 0; i < kN; ++i) {
-          scale[i] = __ldg(a.scales + (row(i) * a.groups + now));
-          if (a.zeros) zero[i] = __ldg(a.zeros + (row(i) * a.groups + now));
-        }
-        group = now, fresh = true;
-      }
-    }
-    mine += kSharers;
-#pragma unroll
-    for (int i = 0; i < kN; ++i) at[i] += kSharers;
-  };
-
+  const int own_n = thread / 32 * (kSharing * kN) + lane / kSharers;
   // A thread's float4 of x; the two of a lane lie kSharers apart, so that its neighbors' are next to them.
-  const int x_row = thread / (kStage / 4), x_quad = thread % (kStage / 4);
+  const int x_own = thread / (kStage / 4), x_quad = thread % (kStage / 4);
   const int x_slot = x_quad % 2 * kSharers + x_quad / 2;
-  int x_chunk = begin + x_quad / 2;
-  const float* from_x[kLoads];
-#pragma unroll
-  for (int j = 0; j < kLoads; ++j)
-    from_x[j] = a.x + (static_cast<size_t>(min(first_x + row_of(x_row + j * kRowsOnce), a.rows - 1)) * a.chunks + begin) *
-                          kChunk + 4 * x_quad;
-  float4 coming[kLoads];
-  const auto load_x = [&] {
-#pragma unroll
-    for (int j = 0; j < kLoads; ++j) {
-      coming[j] = make_float4(0.f, 0.f, 0.f, 0.f);
-      if (x_chunk < end) coming[j] = load4(from_x[j]);
-      from_x[j] += kStage;
-    }
-    x_chunk += kSharers;
-  };
-  const auto store_x = [&](int buffer) {
-#pragma unroll
-    for (int j = 0; j < kLoads; ++j)
-      if (kX % kRowsOnce == 0 || x_row + j * kRowsOnce < kX) {
-        const float4 v = coming[j];
-        constexpr float kLift = F::kCoded ? 1.f / kLowered : 1.f;
-        staged[buffer][x_row + j * kRowsOnce][x_slot] = make_float4(v.x * kLift, v.y * kLift, v.z * kLift, v.w * kLift);
-      }
-  };
 
-  typename F::Scaled scaled[kN];
-  constexpr int kAtOnce = kSharers / kN;  // rows of x whose sums meet at once
-  float sums[(kX + kX % kAtOnce) * kN] = {};  // the row of the weight is the faster index
-  fetch();
-  load_x();
-  store_x(0);
+  __shared__ Part part;
+  if (thread == 0) part.start(a, kX);
   __syncthreads();
-  int buffer = 0;
+  bool more = part.at < part.last;
+  __syncthreads();
 #pragma unroll 1
-  for (int chunk = begin; chunk < end; chunk += kSharers, buffer ^= 1) {
-    if (F::kCoded && fresh) {
+  while (more) {
+    if (thread == 0) part.next(a, kX, C::kOutputs, kSharers);
+    __syncthreads();
+    const int first_x = part.first_x, begin = part.begin, end = part.end;
+
+    // Beside the fixed rows: two that take part where bit 1 of their number is set, and one where bit 0 is. Each has a
+    // place of its own; place p is for row row_of(p) of the tile. What lies past the tile's rows is not stored.
+    const int loose = a.experts.sorted_rows ? kX - C::kFixed : max(min(a.rows - first_x, kX) - C::kFixed, 0);
+    const auto row_of = [&](int p) { return p == kX - 1 && !(loose & 2) ? C::kFixed : p; };
+
+    // Rows past the last are the last again, and their sums are not stored; past the last column x is zero.
+    const auto row = [&](int i) { return part.weight_row + min(part.first_n + own_n + i * kSharing, a.n - 1); };
+    int mine = begin + sharer;  // this lane's chunk
+    unsigned at[kN];
 #pragma unroll
-      for (int i = 0; i < kN; ++i) scaled[i].set(__half2float(scale[i]), a.zeros ? __half2float(zero[i]) : F::kMiddle);
-      fresh = false;
-    }
-    typename F::Raw raw[kN];
+    for (int i = 0; i < kN; ++i) at[i] = row(i) * a.chunks + mine;
+    typename F::Raw next[kN] = {};
+    // Of lanes that never have a column too: nothing times not a number is not a number.
+    __half scale[kN], zero[kN];
 #pragma unroll
-    for (int i = 0; i < kN; ++i) raw[i] = next[i];
-    const float4* x_at = &staged[buffer][0][sharer];
-    fetch();
-    load_x();
-#pragma unroll 1
-    for (int quad = 0; quad < 2; ++quad, x_at += kSharers) {
-      float w[kN][4];
+    for (int i = 0; i < kN; ++i) scale[i] = zero[i] = __float2half(0.f);
+    int group = -1;
+    bool fresh = true;  // scales have come that `scaled` is not made of
+    const auto fetch = [&] {
+      if (mine < end) {
 #pragma unroll
-      for (int i = 0; i < kN; ++i) F::take(w[i], raw[i], scaled[i]);
-      const auto multiply = [&](int first, int last) {
-#pragma unroll
-        for (int m = first; m < last; ++m) {
-          const float4 v = x_at[m * (kStage / 4)];
+        for (int i = 0; i < kN; ++i) next[i] = __ldg(static_cast<const typename F::Raw*>(a.weight) + at[i]);
+        const int now = mine >> a.group_shift;
+        if (F::kCoded && now != group) {
 #pragma unroll
           for (int i = 0; i < kN; ++i) {
-            float& sum = sums[m * kN + i];
-            sum = fmaf(w[i][0], v.x, sum);
-            sum = fmaf(w[i][1], v.y, sum);
-            sum = fmaf(w[i][2], v.z, sum);
-            sum = fmaf(w[i][3], v.w, sum);
+            scale[i] = __ldg(a.scales + (row(i) * a.groups + now));
+            if (a.zeros) zero[i] = __ldg(a.zeros + (row(i) * a.groups + now));
           }
+          group = now, fresh = true;
         }
-      };
-      multiply(0, C::kFixed);
-      if (loose & 2) multiply(C::kFixed, kX - 1);
-      if (loose & 1) multiply(kX - 1, kX);
-    }
-    store_x(buffer ^ 1);
-    __syncthreads();
-  }
+      }
+      mine += kSharers;
+#pragma unroll
+      for (int i = 0; i < kN; ++i) at[i] += kSharers;
+    };
 
-  // Eight sums at a time: each of the lanes that share rows of the weight ends up with one of them.
-  static_assert(kSharers % kN == 0 && kAtOnce == 2, "whole rows of x");
-  const int to_n = first_n + sharer % kN * kSharing;
-  float* const out = a.out + (static_cast<size_t>(blockIdx.z) * a.rows + first_x) * a.n + to_n;
+    int x_chunk = begin + x_quad / 2;
+    unsigned x_at[kLoads];  // in float4
 #pragma unroll
-  for (int m = 0; m < kX; m += kAtOnce) {
-    float eight[kSharers];
+    for (int j = 0; j < kLoads; ++j) {
+      const unsigned from = x_row(a, first_x, min(row_of(x_own + j * kRowsOnce), kX - 1));
+      x_at[j] = (from * a.chunks + begin) * (kChunk / 4) + x_quad;
+    }
+    float4 coming[kLoads];
+    const auto load_x = [&] {
 #pragma unroll
-    for (int i = 0; i < kSharers; ++i) eight[i] = sums[m * kN + i];
-    exchange(eight, 4, lane, 4);
-    exchange(eight, 2, lane, 2);
-    exchange(eight, 1, lane, 1);
-    const int place = m + sharer / kN, to = row_of(place);
-    // With one row the places of two have none, and with two the place of one.
-    const bool taken = place < C::kFixed || (place < kX - 1 ? loose & 2 : place < kX && loose & 1);
-    if (taken && first_x + to < a.rows && to_n < a.n) out[static_cast<size_t>(to) * a.n] = eight[0] * a.factor;
+      for (int j = 0; j < kLoads; ++j) {
+        coming[j] = make_float4(0.f, 0.f, 0.f, 0.f);
+        if (x_chunk < end) coming[j] = __ldg(reinterpret_cast<const float4*>(a.x) + x_at[j]);
+        x_at[j] += kStage / 4;
+      }
+      x_chunk += kSharers;
+    };
+    const auto store_x = [&](int buffer) {
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j)
+        if (kX % kRowsOnce == 0 || x_own + j * kRowsOnce < kX) {
+          const float4 v = coming[j];
+          constexpr float kLift = F::kCoded ? 1.f / kLowered : 1.f;
+          staged[buffer][x_own + j * kRowsOnce][x_slot] =
+              make_float4(v.x * kLift, v.y * kLift, v.z * kLift, v.w * kLift);
+        }
+    };
+
+    typename F::Scaled scaled[kN];
+    constexpr int kAtOnce = kSharers / kN;  // rows of x whose sums meet at once
+    float sums[(kX + kX % kAtOnce) * kN] = {};  // the row of the weight is the faster index
+    fetch();
+    load_x();
+    store_x(0);
+    __syncthreads();
+    int buffer = 0;
+#pragma unroll 1
+    for (int chunk = begin; chunk < end; chunk += kSharers, buffer ^= 1) {
+      if (F::kCoded && fresh) {
+#pragma unroll
+        for (int i = 0; i < kN; ++i)
+          scaled[i].set(__half2float(scale[i]), a.zeros ? __half2float(zero[i]) : F::kMiddle);
+        fresh = false;
+      }
+      typename F::Raw raw[kN];
+#pragma unroll
+      for (int i = 0; i < kN; ++i) raw[i] = next[i];
+      const float4* from = &staged[buffer][0][sharer];
+      fetch();
+      load_x();
+#pragma unroll
+      for (int quad = 0; quad < 2; quad += C::kTogether) {
+        float w[C::kTogether][kN][4];
+#pragma unroll
+        for (int q = 0; q < C::kTogether; ++q)
+#pragma unroll
+          for (int i = 0; i < kN; ++i) F::take(w[q][i], raw[i], scaled[i]);
+        const auto multiply = [&](int first, int last) {
+#pragma unroll
+          for (int q = 0; q < C::kTogether; ++q)
+#pragma unroll
+            for (int m = first; m < last; ++m) {
+              const float4 v = from[m * (kStage / 4) + (quad + q) * kSharers];
+#pragma unroll
+              for (int i = 0; i < kN; ++i) {
+                float& sum = sums[m * kN + i];
+                sum = fmaf(w[q][i][0], v.x, sum);
+                sum = fmaf(w[q][i][1], v.y, sum);
+                sum = fmaf(w[q][i][2], v.z, sum);
+                sum = fmaf(w[q][i][3], v.w, sum);
+              }
+            }
+        };
+        multiply(0, C::kFixed);
+        if (loose & 2) multiply(C::kFixed, kX - 1);
+        if (loose & 1) multiply(kX - 1, kX);
+      }
+      store_x(buffer ^ 1);
+      __syncthreads();
+    }
+
+    // Eight sums at a time: each of the lanes that share rows of the weight ends up with one of them.
+    static_assert(kSharers % kN == 0 && kAtOnce == 2, "whole rows of x");
+    const int own_to = own_n + sharer % kN * kSharing, to_n = part.first_n + own_to, slot = part.slot;
+    float* const sums_at = a.sums + slot * static_cast<size_t>(kX * C::kOutputs) + own_to;
+#pragma unroll
+    for (int m = 0; m < kX; m += kAtOnce) {
+      float eight[kSharers];
+#pragma unroll
+      for (int i = 0; i < kSharers; ++i) eight[i] = sums[m * kN + i];
+      exchange(eight, 4, lane, 4);
+      exchange(eight, 2, lane, 2);
+      exchange(eight, 1, lane, 1);
+      const int p = m + sharer / kN, to = row_of(p);
+      // With one row the places of two have none, and with two the place of one.
+      if (p < C::kFixed || (p < kX - 1 ? loose & 2 : p < kX && loose & 1))
+        put(a, slot < 0 ? nullptr : sums_at + to * C::kOutputs, first_x, to, to_n, eight[0] * a.factor);
+    }
+    more = part.at < part.last;
+    __syncthreads();
   }
 }
 
 template <typename F, typename C>
-int launch_direct(const TiledArgs& a, int parts, cudaStream_t stream) {
-  const int down = (a.n + C::kOutputs - 1) / C::kOutputs;
-  if (down > 65535) return cudaErrorInvalidValue;
-  direct_kernel<F, C><<<dim3((a.rows + C::kX - 1) / C::kX, down, parts), kDirectThreads, 0, stream>>>(a);
-  return cudaGetLastError();
-}
+struct Direct {
+  static constexpr int kX = C::kX, kOutputs = C::kOutputs, kThreads = kDirectThreads, kStep = kSharers;
+  static constexpr auto kernel() { return direct_kernel<F, C>; }
+};
 
 }  // namespace
 }  // namespace kepler

@@ -1,6 +1,6 @@
 // Products of a few rows of x with the matrices of a mixture's experts, stored in fewer bits than float32.
 //
-// The rows are those of moe.cu, sorted by expert into tiles of 1, 2, 4 or 8: a tile reads its expert's matrix once. Tiles
+// The rows are those of moe.cu, sorted by expert into tiles of 1, 2 or 4: a tile reads its expert's matrix once. Tiles
 // of one row are not sorted at all: row r is for expert tile_experts[r].
 #include "linear.cuh"
 
@@ -19,8 +19,7 @@ template <typename F, bool kZeros>
 int product(const LinearArgs& a, int tile, cudaStream_t stream, int tiles) {
   const auto launched = tile == 1   ? launch<F, 1, kZeros>
                         : tile == 2 ? launch<F, 2, kZeros>
-                        : tile == 4 ? launch<F, 4, kZeros>
-                                    : launch<F, 8, kZeros>;
+                                    : launch<F, 4, kZeros>;
   launched(a, stream, tiles);
   return cudaGetLastError();
 }
@@ -35,7 +34,7 @@ extern "C" int kepler_moe_linear(float* out, const float* x, const void* weight,
   using namespace kepler;
   const bool coded = bits == 4 || bits == 8;
   if (num_rows <= 0 || num_experts <= 0 || n <= 0 || k <= 0 || rows_per_x <= 0 || !aligned16(x) || !aligned16(weight) ||
-      (tile != 1 && tile != 2 && tile != 4 && tile != 8) || (!coded && bits != 16) ||
+      (tile != 1 && tile != 2 && tile != 4) || (!coded && bits != 16) ||
       k % (coded ? Int4::kColumns : Half::kColumns) || (coded && shift_of(group, k) < 0))
     return cudaErrorInvalidValue;
   const int tiles = kepler_moe_capacity(num_rows, num_experts, tile) / tile, groups = coded ? k / group : 0;
@@ -46,7 +45,7 @@ extern "C" int kepler_moe_linear(float* out, const float* x, const void* weight,
   const LinearArgs a = {out, x, weight, static_cast<const __half*>(scales), static_cast<const __half*>(zeros),
                         coded ? unit * kInverseBit : 1.f, tile, n, k, groups,
                         coded ? shift_of(group, k) - (bits == 4 ? 5 : 4) : 0,
-                        {sorted_rows, tile_experts, num_sorted, row_scales, num_rows, rows_per_x}};
+                        {sorted_rows, tile_experts, num_sorted, row_scales, num_rows, rows_per_x, num_experts}};
   const auto launched = bits == 16  ? product<Half, false>
                         : bits == 8 ? (zeros ? product<Int8, true> : product<Int8, false>)
                                     : (zeros ? product<Int4, true> : product<Int4, false>);

@@ -67,7 +67,8 @@ __global__ void __launch_bounds__(128) topk_kernel(float* weights, int* experts,
     for (int k = 0; k < top_k; ++k) weights[base + k] /= chosen;
 }
 
-// One block: rows are at most some ten thousands. The order within an expert is free, each row's product is its own.
+// One block: rows are at most some ten thousands. Those of an expert keep their order: how a product adds up a row's
+// columns depends on the row's tile, so another order would give other roundings.
 __global__ void __launch_bounds__(kSortThreads) sort_kernel(int* sorted_rows, int* tile_experts, int* num_sorted,
                                                             const int* __restrict__ experts, int num_rows,
                                                             int num_experts, int tile, int capacity) {
@@ -86,61 +87,39 @@ __global__ void __launch_bounds__(kSortThreads) sort_kernel(int* sorted_rows, in
   __syncthreads();
   if (t < num_experts) {
     for (int i = starts[t]; i < starts[t + 1]; i += tile) tile_experts[i / tile] = t;
-    counts[t] = starts[t];
   }
   __syncthreads();
-  for (int i = t; i < num_rows; i += kSortThreads) sorted_rows[atomicAdd(&counts[experts[i]], 1)] = i;
+  // A warp looks for the rows of an expert.
+  const int lane = t % 32;
+  for (int e = t / 32; e < num_experts; e += kSortThreads / 32) {
+    int at = starts[e];
+    const int end = at + counts[e];
+    for (int first = 0; at < end && first < num_rows; first += 32) {
+      const bool own = first + lane < num_rows && experts[first + lane] == e;
+      const unsigned found = __ballot_sync(kAllLanes, own);
+      if (own) sorted_rows[at + __popc(found & ((1u << lane) - 1))] = first + lane;
+      at += __popc(found);
+    }
+  }
 }
 
 constexpr int kTileN = 64, kTileK = 16, kProductThreads = 256;
 
-// How the weights of all experts are stored, as linear.cuh has it: four neighboring columns of a row as float32.
-struct Weights {
-  const void* at;
-  const __half* scales;
-  const __half* zeros;
-  float unit;
-  int groups, group_shift;  // the group of column c is c >> group_shift
-};
+// Four neighboring columns as float32.
+__device__ __forceinline__ Vec<4> four(const float* p) { return load<4>(p); }
 
-struct Float {
-  static __device__ __forceinline__ Vec<4> load(const Weights& w, size_t row, int k, int column) {
-    return kepler::load<4>(static_cast<const float*>(w.at) + row * k + column);
-  }
-};
-
-struct Half {
-  static __device__ __forceinline__ Vec<4> load(const Weights& w, size_t row, int k, int column) {
-    const uint2 v = __ldg(reinterpret_cast<const uint2*>(static_cast<const __half*>(w.at) + row * k + column));
-    const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&v.x));
-    const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&v.y));
-    return {{low.x, low.y, high.x, high.y}};
-  }
-};
-
-// Under the exponent of 2^23 a code's bits are that code, without a conversion; taking off 2^23 + zero is exact.
-template <int kBits>
-struct Coded {
-  static __device__ __forceinline__ Vec<4> load(const Weights& w, size_t row, int k, int column) {
-    constexpr unsigned kMask = (1u << kBits) - 1, kExponent = 0x4b000000;
-    const char* codes = static_cast<const char*>(w.at) + (row * k + column) * kBits / 8;
-    const unsigned word = kBits == 4 ? __ldg(reinterpret_cast<const unsigned short*>(codes))
-                                     : __ldg(reinterpret_cast<const unsigned*>(codes));
-    const size_t group = row * w.groups + (column >> w.group_shift);
-    const float scale = __half2float(__ldg(w.scales + group)) * w.unit;
-    const float zero = 0x1p23f + (w.zeros ? __half2float(__ldg(w.zeros + group)) : static_cast<float>(kMask / 2 + 1));
-    Vec<4> v;
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      v.at[j] = (__uint_as_float(kExponent | (word >> kBits * j & kMask)) - zero) * scale;
-    return v;
-  }
-};
+__device__ __forceinline__ Vec<4> four(const __half* p) {
+  const uint2 v = __ldg(reinterpret_cast<const uint2*>(p));
+  const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&v.x));
+  const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&v.y));
+  return {{low.x, low.y, high.x, high.y}};
+}
 
 // kTileM × 64 outputs a block, kTileM / 16 × 4 a thread.
 template <typename F, int kTileM>
 __global__ void __launch_bounds__(kProductThreads, on(0, 3))
-    product_kernel(float* out, const float* __restrict__ x, Weights weights, const float* __restrict__ row_scales,
+    product_kernel(float* out, const float* __restrict__ x, const F* __restrict__ weights,
+                   const float* __restrict__ row_scales,
                    const int* __restrict__ sorted_rows, const int* __restrict__ tile_experts,
                    const int* __restrict__ num_sorted, int num_rows, int n, int k, int rows_per_x) {
   constexpr int kRows = kTileM / 16;
@@ -160,7 +139,7 @@ __global__ void __launch_bounds__(kProductThreads, on(0, 3))
     va = vb = {};
     if (column >= k) return;
     if (from_x) va = load<4>(from_x + column);
-    if (n0 + at < n) vb = F::load(weights, weight_row, k, column);
+    if (n0 + at < n) vb = four(weights + weight_row * k + column);
   };
   fetch(k4);
   for (int k0 = 0; k0 < k; k0 += kTileK) {
@@ -217,8 +196,7 @@ extern "C" int kepler_moe_capacity(int num_rows, int num_experts, int tile) {
 
 extern "C" int kepler_moe_sort(int* sorted_rows, int* tile_experts, int* num_sorted, const int* experts, int num_rows,
                                int num_experts, int tile, void* stream) {
-  if (num_rows <= 0 || num_experts <= 0 || num_experts > kepler::kMaxExperts || tile < 2 || tile > 64 ||
-      tile & (tile - 1))
+  if (num_rows <= 0 || num_experts <= 0 || num_experts > kepler::kMaxExperts || tile < 2 || tile > 128)
     return cudaErrorInvalidValue;
   kepler::sort_kernel<<<1, kepler::kSortThreads, 0, static_cast<cudaStream_t>(stream)>>>(
       sorted_rows, tile_experts, num_sorted, experts, num_rows, num_experts, tile,
@@ -226,26 +204,24 @@ extern "C" int kepler_moe_sort(int* sorted_rows, int* tile_experts, int* num_sor
   return cudaGetLastError();
 }
 
-extern "C" int kepler_moe_product(float* out, const float* x, const void* weight, const void* scales, const void* zeros,
-                                  float unit, int bits, int group, const float* row_scales, const int* sorted_rows,
-                                  const int* tile_experts, const int* num_sorted, int num_rows, int num_experts, int n,
-                                  int k, int rows_per_x, int tile, void* stream) {
+extern "C" int kepler_moe_product(float* out, const float* x, const void* weight, int bits, const float* row_scales,
+                                  const int* sorted_rows, const int* tile_experts, const int* num_sorted, int num_rows,
+                                  int num_experts, int n, int k, int rows_per_x, int tile, void* stream) {
   using namespace kepler;
-  const bool coded = bits == 4 || bits == 8;
   if (num_rows <= 0 || num_experts <= 0 || n <= 0 || k <= 0 || k % 4 || rows_per_x <= 0 ||
-      (tile != 16 && tile != 64) || !aligned16(x) || !aligned16(weight) || (!coded && bits != 16 && bits != 32) ||
-      (coded && shift_of(group, k) < 0))
+      (tile != 16 && tile != 64) || !aligned16(x) || !aligned16(weight) || (bits != 16 && bits != 32))
     return cudaErrorInvalidValue;
   const dim3 grid((n + kTileN - 1) / kTileN, kepler_moe_capacity(num_rows, num_experts, tile) / tile);
   if (grid.y > 65535) return cudaErrorInvalidValue;
-  const Weights weights = {weight, static_cast<const __half*>(scales), static_cast<const __half*>(zeros), unit,
-                           coded ? k / group : 0, coded ? shift_of(group, k) : 0};
-  const bool small = tile == 16;
-  const auto kernel = bits == 32   ? (small ? product_kernel<Float, 16> : product_kernel<Float, 64>)
-                      : bits == 16 ? (small ? product_kernel<Half, 16> : product_kernel<Half, 64>)
-                      : bits == 8  ? (small ? product_kernel<Coded<8>, 16> : product_kernel<Coded<8>, 64>)
-                                   : (small ? product_kernel<Coded<4>, 16> : product_kernel<Coded<4>, 64>);
-  kernel<<<grid, kProductThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      out, x, weights, row_scales, sorted_rows, tile_experts, num_sorted, num_rows, n, k, rows_per_x);
+  const auto launch = [&](auto kernel, auto weights) {
+    kernel<<<grid, kProductThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+        out, x, weights, row_scales, sorted_rows, tile_experts, num_sorted, num_rows, n, k, rows_per_x);
+  };
+  const auto floats = static_cast<const float*>(weight);
+  const auto halves = static_cast<const __half*>(weight);
+  if (bits == 32)
+    launch(tile == 16 ? product_kernel<float, 16> : product_kernel<float, 64>, floats);
+  else
+    launch(tile == 16 ? product_kernel<__half, 16> : product_kernel<__half, 64>, halves);
   return cudaGetLastError();
 }

@@ -6,6 +6,7 @@ for each `group` neighboring columns of a row.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 from collections.abc import Callable
@@ -18,47 +19,53 @@ from ..errors import LibraryError
 from .library import library, matrix, pointer, stream_of
 from .operator import by_device
 
-# Rows of x up to which the kernels of few rows are faster than the kernel that cuts the product into tiles.
+# Rows of x that the kernels of few rows take at once.
 MAX_ROWS = 4
 # Up to 8 rows packed weights go through those twice, where x stays in registers (linear_resident.cuh: a group has at
-# least the columns of four lanes): a quarter fewer instructions for sm_37. An H200 takes up to 16 % longer for 8 rows.
+# least the columns of four lanes): a quarter fewer instructions for sm_37, and as fast on an H200.
 TWICE, RESIDENT_GROUP_BITS = 2 * MAX_ROWS, 4 * 128
-# Rows of x up to which that kernel is faster than float32 tiles of the weights and cuBLAS, which take the rest.
+# Rows of x up to which kernels unpack the weights; more are multiplied by cuBLAS, with float32 tiles of the weights.
 MAX_TILED_ROWS = 512
+
+
 @dataclass(frozen=True)
 class Tile:
-    """How those kernels cut a product: a block has so many rows of x at most.
+    """Rows of x that a block of linear_tiled.cu multiplies at most, and their time.
 
     Attributes:
         outputs: rows of the weight in a block.
-        resident: blocks that a multiprocessor holds.
-        least: rows of x whose time a block takes at least; from there on it follows its rows one by one.
-        coded, half: what a block takes for each column and output, whatever its rows of x are, and what for each of
-            them; with codes and with float16, on one H200 (2026-11-30).
+        least: rows whose time a block takes at least; from there on it follows its rows one by one.
+        coded, half: the time for so many rows, and that of each further one, with codes and with float16:
+            microseconds for a layer of Llama 3 8B on one H200 (2026-11-30), to choose by.
     """
 
     outputs: int
-    resident: int
     least: int
     coded: tuple[float, float]
     half: tuple[float, float]
 
     def time(self, rows: int, coded: bool) -> float:
-        """Of one column of a block with so many rows of x."""
         once, row = self.coded if coded else self.half
-        return self.outputs * (once + row * max(rows, self.least))
+        return once + row * max(rows - self.least, 0)
 
 
-# By their rows of x. Those of up to 27: linear_direct.cuh.
+# By their rows of x. Those of up to 30: linear_direct.cuh.
 TILES = {
-    8: Tile(64, 4, 5, (86, 9.6), (141, 3.0)), 12: Tile(64, 3, 9, (92, 10.5), (90, 9.0)),
-    16: Tile(64, 3, 13, (85, 10.7), (76, 10.3)), 20: Tile(64, 2, 17, (87, 11.7), (67, 11.7)),
-    24: Tile(64, 2, 21, (84, 11.7), (50, 12.3)), 27: Tile(64, 2, 24, (63, 12.6), (81, 11.3)),
-    32: Tile(128, 6, 32, (0, 13.1), (0, 12.2)), 56: Tile(128, 4, 33, (50, 13.1), (-48, 15.2)),
-    64: Tile(128, 3, 64, (0, 11.4), (0, 11.0)), 128: Tile(128, 2, 128, (0, 10.2), (0, 10.0)),
+    8: Tile(64, 5, (141, 8.3), (150, 1.7)), 12: Tile(64, 9, (178, 8.2), (172, 3.7)),
+    16: Tile(64, 13, (224, 9), (198, 9)), 20: Tile(64, 17, (263, 9.6), (261, 4.7)),
+    24: Tile(64, 21, (290, 10), (302, 5.3)), 27: Tile(64, 24, (330, 8.7), (336, 6)),
+    30: Tile(64, 27, (377, 9.6), (365, 6)), 32: Tile(128, 32, (423, 0), (402, 0)),
+    36: Tile(128, 36, (481, 0), (452, 0)), 40: Tile(128, 40, (524, 0), (505, 0)),
+    44: Tile(128, 44, (554, 0), (533, 0)), 48: Tile(128, 48, (573, 0), (575, 0)),
+    56: Tile(128, 56, (662, 0), (641, 0)), 64: Tile(128, 64, (724, 0), (699, 0)),
+    96: Tile(128, 96, (1025, 0), (1000, 0)), 128: Tile(128, 128, (1347, 0), (1290, 0)),
 }
-# Columns that a part of the sums has at least, and those whose time its begin and its end take; parts at most.
-PART, PART_COST, MAX_PARTS = 256, 64, 32
+# The same for the kernels of 1, 2, 3 and 4 rows by the bits of a weight, and what each further tile of a launch takes
+# less than the first.
+FEW = {4: (45, 58, 82, 82), 8: (66, 74, 95, 96), 16: (123, 127, 135, 136)}
+LAUNCH = 25
+# Columns that a block's share of a product has at least.
+SHARE = 256
 # Halves in 16 bytes: rows of float16 of another length go through the tiles.
 HALVES = 8
 
@@ -204,12 +211,13 @@ def half_kernel(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     rows = _dense(x, k)
     count = rows.shape[0]
     out = rows.new_empty(count, n)
-    if MAX_ROWS < count <= MAX_TILED_ROWS and k % HALVES == 0 and n:
-        _tiled(out, rows, weight.data_ptr(), None, None, 1.0, 16, k)
-    elif count > MAX_ROWS or k % HALVES:
+    if count > MAX_TILED_ROWS or k % HALVES:
         _by_tiles(out, rows, lambda first, last: weight[first:last].float())
-    elif count and n:
-        library().linear_half(out.data_ptr(), rows.data_ptr(), weight.data_ptr(), count, n, k, stream_of(rows))
+    elif n:
+        at = weight.data_ptr()
+        _multiply(out, rows, MAX_ROWS, 16, (at, None, None), 1.0, k, lambda to, x_at, count, stream: (
+            library().linear_half(to, x_at, at, count, n, k, stream)
+        ))
     return out if x.dim() == 2 else out.view(*x.shape[:-1], n)
 
 
@@ -225,19 +233,15 @@ def packed_kernel(x: torch.Tensor, weights: Packed) -> torch.Tensor:
         rows = rows.index_select(1, weights.permutation)
     out = rows.new_empty(rows.shape[0], weights.n)
     few = TWICE if weights.group * weights.bits >= RESIDENT_GROUP_BITS else MAX_ROWS
-    count = rows.shape[0]
-    stored = weights.codes.data_ptr(), weights.scales.data_ptr(), pointer(weights.zeros)
-    if few < count <= MAX_TILED_ROWS and weights.n:
-        _tiled(out, rows, *stored, weights.unit, weights.bits, weights.group)
-    elif count > few:
+    if len(rows) > MAX_TILED_ROWS:
         _by_tiles(out, rows, lambda first, last: unpack_rows(weights, first, last))
     elif weights.n:
-        to, x_at, stream = out.data_ptr(), rows.data_ptr(), stream_of(rows)
-        for first in range(0, count, MAX_ROWS):
+        stored = weights.codes.data_ptr(), weights.scales.data_ptr(), pointer(weights.zeros)
+        _multiply(out, rows, few, weights.bits, stored, weights.unit, weights.group, lambda to, x_at, count, stream: (
             library().linear_packed(
-                to + 4 * first * weights.n, x_at + 4 * first * weights.k, *stored, weights.unit, weights.bits,
-                min(MAX_ROWS, count - first), weights.n, weights.k, weights.group, stream,
+                to, x_at, *stored, weights.unit, weights.bits, count, weights.n, weights.k, weights.group, stream
             )
+        ))
     return out if x.dim() == 2 else out.view(*x.shape[:-1], weights.n)
 
 
@@ -249,43 +253,77 @@ def _dense(x: torch.Tensor, k: int) -> torch.Tensor:
     return rows.clone() if rows.data_ptr() % 16 else rows
 
 
-@functools.cache
-def _multiprocessors(device: int) -> int:
-    """Return how many a GPU has."""
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def time_of(cut: tuple[int, int], rows: int, n: int, k: int, multiprocessors: int, coded: bool) -> float:
-    """Return what a product takes with a tile and parts of the columns, in no unit."""
-    tile, (whole, rest) = TILES[cut[0]], divmod(rows, cut[0])
-    blocks = whole + (rest > 0)
-    rounds = math.ceil(math.ceil(n / tile.outputs) * blocks * cut[1] / (multiprocessors * tile.resident))
-    each = (whole * tile.time(cut[0], coded) + (tile.time(rest, coded) if rest else 0.0)) / blocks
-    return rounds * (k / cut[1] + PART_COST) * tile.resident * each
+def outputs_of(n: int, tile: int) -> int:
+    """Return how many tiles so many rows of the weight take."""
+    return math.ceil(n / TILES[tile].outputs)
 
 
 @functools.cache
-def cut_of(rows: int, n: int, k: int, multiprocessors: int, coded: bool) -> tuple[int, int]:
-    """Return the rows of x in a block, and the parts of the columns, with which the GPU is done soonest."""
-    # At most half of a tile stays empty, if there is a smaller one.
-    tiles = [tile for tile in TILES if tile < 2 * max(rows, min(TILES))]
-    cuts = [(tile, parts) for tile in tiles for parts in range(1, max(1, min(MAX_PARTS, k // PART)) + 1)]
-    return min(cuts, key=lambda cut: time_of(cut, rows, n, k, multiprocessors, coded))
+def cut_of(rows: int, bits: int, few: int) -> tuple[float, tuple[tuple[int, int], ...]]:
+    """Cut the rows of x so that the product is done soonest.
+
+    Args:
+        few: rows up to which the kernels of few rows are taken anyway.
+
+    Returns:
+        What it takes, and its launches: rows, and the rows of a tile; 0 for the kernels of few rows.
+    """
+    if rows <= few:
+        sizes = [min(MAX_ROWS, rows - first) for first in range(0, rows, MAX_ROWS)]
+        return sum(FEW[bits][size - 1] for size in sizes), tuple((size, 0) for size in sizes)
+    found: list[tuple[float, tuple[tuple[int, int], ...]]] = []
+    coded = bits < 16
+    for size, tile in TILES.items():
+        whole, rest = divmod(rows, size)
+        full = whole * (tile.time(size, coded) - LAUNCH) + LAUNCH
+        if not rest:
+            found.append((full, ((rows, size),)))
+            continue
+        last = tile.time(rest, coded)
+        found.append((full + last - LAUNCH if whole else last, ((rows, size),)))
+        if whole:
+            more, launches = cut_of(rest, bits, few)
+            found.append((full + more, ((rows - rest, size), *launches)))
+    return min(found)
 
 
-def _tiled(
-    out: torch.Tensor, x: torch.Tensor, weight: int, scales: int | None, zeros: int | None, unit: float, bits: int,
-    group: int,
+@functools.cache
+def blocks_of(bits: int, tile: int, device: int) -> int:
+    """Return how many blocks of a kernel a GPU holds at once."""
+    held = ctypes.c_int()
+    with torch.cuda.device(device):
+        library().linear_blocks(ctypes.byref(held), bits, tile)
+    return held.value
+
+
+def sums_of(x: torch.Tensor, bits: int, tile: int, tiles: int, k: int) -> tuple[int, torch.Tensor]:
+    """Return the blocks that share so many tiles, and room for their sums of parts of them."""
+    blocks = max(1, min(blocks_of(bits, tile, x.get_device()), tiles * k // SHARE))
+    return blocks, x.new_empty(2 * blocks * tile * TILES[tile].outputs)
+
+
+def _multiply(
+    out: torch.Tensor, x: torch.Tensor, few: int, bits: int, stored: tuple[int, int | None, int | None], unit: float,
+    group: int, launch_few: Callable[[int, int, int, int], None],
 ) -> None:
-    """Write out = x · wᵀ by the kernel that unpacks w in shared memory."""
+    """Write out = x · wᵀ, for as many rows as the kernels take.
+
+    Args:
+        few: as cut_of has it.
+        stored: addresses of w, its scales and its zeros.
+        launch_few: launches the kernel of few rows, for out's and x's address, a number of rows and a stream.
+    """
     (rows, k), n = x.shape, out.shape[1]
-    tile, parts = cut_of(rows, n, k, _multiprocessors(x.get_device()), bits < 16)
-    sums = out if parts == 1 else out.new_empty(parts, rows, n)
-    library().linear_tiled(
-        sums.data_ptr(), x.data_ptr(), weight, scales, zeros, unit, bits, rows, n, k, group, tile, parts, stream_of(x)
-    )
-    if parts > 1:
-        torch.sum(sums, 0, out=out)
+    to, x_at, stream = out.data_ptr(), x.data_ptr(), stream_of(x)
+    for count, tile in cut_of(rows, bits, few)[1]:
+        if tile:
+            blocks, sums = sums_of(x, bits, tile, math.ceil(count / tile) * outputs_of(n, tile), k)
+            library().linear_tiled(
+                to, sums.data_ptr(), x_at, *stored, unit, bits, count, n, k, group, tile, blocks, stream
+            )
+        else:
+            launch_few(to, x_at, count, stream)
+        to, x_at = to + 4 * count * n, x_at + 4 * count * k
 
 
 def _by_tiles(out: torch.Tensor, x: torch.Tensor, tile: Callable[[int, int], torch.Tensor]) -> None:

@@ -20,12 +20,13 @@ from .operator import by_device
 # Matrices of all experts: float32 or float16 [num_experts, n, k], or packed as one of num_experts · n rows.
 Experts: TypeAlias = torch.Tensor | linear.Packed
 
-# Rows of a tile of the grouped product; the small one for experts with few rows.
+# Rows of a tile, by how many rows an expert has on average, up to which each is the fastest on one H200. Of the kernels
+# for few rows, by the bits of a weight; beyond them of the kernels of linear_tiled.cu; and of the kernel for float32.
+FEW_TILES = (1, 2, 4)
+FEW_ROWS = {16: (0.25, 0.5, 4), 8: (0.5, 1, 10), 4: (0.5, 2, 10)}
+MANY_TILES = {8: 8, 24: 24, 96: 32}
+LARGEST_TILE = 48
 SMALL_TILE, LARGE_TILE = 16, 64
-# Rows of a tile of the kernels for few rows, and by the bits of a weight up to how many rows of an expert, on average,
-# each is the fastest on one H200; they take no float32.
-FEW_TILES = (1, 2, 4, 8)
-FEW_ROWS = {16: (0.25, 0.5, 4, LARGE_TILE), 8: (0.5, 1, 16, LARGE_TILE), 4: (0.5, 2, 16, LARGE_TILE)}
 BITS = {torch.float32: 32, torch.float16: 16}
 
 
@@ -187,14 +188,18 @@ def stored(matrices: Experts, count: int) -> Stored:
     return Stored(count, n, k, bits, (matrices.data_ptr(), None, None, 1.0, bits, 0))
 
 
+def in_tiles(matrices: Stored) -> bool:
+    """Return whether the kernels of ops.linear for many rows take the matrices."""
+    return matrices.bits < 32 and matrices.k % linear.HALVES == 0
+
+
 def tile_of(matrices: Stored, num_rows: int) -> int:
     """Return the rows of a tile for so many rows of all experts together."""
     rows = num_rows / matrices.count
-    if matrices.bits == 32 or matrices.k % linear.HALVES:
+    if not in_tiles(matrices):
         return LARGE_TILE if rows >= SMALL_TILE else SMALL_TILE
-    if rows > FEW_ROWS[matrices.bits][-1]:
-        return LARGE_TILE
-    return next(tile for tile, most in zip(FEW_TILES, FEW_ROWS[matrices.bits], strict=True) if rows <= most)
+    steps = zip((*FEW_ROWS[matrices.bits], *MANY_TILES), (*FEW_TILES, *MANY_TILES.values()), strict=True)
+    return next((tile for most, tile in steps if rows <= most), LARGEST_TILE)
 
 
 @dataclass(frozen=True)
@@ -228,11 +233,20 @@ def product(
 ) -> torch.Tensor:
     """Multiply rows of x by experts' matrices: float32 [num_rows, n]; a row of x is for num_rows / len(x) rows."""
     out, lib = x.new_empty(num_rows, matrices.n), library()
-    launch = lib.moe_product if order.tile >= SMALL_TILE else lib.moe_linear
-    launch(
-        out.data_ptr(), x.data_ptr(), *matrices.arguments, pointer(row_scales), *map(pointer, order.tensors), num_rows,
-        matrices.count, matrices.n, matrices.k, num_rows // len(x), order.tile, stream_of(x),
-    )
+    tile, count = order.tile, matrices.count
+    sizes = num_rows, count, matrices.n, matrices.k, num_rows // len(x), tile
+    rows = pointer(row_scales), *map(pointer, order.tensors)
+    if not in_tiles(matrices):
+        at = matrices.arguments[0]
+        lib.moe_product(out.data_ptr(), x.data_ptr(), at, matrices.bits, *rows, *sizes, stream_of(x))
+    elif tile in FEW_TILES:
+        lib.moe_linear(out.data_ptr(), x.data_ptr(), *matrices.arguments, *rows, *sizes, stream_of(x))
+    else:
+        tiles = lib.moe_capacity(num_rows, count, tile) // tile * linear.outputs_of(matrices.n, tile)
+        blocks, sums = linear.sums_of(x, matrices.bits, tile, tiles, matrices.k)
+        lib.moe_tiled(
+            out.data_ptr(), sums.data_ptr(), x.data_ptr(), *matrices.arguments, *rows, *sizes, blocks, stream_of(x)
+        )
     return out
 
 
