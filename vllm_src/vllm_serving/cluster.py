@@ -22,6 +22,8 @@ ENVIRONMENT = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
+    # Ranks count as much as the engine that polls for what they make; 15 without it.
+    "RAY_worker_niceness": "0",
     # Its lines would name each call of each step.
     "RAY_ENABLE_RECORD_ACTOR_TASK_LOGGING": "0",
     "RAY_ROTATION_MAX_BYTES": str(16 << 20),
