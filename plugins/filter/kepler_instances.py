@@ -257,7 +257,13 @@ def hosts_findings(valid: dict, where: str) -> list[dict[str, str]]:
             "error", f"{where}.link", shown(link), f"an address of its own for each of {', '.join(valid['hosts'])}",
             "Correct the mapping.",
         ))
-    # Nobody has run these over several hosts. A released vLLM captures graphs for each stage by itself.
+    if valid.get("engine") == "stock":
+        # Two hosts under load have hung in its pipeline.
+        found.append(finding(
+            "error", f"{where}.engine", "stock and hosts", "port, the engine that serves one model over several hosts",
+            "Set engine to port, or serve the model on one host.",
+        ))
+    # Nobody has run these over several hosts.
     unproven = {
         "cuda_graphs": valid.get("cuda_graphs") if valid.get("engine") != "stock" else None,
         "adapters": valid.get("adapters"),

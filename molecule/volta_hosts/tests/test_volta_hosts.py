@@ -1,4 +1,4 @@
-"""A builder of the profile volta, and inventory/examples/volta/two-hosts.yml by either engine.
+"""A builder of the profile volta, and inventory/examples/volta/two-hosts.yml.
 
 Each test goes on from the one before.
 """
@@ -81,7 +81,8 @@ def token(fleet) -> str:
     return made
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+# Preflight refuses the other one.
+@pytest.fixture(scope="module", params=["port"])
 def engine(request) -> str:
     return request.param
 
