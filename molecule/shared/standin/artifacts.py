@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from .settings import ARTIFACTS, CACHE, OUTPUTS, PROJECT, Step, fail
+from .settings import ARTIFACTS, CACHE, OUTPUTS, PROJECT, STATE, Step, fail
 
 # The Python of each profile's servers.
 PYTHONS = {"k80": "3.10", "volta": "3.12"}
@@ -95,13 +95,16 @@ def repacked() -> Path:
     return target
 
 
-def profiles(directory: Path) -> Path:
-    """Directory of the project's profiles, below that of a fleet, volta with the build of vLLM that needs no GPU."""
+def profiles(fleet: str) -> Path:
+    """Directory of the project's profiles for a fleet, volta with the build of vLLM that needs no GPU.
+
+    It stays when the fleet's own is removed: molecule begins with that.
+    """
     ensure("volta")
     wheel = repacked()
     with wheel.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    made = directory / "profiles"
+    made = STATE / "profiles" / fleet
     for profile in PYTHONS:
         shutil.rmtree(made / profile, ignore_errors=True)
         shutil.copytree(PROJECT / "profiles" / profile, made / profile)

@@ -351,7 +351,7 @@ def ansible_environment(fleet: Fleet) -> dict[str, str]:
         "STANDIN_PROJECT": str(PROJECT),
         "STANDIN_PYTHON310": str(artifacts.python("k80")),
         "STANDIN_FINGERPRINT": (repos.ensure(fleet.profile) / "fingerprint").read_text(),
-        **({"KEPLER_PROFILES_DIR": str(artifacts.profiles(fleet.directory))} if fleet.profile == "volta" else {}),
+        **({"KEPLER_PROFILES_DIR": str(artifacts.profiles(fleet.name))} if fleet.profile == "volta" else {}),
         "STANDIN_MODEL": model_name(),
         "STANDIN_BUNDLE": str(fleet.directory / "kepler-bundle.tar"),
         "STANDIN_NVCC": NVCC if nvcc(fleet) else "",
