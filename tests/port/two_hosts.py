@@ -45,7 +45,7 @@ def environment_of(address: str, port: int, ranks: int, token: str) -> dict[str,
         **os.environ, "VLLM_SERVING_HEAD": f"{HEAD}:{port}", "VLLM_SERVING_HOSTS": "2",
         "VLLM_SERVING_RANKS": str(ranks), "VLLM_HOST_IP": address, "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo", "RAY_AUTH_TOKEN": token, "OMP_WAIT_POLICY": "PASSIVE",
-        "RAY_CGRAPH_read_iteration_timeout_s": "180",
+        "RAY_CGRAPH_get_timeout": "180", "RAY_CGRAPH_read_iteration_timeout_s": "180",
     }  # fmt: skip
 
 

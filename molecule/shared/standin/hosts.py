@@ -237,10 +237,12 @@ def keep_outputs(fleet: Fleet) -> None:
     host = fleet.hosts[0]
     store = store_of(client.containers.get(fleet.container(host.name)))
     kept = [output for output in store.iterdir() if (output / ".kepler-manifest.json").exists()] if store else []
+    # The host began with these.
+    before = {output.name for output in OUTPUTS.iterdir()} if OUTPUTS.exists() else set()
     for output in kept:
         if not host.kept and not (engine.OUTPUTS / output.name).exists():
             lay(output, engine.OUTPUTS)
-        elif name_in_store(output) in host.kept and not (OUTPUTS / output.name).exists():
+        elif name_in_store(output) in host.kept and output.name not in before:
             # One of each: they have gigabytes.
             for other in OUTPUTS.glob(f"*-{name_in_store(output)}-*"):
                 shutil.rmtree(other)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -186,6 +187,18 @@ class TestOutputs:
         ]
         assert manifests[1].exists() is same
         assert not same or manifests[0].samefile(manifests[1])
+
+    @pytest.mark.parametrize("key", ["a", "b", "y", "z"])
+    def test_output_built_since_takes_the_place_of_the_kept(self, container, monkeypatch, tmp_path, key):
+        """The store began with the kept one and has both; a directory lists them in any order."""
+        monkeypatch.setattr(hosts, "OUTPUTS", tmp_path / "kept")
+        fleet = SimpleNamespace(hosts=[Host("v100-standin", kept=("pytorch",))], container=lambda name: name)
+        store = container("first").upper / "opt" / "kepler" / "store"
+        for expected in ("key-pytorch-2.0", f"{key}-pytorch-2.1"):
+            if not (store / expected).exists():
+                shutil.copytree(store / "key-pytorch-2.0", store / expected)
+            hosts.keep_outputs(fleet)
+            assert [path.name for path in hosts.OUTPUTS.iterdir()] == [expected]
 
     def test_engine_of_the_user_gives_and_gets_nothing(self, container):
         container("first", data="var-lib-docker")
