@@ -15,6 +15,16 @@ SM = 70
 RELEASE = {"GLIBC": (2, 34), "GLIBCXX": (3, 4, 29), "CXXABI": (1, 3, 13)}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="who is not root could not write there")
+def test_kept_outputs_cannot_be_written_by_root():
+    """Stand-ins begin with them, and what is not as it was built is not published."""
+    kept = [site for site in SITES if (site.parent / ".kepler-manifest.json").exists()]
+    for site in kept:
+        with pytest.raises(OSError, match="Read-only file system"):
+            (site / "written").touch()
+    assert kept or len(SITES) == 1
+
+
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
     """The operators of vLLM's own wheel, names and paths; those of FlashAttention serve no GPU below 8.0."""

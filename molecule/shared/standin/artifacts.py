@@ -21,6 +21,8 @@ import yaml
 
 from .settings import ARTIFACTS, CACHE, OUTPUTS, PROJECT, STATE, Step, fail
 
+# Of this project's collection.
+sys.path.insert(0, str(PROJECT / "collections"))
 # The Python of each profile's servers.
 PYTHONS = {"k80": "3.10", "volta": "3.12"}
 # What a stand-in needs of a Python, and where it stands.
@@ -41,6 +43,13 @@ def plugin(name: str, *path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def verify(output: Path) -> list[dict[str, str]]:
+    """Problems of an output of the store, as `kepler-store verify` finds them."""
+    from ansible_collections.kepler.vllm.plugins.module_utils.store.verify import verify
+
+    return verify(str(output))
 
 
 def wanted(profile: str) -> list[dict[str, Any]]:
@@ -146,7 +155,6 @@ def download(sources: list[dict[str, Any]], gigabytes: float) -> None:
     missing = [source for source in sources if not (ARTIFACTS / source["file"]).exists()]
     if not missing:
         return
-    sys.path.insert(0, str(PROJECT / "collections"))
     from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError
     from ansible_collections.kepler.vllm.plugins.module_utils.store.fetch import fetch_sources
     from ansible_collections.kepler.vllm.plugins.plugin_utils.pip_index import pip_indexes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -249,14 +250,26 @@ def keep_outputs(fleet: Fleet) -> None:
             lay(output, OUTPUTS)
 
 
+@functools.cache
+def is_sound(output: Path) -> bool:
+    """Whether a kept output is what its manifest says. One that is not is removed: the host builds it anew."""
+    problems = artifacts.verify(output)
+    for problem in problems[:1]:
+        print(f"== {output}: found {problem['path']} {problem['problem']}; expected what its manifest says. It is "
+              "removed and built anew.", flush=True)
+        shutil.rmtree(output)
+    return not problems
+
+
 def give_outputs(container: Any, host: Host) -> None:
     """Let a container that has not started yet begin with outputs that another host has built."""
     store = store_of(container)
     if store is None:
         return
     for directory, names in ((engine.OUTPUTS, host.given), (OUTPUTS, host.kept)):
-        for output in directory.iterdir() if directory.exists() else ():
-            if name_in_store(output) in names:
+        for output in list(directory.iterdir()) if directory.exists() else ():
+            # What outlasts a run may have met anything since.
+            if name_in_store(output) in names and (directory != OUTPUTS or is_sound(output)):
                 lay(output, store)
 
 

@@ -15,8 +15,10 @@ from ansible_run import SETTINGS
 
 PROJECT = Path(__file__).resolve().parents[3]
 SHARED = PROJECT / "molecule" / "shared"
-sys.path.insert(0, str(SHARED))
+sys.path[:0] = [str(SHARED), str(PROJECT / "tests" / "unit" / "store")]
 
+from module_utils.store import address, build  # noqa: E402
+from recipes import needs_namespaces, recipe  # noqa: E402
 from standin import artifacts, engine, hosts, repos  # noqa: E402
 from standin.settings import TEST, Host  # noqa: E402
 
@@ -199,6 +201,23 @@ class TestOutputs:
                 shutil.copytree(store / "key-pytorch-2.0", store / expected)
             hosts.keep_outputs(fleet)
             assert [path.name for path in hosts.OUTPUTS.iterdir()] == [expected]
+
+    @needs_namespaces
+    @pytest.mark.parametrize("damaged", [False, True])
+    def test_damaged_kept_output_is_removed_and_not_lent(self, container, monkeypatch, tmp_path, capsys, damaged):
+        monkeypatch.setattr(build, "LOGS", str(tmp_path / "log"))
+        build.realise(str(tmp_path), recipe(), [], [])
+        kept = Path(address.output_path(str(tmp_path), recipe()))
+        monkeypatch.setattr(hosts, "OUTPUTS", kept.parent)
+        if damaged:
+            with (kept / "bin" / "where").open("a") as file:
+                file.write("more")
+        made = container("made", built=False)
+        hosts.give_outputs(made, Host("v100-standin", kept=("hello",)))
+        lent = (made.upper / "opt" / "kepler" / "store" / kept.name).exists()
+        assert lent is kept.exists() is not damaged
+        assert ("found bin/where changed: sha256, size" in capsys.readouterr().out) is damaged
+        build.remove_tree(str(tmp_path / "store"))
 
     def test_engine_of_the_user_gives_and_gets_nothing(self, container):
         container("first", data="var-lib-docker")
