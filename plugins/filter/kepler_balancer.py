@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import instances_with_defaults
-from ansible_collections.kepler.vllm.plugins.filter.kepler_variables import role_number_findings
+from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import RULES, accepts, instances_with_defaults
+from ansible_collections.kepler.vllm.plugins.filter.kepler_variables import role_findings
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import is_loopback
 from ansible_collections.kepler.vllm.plugins.module_utils.server.key_text import KeyTextError, key_of
@@ -20,8 +20,11 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import (
     is_plain_path,
     shown,
 )
+from ansible_collections.kepler.vllm.plugins.plugin_utils.numbers import as_integer
 from ansible_collections.kepler.vllm.plugins.plugin_utils.several_hosts import is_here, is_stage
 
+# Keys of an instance that name and reach its server.
+READ = ("name", "model", "host", "port", "hosts", "served_model_name", "revision", "api_key_file", "adapters")
 # Paths of the balancer itself.
 RESERVED = ("health", "v1")
 POOL = re.compile("[a-z0-9][a-z0-9._-]*")
@@ -42,15 +45,29 @@ def is_any(host: Any) -> bool:
 
 
 def model_name(instance: Mapping) -> str:
-    """The name by which clients ask for an instance's model; the first where it has several."""
-    names = instance.get("served_model_name") or instance.get("model", "")
-    return str(names[0] if isinstance(names, list) else names)
+    """The name by which clients ask for an instance's model."""
+    return str(instance.get("served_model_name") or instance.get("model", ""))
 
 
 def pool_name(model: str) -> str:
     """Path of the pool that serves `model`: a directory counts by its last part."""
     last = model.rstrip("/").rsplit("/", 1)[-1] if model.startswith("/") else model
     return re.sub("[^a-z0-9._-]+", "-", last.lower()).strip("-.")
+
+
+def check_instance(instance: Any, item: Any, host: str) -> None:
+    """Raise AnsibleFilterError for an instance, `item` in the inventory of `host`, that no balancer can read."""
+    if not isinstance(instance, dict) or not {"name", "model"} <= instance.keys():
+        key, found, expected = "", shown(item), "a mapping with name and model"
+    else:
+        wrong = [key for key in READ if key in instance and not accepts(key, instance[key])]
+        if not wrong:
+            return
+        key = f".{wrong[0]}"
+        found, expected = shown(instance[wrong[0]]), RULES[wrong[0]][1]
+    raise AnsibleFilterError(
+        f"vllm_service_instances of {host}{key}: found {found}; expected {expected}. playbooks/preflight.yml says more."
+    )
 
 
 def balancer_pools(hosts: Mapping[str, Mapping], members: list[str], balancer: str) -> dict[str, list[dict]]:
@@ -61,11 +78,7 @@ def balancer_pools(hosts: Mapping[str, Mapping], members: list[str], balancer: s
         asked = values.get("vllm_service_instances") or []
         for item in asked if isinstance(asked, list) else [asked]:
             (instance,) = instances_with_defaults([item], values.get("vllm_service_instance_defaults"))
-            if not isinstance(instance, dict) or not {"name", "model"} <= instance.keys():
-                raise AnsibleFilterError(
-                    f"vllm_service_instances of {host}: found {shown(item)}; expected a mapping with name and model. "
-                    "playbooks/preflight.yml says more."
-                )
+            check_instance(instance, item, host)
             if not is_here(instance, host) or is_stage(instance, host):
                 continue
             listens = instance["host"]
@@ -111,7 +124,17 @@ def server_findings(server: Any, where: str, balancer: str) -> list[dict[str, st
         ))
     if not is_integer(server["port"]) or not 1 <= server["port"] <= 65535:
         found.append(error(f"{where}.port", shown(server["port"]), "an integer of 1 to 65535", "Correct the port."))
+    if not is_description(server.get("serves")):
+        found.append(error(
+            f"{where}.serves", shown(server["serves"]), "nothing, or a mapping with name, model, revision and adapters",
+            "Leave it out.",
+        ))
     return found
+
+
+def is_description(value: Any) -> bool:
+    """Return whether `value` says what a server serves, as balancer_pools does; nothing will do."""
+    return not value or (isinstance(value, dict) and {"name", "model", "revision", "adapters"} <= set(value))
 
 
 def model_findings(name: str, servers: list[dict]) -> list[dict[str, str]]:
@@ -195,17 +218,24 @@ def file_findings(asked: dict[str, Any]) -> list[dict[str, str]]:
 
 def balancer_findings(asked: dict[str, Any], balancer: str) -> list[dict[str, str]]:
     """Findings about the role's variables, without a host; `asked` has them without their prefix."""
+    if found := role_findings("load_balancer", asked):
+        return found
     found = pool_findings(asked["pools"], balancer)
-    host = asked["host"]
+    host = str(asked["host"])
     try:
         ipaddress.ip_address(host)
     except ValueError:
         if host != "localhost":
             found.append(error("host", shown(host), "an address of the balancer, such as 0.0.0.0", "Correct it."))
-    found += role_number_findings("load_balancer", asked)
     found += file_findings(asked)
     if found:
         return found
+    for server in servers_of(asked["pools"]):
+        if server["address"] == "127.0.0.1" and server["port"] == as_integer(asked["port"]):
+            found.append(error(
+                "port", f"{server['port']}, where {server['name']} listens", "a port of its own",
+                "Choose another load_balancer_port, or another port for that instance.",
+            ))
     files = sorted({server.get("key_file") or "" for server in servers_of(asked["pools"])} - {""})
     if files and not asked["upstream_key_file"]:
         found.append(error(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible_collections.kepler.vllm.plugins.filter.kepler_balancer import model_name, pool_name
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import authority
@@ -43,7 +44,8 @@ def arguments_of(item: Mapping[str, Any]) -> list[str]:
 def environment_of(item: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, str]:
     """The variables of a server. given: see `compose_project`."""
     found = {SETTINGS[name]: str(value) for name, value in given["settings"].items() if name in SETTINGS}
-    if given["settings"].get("vllm_service_hub_offline", True):
+    # A text where the command line gives it.
+    if boolean(given["settings"].get("vllm_service_hub_offline", True)):
         found["HF_HUB_OFFLINE"] = "1"
     if not item.get("parsers", True):
         found["VLLM_SERVING_PARSERS"] = "0"

@@ -19,13 +19,13 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import (
     unlisted_findings,
 )
 from ansible_collections.kepler.vllm.plugins.filter.kepler_driver import driver_findings
-from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, setting
+from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INSTANCES, link_ports_of, setting
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.module_utils.gpu.pci import bus_of
 from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import WILDCARDS
 from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import is_plain_path, shown
-from ansible_collections.kepler.vllm.plugins.plugin_utils.several_hosts import PORTS, is_stage, spans
+from ansible_collections.kepler.vllm.plugins.plugin_utils.several_hosts import PORTS, is_stage
 
 # Keys of an instance that name key files, and the variable in them.
 KEY_NAMES = {"api_key_file": "VLLM_API_KEY", "link_key_file": "RAY_AUTH_TOKEN"}
@@ -142,12 +142,6 @@ def access_findings(host: dict, instances: list[dict], user: str) -> list[dict[s
                     "to /srv/models.",
                 ))
     return found
-
-
-def link_ports_of(instance: dict) -> range:
-    """Ports that an instance over several hosts takes on each of them; none for another one."""
-    first = setting(instance, "link_port")
-    return range(first, first + PORTS) if spans(instance) else range(0)
 
 
 def ports_to_look_at(instances: Any) -> list[int]:

@@ -27,10 +27,16 @@ BATCH = "kepler_batch_"
 NOBODY: Mapping[str, Any] = {}
 
 
+def listed_by(host: str, hostvars: Mapping[str, Any]) -> list[Any]:
+    """The instances that the inventory lists for a host; the validation reports what is no list."""
+    listed = hostvars[host].get(INSTANCES)
+    return listed if isinstance(listed, list) else []
+
+
 def need_ray(hosts: Iterable[str], hostvars: Mapping[str, Any]) -> bool:
     """Return whether an instance of one of the hosts spans several."""
-    asked = (hostvars[host].get(INSTANCES) or [] for host in hosts if host in hostvars)
-    return any(several_hosts.spans(item) for items in asked if isinstance(items, list) for item in items)
+    asked = (listed_by(host, hostvars) for host in hosts if host in hostvars)
+    return any(several_hosts.spans(item) for items in asked for item in items)
 
 
 def engines_needed(
@@ -45,8 +51,8 @@ def engines_needed(
         listed.append(instances_with_defaults(
             values.get(INSTANCES) or [], values.get("vllm_service_instance_defaults"), serve
         ))
-    asked = {item.get("engine") for items in listed if isinstance(items, list) for item in items
-             if isinstance(item, dict)}
+    asked = [item.get("engine") for items in listed if isinstance(items, list) for item in items
+             if isinstance(item, dict)]
     return [engine for engine in serve["engines"] if engine in asked] or [serve["engine"]]
 
 
@@ -80,8 +86,8 @@ def without_lost_hosts(
 
 def partners(host: str, hostvars: Mapping[str, Any]) -> list[str]:
     """The other hosts of a host's instances over several hosts."""
-    listed = hostvars[host].get(INSTANCES)
-    shared = [item["hosts"] for item in listed or [] if several_hosts.spans(item) and host in item["hosts"]]
+    spanning = [item["hosts"] for item in listed_by(host, hostvars) if several_hosts.spans(item)]
+    shared = [hosts for hosts in spanning if host in hosts]
     return sorted({other for hosts in shared for other in hosts} - {host})
 
 
@@ -123,14 +129,21 @@ def batch_sizes(groups: Mapping[str, list[str]], serial: Any) -> Any:
 
 
 def hosts_findings(
-    instances: list[dict[str, Any]], host: str, hostvars: Mapping[str, Any], members: list[str], ray: bool = True,
+    instances: Any, host: str, hostvars: Mapping[str, Any], members: list[str], ray: bool = True,
 ) -> list[dict[str, str]]:
     """Findings about a host's instances over several hosts that compare the inventories of those hosts.
 
     members: hosts of the profile. ray: whether the profile's lock has Ray.
     """
     found = []
-    for index, instance in enumerate(instances):
+    for index, instance in enumerate(listed_by(host, hostvars)):
+        if several_hosts.spans(instance) and not {*instance["hosts"]} & {*members}:
+            found.append(finding(
+                "error", f"{INSTANCES}[{index}].hosts", shown(instance["hosts"]),
+                f"hosts of the profile: {', '.join(members)}",
+                "Correct the names, or add the hosts to the group: nobody would serve the instance.",
+            ))
+    for index, instance in enumerate(instances if isinstance(instances, list) else []):
         if not several_hosts.spans(instance):
             continue
         where = f"{INSTANCES}[{index}]"
@@ -155,11 +168,8 @@ def hosts_findings(
 
 def difference(instance: dict[str, Any], other: str, hostvars: Mapping[str, Any]) -> tuple[str, str, str] | None:
     """Return key and both values where another host has an instance otherwise, or None."""
-    values = hostvars[other]
-    listed = values.get(INSTANCES)
-    theirs = instances_with_defaults(listed if isinstance(listed, list) else [],
-                                     values.get("vllm_service_instance_defaults"))
-    same = [item for item in theirs if isinstance(item, dict) and item.get("name") == instance["name"]]
+    theirs = instances_with_defaults(listed_by(other, hostvars), hostvars[other].get("vllm_service_instance_defaults"))
+    same = [item for item in theirs if isinstance(item, dict) and item.get("name") == instance.get("name")]
     if not same:
         return "hosts", "an instance", "none"
     for key in sorted(instance.keys() & same[0].keys()):

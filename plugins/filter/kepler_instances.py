@@ -20,13 +20,24 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.several_hosts import I
 NO_PROFILE: dict[str, Any] = {}
 
 
+# A part of a model's name on the hub.
+HUB_NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
+# The longest prompt and answer that anybody asks for, and bytes of memory without which no server starts.
+MOST_TOKENS, LEAST_BYTES = 1 << 24, 1 << 30
+UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
 def is_text(value: str) -> bool:
     # vLLM takes a value that begins with a hyphen for an option.
     return bool(value.strip()) and value.isprintable() and not value.startswith("-")
 
 
 def is_path_or_hub_name(value: str) -> bool:
-    return value.startswith("/") or value.count("/") < 2 or value.lower().endswith(".gguf")
+    # Ollama and URLs have colons; the hub has letters, digits and ._- alone.
+    parts = value.split("/")
+    return (value.startswith("/") and bool(value.strip("/."))) or (
+        (len(parts) < 3 or value.lower().endswith(".gguf")) and all(map(HUB_NAME.fullmatch, parts[:2]))
+    )
 
 
 def is_adapters(value: dict) -> bool:
@@ -42,6 +53,13 @@ def is_arguments(value: dict) -> bool:
         isinstance(key, str) and re.fullmatch("[a-z][a-z0-9-]*", key) and isinstance(option, (str, int, float))
         for key, option in value.items()
     )
+
+
+def is_memory(value: str) -> bool:
+    if re.fullmatch("(100|[1-9][0-9]?)%", value):
+        return True
+    found = re.fullmatch("([1-9][0-9]*)([KMGT]?)", value)
+    return found is not None and int(found[1]) << UNITS[found[2]] >= LEAST_BYTES
 
 
 # The schema of an instance: key -> type, default, choices, description.
@@ -87,7 +105,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, bool) or value == "auto",
         "true for CUDA graphs of decoding steps, or false, without quotes, or auto: as the qualification has proved",
     ),
-    "max_model_len": (lambda value: value >= 1, "an integer from 1"),
+    "max_model_len": (lambda value: 1 <= value <= MOST_TOKENS, f"an integer of 1 to {MOST_TOKENS}"),
     "gpu_memory_utilization": (lambda value: 0.1 <= value <= 0.95, "a number of 0.1 to 0.95"),
     "revision": (
         lambda value: bool(re.fullmatch("[0-9a-f]{40}", value)),
@@ -101,8 +119,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "parsers": (lambda value: True, "true, or false for answers as the model writes them, without quotes"),
     "memory_max": (
-        lambda value: bool(re.fullmatch("[1-9][0-9]*[KMGT]?|(100|[1-9][0-9]?)%", value)),
-        "a text as systemd writes it, such as 48G or 75%",
+        is_memory, "a text as systemd writes it, such as 48G or 75%, of 1G at least: a number alone is bytes",
     ),
     "cpu_quota": (
         lambda value: bool(re.fullmatch("[1-9][0-9]*%", value)), "a text of percent of one core, such as 800%",
@@ -284,6 +301,12 @@ def hosts_findings(valid: dict, where: str) -> list[dict[str, str]]:
     return found
 
 
+def link_ports_of(instance: dict) -> range:
+    """Ports that an instance over several hosts takes on each of them; none for another one."""
+    first = setting(instance, "link_port")
+    return range(first, first + several_hosts.PORTS) if several_hosts.spans(instance) else range(0)
+
+
 def clashes(instances: list[dict]) -> list[dict[str, str]]:
     """Findings about names, ports and GPUs that several of the well-formed `instances` claim."""
     found = []
@@ -300,6 +323,15 @@ def clashes(instances: list[dict]) -> list[dict[str, str]]:
                     f"another {key} than {INSTANCES}[{owner[value]}]", next_step,
                 ))
             owner.setdefault(value, index)
+    spans = {index: link_ports_of(item) for index, item in enumerate(instances)}
+    for index, instance in enumerate(instances):
+        # instance_findings compares the ports of one instance.
+        if taken := [other for other, ports in spans.items() if other != index and setting(instance, "port") in ports]:
+            found.append(finding(
+                "error", f"{INSTANCES}[{index}].port", shown(setting(instance, "port")),
+                f"a port outside of the {several_hosts.PORTS} from {INSTANCES}[{taken[0]}].link_port on",
+                "Choose another port, or another link_port there.",
+            ))
     linked = [(index, setting(item, "link_port")) for index, item in enumerate(instances) if several_hosts.spans(item)]
     for place, (index, port) in enumerate(linked):
         for other, taken in linked[:place]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible_collections.kepler.vllm.plugins.filter.kepler_balancer import balancer_pools
-from ansible_collections.kepler.vllm.plugins.filter.kepler_variables import role_number_findings
+from ansible_collections.kepler.vllm.plugins.filter.kepler_variables import role_findings
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import authority, is_loopback
 from ansible_collections.kepler.vllm.plugins.plugin_utils.addresses import address_of
@@ -43,7 +43,9 @@ def host_targets(hosts: Mapping[str, Mapping], members: list[str], prometheus: s
 
 def monitoring_findings(asked: dict[str, Any], prometheus: str) -> list[dict[str, str]]:
     """Findings about what Prometheus is to ask; `asked` has the role's variables without their prefix."""
-    found = []
+    known = {name: value for name, value in asked.items() if name != "servers"}
+    if found := role_findings("monitoring", known):
+        return found
     for item in asked["servers"]:
         target, labels = item["targets"][0], item["labels"]
         address = target.rsplit(":", 1)[0].strip("[]")
@@ -57,14 +59,14 @@ def monitoring_findings(asked: dict[str, Any], prometheus: str) -> list[dict[str
         found.append(finding(
             "error", "vllm_service_instances", "no instance of any host", "one at least", "Add it to a host.",
         ))
-    if asked["balancer"] and not re.fullmatch(r"(\[[0-9a-f:]+\]|[A-Za-z0-9._-]+):[0-9]+", asked["balancer"]):
+    if asked["balancer"] and not re.fullmatch(r"(\[[0-9a-f:]+\]|[A-Za-z0-9._-]+):[0-9]+", str(asked["balancer"])):
         found.append(error("balancer", shown(asked["balancer"]), "ADDRESS:PORT", "Correct it."))
     for name in ("credentials_file", "ca_file"):
         if asked[name] and not is_plain_path(asked[name]):
             found.append(error(
                 name, shown(asked[name]), PLAIN_PATH_FORM, "Correct the path."
             ))
-    return found + role_number_findings("monitoring", asked)
+    return found
 
 
 class FilterModule:

@@ -38,17 +38,31 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def is_sizes(value: dict[str, Any]) -> bool:
-    """Return whether every value of a mapping is a number above 0."""
+    """Return whether a mapping is one of absolute paths to numbers above 0."""
     return all(
-        is_template(size)
-        or (isinstance(size, (int, float)) and not isinstance(size, bool) and 0 < size < float("inf"))
-        for size in value.values()
+        isinstance(path, str) and path.startswith("/") and (
+            is_template(size)
+            or (isinstance(size, (int, float)) and not isinstance(size, bool) and 0 < size < float("inf"))
+        )
+        for path, size in value.items()
     )
+
+
+def is_texts(value: dict[str, Any]) -> bool:
+    """Return whether every key and value of a mapping is a text."""
+    return all(isinstance(part, str) for item in value.items() for part in item)
 
 
 # Further conditions of a value of the right type: a test, and what is expected.
 CONTENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "preflight_disk_gib": (is_sizes, "a number above 0 for each path"),
+    "load_balancer_access_log": (
+        lambda value: bool(re.fullmatch(r"[^\s;{}'\"][^\r\n;{}'\"]*", str(value))),
+        "off, a path or syslog:..., without quotes, braces and semicolons",
+    ),
+    "models_environment": (is_texts, "texts by names of environment variables"),
+    "preflight_disk_gib": (is_sizes, "a number above 0 for each absolute path"),
+    "vllm_service_smoke_expect": (is_texts, "texts by names of instances"),
+    "vllm_service_smoke_prompt": (lambda value: bool(str(value).strip()), "a text that is not empty"),
     "vllm_service_user": (
         lambda value: bool(re.fullmatch("[A-Za-z_][A-Za-z0-9_-]{0,30}", str(value))),
         "a user's name as systemd takes it: up to 31 letters, digits, _ and -",
@@ -63,15 +77,24 @@ def given_as_text() -> set[str]:
     return {name for text in texts if text[:1] not in ("@", "{", "[", "/", ".") for name in parse_kv(text)}
 
 
+def takes(kind: str, value: Any) -> bool:
+    """Return whether a role takes `value`; a number without quotes is a text to Ansible, if a role asks for one."""
+    return TYPES[kind][0](value) or (kind == "str" and is_integer(value))
+
+
 def typed_findings(name: str, value: Any, option: dict, as_text: bool) -> list[dict[str, str]]:
     """Findings about the value of a variable that a role knows."""
     if is_template(value):
         return []
     kind = option["type"]
-    accepts, expected = TYPES[kind]
-    # A number without quotes is a text to Ansible, if a role asks for one.
-    if not accepts(value) and not (as_text and reads_as(value, kind)) and not (kind == "str" and is_integer(value)):
+    expected = TYPES[kind][1]
+    if not takes(kind, value) and not (as_text and reads_as(value, kind)):
         return [finding("error", name, shown(value), expected, correction(value, kind))]
+    if kind == "list" and "elements" in option:
+        wrong = [item for item in value if not is_template(item) and not takes(option["elements"], item)]
+        if wrong:
+            members = f"a list, each of it {TYPES[option['elements']][1]}"
+            return [finding("error", name, shown(wrong[0]), members, correction(wrong[0], option["elements"]))]
     choices = option.get("choices", [value])
     if name in RANGES:
         return [] if any(map(is_template, leaves(value))) else number_findings(name, as_integer(value))
@@ -84,13 +107,12 @@ def typed_findings(name: str, value: Any, option: dict, as_text: bool) -> list[d
     return [finding("error", name, shown(value), expected, "Correct the value.")]
 
 
-def role_number_findings(role: str, values: dict[str, Any]) -> list[dict[str, str]]:
-    """Findings about the numbers among a role's variables; `values` has them without the role's name in front."""
-    numbers = {f"{role}_{name}": value for name, value in values.items() if f"{role}_{name}" in RANGES}
-    as_text = given_as_text() & set(numbers)
+def role_findings(role: str, values: dict[str, Any]) -> list[dict[str, str]]:
+    """Findings about a role's rendered variables; `values` has them without the role's name in front."""
+    as_text, known = given_as_text(), options()
+    named = {f"{role}_{name}": value for name, value in values.items()}
     return [
-        item for name, value in numbers.items()
-        for item in number_findings(name, as_integer(value) if name in as_text else value)
+        item for name, value in named.items() for item in typed_findings(name, value, known[name], name in as_text)
     ]
 
 

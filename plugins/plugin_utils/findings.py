@@ -16,8 +16,9 @@ def shown(value: Any) -> str:
 
 
 # Paths that nginx and systemd's units take as they are: no specifier, glob, quote, blank or line break.
-PLAIN_PATH = re.compile("/[A-Za-z0-9._/+@-]+")
-PLAIN_PATH_FORM = "an absolute path of letters, digits and ._+@-"
+# Neither `//` nor `.` or `..` as a part: such a path means another directory than it seems to, the root at worst.
+PLAIN_PATH = re.compile(r"(/(?!\.{1,2}(/|\Z))[A-Za-z0-9._+@-]+)+/?")
+PLAIN_PATH_FORM = "an absolute path of letters, digits and ._+@-, without . or .. as a part"
 
 
 def is_plain_path(value: Any) -> bool:

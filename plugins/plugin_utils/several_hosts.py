@@ -27,8 +27,9 @@ class LinkError(AnsibleFilterError):
 
 
 def spans(instance: Any) -> bool:
-    """Return whether an instance names hosts."""
-    return isinstance(instance, dict) and bool(instance.get("hosts"))
+    """Return whether an instance names hosts; the validation reports what is no list of texts."""
+    hosts = instance.get("hosts") if isinstance(instance, dict) else None
+    return isinstance(hosts, list) and bool(hosts) and all(isinstance(host, str) for host in hosts)
 
 
 def stages_of(instance: Mapping[str, Any]) -> int:
@@ -43,7 +44,7 @@ def is_stage(instance: Mapping[str, Any], host: str) -> bool:
 
 def is_here(instance: Any, host: str) -> bool:
     """Return whether an instance of a host's inventory concerns that host; what is not well-formed does."""
-    return not spans(instance) or not isinstance(instance["hosts"], list) or host in instance["hosts"]
+    return not spans(instance) or host in instance["hosts"]
 
 
 def is_address(value: Any) -> bool:
@@ -52,7 +53,7 @@ def is_address(value: Any) -> bool:
         address = ipaddress.IPv4Address(value if isinstance(value, str) else "")
     except ValueError:
         return False
-    return not (address.is_unspecified or address.is_multicast)
+    return not (address.is_unspecified or address.is_multicast or address.is_loopback or address.is_reserved)
 
 
 def is_link(value: Any) -> bool:

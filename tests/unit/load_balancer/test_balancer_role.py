@@ -69,6 +69,33 @@ def test_what_is_wrong_is_said(asked, changes, variable, found):
     assert finding["expected"] and finding["next_step"]
 
 
+ODD = [None, 0, -1, 1.5, True, [], {}, [None], [[]], {"a": 1}, {"a": [1]}, "a\nb", "{"]
+
+
+@pytest.mark.parametrize("name", ["host", "port", "tls", "certificate", "keys_file", "pools", "default_pool", "drained",
+                                  "max_fails", "access_log"])
+def test_odd_values_are_findings_and_no_traceback(asked, name):
+    for value in ODD:
+        found = judge.balancer_findings({**asked, name: value}, "box")
+        assert all(isinstance(part, str) for item in found for part in item.values())
+    for key in ("name", "address", "port", "serves"):
+        for value in ODD:
+            pools = {"m": [{**asked["pools"]["m"][0], key: value}]}
+            judge.balancer_findings({**asked, "pools": pools}, "box")
+
+
+@pytest.mark.parametrize("key", ["name", "model", "host", "port", "hosts", "served_model_name", "adapters"])
+def test_malformed_instance_of_another_host_is_named(key):
+    for value in (None, -1, 1.5, [None], {1: 2}, "", "a\nb"):
+        with pytest.raises(AnsibleFilterError, match=rf"vllm_service_instances of h0.*{key}.*found .*; expected "):
+            pools_of({"model": "/m/x", key: value})
+
+
+def test_port_of_a_server_on_the_balancer_is_taken(asked):
+    (found,) = judge.balancer_findings({**asked, "port": 8000}, "box")
+    assert (found["variable"], found["found"]) == ("load_balancer_port", "8000, where box/a listens")
+
+
 def test_numbers_of_the_command_line_may_be_texts(asked, monkeypatch):
     given = CLIArgs({"extra_vars": ["load_balancer_port=8443 load_balancer_max_body_mib=0"]})
     monkeypatch.setattr(context, "CLIARGS", given)
@@ -138,9 +165,9 @@ REVISION = "0123456789abcdef" * 2 + "01234567"
         ({"model": "org/x", "revision": REVISION}, {"model": "org/x"}, "org-x"),
         ({"model": "org/x", "adapters": {"own": "/a"}}, {"model": "org/x"}, "org-x"),
         ({"model": "/m/x", "served_model_name": "m"}, {"model": "/m/y", "served_model_name": "m"}, "m"),
-        ({"model": "a/b"}, {"model": "a b"}, "a-b"),
+        ({"model": "/m/a b"}, {"model": "/m/a-b"}, "a-b"),
         ({"model": "/m/llama"}, {"model": "llama"}, "llama"),
-        ({"model": "/m/x", "served_model_name": ["m", "n"]}, {"model": "/m/x", "served_model_name": ["m"]}, "m"),
+        ({"model": "/m/x", "served_model_name": "m n"}, {"model": "/m/x", "served_model_name": "m-n"}, "m-n"),
     ],
 )
 def test_servers_of_different_models_in_one_pool_are_refused(asked, first, second, pool):

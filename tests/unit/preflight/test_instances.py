@@ -5,6 +5,12 @@ import json
 import pytest
 from ansible_collections.kepler.vllm.plugins.filter.kepler_capacity import model_keys
 from ansible_collections.kepler.vllm.plugins.filter.kepler_host import paths_to_read
+from ansible_collections.kepler.vllm.plugins.filter.kepler_hosts import (
+    batch_of,
+    engines_needed,
+    hosts_findings,
+    instances_here,
+)
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import (
     DEFAULTS,
     KEYS,
@@ -70,6 +76,10 @@ VALID = [
     demo(model="Qwen/Qwen2-0.5B", revision="0123456789abcdef0123456789abcdef01234567"),
     demo(memory_max="48G", cpu_quota="800%", nice=-20),
     demo(memory_max="75%", nice=19),
+    demo(memory_max=str(1 << 30)),
+    demo(model="owner/name/quants/m.GGUF"),
+    demo(model="gpt2"),
+    demo(model="/srv/möwe"),
 ]
 
 
@@ -89,6 +99,31 @@ def test_the_inventory_may_change_the_defaults():
 @pytest.mark.parametrize("defaults", [None, "port=9000", ["port"], 9000])
 def test_defaults_without_mapping_are_left_to_variable_check(defaults):
     assert instances_with_defaults([demo()], defaults) == [{**DEFAULTS, "cuda_graphs": False, **demo()}]
+
+
+@pytest.mark.parametrize("value", [None, 0, True, 1.5, "main", {"name": "main"}])
+def test_instances_that_are_no_list_are_one_finding(value):
+    instances = instances_with_defaults(value, {}, SERVE)
+    (found,) = inventory_findings(instances, SERVE) + hosts_findings(
+        instances, "h", {"h": {"vllm_service_instances": value}}, ["h"],
+    )  # fmt: skip
+    assert found["variable"] == "vllm_service_instances"
+    assert found["found"] == json.dumps(value)
+
+
+@pytest.mark.parametrize("key", sorted(KEYS))
+def test_odd_values_never_end_in_a_traceback(key):
+    odd = [None, "", -1, 1.5, float("nan"), True, [], {}, [None], [[]], [{}], {"a": 1}, {1: 2}, "é", "x" * 5000, 10**30]
+    two = {"hosts": ["h", "i"], "link": "eth0", "link_key_file": "/k"}
+    for value in odd:
+        for changed, kept in ((demo(**two, **{key: value}) if key not in two else {**demo(**two), key: value}, demo()),
+                              ({**demo(), key: value}, demo(**two))):
+            hostvars = {"h": {"vllm_service_instances": [changed, kept]}, "i": {"vllm_service_instances": [changed]}}
+            instances = instances_here(instances_with_defaults([changed, kept], {}, SERVE), "h")
+            found = inventory_findings(instances, SERVE) + hosts_findings(instances, "h", hostvars, ["h", "i"])
+            assert all(isinstance(part, str) for item in found for part in item.values())
+            engines_needed(instances, SERVE, hostvars, ["h", "i"])
+            batch_of("h", hostvars)
 
 
 def test_no_instance_is_no_fault():
@@ -131,6 +166,21 @@ def test_no_instance_is_no_fault():
         ("host", "0.0.0.0\nport: 1"),
         ("model", "--host=0.0.0.0"),
         ("model", "a\nb"),
+        ("model", "a b"),
+        ("model", "/"),
+        ("model", "//"),
+        ("model", "https://hub.example/owner/name"),
+        ("model", "https://hub.example/m.gguf"),
+        ("model", "llama3.2:1b"),
+        ("model", "owner//m.gguf"),
+        ("model", "möwe"),
+        ("hosts", -1),
+        ("hosts", True),
+        ("hosts", "k80-1,k80-2"),
+        ("hosts", {"k80-1": None}),
+        ("hosts", [None]),
+        ("hosts", [["k80-1"], ["k80-2"]]),
+        ("hosts", ["k80-1", 2]),
         ("port", "8000"),
         ("port", 80),
         ("port", 65536),
@@ -163,6 +213,7 @@ def test_no_instance_is_no_fault():
         ("gpus", NULL),
         ("api_key_file", NULL),
         ("max_model_len", 0),
+        ("max_model_len", 10**30),
         ("max_model_len", 2048.5),
         ("served_model_name", ""),
         ("served_model_name", []),
@@ -180,6 +231,9 @@ def test_no_instance_is_no_fault():
         ("gpu_memory_utilization", NULL),
         ("memory_max", "48GB"),
         ("memory_max", "0"),
+        ("memory_max", "48"),
+        ("memory_max", "900M"),
+        ("api_key_file", "/etc/../k"),
         ("memory_max", "101%"),
         ("memory_max", 48),
         ("memory_max", "infinity\nExecStart=/bin/true"),

@@ -52,6 +52,7 @@ def test_example_is_valid():
     ({"link": {FIRST: "10.0.0.1", "other": "10.0.0.2"}}, "link", "other"),
     ({"link": {FIRST: "ens2f0", SECOND: "ens2f0"}}, "link", "ens2f0"),
     ({"link": "two words"}, "link", "two words"),
+    ({"link": {FIRST: "127.0.0.1", SECOND: "127.0.0.2"}}, "link", "127.0.0.1"),
     ({"link_key_file": "leave out"}, "link_key_file", "nothing"),
     ({"link_port": 80}, "link_port", "80"),
     ({"link_port": 7990}, "link_port", "7990"),
@@ -75,6 +76,26 @@ def test_two_instances_need_ports_of_their_own():
     assert found["variable"] == "vllm_service_instances[1].link_port"
     assert inventory_findings([first, {**second, "link_port": first["link_port"] + PORTS}], SERVE) == []
     assert PORTS == SPAN
+
+
+def test_port_of_an_instance_lies_in_no_link_of_another():
+    first = instance(gpus=[0, 1], tensor_parallel_size=2)
+    other = {"name": "b", "model": "/m", "gpus": [2], "tensor_parallel_size": 1}
+    (second,) = instances_with_defaults([other], {}, SERVE)
+    start = first["link_port"]
+    for port, taken in ((start - 1, False), (start, True), (start + PORTS - 1, True), (start + PORTS, False)):
+        found = inventory_findings([first, {**second, "port": port}], SERVE)
+        assert [item["variable"] for item in found] == ["vllm_service_instances[1].port"] * taken
+
+
+def test_hosts_that_nobody_knows_are_named():
+    unknown = instance(hosts=["k80-l", "k80-z"], link="ens2f0")
+    values = hostvars(vllm_service_instances=[unknown])
+    here = kepler_hosts.instances_here([unknown], FIRST)
+    assert here == []
+    (found,) = kepler_hosts.hosts_findings(here, FIRST, values, HOSTS)
+    assert (found["severity"], found["variable"]) == ("error", "vllm_service_instances[0].hosts")
+    assert "k80-l" in found["found"] and FIRST in found["expected"]
 
 
 def test_hosts_take_their_own_instances():

@@ -140,7 +140,9 @@ def test_every_integer_of_the_roles_has_a_range():
 def test_number_out_of_its_range_is_refused(name, command_line):
     lowest, highest = RANGES[name]
     for value in (lowest - 1, highest + 1):
-        found = only(**{name: [value] if integers()[name]["type"] == "list" else value})
+        option = integers()[name]
+        listed = [[value]] if option.get("elements") == "list" else [value]
+        found = only(**{name: listed if option["type"] == "list" else value})
         assert (found["severity"], found["variable"]) == ("error", name)
         assert f"{lowest} to {highest}" in found["expected"]
     if integers()[name]["type"] == "int":
@@ -220,11 +222,60 @@ def test_templates_take_texts_for_numbers():
 def test_no_template_computes_with_a_number_that_may_be_a_text():
     names = "|".join(name for name, option in integers().items() if option["type"] == "int")
     bare = rf"\b({names})\b(?! *\| *(int|float))"
-    computes = re.compile(rf"{bare} *([-+*/%<>]|[=!]=)|([-+*/%<>]|[=!]=) *{bare}|\[{bare}[^\]]*\] *\| *(min|max)")
+    computes = re.compile(rf"{bare} *([-+*/%<>]|[=!]=|or )|([-+*/%<>]|[=!]=) *{bare}|\[{bare}[^\]]*\] *\| *(min|max)")
     for path in [*ROOT.glob("roles/*/*/*"), *ROOT.glob("playbooks/*.yml")]:
         if path.suffix in (".yml", ".j2") and path.parent.name not in ("meta", "defaults"):
             assert computes.search(path.read_text()) is None, path
     assert computes.search("{{ vllm_service_drain + 60 }}") and computes.search("[monitoring_interval, 10] | min")
+    assert computes.search("{{ vllm_service_watchdog or 86400 }}")
+
+
+def test_no_condition_takes_the_text_false_for_true():
+    """As -e name=false gives it."""
+    names = "|".join(name for name, option in options().items() if option["type"] == "bool")
+    bare = re.compile(rf"\b(if|and|or|not|when:|that:) +({names})\b(?! *\|)(?! is )")
+    for path in [*ROOT.glob("roles/*/*/*"), *ROOT.glob("playbooks/*.yml")]:
+        if path.suffix in (".yml", ".j2"):
+            assert bare.search(path.read_text()) is None, path
+    assert bare.search("when: vllm_service_firewalld") and bare.search("{{ 1 if load_balancer_tls else 2 }}")
+
+
+@pytest.mark.parametrize(("role", "template", "more", "name", "line"), [
+    ("vllm_service", "instance.env.j2", {}, "vllm_service_hub_offline", "HF_HUB_OFFLINE=1"),
+    ("load_balancer", "nginx.conf.j2",
+     {"load_balancer_pools": {"m": [{"name": "box/a", "address": "127.0.0.1", "port": 8000}]}}, "load_balancer_tls",
+     " ssl;"),
+    ("monitoring", "kepler.yml.j2", {"monitoring_directory": "/p", "monitoring_balancer": "b:8080"},
+     "monitoring_balancer_tls", "scheme: https"),
+])
+def test_text_false_of_the_command_line_is_false(role, template, more, name, line):
+    (item,) = instances_with_defaults([{"name": "a", "model": "/m"}], {}, rendered.PROFILE["serve"])
+    for text, there in (("false", False), ("true", True)):
+        assert (line in rendered.render(role, template, item=item, **{**more, name: text})) is there
+
+
+@pytest.mark.parametrize(("name", "value", "found"), [
+    ("store_artifacts", ["/a", None], "null"), ("store_substituters", [["http://a"]], '["http://a"]'),
+    ("acceptance_checks", [{"answers": True}], '{"answers": true}'), ("acceptance_sizes", [1, [2]], "[2]"),
+    ("acceptance_sizes", ["2"], '"2"'), ("bench_lengths", [1], "1"), ("repos_packages", ["dkms"], '"dkms"'),
+    ("preflight_disk_gib", {"usr": 6}, '{"usr": 6}'), ("preflight_disk_gib", {1: 6}, '{"1": 6}'),
+    ("vllm_service_smoke_expect", {"main": 4}, '{"main": 4}'), ("vllm_service_smoke_prompt", " ", '" "'),
+    ("models_environment", {"A": 1}, '{"A": 1}'),
+    ("load_balancer_access_log", "off;\nuser root", '"off;\\nuser root"'),
+    ("store_root", "//", '"//"'), ("store_root", "/opt/..", '"/opt/.."'), ("store_root", "/.", '"/."'),
+    ("vllm_service_home", "/var//lib", '"/var//lib"'),
+])
+def test_what_a_value_holds_is_checked_too(name, value, found):
+    assert only(**{name: value})["found"] == found
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("store_artifacts", ["/a", "{{ more }}"]), ("acceptance_checks", ["answers"]), ("store_root", "/opt/.kepler/"),
+    ("store_root", "/srv/a..b"), ("preflight_disk_gib", {"/srv": 0.5}), ("load_balancer_access_log", "/var/log/a b=1"),
+    ("vllm_service_smoke_expect", {"main": "fox"}), ("load_balancer_drained", ["a/b"]),
+])
+def test_well_formed_contents_are_taken(name, value):
+    assert judge(**{name: value}) == []
 
 
 def test_facts_that_roles_export_are_known():
