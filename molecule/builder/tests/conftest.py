@@ -12,7 +12,7 @@ PROJECT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(PROJECT / "molecule" / "shared"))
 
 from standin.settings import BUILDER  # noqa: E402
-from standin.testing import inventory_of, player, reach  # noqa: E402
+from standin.testing import inventory_of, player, pytest_runtest_makereport, reach  # noqa: E402, F401
 
 INVENTORY = inventory_of("builder")
 play = player(BUILDER, "builder")

@@ -59,18 +59,6 @@ def lock() -> dict:
     return {name: yaml.safe_load((directory / f"{name}.yml").read_text()) for name in ("rpms", "sources")}
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item, call):
-    """Add the end of the server's log to a failure."""
-    outcome = yield
-    report = outcome.get_result()
-    if report.failed and "k80" in item.fixturenames:
-        host = item.funcargs.get("k80")
-        if host:
-            log = host.run("journalctl --unit vllm@demo --lines 40 --no-pager --output cat").stdout
-            report.sections.append(("journal of vllm@demo", log))
-
-
 @pytest.fixture
 def play(request, tmp_path):
     """Function that runs a playbook against one host with further variables: (exit status, what it printed).

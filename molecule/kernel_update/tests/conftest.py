@@ -13,7 +13,7 @@ PROJECT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(PROJECT / "molecule" / "shared"))
 
 from standin.settings import UPDATE  # noqa: E402
-from standin.testing import player, reach  # noqa: E402
+from standin.testing import player, pytest_runtest_makereport, reach  # noqa: E402, F401
 
 
 @pytest.fixture(scope="session")

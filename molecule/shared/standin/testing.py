@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import testinfra
 
 from . import engine, hosts
@@ -29,3 +30,17 @@ def player(fleet: Fleet, scenario: str) -> Callable[..., tuple[int, str]]:
         return hosts.play(fleet, "-i", str(inventory_of(scenario)), playbook, *arguments, project=project)
 
     return play
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """Add the ends of the servers' journals, of every stand-in that a test has as a fixture, to its failure."""
+    outcome = yield
+    report = outcome.get_result()
+    if not report.failed:
+        return
+    for fixture in getattr(item, "funcargs", {}).values():
+        for host in fixture.values() if isinstance(fixture, dict) else (fixture,):
+            if isinstance(host, testinfra.host.Host):
+                log = host.run("journalctl --unit 'vllm*@*' --lines 80 --no-pager --output short").stdout
+                report.sections.append((f"servers of {host.backend.get_hostname()}", log))

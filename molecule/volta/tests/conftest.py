@@ -15,11 +15,10 @@ sys.path.insert(0, str(PROJECT / "molecule" / "shared"))
 
 from standin import hosts  # noqa: E402
 from standin.settings import VOLTA  # noqa: E402
-from standin.testing import reach  # noqa: E402
+from standin.testing import pytest_runtest_makereport, reach  # noqa: E402, F401
 
 # The model's name in the example with sessions, and where its balancer listens on the host.
 MODEL, BALANCER = "qwen2.5-7b", "http://127.0.0.1:8080"
-UNITS = ("vllm@gpu0", "vllm@gpu1", "vllm@port")
 
 
 class Asker:
@@ -68,14 +67,3 @@ def key() -> str:
 @pytest.fixture(scope="session")
 def ask(v100):
     return Asker(v100)
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item, call):
-    """Add the end of the servers' logs to a failure."""
-    outcome = yield
-    report = outcome.get_result()
-    host = item.funcargs.get("v100")
-    for unit in UNITS if report.failed and host else ():
-        log = host.run(f"journalctl --unit {unit} --lines 40 --no-pager --output cat").stdout
-        report.sections.append((f"journal of {unit}", log))

@@ -12,7 +12,7 @@ sys.path.insert(0, str(PROJECT / "molecule" / "shared"))
 
 from standin import hosts  # noqa: E402
 from standin.settings import VOLTA_HOSTS  # noqa: E402
-from standin.testing import inventory_of, reach  # noqa: E402
+from standin.testing import inventory_of, pytest_runtest_makereport, reach  # noqa: E402, F401
 
 INVENTORY = inventory_of("volta_hosts")
 
