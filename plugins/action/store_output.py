@@ -41,6 +41,7 @@ class ActionModule(PollingAction):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         self.arguments = dict(self._task.args)
         self.indexes = self.arguments.pop("index_urls", None) or None
+        names = [self._task.args["name"], *(self.arguments.pop("also", None) or [])]
         sources = self.arguments.get("sources") or []
         self.files = {source["sha256"]: source["controller"] for source in sources if "controller" in source}
         if not boolean(self.arguments.get("build", True)):
@@ -53,9 +54,8 @@ class ActionModule(PollingAction):
             if called.get(name):
                 called[name] = [PASSWORD.sub("://", address) for address in called[name]]
         if not result.get("failed"):
-            outputs = dict(self.variables.get("store_outputs") or {})
-            outputs[self._task.args["name"]] = result["path"]
-            result["ansible_facts"] = {"store_outputs": outputs}
+            before = self.variables.get("store_outputs") or {}
+            result["ansible_facts"] = {"store_outputs": {**before, **dict.fromkeys(names, result["path"])}}
         return result
 
     def _hand_over(self, files: dict[str, str], directory: Path, variables: dict[str, Any]) -> dict[str, Any] | None:

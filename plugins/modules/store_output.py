@@ -21,6 +21,11 @@ options:
     description: Name of the output.
     type: str
     required: true
+  also:
+    description: Other names under which the action plugin adds the path to C(store_outputs).
+    type: list
+    elements: str
+    default: []
   version:
     description: Version of the output.
     type: str
@@ -220,6 +225,7 @@ def main():
         argument_spec={
             "root": {"type": "path", "default": "/opt/kepler"},
             "name": {"type": "str", "required": True},
+            "also": {"type": "list", "elements": "str", "default": []},
             "version": {"type": "str", "required": True},
             "sources": {"type": "list", "elements": "dict", "default": []},
             "inputs": {"type": "dict", "default": {}},

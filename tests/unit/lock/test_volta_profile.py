@@ -129,6 +129,15 @@ def test_store_takes_the_wheels_as_they_are():
     assert "import torch, vllm, vllm_serving.supervisor" in serving
 
 
+@pytest.mark.parametrize(("engine", "engines", "also"), [
+    ("port", ["port"], ["serving"]), ("port", ["stock", "port"], []), ("stock", ["stock", "port"], ["serving"]),
+])
+def test_first_environment_is_that_of_any_program(engine, engines, also):
+    """Whatever is built after it, Ray or an image, is beside it."""
+    task = yaml.safe_load((ROOT / "roles/vllm/tasks/install.yml").read_text())[1]["kepler.vllm.store_output"]
+    assert evaluate("vllm", task["also"], **VARIABLES, __vllm_engine=engine, __common_engines=engines) == also
+
+
 def test_port_is_built_beside_the_released_engine():
     """Outputs of its own for all that differs, of the same recipes as elsewhere."""
     known = {**VARIABLES, "__vllm_engine": "port", "store_outputs": {

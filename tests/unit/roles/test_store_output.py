@@ -38,6 +38,18 @@ def test_made_once(output, tmp_path):
     assert "changed=0" in output('touch "$out/built"')[1]
 
 
+def test_other_names_are_exported_beside_later_outputs(play, tmp_path):
+    tasks = [
+        {"name": "Make it", "kepler.vllm.store_output": {
+            "root": str(tmp_path / "kepler"), "version": "1", "builder": 'touch "$out"', "index_urls": [], **named,
+        }} for named in ({"name": "first", "also": ["any"]}, {"name": "second"})
+    ]
+    found = {"that": ["store_outputs | list == ['first', 'any', 'second']", "store_outputs.any == store_outputs.first",
+                      "store_outputs.second is search('-second-1$')"]}
+    status, printed = play([*tasks, {"name": "Compare", "ansible.builtin.assert": found}], gather_facts=False)
+    assert status == 0, printed
+
+
 def test_a_failure_is_told_and_then_tried_again(output, tmp_path):
     marker = tmp_path / "passes"
     builder = f'test -e {marker} || {{ echo "the reason"; exit 7; }}; touch "$out/built"'
