@@ -22,6 +22,12 @@ ENVIRONMENT = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
+    # A rank that Ray ends for want of memory ends the server; memory is the kernel's and systemd's.
+    "RAY_memory_monitor_refresh_ms": "0",
+    # Raylet and ranks have crashed in the books that they keep of their own events.
+    "RAY_event_stats": "false",
+    # Nobody reads its metrics, and it complains of its exporter at each start.
+    "RAY_enable_metrics_collection": "false",
     # Ranks count as much as the engine that polls for what they make; 15 without it.
     "RAY_worker_niceness": "0",
     # Its lines would name each call of each step.
