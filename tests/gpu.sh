@@ -29,7 +29,11 @@ if ! "$KEPLER_PYTHON" -c 'import torch; torch.zeros(1, device="cuda")'; then
     exit 1
 fi
 out="$(realpath -m "${OUT:-build/gpu}")"
-export VLLM_KEPLER_VERIFY=1 VLLM_KEPLER_DEVICE="" VLLM_NO_USAGE_STATS=1 PYTHONDONTWRITEBYTECODE=1
+export VLLM_KEPLER_VERIFY=1 VLLM_KEPLER_DEVICE="" VLLM_NO_USAGE_STATS=1
+# Beside a PyTorch of another user no bytecode can be kept: each engine and each rank would compile it anew, 20 s.
+unset PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX="$PWD/build/pycache"
+"$KEPLER_PYTHON" -c 'import compileall, torch; compileall.compile_dir(torch.__path__[0], quiet=2, workers=0)'
 test() { "$KEPLER_PYTHON" -m pytest -q -p no:cacheprovider "$@"; }
 
 [ $# -gt 0 ] || set -- operators linear engine parallel hosts server guided adapters qualification capacity benchmarks
