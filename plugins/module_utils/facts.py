@@ -13,11 +13,11 @@ LISTEN = "0A"  # state of a listening socket in /proc/net/tcp
 
 
 def read_raw(path):
-    """Text of a small file, or None if there is none that can be read."""
+    """Text of a small file, or None if there is none that can be read; UTF-8, whatever the locale says."""
     try:
-        with open(path) as stream:
+        with open(path, encoding="utf-8", errors="replace") as stream:
             return stream.read()
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         return None
 
 

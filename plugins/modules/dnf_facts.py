@@ -123,7 +123,7 @@ def facts_of_settings(module):
 
 
 def write(path, text):
-    with open(path, "w") as stream:
+    with open(path, "w", encoding="utf-8") as stream:
         stream.write(text)
 
 

@@ -227,7 +227,7 @@ def main():
     if module.get_bin_path("rpm"):  # no such host: the controller reports that with its other findings
         _, packages, _ = module.run_command(["rpm", "-qa", "--qf", PACKAGE_FORMAT], check_rc=True)
     journal = driver_journal(module) if module.params["health"] else ""
-    installed = [line.split() for line in packages.splitlines()]
+    installed = [fields for fields in map(str.split, packages.splitlines()) if len(fields) == 4]
     versions = {fields[0]: fields[1] for fields in installed}
     module.exit_json(changed=False, host={
         "os": {key: release.get(key.upper(), "") for key in ("id", "version_id", "pretty_name")},

@@ -193,7 +193,7 @@ def adapter_bytes(model: Model, tensors: list[Tensor], gpus: int, adapters: int,
     layers = adapter_layers(tensors)
     total = 0.0
     for tensor in tensors:
-        if tensor.name.removesuffix(".weight") in layers:
+        if len(tensor.shape) == 2 and tensor.name.removesuffix(".weight") in layers:
             rows, columns = tensor.shape
             mine = share(tensor, model, gpus) / tensor.elements
             total += tensor.count * (rows + columns * mine if ROW.search(tensor.name) else rows * mine + columns)

@@ -11,7 +11,7 @@ from typing import Any
 from ..module_utils.checkpoint import config as checkpoint_config
 from ..module_utils.checkpoint import gguf
 from ..module_utils.checkpoint.engine_models import DEFAULTS, LANGUAGE_PARTS
-from ..module_utils.checkpoint.errors import CheckpointError, UnsupportedQuantizationError
+from ..module_utils.checkpoint.errors import CheckpointError, UnsupportedQuantizationError, shortened
 from ..module_utils.checkpoint.quantization import EXPERT_KEYS, Quantization, Scheme, read_quantization
 from ..module_utils.errors import KeplerError
 
@@ -91,12 +91,16 @@ class Model:
         return max(1, self.kv_heads // gpus)
 
 
+# No size of a model is larger, and no model is stretched further.
+MOST, MOST_LAYERS, MOST_FACTOR = 1 << 32, 1 << 14, 1 << 16
+
+
 def _first(config: dict[str, Any], names: Iterable[str]) -> Any:
     return next((config[name] for name in names if config.get(name) is not None), None)
 
 
-def number(config: dict[str, Any], *names: str, default: int | None = None) -> int:
-    """The first of the keys `names` that the config has, an integer from 1.
+def number(config: dict[str, Any], *names: str, default: int | None = None, most: int = MOST) -> int:
+    """The first of the keys `names` that the config has, an integer of 1 to `most`.
 
     Raises CapacityError where there is none and no default, or where it is no such integer.
     """
@@ -105,9 +109,9 @@ def number(config: dict[str, Any], *names: str, default: int | None = None) -> i
         if default is None:
             raise UnknownModelError(f"a config.json without {names[0]}", "the config.json of a language model")
         return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         found = next(name for name in names if config.get(name) is not None)
-        raise CapacityError(f"{found} {value!r} in config.json", "an integer from 1")
+        raise CapacityError(f"{found} {shortened(repr(value))} in config.json", f"an integer of 1 to {most}")
     return value
 
 
@@ -334,6 +338,8 @@ def _qwen_moe(qkv_bias: bool, head_norms: bool, wide_norms: bool = False) -> Cal
         if wide_norms:
             layer.update(_head_norms(model.heads * model.head_size, model.kv_heads * model.head_size))
         dense_layers, step = config.get("mlp_only_layers") or [], number(config, "decoder_sparse_step", default=1)
+        if not isinstance(dense_layers, list):
+            raise CapacityError(f"mlp_only_layers {shortened(repr(dense_layers))} in config.json", "a list of layers")
         sparse = sum(i not in dense_layers and (i + 1) % step == 0 for i in range(model.layers))
         router: Tensors = {"mlp.gate.weight": (model.experts, model.hidden)}
         if config.get("shared_expert_intermediate_size"):
@@ -365,7 +371,8 @@ def _latent(model: Model) -> list[Tensor]:
         })
     else:
         layer.update(_linear("self_attn.q_proj", q, model.hidden))
-    first, step = config.get("first_k_dense_replace") or 0, number(config, "moe_layer_freq", default=1)
+    first = number(config, "first_k_dense_replace") if config.get("first_k_dense_replace") else 0
+    step = number(config, "moe_layer_freq", default=1)
     sparse = sum(i >= first and i % step == 0 for i in range(model.layers)) if model.experts else 0
     router: Tensors = {"mlp.gate.weight": (model.experts, model.hidden)}
     if model.model_type == "deepseek_v3":
@@ -502,8 +509,11 @@ def longest(config: dict[str, Any]) -> int | None:
             if kind == "yarn":
                 positions = number(scaling, "original_max_position_embeddings", default=int(positions))
             factor = scaling.get("factor", 1.0)
-            if not isinstance(factor, (int, float)) or factor <= 0:
-                raise CapacityError(f"rope_scaling.factor {factor!r} in config.json", "a number above 0")
+            if not isinstance(factor, (int, float)) or not 0 < factor <= MOST_FACTOR:
+                raise CapacityError(
+                    f"rope_scaling.factor {shortened(repr(factor))} in config.json",
+                    f"a number above 0, {MOST_FACTOR} at most",
+                )
             positions *= factor
     if config.get(NO_WINDOW) and has_window(config):
         positions = min(positions, number(config, "sliding_window"))
@@ -518,7 +528,10 @@ def rotary_elements(config: dict[str, Any], share: float, head_size: int, positi
         size = number(config, "rotary_dim")
     else:
         rotated = _first(config, ("partial_rotary_factor", "rotary_pct"))
-        size = int(head_size * float(rotated if isinstance(rotated, (int, float)) else share))
+        rotated = rotated if isinstance(rotated, (int, float)) else share
+        if not 0 <= rotated <= 1:
+            raise CapacityError(f"a rotated share {shortened(repr(rotated))} in config.json", "a number of 0 to 1")
+        size = int(head_size * float(rotated))
     tables = positions or DEFAULT_POSITIONS
     # Long RoPE keeps a table for short prompts beside the one for long ones.
     tables += number(config, "original_max_position_embeddings", default=0) if config.get("rope_scaling") else 0
@@ -582,7 +595,7 @@ def read(config: Any, recorded: Iterable[dict[str, Any]] = ()) -> Model:
         model_type=model_type,
         architecture=architecture,
         hidden=hidden,
-        layers=number(config, "num_hidden_layers", "n_layer", "num_layers"),
+        layers=number(config, "num_hidden_layers", "n_layer", "num_layers", most=MOST_LAYERS),
         heads=heads,
         kv_heads=kv_heads,
         head_size=head_size,

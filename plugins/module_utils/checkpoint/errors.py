@@ -1,5 +1,14 @@
 """Errors of reading checkpoints."""
 
+# Characters of a message that quotes a file: names and values in it may have any length.
+LONGEST = 400
+
+
+def shortened(text):
+    """A text of at most LONGEST characters, those that would not show as escapes."""
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text[:LONGEST + 1])
+    return text if len(text) <= LONGEST else text[:LONGEST] + "..."
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be served.
@@ -13,6 +22,7 @@ class CheckpointError(ValueError):
     next_step = "Choose another checkpoint of the model."
 
     def __init__(self, found, expected, place="config.json"):
+        found = shortened(found)
         # The arguments themselves: processes hand errors on as pickles.
         super(CheckpointError, self).__init__(found, expected, place)
         self.found, self.expected, self.place = found, expected, place

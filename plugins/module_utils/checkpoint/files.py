@@ -11,6 +11,8 @@ from .errors import CheckpointError, CorruptFileError, FileError, UnsupportedFil
 
 # The longest header that the format's own library accepts.
 MAX_HEADER = 100 * 1000 * 1000
+# Digits of the longest integer: 64 bits have 20, and tokenizers without an end say 31. No tensor has more dimensions.
+MOST_DIGITS, MOST_DIMENSIONS = 40, 8
 # Bits of an element.
 BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
@@ -23,13 +25,31 @@ PROJECTOR = "mmproj"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
+def whole_number(text):
+    """An integer of JSON. Raises ValueError for one that no size is, and that Python may read for minutes."""
+    if len(text) > MOST_DIGITS:
+        raise ValueError("a number of %d digits" % len(text))
+    return int(text)
+
+
+def check_plain(path):
+    """Raise FileError for what is no plain file: a pipe or a device may have no end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise CorruptFileError("what is no plain file", "a file", path)
+
+
 def read_json(path):
     """The mapping that a file holds. Raises FileError."""
+    check_plain(path)
     try:
         with open(path, "rb") as stream:
-            value = json.loads(stream.read().decode("utf-8"))
+            text = stream.read(MAX_HEADER + 1)
     except OSError as error:
         raise unreadable(error, path)
+    if len(text) > MAX_HEADER:
+        raise CorruptFileError("more than %d MB" % (MAX_HEADER // 1000000), "a JSON mapping", path)
+    try:
+        value = json.loads(text.decode("utf-8"), parse_int=whole_number)
     # The parser gives up on deep nesting.
     except (ValueError, RecursionError) as error:
         raise CorruptFileError("what is no JSON: %s" % error, "a JSON mapping", path)
@@ -53,7 +73,10 @@ def try_json(path):
 
 
 def _is_sizes(value):
-    return isinstance(value, list) and all(isinstance(size, int) and size >= 0 for size in value)
+    return (
+        isinstance(value, list) and len(value) <= MOST_DIMENSIONS
+        and all(type(size) is int and size >= 0 for size in value)
+    )
 
 
 def read_header(path):
@@ -62,6 +85,7 @@ def read_header(path):
     Eight bytes give the length of a JSON mapping of name to dtype, shape and data_offsets; the data follow.
     Raises FileError.
     """
+    check_plain(path)
     try:
         size = os.path.getsize(path)
         with open(path, "rb") as stream:
@@ -75,12 +99,12 @@ def read_header(path):
     except OSError as error:
         raise unreadable(error, path)
     try:
-        entries = json.loads(text.decode("utf-8"))
+        entries = json.loads(text.decode("utf-8"), parse_int=whole_number)
     except (ValueError, RecursionError):
         entries = None
     if not isinstance(entries, dict):
         raise CorruptFileError("a header that is no JSON mapping", "a whole safetensors file", path)
-    tensors, end = [], 0
+    tensors, places = [], []
     for name, entry in entries.items():
         if name == "__metadata__":
             continue
@@ -94,8 +118,16 @@ def read_header(path):
                 "%d bytes for %s of shape %s in %s" % (offsets[1] - offsets[0], name, shape, entry["dtype"]),
                 "%d bytes" % size_of_data, path,
             )
-        end = max(end, offsets[1])
+        places.append(offsets)
         tensors.append((name, entry["dtype"], shape))
+    end = 0
+    for first, after in sorted(places):
+        # The format's own library refuses tensors that overlap, and bytes of none between them.
+        if first != end:
+            raise CorruptFileError(
+                "a tensor that begins at byte %d of the data" % first, "byte %d, where the one before ends" % end, path
+            )
+        end = after
     if size != 8 + length + end:
         raise CorruptFileError("%d bytes" % size, "%d bytes, as its header says" % (8 + length + end), path)
     return tensors

@@ -33,6 +33,8 @@ VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9
 # struct's letters of the types of values: bytes and shorts, whole numbers and floats, a truth value.
 VALUES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+# Of a header at most; damaged counts would take hours and all memory.
+MOST_VALUES, MOST_TENSORS, MOST_MEMBERS, MOST_BYTES = 1 << 16, 1 << 20, 1 << 22, 1 << 27
 # No tensor has more dimensions.
 MOST_DIMENSIONS = 4
 # The first bytes of a file that git left for git-lfs to fetch.
@@ -100,7 +102,7 @@ class _Reader(object):
 
     def bytes(self, count):
         # Not more than there is: a damaged count would ask for all of the memory.
-        self.check(count <= self.size - self.stream.tell())
+        self.check(count <= min(self.size, MOST_BYTES) - self.stream.tell())
         return self.stream.read(count)
 
     def numbers(self, letter, count):
@@ -119,7 +121,7 @@ class _Reader(object):
             return self.text()
         if kind == ARRAY:
             inner, count = self.number("I"), self.number("Q")
-            self.check(count <= self.size)
+            self.check(count <= MOST_MEMBERS)
             if inner == STRING:
                 return [self.text() for _ in range(count)]
             self.check(inner in VALUES)
@@ -145,6 +147,7 @@ class _Reader(object):
         """Read the whole header of one file."""
         self.magic()
         tensor_count, value_count = self.number("Q"), self.number("Q")
+        self.check(tensor_count <= MOST_TENSORS and value_count <= MOST_VALUES)
         values = {}
         for _ in range(value_count):
             name = self.text()
@@ -163,12 +166,13 @@ class _Reader(object):
                 kind = OTHER_TYPES.get(number, "number %d" % number)
                 self.refuse("weights of the type %s (%s)" % (kind, name), SUPPORTED_TYPES)
             kind, columns, block = TYPES[number]
-            self.check(not shape or shape[-1] % columns == 0)
+            self.check(shape and all(shape) and shape[-1] % columns == 0)
             end = max(end, offset + elements_of(shape) // columns * block)
             found.append((name, offset, kind, shape))
         start = -(-self.stream.tell() // alignment) * alignment
         self.check(start + end <= self.size)
         tensors = {name: Tensor(self.path, start + offset, kind, shape) for name, offset, kind, shape in found}
+        self.check(len(tensors) == len(found))
         return Header(self.path, values, tensors)
 
 
@@ -244,6 +248,8 @@ def read_floats(header, name):
 
 def is_gguf(path):
     """Whether a file is a GGUF file, by its name or its first bytes."""
+    if not os.path.isfile(path):
+        return False
     try:
         with open(path, "rb") as stream:
             return path.lower().endswith(".gguf") or stream.read(len(MAGIC)) == MAGIC

@@ -224,6 +224,16 @@ class _Values(object):
             raise UnsupportedFileError("%s that differs from layer to layer" % full, "one number", self.header.path)
         return value
 
+    def number(self, name, default=None, least=0.0):
+        """A number from `least` on; `default` if the header has none. Raises UnsupportedFileError."""
+        value = self.get(name, default)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (is_number and least <= value < float("inf")):
+            raise UnsupportedFileError(
+                "%s.%s %s" % (self.header.architecture, name, value), "a number from %g on" % least, self.header.path
+            )
+        return value
+
     def count(self, name, default=None):
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
@@ -248,14 +258,15 @@ def config_of(header):
         "num_hidden_layers": values.count("block_count"), "num_attention_heads": heads,
         "num_key_value_heads": values.count("attention.head_count_kv", heads),
         "max_position_embeddings": values.count("context_length"), "vocab_size": tensors["token_embd.weight"].shape[0],
-        "rope_theta": values.get("rope.freq_base", 10000.0), "tie_word_embeddings": "output.weight" not in tensors,
+        "rope_theta": values.number("rope.freq_base", 10000.0, 1.0),
+        "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": "blk.0.attn_q.bias" in tensors or "blk.0.attn_qkv.bias" in tensors,
     }
     if config["model_type"] == "llama":
         config["mlp_bias"] = "blk.0.ffn_down.bias" in tensors
     config.update(family.values)
     for name, key in dict(NUMBERS, **family.numbers).items():
-        value = values.get(name)
+        value = values.number(name)
         if value is not None:
             config[key] = value
     if family.head_size:
@@ -285,10 +296,10 @@ def _add_own(header, values, config, head_size):
             config["hidden_size"] // config["num_attention_heads"] if by_hidden else head_size
         )
     if architecture == "gemma3":
-        config["rope_local_base_freq"] = values.get("rope.freq_base_swa", 10000.0)
+        config["rope_local_base_freq"] = values.number("rope.freq_base_swa", 10000.0, 1.0)
         config["sliding_window_pattern"] = values.count("attention.sliding_window_pattern", 6)
         for key in ("attn_logit_softcapping", "final_logit_softcapping"):
-            config[key] = values.get(key)
+            config[key] = values.number(key)
     if architecture in ("qwen2moe", "qwen3moe"):
         # Of experts old files have no sizes but those of their matrices.
         for name, key in (("ffn_down_exps", "moe_intermediate_size"),
@@ -322,10 +333,10 @@ def _add_rotary(header, values, config, head_size):
     elif ROPE_FACTORS in header.tensors:
         config["rope_scaling"] = _llama3(header, config["rope_theta"], head_size)
     elif kind == "linear":
-        config["rope_scaling"] = {"rope_type": "linear", "factor": values.get("rope.scaling.factor", 1.0)}
+        config["rope_scaling"] = {"rope_type": "linear", "factor": values.number("rope.scaling.factor", 1.0, 1e-3)}
     elif kind == "yarn":
         config["rope_scaling"] = {
-            "rope_type": "yarn", "factor": values.get("rope.scaling.factor", 1.0),
+            "rope_type": "yarn", "factor": values.number("rope.scaling.factor", 1.0, 1e-3),
             "original_max_position_embeddings": values.count("rope.scaling.original_context_length"),
         }
     elif kind != "none" or set(FACTORS) & set(header.tensors):
@@ -338,6 +349,11 @@ def _add_rotary(header, values, config, head_size):
 def _llama3(header, base, head_size):
     """The rope_scaling that gives the factors of a file. Raises UnsupportedFileError if none does."""
     found = read_floats(header, ROPE_FACTORS)
+    if not all(0 < value < float("inf") for value in found):
+        raise UnsupportedFileError(
+            "factors of rotary frequencies (%s) of 0 or less, or no number" % ROPE_FACTORS, "numbers above 0",
+            header.path,
+        )
     scaling = dict(LLAMA3, rope_type="llama3", factor=max(found))
     original = scaling["original_max_position_embeddings"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]

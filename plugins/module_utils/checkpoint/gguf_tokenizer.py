@@ -7,6 +7,8 @@ from .errors import UnsupportedFileError
 # Kinds of tokens.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 SPACE = u"\u2581"
+# Characters of a token; the longest of known models has a few hundred, of spaces.
+LONGEST_TOKEN = 4096
 MODELS = {"llama": "SentencePiece's", "gpt2": "byte-level BPE"}
 # Tokens that end an answer beside the one that the header names.
 ENDINGS = (
@@ -83,6 +85,9 @@ def check_tokenizer(header):
         raise UnsupportedFileError(found, expected, header.path)
 
     model, tokens = _value(header, "model"), _value(header, "tokens")
+    for name in ("model", "pre"):
+        if not isinstance(_value(header, name), (str, type(None))):
+            refuse("tokenizer.ggml.%s that is no text" % name, "a name: convert the model again")
     if model not in MODELS:
         refuse("a tokenizer of the kind %s" % model, " or ".join("%s (%s)" % pair for pair in sorted(MODELS.items())))
     if not isinstance(tokens, list) or not tokens:
@@ -96,7 +101,13 @@ def check_tokenizer(header):
             refuse("a tokenizer without merges", "those of the model: convert it again")
     elif not isinstance(_value(header, "scores"), tuple) or len(_value(header, "scores")) != len(tokens):
         refuse("a tokenizer without a score for each token", "those of the model: convert it again")
+    # Merges take time by the square of a token's length.
+    longest = max(map(len, tokens))
+    if longest > LONGEST_TOKEN:
+        refuse("a token of %d characters" % longest, "%d at most: convert the model again" % LONGEST_TOKEN)
     kinds = _value(header, "token_type")
+    if kinds is not None and not isinstance(kinds, tuple):
+        refuse("tokenizer.ggml.token_type that is no array of numbers", "the kind of each token: convert it again")
     if kinds is not None and len(kinds) != len(tokens):
         refuse("%d kinds of tokens for %d tokens" % (len(kinds), len(tokens)), "as many")
 

@@ -8,6 +8,7 @@ from ..facts import read
 
 NVIDIA = "0x10de"
 ADDRESS = re.compile(r"^[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")
+HEX = re.compile(r"0x[0-9a-f]{1,16}$")
 EXTENDED = 0x100  # where extended capabilities begin in a function's configuration space
 ACS = 0x000D  # the capability's number: Access Control Services
 REDIRECTS = 0x04 | 0x08  # request and completion redirect, two bits of its control register
@@ -44,9 +45,10 @@ def bar1(text):
     A GPU's memory may lie there, which a firmware without "above 4G decoding" cannot place.
     """
     lines = (text or "").splitlines()
-    if len(lines) < 2:
+    words = lines[1].split() if len(lines) > 1 else []
+    if len(words) != 3 or not all(HEX.match(word) for word in words):
         return None
-    start, end, _ = (int(word, 16) for word in lines[1].split())
+    start, end = (int(word, 16) for word in words[:2])
     return {"start": start, "size": end - start + 1 if end else 0}
 
 

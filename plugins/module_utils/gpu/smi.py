@@ -38,7 +38,7 @@ def smi(command, arguments, timeout=TIMEOUT):
     try:
         process = subprocess.Popen(
             [command] + arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            universal_newlines=True,
+            encoding="utf-8", errors="replace",  # of a damaged infoROM any byte comes out
         )
     except OSError as error:
         return False, "%s: %s" % (command, error.strerror)
@@ -70,6 +70,8 @@ def number_in(text):
     try:
         value = float(int(words[0], 16)) if words[0].startswith("0x") else float(words[0])
     except (IndexError, ValueError):
+        return None
+    if not abs(value) < float("inf"):
         return None
     return int(value) if value == int(value) else value
 
@@ -123,7 +125,7 @@ def replay_counters(text):
     found, bus = {}, None
     for line in text.splitlines():
         if line.startswith("GPU "):
-            bus = bus_of(line.split()[1])
+            bus = bus_of("".join(line.split()[1:2]))
         elif line.strip().startswith("Replays Since Reset") and bus:
             value = number_in(line.partition(":")[2])
             if value is not None:
@@ -153,5 +155,6 @@ def processes(gpus, apps):
 
     gpus: answer to `index`, `pci.bus_id`; apps: answer to `pid`, `gpu_bus_id`, `used_memory` of compute-apps.
     """
-    indices = {bus_of(bus): int(index) for index, bus in rows(gpus, 2)}
-    return [(indices.get(bus_of(bus)), int(pid), memory) for pid, bus, memory in rows(apps, 3)]
+    indices = {bus_of(bus): int(index) for index, bus in rows(gpus, 2) if index.isdigit()}
+    # In a container nvidia-smi knows no numbers of processes.
+    return [(indices.get(bus_of(bus)), int(pid), memory) for pid, bus, memory in rows(apps, 3) if pid.isdigit()]

@@ -257,7 +257,9 @@ def multiple_choice(context):
 def output_of(*command):
     """Return the output of a command. Raises CheckFailed."""
     try:
-        return subprocess.check_output(command, stderr=subprocess.STDOUT, universal_newlines=True, timeout=60)
+        return subprocess.check_output(
+            command, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", timeout=60
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise CheckFailed("%s: %s" % (command[0], getattr(error, "output", None) or error))
 

@@ -42,14 +42,15 @@ LIBRARY = "/usr/lib64/libcuda.so.1"
 def output_of(*command):
     """Output of a program. Raises OSError or subprocess.SubprocessError if it does not answer."""
     return subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True, timeout=30, check=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8", errors="replace", timeout=30,
+        check=True,
     ).stdout
 
 
 def text_of(path):
     """Text of a file, or None where there is none."""
     try:
-        with open(path) as stream:
+        with open(path, encoding="utf-8", errors="replace") as stream:
             return stream.read().strip()
     except OSError:
         return None
@@ -149,7 +150,7 @@ def main():
     output, store, record = sys.argv[1:]
     # node_exporter reads *.prom at any time: it sees the old file or the new one.
     new = output + ".new"
-    with open(new, "w") as stream:
+    with open(new, "w", encoding="utf-8") as stream:
         stream.write(rendered(collect(store, record)))
     os.chmod(new, 0o644)
     os.rename(new, output)

@@ -130,13 +130,35 @@ def test_a_part_of_an_unknown_class_needs_its_sizes(part):
 @pytest.mark.parametrize(
     "change",
     [{"hidden_size": "4096"}, {"num_attention_heads": 0}, {"vocab_size": True}, {"num_hidden_layers": 2.5},
-     {"num_key_value_heads": -1}, {"rope_scaling": {"type": "linear", "factor": "x"}}],
+     {"num_key_value_heads": -1}, {"rope_scaling": {"type": "linear", "factor": "x"}}, {"hidden_size": 10**400},
+     {"max_position_embeddings": 10**30}, {"num_hidden_layers": 10**9},
+     {"rope_scaling": {"type": "linear", "factor": float("nan")}},
+     {"rope_scaling": {"type": "linear", "factor": 1e308}}],
 )
 def test_a_wrong_value_is_named(change):
     with pytest.raises(CapacityError) as raised:
         read({**LLAMA_7B, **change})
     assert next(iter(change)) in raised.value.found
     assert not isinstance(raised.value, UnknownModelError)
+
+
+@pytest.mark.parametrize("share", [1e308, -1, float("nan"), 10**400])
+def test_rotated_share_beyond_a_head_is_refused(share):
+    with pytest.raises(CapacityError, match="rotated share"):
+        read({**LLAMA_7B, "partial_rotary_factor": share})
+
+
+@pytest.mark.parametrize(("kind", "architecture", "key"), [
+    ("qwen3_moe", "Qwen3MoeForCausalLM", "mlp_only_layers"),
+    ("deepseek_v2", "DeepseekV2ForCausalLM", "first_k_dense_replace"),
+])
+def test_layers_without_experts_are_checked(kind, architecture, key):
+    sizes = {"num_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+             "kv_lora_rank": 64, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 64}
+    config = {**LLAMA_7B, **sizes, "model_type": kind, "architectures": [architecture]}
+    for value in ("x", 5.5, {"a": 1}):
+        with pytest.raises(CapacityError, match=key):
+            tensors_of(read({**config, key: value}))
 
 
 @pytest.mark.parametrize("config", [{}, {"model_type": "bert"}, {**LLAMA_7B, "hidden_size": None}])

@@ -1,10 +1,13 @@
 """Directories of models that are whole, corrupt or half copied."""
 
 import json
+import os
 import struct
+import time
 
 import pytest
 from checkpoints import entries, packed, write, write_index
+from module_utils.checkpoint import files
 from module_utils.checkpoint.files import read_cached_model, read_model
 
 LAYER = {"model.layers.0.mlp.up_proj.weight": (3, 2), "model.layers.1.mlp.up_proj.weight": (3, 2), "norm.weight": (2,)}
@@ -242,3 +245,49 @@ def test_revision_that_leads_out_of_the_cache_is_not_read(hub):
 def test_absent_model_of_cache_is_none(hub, model):
     assert read_cached_model(str(hub), model) is None
     assert read_cached_model(None, model) is None
+
+
+@pytest.mark.parametrize(
+    "second", [[2, 6], [0, 4], [8, 12]],
+)
+def test_tensors_that_overlap_or_leave_bytes_are_corrupt(directory, second):
+    """The format's own library would end the start of the server."""
+    header = {"a": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]},
+              "b": {"dtype": "F16", "shape": [2], "data_offsets": second}}
+    (directory / "model.safetensors").write_bytes(packed(header, second[1]))
+    ((name, found),) = faults(directory)
+    assert name == "model.safetensors" and f"begins at byte {second[0]}" in found
+
+
+def test_number_without_end_is_refused_at_once(directory):
+    digits = "9" * 3_000_000
+    (directory / "config.json").write_text('{"hidden_size": %s}' % digits)
+    begun = time.monotonic()
+    assert "a number of 3000000 digits" in dict(faults(directory))["config.json"]
+    assert time.monotonic() - begun < 2
+    header = b'{"x": {"dtype": "F16", "shape": [%s], "data_offsets": [0, 4]}}' % digits.encode()
+    (directory / "config.json").write_text("{}")
+    (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    assert faults(directory) == [("model.safetensors", "a header that is no JSON mapping")]
+
+
+def test_config_beyond_the_limit_is_not_read_whole(directory, monkeypatch):
+    monkeypatch.setattr(files, "MAX_HEADER", 1000)
+    (directory / "config.json").write_text("{%s}" % (" " * 1000))
+    assert dict(faults(directory))["config.json"].startswith("more than")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_config.json"])
+def test_pipe_in_place_of_a_file_blocks_nobody(directory, name):
+    write(directory, {"x": [2]})
+    (directory / name).unlink(missing_ok=True)
+    os.mkfifo(directory / name)
+    found = read_model(str(directory))
+    assert name == "tokenizer_config.json" or [fault["found"] for fault in found["faults"]] == ["what is no plain file"]
+
+
+def test_names_in_messages_are_short_and_printable(directory):
+    header = {"x\n\x1b[31m" + "y" * 100000: None}
+    (directory / "model.safetensors").write_bytes(packed(header, 0))
+    ((_, found),) = faults(directory)
+    assert len(found) < 500 and found.isprintable()

@@ -1,9 +1,11 @@
 """Headers of GGUF files, and files that are refused."""
 
 import json
+import struct
+import time
 
 import pytest
-from gguf_files import TENSORS, VALUES, write
+from gguf_files import F32, TENSORS, VALUES, text, write
 from module_utils.checkpoint import files
 
 
@@ -130,3 +132,37 @@ def test_safetensors_are_preferred(directory):
     write(directory / "any.gguf")
     (directory / "model.safetensors").write_bytes(b"")
     assert "begin with no header" in fault(directory)
+
+
+@pytest.mark.parametrize(("place", "count"), [(8, 1 << 40), (16, 1 << 40), (8, (1 << 64) - 1), (16, (1 << 64) - 1)])
+def test_damaged_count_takes_neither_time_nor_memory(directory, place, count):
+    """A download that was laid out as zeros: each of them reads as a value or a tensor."""
+    path = write(directory / "m.gguf")
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<Q", content, place, count)
+    path.write_bytes(content)
+    with path.open("r+b") as stream:
+        stream.truncate(1 << 36)
+    begun = time.monotonic()
+    assert "bytes" in fault(directory)
+    assert time.monotonic() - begun < 2
+
+
+def test_array_of_all_a_file_has_is_corrupt(directory):
+    path = write(directory / "m.gguf", values=[])
+    start = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<IIQ", 9, 0, 1 << 34)
+    path.write_bytes(start)
+    with path.open("r+b") as stream:
+        stream.truncate(1 << 36)
+    assert "bytes" in fault(directory)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 256), (256, 0), (1 << 40, 0)])
+def test_tensor_without_elements_is_corrupt(directory, shape):
+    write(directory / "m.gguf", tensors=[("blk.0.attn_norm.weight", shape, F32)])
+    assert "bytes" in fault(directory)
+
+
+def test_tensor_that_is_there_twice_is_corrupt(directory):
+    write(directory / "m.gguf", tensors=[TENSORS[3]] * 2)
+    assert "bytes" in fault(directory)

@@ -156,11 +156,46 @@ def test_scaled_frequencies_become_rope_scaling(made):
         ({"tokenizer": [BYTES[0], *BYTES[2:]]},
          "a tokenizer whose words are cut as nothing says (tokenizer.ggml.pre)"),
         ({"tokenizer": BYTES[:4]}, "a tokenizer without merges"),
+        ({"rope__freq_base": (TEXT, "x")}, "llama.rope.freq_base x"),
+        ({"rope__freq_base": (FLOAT, math.nan)}, "llama.rope.freq_base nan"),
+        ({"attention__layer_norm_rms_epsilon": (FLOAT, -1.0)}, "llama.attention.layer_norm_rms_epsilon -1.0"),
+        ({"tokenizer": [("tokenizer.ggml.model", ARRAY, (TEXT, [])), *SENTENCEPIECE[1:]]},
+         "tokenizer.ggml.model that is no text"),
+        ({"tokenizer": [BYTES[0], ("tokenizer.ggml.pre", ARRAY, (TEXT, ["a"])), *BYTES[2:]]},
+         "tokenizer.ggml.pre that is no text"),
+        ({"tokenizer": [*SENTENCEPIECE[:3], ("tokenizer.ggml.token_type", UINT, 1), *SENTENCEPIECE[4:]]},
+         "tokenizer.ggml.token_type that is no array of numbers"),
+        ({"tokenizer": [BYTES[0], BYTES[1], ("tokenizer.ggml.tokens", ARRAY, (TEXT, ["a" * 5000])), *BYTES[3:]]},
+         "a token of 5000 characters"),
         ({"tokenizer": SENTENCEPIECE[:2]}, "a tokenizer without a score for each token"),
     ],
 )
 def test_header_that_is_no_model_is_refused(made, differs, found):
     assert fault_of(made(**differs)) == found
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, -1.0])
+def test_factors_that_are_none_are_refused(made, value):
+    assert "of 0 or less, or no number" in fault_of(with_factors(made, [value] * 8))
+
+
+ODD = [(TEXT, ""), (TEXT, "x"), (UINT, 0), (UINT, 2**32 - 1), (5, -1), (10, 2**64 - 1), (FLOAT, math.nan),
+       (FLOAT, math.inf), (BOOL, True), (ARRAY, (TEXT, ["a"])), (ARRAY, (TEXT, [])), (ARRAY, (UINT, [1, 2]))]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "phi3"])
+def test_odd_values_of_a_header_are_faults_at_worst(tmp_path, made, architecture):
+    values = header_values(architecture, **{
+        "rope__scaling__type": (TEXT, "linear"), "rope__scaling__factor": (FLOAT, 2.0),
+        "attention__sliding_window": (UINT, 128), "rope__dimension_count": (UINT, 16),
+    })
+    for place, (name, _, _) in enumerate(values):
+        for kind, value in ODD:
+            changed = [*values[:place], (name, kind, value), *values[place + 1:]]
+            path = write(tmp_path / "odd.gguf", layer(), changed)
+            found = files.read_model(str(path))
+            if not found["faults"]:
+                gguf_model.write_model(str(path), str(tmp_path / "written"))
 
 
 def test_weights_without_a_layer_are_refused(made):

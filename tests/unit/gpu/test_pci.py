@@ -218,3 +218,8 @@ def test_no_pci_bus(tmp_path):
 def test_a_pci_function_without_vendor_is_passed_over(tmp_path):
     (tmp_path / "0000:00:00.0").mkdir()
     assert pci.nvidia_devices(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("text", [None, "", "one line\n", "a\nb c\n", "a\n0x1 0xzz 0x3\n", "a\n0x1 0x2\n"])
+def test_resource_that_is_none_has_no_bar(text):
+    assert pci.bar1(text) is None

@@ -33,6 +33,28 @@ def test_what_it_says_and_whether_it_succeeded(program, script, answer):
     assert (fine, text) == (answer[0], answer[1].format(path))
 
 
+def test_bytes_of_a_damaged_inforom_are_no_traceback(program):
+    fine, text = smi.smi(program(r"printf '0, Tesla K80, \377\376, \302\260\n'"), [])
+    assert fine and text.startswith("0, Tesla K80, ") and text.endswith("\u00b0")
+
+
+def test_values_that_are_no_number_have_none():
+    for value in ("nan", "inf", "-inf", "[N/A]", "[Not Supported]", "ERR!", "[GPU is lost]", "", "0xZZ", "1,5"):
+        assert smi.number_in(value) is None
+    assert smi.number_in("25.30 W") == 25.3
+
+
+def test_processes_without_numbers_are_passed_over():
+    gpus = "0, 00000000:05:00.0\n[GPU is lost], 00000000:06:00.0\nUnknown Error, x\n"
+    apps = "[Not Found], 00000000:05:00.0, 12 MiB\n77, 00000000:05:00.0, [N/A]\n"
+    assert smi.processes(gpus, apps) == [(0, 77, "[N/A]")]
+
+
+def test_replays_of_an_odd_answer():
+    text = "GPU \n  Replays Since Reset : 3\nGPU 00000000:05:00.0\n  Replays Since Reset : N/A\n"
+    assert smi.replay_counters(text) == {}
+
+
 def test_a_program_that_is_missing(tmp_path):
     fine, text = smi.smi(str(tmp_path / "none"), [])
     assert not fine and "No such file" in text
