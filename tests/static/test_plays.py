@@ -6,6 +6,7 @@ from repository import files, load, name_of
 HOSTS = "{{ groups | kepler.vllm.profile_hosts }}"
 # Hosts of a play that are not those of all profiles, and why.
 OTHERS = {
+    "bench.yml": {None: "the balancer"},
     "builder.yml": {"{{ groups | kepler.vllm.profile_builders | kepler.vllm.or_nobody }}": "builds for the others"},
     "build.yml": {"{{ groups | kepler.vllm.profile_builders | kepler.vllm.or_nobody }}": "has built for the others"},
     "bundle.yml": {

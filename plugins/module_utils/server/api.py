@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -37,9 +38,15 @@ def quarantine_headers(name):
         return {}
 
 
-def open_url(request, timeout):
-    """The answer to an address or request, whatever proxy the environment names. timeout: seconds. Raises OSError."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout)
+def open_url(request, timeout, ca_file=None):
+    """The answer to an address or request, whatever proxy the environment names. Raises OSError.
+
+    timeout: seconds. ca_file: certificates that are trusted in place of the system's.
+    """
+    handlers = [urllib.request.ProxyHandler({})]
+    if ca_file:
+        handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file)))
+    return urllib.request.build_opener(*handlers).open(request, timeout=timeout)
 
 
 class CheckFailed(KeplerError):
@@ -72,11 +79,14 @@ class Api(object):
     key_file: the server's; None if it has no key.
     timeout: seconds for one answer, and between two parts of a stream.
     headers: of every request.
+    base: address in place of that of host and port, without a last slash.
+    ca_file: certificates that are trusted in place of the system's.
     """
 
-    def __init__(self, host, port, key_file, timeout, headers=()):
+    def __init__(self, host, port, key_file, timeout, headers=(), base=None, ca_file=None):
         """Raise CheckFailed for a file without a key."""
-        self.base, self.timeout, self.headers = base_url(host, port), timeout, dict(headers)
+        self.base, self.timeout, self.headers = base or base_url(host, port), timeout, dict(headers)
+        self.ca_file = ca_file
         try:
             self.key = read_key(key_file) if key_file else None
         except KeyFileError as error:
@@ -89,7 +99,8 @@ class Api(object):
             headers["Authorization"] = "Bearer " + self.key
         data = None if body is None else json.dumps(body).encode("utf-8")
         try:
-            return open_url(urllib.request.Request(self.base + path, headers=headers, data=data), self.timeout)
+            request = urllib.request.Request(self.base + path, headers=headers, data=data)
+            return open_url(request, self.timeout, self.ca_file)
         except urllib.error.HTTPError as error:
             try:
                 text = error.read().decode("utf-8", "replace")[:500]
@@ -116,13 +127,17 @@ class Api(object):
             raise
         raise CheckFailed("%s answered without the key: systemd took none from the key file" % path)
 
-    def ask(self, path, body=None):
-        """The answer to one request, decoded. Raises CheckFailed."""
+    def read(self, path, body=None, decode=str):
+        """The answer to one request, as `decode` makes it of its text. Raises CheckFailed."""
         answer = self.open(path, body)
         try:
-            return json.loads(answer.read().decode("utf-8"))
+            return decode(answer.read().decode("utf-8"))
         except UNANSWERED + (ValueError,) as error:
             raise CheckFailed("%s: %s" % (path, reason_of(error)))
+
+    def ask(self, path, body=None):
+        """The answer to one request, decoded. Raises CheckFailed."""
+        return self.read(path, body, json.loads)
 
     def stream(self, path, body):
         """Parts of a streamed answer: (seconds since the request, decoded part). Raises CheckFailed without its end."""

@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 from balancer_rig import KEYS, UPSTREAM_KEY, secret, trusting
+from module_utils.server.api import Api, CheckFailed
 
 MIB = 2**20
 
@@ -272,6 +273,22 @@ def test_tls(balancer, well, pair):
     running.context = None
     assert running.ask()[0] == 400
     assert sum(len(server.completions) for server in well) == 1
+
+
+def test_a_benchmark_gets_in_with_key_and_certificate(balancer, pair, tmp_path):
+    """As the module vllm_bench asks: the API of a pool, and each server's metrics."""
+    port = speaking_tls(balancer, pair).port
+    key = secret(tmp_path / "key.env", f"VLLM_API_KEY={KEYS['alice']}\n")
+
+    def api(path, key=key, ca_file=str(pair[0])):
+        return Api("", 0, key, 10, base=f"https://127.0.0.1:{port}{path}", ca_file=ca_file)
+
+    assert api("/main").ask("/v1/models") == {"path": "/v1/models"}
+    assert json.loads(api("/metrics/box/s1").read("")) == {"path": "/metrics"}
+    with pytest.raises(CheckFailed, match="answered 401"):
+        api("/main", secret(tmp_path / "other.env", "VLLM_API_KEY=another-key-of-nobody\n")).ask("/v1/models")
+    with pytest.raises(CheckFailed, match=r"(?i)certificate.verify.failed"):
+        api("/main", ca_file=None).ask("/v1/models")
 
 
 # A host whose OpenSSL still speaks the old versions, as EL8's does with the policy LEGACY.

@@ -297,4 +297,4 @@ def test_examples_cover_the_layouts_of_their_users():
     assert layouts == {"one": [1], "sessions": [1, 1], "port": [1, 1], "tp2": [2], "tp4": [4]}
     balanced = yaml.safe_load((ROOT / "inventory/examples/volta/sessions.yml").read_text())
     assert "vllm_balancer" in balanced
-    assert balanced["v100-hosts"]["vars"]["bench_lengths"] == [[512, 128], [1024, 1]]
+    assert balanced["v100-hosts"]["vars"]["bench_lengths"] == [[512, 128, 4], [1024, 1]]

@@ -73,7 +73,8 @@ def text_of(unit):
         "name": "main", "model": "/m", "revision": "main", "expected": {}, "user": "vllm", "home": "/var/lib/vllm",
         "uses": [{"engine": "port", "options": {}}], "capability": None,
         "root": "/opt/kepler", "token_file": None, "fetch": "/fetch.py", "api_key_file": "", "host": "127.0.0.1",
-        "port": 8000, "input_tokens": 1, "output_tokens": 1, "requests": 1, "concurrency": 1,
+        "port": 8000, "input_tokens": 1, "output_tokens": 1, "requests": 1, "concurrency": 1, "program": "print()",
+        "url": None, "ca_file": None, "turns": 1,
     }  # fmt: skip
     if unit == "kepler-model":
         return transient(module_run.load("model_fetch").command_of(asked, unit, "/run/environment"))
