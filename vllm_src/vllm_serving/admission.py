@@ -67,6 +67,10 @@ class AdmissionMiddleware:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.open(scope)
+        elif scope["type"] == "websocket":
+            # Nothing of the key or of the limits would be looked at.
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -150,7 +154,7 @@ class AdmissionMiddleware:
         too_large = Rejected(413, f"The body is larger than {self.limit} bytes.", connection="close")
         length = headers.get("content-length", "0")
         # A client that sends Expect gets the answer at once; others read it only after they have sent the body.
-        if "expect" in headers and length.isdigit() and int(length) > self.limit:
+        if "expect" in headers and length.isdecimal() and int(length) > self.limit:
             raise too_large
         content, size, more = bytearray(), 0, True
         end = asyncio.get_running_loop().time() + ARRIVAL

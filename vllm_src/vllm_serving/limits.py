@@ -7,6 +7,8 @@ token ids or counts work holds plain integers, and the first wrong one ends the 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -38,6 +40,8 @@ MOST_BAD_CHARACTERS = 1 << 18
 TOKEN_LISTS = ("tokens", "stop_token_ids", "allowed_token_ids")
 # Beyond these, float32 makes NaN or infinity of a result.
 RANGES = {"temperature": (0, 100), "repetition_penalty": (0.01, 100), "length_penalty": (-10, 10)}
+# Half of a pair of UTF-16, as an escape.
+HALF = re.compile(r"\\u[dD][89a-fA-F]")
 LOGPROBS = ("logprobs", "top_logprobs", "prompt_logprobs")
 # Fields that only the operator decides, and the reason that the message gives.
 OPERATORS = {
@@ -219,11 +223,17 @@ class Limits:
 def parse(content: bytes) -> dict[str, Any]:
     """Return the object that a body holds. Raise Rejected for JSON that vLLM answers with 500."""
     try:
-        body = json.loads(content, parse_constant=constant, parse_int=integer)
+        # By itself Python takes UTF-16 as well, and half of a pair.
+        text = content.decode("utf-8-sig")
+        body = json.loads(text, parse_constant=constant, parse_int=integer, parse_float=real)
+        if HALF.search(text):
+            # Raises ValueError for a half without the other one, which no answer can repeat.
+            json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         # Never repeat the body: it may be confidential.
         where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        raise Rejected(400, f"The body is no JSON, or holds a number of more than 64 bits{where}.") from None
+        raise Rejected(400, f"The body is no JSON, or holds a number of more than 64 bits or half a "
+                            f"character{where}.") from None
     if not isinstance(body, dict):
         raise Rejected(400, "The body must be a JSON object.")
     return body
@@ -240,6 +250,13 @@ def integer(text: str) -> int:
     number = int(text) if len(text) <= 20 else 1 << 64
     if not -(1 << 63) <= number < 1 << 63:
         raise ValueError("an integer needs more than 64 bits")
+    return number
+
+
+def real(text: str) -> float:
+    """Return a number that an answer can repeat. Raises ValueError for one that is infinite to Python."""
+    if math.isinf(number := float(text)):
+        raise ValueError("a number needs more than 64 bits")
     return number
 
 

@@ -248,6 +248,24 @@ def test_what_is_no_request_passes(entrance):
     assert entrance.app.got == [("lifespan", b"")]
 
 
+def test_socket_gets_no_further(entrance):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(entrance.middleware({"type": "websocket", "path": "/v1/realtime", "headers": []}, None, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+    assert entrance.app.got == []
+
+
+@pytest.mark.parametrize("text", ['"\\ud83d\\ude00"', '"\U0001f600"', '"\\\\ud800"', "1e308", "-1.5e-300"])
+def test_whole_characters_and_numbers_pass(entrance, text):
+    body = b'{"prompt": "a", "user": %s}' % text.encode()
+    assert entrance.ask(body=body)[0] == 200
+    assert entrance.ask(body=b"\xef\xbb\xbf" + body)[0] == 200
+
+
 def padded(size):
     return b'{"prompt": "' + b"a" * (size - 14) + b'"}'
 
@@ -303,7 +321,8 @@ def test_a_client_that_leaves_while_it_sends(entrance):
 NO_JSON = [
     b"", b"{", b"\xff\xfe", b"prompt=1", b'{"prompt": NaN}', b'{"a": [-Infinity]}', b'{"a": Infinity}',
     b'{"seed": 9223372036854775808}', b'{"seed": -9223372036854775809}', b'{"a": {"b": [1' + b"0" * 400 + b"]}}",
-    b"[" * 1000,
+    b"[" * 1000, b'{"model": "\xed\xa0\x80"}', b'{"model": "\\ud800"}', b'{"stop": ["a\\uDC00\\ud83d"]}',
+    '{"prompt": "1"}'.encode("utf-16"), b'{"model": "\xff"}', b'{"top_p": 1e400}', b'{"a": [-1e999]}',
 ]  # fmt: skip
 
 
