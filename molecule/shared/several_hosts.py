@@ -1,17 +1,30 @@
-"""What the tests of servers over several hosts ask: answers, ports of Ray, processes, and what is left behind."""
+"""What the scenarios with a server over two hosts have in common: its inventory, its key, and what they ask of it."""
 
 from __future__ import annotations
 
+import re
+import shutil
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
+import yaml
 from license import PROMPTS, follows
+from waiting import until
 
 TOKENS = 24
+# Hosts that serve have these.
+BEFORE_THE_BUILD = "repos,nvidia_driver,cuda_toolkit,compiler"
+# A fleet's second network.
+LINK = "eth1"
+# Seconds until a server that lost a part answers again: two minutes, and as much for what other parts of the tests take
+# of the processors.
+SERVED = 240
 # Of Ray, from link_port on.
 PORTS = range(6379, 6379 + 120)
 # A method of each of its services.
@@ -45,19 +58,6 @@ def asked(client: Any, host: str, ports: Iterable[int], token: str) -> dict[int,
         port, _, answer = line.partition(" ")
         answers.setdefault(int(port), set()).add(answer)
     return answers
-
-
-def assert_refused(client: Any, hosts: dict[str, Any], token: str, least: int) -> None:
-    """Every port of Ray on `hosts`, by address, refuses a client without the token of the cluster; so many listen."""
-    answers: list[tuple[int, set[str]]] = []
-    for address, host in hosts.items():
-        sockets = host.check_output("ss -Hltn").splitlines()
-        listening = {int(line.split()[3].rpartition(":")[2]) for line in sockets} & set(PORTS)
-        answers += asked(client, address, listening, token).items()
-    assert len(answers) >= least
-    for port, found in answers:
-        assert found & REFUSALS, (port, found)
-        assert not found & ANSWERS, (port, found)
 
 
 def ids_of(api: openai.OpenAI, model: str, prompts: list[str]) -> list[list[str]]:
@@ -106,6 +106,168 @@ class Stream:
 def processes(host: Any) -> list[str]:
     """Processes of the servers' user."""
     return host.run("ps -U vllm -o args=").stdout.splitlines()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a part of a server is lost.
+
+    Attributes:
+        host: whose: 0 for that of the server, 1 for that of its stage.
+        command: what fails it, with the names of the units.
+        mend: what must be done before it can serve again.
+        known: seconds after which clients must know.
+    """
+
+    host: int
+    command: str
+    mend: str = "true"
+    known: int = 5
+
+
+KILL = "systemctl kill --signal KILL --kill-who all "
+FAILURES = {
+    "stage": Failure(1, f"{KILL}{{stage}}"),
+    "rank": Failure(1, "pkill --signal KILL --newest --full '[R]ayWorkerWrapper'"),
+    "link": Failure(1, f"ip link set {LINK} down", f"ip link set {LINK} up", known=30),
+    "server": Failure(0, f"{KILL}{{server}}"),
+}
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An example with a server over two hosts, on a fleet.
+
+    Attributes:
+        name: of the instance.
+        fleet: the fleet's hosts by their names.
+        names: of the server's host, and of the stage's.
+        stranger: name of a host of the fleet that is none of them.
+        links: addresses on the link, by host.
+    """
+
+    name: str
+    fleet: dict[str, Any]
+    names: tuple[str, str]
+    stranger: str
+    links: dict[str, str]
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The unit of each host."""
+        return dict(zip(self.names, (f"vllm@{self.name}", f"vllm-stage@{self.name}"), strict=True))
+
+    def give_key(self) -> str:
+        """Make the key of the link, and write it to both hosts as docs/several-hosts.md says."""
+        made: str = self.fleet[self.names[0]].check_output("od -An -N24 -tx1 /dev/urandom | tr -d ' \n'")
+        for name in self.names:
+            self.fleet[name].check_output(
+                f"umask 077; mkdir -p /etc/kepler/keys; echo RAY_AUTH_TOKEN={made} > /etc/kepler/keys/link.env"
+            )
+        return made
+
+    def lay_inventory(self, directory: Path, scenario: Path, example: Path, **differs: Any) -> None:
+        """Write a scenario's inventory with the variables of an example, whose instance `differs` in what is named."""
+        text = example.read_text()
+        (documented,) = yaml.safe_load(text).values()
+        for host, name in zip(documented["hosts"], self.names, strict=True):
+            text = text.replace(host, name)
+        ((group, content),) = yaml.safe_load(text).items()
+        (instance,) = content["vars"]["vllm_service_instances"]
+        instance.update(link={name: self.links[name] for name in self.names}, **differs)
+        shutil.copytree(scenario, directory, dirs_exist_ok=True)
+        variables = directory / "group_vars" / f"{group}.yml"
+        variables.write_text(yaml.safe_dump({**yaml.safe_load(variables.read_text()), **content["vars"]}))
+
+    def assert_ranks(self, environment: str) -> None:
+        """Each host runs its unit alone, with two ranks of an environment in the store."""
+        for name, unit in self.units.items():
+            host = self.fleet[name]
+            units = host.check_output("systemctl list-units --plain --no-legend 'vllm*@*'")
+            assert units.split()[0] == f"{unit}.service"
+            found = processes(host)
+            assert len([line for line in found if "RayWorkerWrapper" in line]) == 2
+            assert set(host.check_output("ps -U vllm -o unit=").split()) == {f"{unit}.service"}
+            assert re.search(rf"-{environment}-[0-9.]+/bin/python", "\n".join(found))
+        stage = self.fleet[self.names[1]]
+        assert "lends 2 GPUs to" in stage.check_output(f"systemctl show {self.units[self.names[1]]} -p StatusText")
+
+    def assert_refused(self, token: str, stranger: str) -> None:
+        """Every port of Ray refuses a host of the instance, which the firewall lets through, without the token."""
+        client = self.fleet[self.names[1]]
+        answers: list[tuple[int, set[str]]] = []
+        for name in self.names:
+            sockets = self.fleet[name].check_output("ss -Hltn").splitlines()
+            listening = {int(line.split()[3].rpartition(":")[2]) for line in sockets} & set(PORTS)
+            answers += asked(client, self.links[name], listening, stranger).items()
+        # Head, two raylets of two ports, two side processes, four ranks, the engine.
+        assert len(answers) >= 12
+        for port, found in answers:
+            assert found & REFUSALS, (port, found)
+            assert not found & ANSWERS, (port, found)
+        assert "grpc 0" in asked(client, self.links[self.names[0]], PORTS[:1], token)[PORTS[0]]
+
+    def assert_firewall(self) -> None:
+        """The zone `trusted` has the other host's address, now and after a boot, and nobody else gets through."""
+        connect = "timeout 5 bash -c '< /dev/tcp/{}/{}'"
+        for name, other in zip(self.names, self.names[::-1], strict=True):
+            for kept in ("", "--permanent "):
+                listed = self.fleet[name].check_output(f"firewall-cmd {kept}--zone trusted --list-sources")
+                assert listed == self.links[other]
+            for port in PORTS[:3]:
+                assert self.fleet[self.stranger].run(connect.format(self.links[name], port)).rc != 0
+        assert self.fleet[self.names[1]].run(connect.format(self.links[self.names[0]], PORTS[0])).rc == 0
+
+    def assert_comes_back(self, api: openai.OpenAI, model: str, alone: list[list[str]], what: str) -> None:
+        """Fail while a client streams: it knows soon, the unit ends, and serves again by itself as one host does."""
+        failure, units = FAILURES[what], self.units
+        server, host = self.fleet[self.names[0]], self.fleet[self.names[failure.host]]
+        state = f"systemctl show {units[self.names[0]]} --property "
+        before = server.check_output(f"{state}InvocationID")
+        stream = Stream(api, model)
+        host.check_output(failure.command.format(server=units[self.names[0]], stage=units[self.names[1]]))
+        began = time.monotonic()
+        stream.thread.join(failure.known)
+        known = max(0, stream.ended - began)
+        assert stream.error is not None, f"{what}: the client knows nothing after {failure.known} s"
+        until(
+            lambda: server.check_output(f"{state}InvocationID,ActiveState"), f"{what}: the unit did not end",
+            lambda found: before not in found or "ActiveState=active" not in found, 60,
+        )
+        ended = time.monotonic() - began
+        host.check_output(failure.mend)
+        mended = time.monotonic()
+        serves_again(api, model)
+        print(f"{what}: clients after {known:.1f} s, unit ended after {ended:.0f} s, served again "
+              f"{time.monotonic() - mended:.0f} s later")
+        assert ids_of(api, model, PROMPTS[:1]) == alone[:1]
+
+    def assert_stops(self) -> None:
+        """Stopped units have not failed, and leave nothing behind."""
+        for name, unit in self.units.items():
+            self.fleet[name].check_output(f"systemctl stop {unit}")
+            assert self.fleet[name].run(f"systemctl is-failed {unit}").rc != 0
+        for name in self.names:
+            assert processes(self.fleet[name]) == []
+            assert left_behind(self.fleet[name], self.name) == ""
+
+
+def serves_again(api: openai.OpenAI, model: str) -> None:
+    def answers() -> bool:
+        try:
+            return bool(ids_of(api, model, PROMPTS[:1]))
+        except openai.OpenAIError:
+            return False
+
+    until(answers, "it is not served again", seconds=SERVED)
+
+
+def assert_nothing_to_do(fleet: dict[str, Any], play: Callable[..., tuple[int, str]]) -> None:
+    """Another run of the site changes nothing on any host."""
+    status, printed = play("site.yml", "--skip-tags", f"preflight,{BEFORE_THE_BUILD}")
+    assert status == 0, printed[-3000:]
+    changes = dict(re.findall(r" (\S+) : ok=\d+ changed=(\d+) ", printed))
+    assert changes == dict.fromkeys(fleet, "0"), printed[-3000:]
 
 
 def left_behind(host: Any, name: str) -> str:
