@@ -275,7 +275,7 @@ def hosts_findings(valid: dict, where: str) -> list[dict[str, str]]:
             "Correct the mapping.",
         ))
     if valid.get("engine") == "stock":
-        # Two hosts under load have hung in its pipeline.
+        # Ray's compiled graph can stand still for good: docs/several-hosts.md.
         found.append(finding(
             "error", f"{where}.engine", "stock and hosts", "port, the engine that serves one model over several hosts",
             "Set engine to port, or serve the model on one host.",
