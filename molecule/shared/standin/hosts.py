@@ -232,18 +232,27 @@ def name_in_store(output: Path) -> str:
     return output.name.partition("-")[2].partition("-")[0]
 
 
+def deployed_outputs(store: Path, outputs: list[Path]) -> set[str]:
+    """Names of those outputs that the host's first generation has: tests make further ones, which compute nonsense."""
+    first = store.parent / "generations" / "1" / "generation.json"
+    if not first.exists():
+        return {output.name for output in outputs}
+    return {Path(path).name for path in json.loads(first.read_text())["outputs"].values()}
+
+
 def keep_outputs(fleet: Fleet) -> None:
     """Keep what the first host of a fleet has built, for the hosts of other fleets, or for later runs."""
     client = engine.ensure()
     host = fleet.hosts[0]
     store = store_of(client.containers.get(fleet.container(host.name)))
     kept = [output for output in store.iterdir() if (output / ".kepler-manifest.json").exists()] if store else []
+    deployed = deployed_outputs(store, kept) if store else set()
     # The host began with these.
     before = {output.name for output in OUTPUTS.iterdir()} if OUTPUTS.exists() else set()
     for output in kept:
         if not host.kept and not (engine.OUTPUTS / output.name).exists():
             lay(output, engine.OUTPUTS)
-        elif name_in_store(output) in host.kept and output.name not in before:
+        elif name_in_store(output) in host.kept and output.name not in before and output.name in deployed:
             # One of each: they have gigabytes.
             for other in OUTPUTS.glob(f"*-{name_in_store(output)}-*"):
                 shutil.rmtree(other)
@@ -354,8 +363,9 @@ def others_left() -> bool:
 
 
 def ansible_environment(fleet: Fleet) -> dict[str, str]:
-    """What inventory/standin reads from the environment."""
+    """What inventory/standin reads from the environment. Profiles that it names already stay those."""
     return {
+        **({"KEPLER_PROFILES_DIR": str(artifacts.profiles(fleet.name))} if fleet.profile == "volta" else {}),
         **os.environ,
         **PLUGINS,
         # For these plugins.
@@ -366,7 +376,6 @@ def ansible_environment(fleet: Fleet) -> dict[str, str]:
         "STANDIN_PROJECT": str(PROJECT),
         "STANDIN_PYTHON310": str(artifacts.python("k80")),
         "STANDIN_FINGERPRINT": (repos.ensure(fleet.profile) / "fingerprint").read_text(),
-        **({"KEPLER_PROFILES_DIR": str(artifacts.profiles(fleet.name))} if fleet.profile == "volta" else {}),
         "STANDIN_MODEL": model_name(),
         "STANDIN_BUNDLE": str(fleet.directory / "kepler-bundle.tar"),
         "STANDIN_NVCC": NVCC if nvcc(fleet) else "",

@@ -1,5 +1,6 @@
 """What the stand-in's own program says when something is missing, and what its nvidia-smi answers."""
 
+import json
 import os
 import re
 import shutil
@@ -218,6 +219,18 @@ class TestOutputs:
         assert lent is kept.exists() is not damaged
         assert ("found bin/where changed: sha256, size" in capsys.readouterr().out) is damaged
         build.remove_tree(str(tmp_path / "store"))
+
+    def test_output_of_a_later_generation_is_not_kept(self, container, monkeypatch, tmp_path):
+        """A test has made it, of a vLLM that computes NaN."""
+        monkeypatch.setattr(hosts, "OUTPUTS", tmp_path / "kept")
+        store = container("first").upper / "opt" / "kepler" / "store"
+        shutil.copytree(store / "key-pytorch-2.0", store / "other-pytorch-2.0")
+        first = store.parent / "generations" / "1" / "generation.json"
+        first.parent.mkdir(parents=True)
+        first.write_text(json.dumps({"outputs": {"pytorch": "/opt/kepler/store/key-pytorch-2.0"}}))
+        fleet = SimpleNamespace(hosts=[Host("v100-standin", kept=("pytorch",))], container=lambda name: name)
+        hosts.keep_outputs(fleet)
+        assert [path.name for path in hosts.OUTPUTS.iterdir()] == ["key-pytorch-2.0"]
 
     def test_engine_of_the_user_gives_and_gets_nothing(self, container):
         container("first", data="var-lib-docker")
