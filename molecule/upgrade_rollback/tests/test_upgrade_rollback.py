@@ -5,17 +5,8 @@ The tests follow one another: generation 1 is the one that was deployed, 2 answe
 
 from __future__ import annotations
 
-import json
-
-from generations import LINE, NAN, active, changed_port
-
-STORE = "/opt/kepler"
-# What the first upgrade of these tests has run, and moves nothing.
-BEFORE_THE_BUILD = "preflight,repos,nvidia_driver,cuda_toolkit,compiler"
-
-
-def outputs(host, number: int) -> dict[str, str]:
-    return json.loads(host.check_output(f"cat {STORE}/generations/{number}/generation.json"))["outputs"]
+from generations import GENERATIONS, LINE, NAN, active, changed_port, outputs
+from several_hosts import BEFORE_THE_BUILD
 
 
 def serves(host) -> bool:
@@ -34,7 +25,7 @@ def test_a_generation_that_answers_garbage_goes_back_by_itself(k80, play, tmp_pa
 
 
 def test_rollback_refuses_another_kernel(k80, play):
-    described = f"{STORE}/generations/2/generation.json"
+    described = f"{GENERATIONS}/2/generation.json"
     k80.check_output(f"sed -i.kept 's/\"kernel\": \"[^\"]*\"/\"kernel\": \"0.0.1-other\"/' {described}")
     try:
         status, printed = play("playbooks/rollback.yml", "-e", "store_generation_wanted=2")
@@ -55,7 +46,8 @@ def test_rollback_to_nowhere_is_refused(k80, play):
 
 def test_rollback_brings_back_the_generation_before(k80, play, tmp_path):
     port = changed_port(tmp_path, LINE + "    # Another generation.\n")
-    status, printed = play("playbooks/upgrade.yml", "-e", f"__vllm_port={port}", "--skip-tags", BEFORE_THE_BUILD)
+    skipped = f"preflight,{BEFORE_THE_BUILD}"
+    status, printed = play("playbooks/upgrade.yml", "-e", f"__vllm_port={port}", "--skip-tags", skipped)
     assert status == 0, printed[-3000:]
     assert active(k80) == 3
     assert serves(k80)
