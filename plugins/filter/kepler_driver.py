@@ -215,7 +215,7 @@ def dkms_states(status: str) -> dict[str, str]:
         name, colon, state = line.partition(": ")
         fields = name.replace("/", ", ", 1).split(", ")
         if colon and fields[0] == "nvidia":
-            found[fields[2] if len(fields) > 2 else ""] = state.split()[0]
+            found[fields[2] if len(fields) > 2 else ""] = (state.split() or ["unknown"])[0]
     return found
 
 

@@ -51,7 +51,7 @@ def is_arguments(value: dict) -> bool:
     # vLLM's file of options has no lists and no mappings: it would take their Python form for a text.
     return all(
         isinstance(key, str) and re.fullmatch("[a-z][a-z0-9-]*", key) and isinstance(option, (str, int, float))
-        for key, option in value.items()
+        and str(option) not in ("nan", "inf", "-inf") for key, option in value.items()
     )
 
 
@@ -382,7 +382,7 @@ def inventory_findings(instances: Any, serve: dict[str, Any]) -> list[dict[str, 
         return [finding(
             "error", INSTANCES, shown(instances), "a list of instances",
             # A template that holds a date is a text to Ansible.
-            "Write it as a list, and dates in quotes.",
+            "Write it as a list, [] for none, and dates in quotes.",
         )]
     faults = [instance_findings(item, f"{INSTANCES}[{index}]", serve) for index, item in enumerate(instances)]
     found = [item for fault in faults for item in fault]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ansible import context
+from ansible.errors import AnsibleError
 from ansible.parsing.splitter import parse_kv
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.plugin_utils.argument_specs import TYPES, correction, reads_as
@@ -18,6 +19,8 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import (
 )
 from ansible_collections.kepler.vllm.plugins.plugin_utils.numbers import RANGES, as_integer, number_findings
 from ansible_collections.kepler.vllm.plugins.plugin_utils.variables import options, unknown_names
+from jinja2 import Undefined, pass_context
+from jinja2.runtime import Context
 
 # Paths that stand in a unit, its environment file or its command line.
 IN_UNITS = ("monitoring_textfile_directory", "qualification_directory", "store_root", "vllm_service_home")
@@ -132,6 +135,32 @@ def variable_findings(values: dict[str, Any], checked: Iterable[str]) -> list[di
     return found
 
 
+def reason_of(text: str) -> str:
+    """The reason in Ansible's message about a template, which repeats it for each level of templates."""
+    undefined = re.search(r"'[^'\n]+' is undefined|has no attribute '[^'\n]+'", text)
+    if undefined:
+        return undefined.group()
+    return " ".join(text.rpartition("original message: ")[2].split())[:200]
+
+
+@pass_context
+def template_findings(variables: Context, names: Iterable[str]) -> list[dict[str, str]]:
+    """Findings about variables, by their `names`, that hold a template which cannot be rendered."""
+    found = []
+    for name in names:
+        try:
+            value = variables.get(name)
+            reason = str(value._undefined_message) if isinstance(value, Undefined) else ""
+        except AnsibleError as error:
+            reason = str(error)
+        if reason:
+            found.append(finding(
+                "error", name, f"a template that cannot be rendered: {reason_of(reason)}",
+                "one of variables that the inventory defines: facts are not gathered yet", "Correct the template.",
+            ))
+    return found
+
+
 class FilterModule:
     def filters(self) -> dict[str, Callable]:
-        return {"variable_findings": variable_findings}
+        return {"template_findings": template_findings, "variable_findings": variable_findings}

@@ -262,6 +262,8 @@ def test_no_instance_is_no_fault():
         ("extra_args", {"max_model_len": 1}),
         ("extra_args", {1: 2}),
         ("extra_args", {"seed": None}),
+        ("extra_args", {"swap-space": float("nan")}),
+        ("extra_args", {"swap-space": float("inf")}),
         ("extra_args", {"lora-modules": ["a", "b"]}),
         ("extra_args", {"hf-overrides": {"a": 1}}),
     ],

@@ -108,6 +108,28 @@ def test_a_value_that_is_no_choice(name, value):
     assert only(**{name: value})["expected"].startswith("one of ")
 
 
+@pytest.mark.parametrize(("value", "reason"), [
+    ([{"name": "a", "model": "{{ nowhere }}"}], "'nowhere' is undefined"),
+    ("{{ [1] + nowhere }}", "'nowhere' is undefined"),
+    ([{"name": "a", "model": "{{ site.models.dir }}"}], "has no attribute 'models'"),
+    ([{"name": "a", "model": "{{ site. }}"}], "expected name or number"),
+    ([{"name": "a", "model": "{{ 1 + 'a' }}"}], "unsupported operand"),
+    ([{"name": "a", "model": "{{ 'a' | nofilter }}"}], "nofilter"),
+])
+def test_template_that_cannot_be_rendered_is_one_finding(value, reason):
+    findings = "{{ __preflight_rendered | kepler.vllm.template_findings }}"
+    (found,) = rendered.evaluate("preflight", findings, vllm_service_instances=value, site={})
+    assert found["variable"] == "vllm_service_instances"
+    assert reason in found["found"] and len(found["found"]) < 300
+    assert all(found.values())
+
+
+def test_templates_that_can_be_rendered_are_no_finding():
+    names = "{{ ['vllm_service_instances', 'pytorch_provider', 'nothing_of_it'] | kepler.vllm.template_findings }}"
+    known = {"vllm_service_instances": [{"model": "{{ site.dir }}/m"}], "site": {"dir": "/srv"}}
+    assert rendered.evaluate("preflight", names, **known, pytorch_provider="wheel", nothing_of_it="") == []
+
+
 def test_a_template_is_left_to_the_role():
     assert judge(nvidia_driver_reboot="{{ reboots | bool }}") == []
     assert judge(preflight_disk_gib={"/usr": "{{ room }}"}, acceptance_sizes=["{{ size }}"]) == []
@@ -262,6 +284,8 @@ def test_text_false_of_the_command_line_is_false(role, template, more, name, lin
     ("vllm_service_smoke_expect", {"main": 4}, '{"main": 4}'), ("vllm_service_smoke_prompt", " ", '" "'),
     ("models_environment", {"A": 1}, '{"A": 1}'),
     ("load_balancer_access_log", "off;\nuser root", '"off;\\nuser root"'),
+    ("preflight_disk_gib", {"usr": "{{ x }}"}, '{"usr": "{ { x }}"}'),
+    ("store_artifacts", [["{% if %}"]], '["{ % if %}"]'),
     ("store_root", "//", '"//"'), ("store_root", "/opt/..", '"/opt/.."'), ("store_root", "/.", '"/."'),
     ("vllm_service_home", "/var//lib", '"/var//lib"'),
 ])
