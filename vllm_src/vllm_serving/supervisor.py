@@ -279,15 +279,21 @@ class Supervisor:
                 return f"{self.log.phase}; {stalled}"
             elif stalled:
                 notify(STATUS=f"{self.log.phase}; {stalled}")
-            health = await ask(self.instance, "/health")
-            if health is not None and health.status == 200:
+            if await self.is_healthy():
                 answer = await ask(self.instance, "/v1/completions", PROBE, self.instance.stall_timeout)
                 if has_token(answer):
                     await self.warm_up()
-                    return None
+                    # An engine that a request of the warm-up ended counts as a failed start.
+                    if await self.is_healthy():
+                        return None
                 if answer is not None and 400 <= answer.status < 500:
                     return f"the server answered {answer.status} instead of a token: {answer.body[:200]}"
             await asyncio.sleep(POLL)
+
+    async def is_healthy(self) -> bool:
+        """Return whether the server says that its engine lives."""
+        health = await ask(self.instance, "/health")
+        return health is not None and health.status == 200
 
     async def warm_up(self) -> None:
         """Ask for what would be compiled at a user's first request. An answer that is an error is one all the same."""

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from supervised import KEY, ROOT, wait_for
 from vllm_serving import supervisor
+from vllm_serving.client import Answer
 from vllm_serving.instance import read_instance
 from vllm_serving.versions import table_of, v0_9_2, v0_12_0
 
@@ -112,6 +113,24 @@ def test_released_vllm_compiles_before_it_is_ready(bare, monkeypatch, capsys):
     assert all(body["max_tokens"] <= 4 for body in asked)
     assert told[0] == f"warm-up 1 of {len(asked)}: a long prompt"
     assert capsys.readouterr().out.count("is at warm-up") == len(asked)
+
+
+def test_server_whose_engine_ended_in_warm_up_is_not_ready(bare, monkeypatch):
+    """Else a start that fails each time would never count as failed."""
+    asked, health = [], iter([200, 503, 503, 200, 200])
+
+    async def ask(instance, path, body=None, timeout=0):
+        asked.append(path)
+        if path == "/health":
+            return Answer(next(health), {}, "")
+        return Answer(200, {}, json.dumps({"choices": [{"text": "a"}], "usage": {"completion_tokens": 1}}))
+
+    monkeypatch.setattr(supervisor, "ask", ask)
+    monkeypatch.setattr(supervisor, "notify", lambda **fields: None)
+    monkeypatch.setattr(supervisor, "POLL", 0)
+    assert asyncio.run(supervisor.Supervisor(bare(), [], v0_12_0).until_ready()) is None
+    assert next(health, None) is None
+    assert asked.count("/v1/completions") == 2 * (1 + len(v0_12_0.WARM_UP))
 
 
 def test_ready_means_a_token(unit):
