@@ -2,6 +2,7 @@
 
 import json
 import time
+from http.client import HTTPException
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -43,7 +44,7 @@ class Repository(object):
         path = "/api/models/%s/revision/%s?blobs=true" % (name, quote(revision, safe=""))
         try:
             listing = json.loads(self._ask(path, {}, MAX_HEADER)[1].decode("utf-8"))
-            self.files = {str(one["rfilename"]): int(one.get("size") or 0) for one in listing["siblings"]}
+            self.files = {str(one["rfilename"]): max(0, int(one.get("size") or 0)) for one in listing["siblings"]}
             self.commit = str(listing.get("sha") or revision)
         except (ValueError, KeyError, TypeError):
             raise HubError("an answer that lists no files at %s%s" % (self._endpoint, path), "an answer of the hub")
@@ -69,7 +70,8 @@ class Repository(object):
                 if wait is None or not left:
                     raise self._refused(error, path)
                 time.sleep(wait)
-            except (URLError, OSError) as error:
+            # A ValueError is about an address that is none.
+            except (URLError, OSError, HTTPException, ValueError) as error:
                 raise HubError(
                     "no answer of %s (%s)" % (self._endpoint, reason_of(error)),
                     "the hub. Check the network, set HF_ENDPOINT to a mirror, or name a directory",

@@ -81,6 +81,9 @@ def read_all(module, kind):
         except (FileError, HubError) as error:
             # The messages of files end with a next step.
             module.fail_json(msg="%s: %s." % (named, str(error).rstrip(".")))
+        except OSError as error:
+            module.fail_json(msg="%s: found %s; expected room for the heads of its files. Free some in %s." % (
+                named, error.strerror, module.tmpdir))
         finally:
             shutil.rmtree(directory, ignore_errors=True)
     return found

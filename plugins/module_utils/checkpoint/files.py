@@ -256,6 +256,11 @@ def _read_weights(directory, config):
         files = dict.fromkeys(safetensors or [name for name in names if name.endswith((".bin", ".pt"))])
         if index:
             files = _read_index(os.path.join(directory, index))
+        if not index and adapters.WEIGHTS in files:
+            raise UnsupportedFileError(
+                "the weights of an adapter beside a model's", "a directory for each, since the engine reads all files",
+                os.path.join(directory, adapters.WEIGHTS),
+            )
         if not files:
             expected = "one of %s, or one GGUF file" % ", ".join((SAFETENSORS, INDEX, PICKLE, PICKLE_INDEX))
             raise FileError("no weights", expected, directory)
@@ -263,8 +268,18 @@ def _read_weights(directory, config):
         return [], [error]
     except OSError as error:
         return [], [unreadable(error, directory, "directory")]
+    owners = {}
     for name in sorted(files):
-        tensors += tried(errors, _read_part, os.path.join(directory, name), files[name], index) or []
+        part = tried(errors, _read_part, os.path.join(directory, name), files[name], index) or []
+        twice = next((tensor[0] for tensor in part if tensor[0] in owners), None)
+        if twice is not None:
+            errors.append(UnsupportedFileError(
+                "a tensor %s, which %s has too" % (twice, owners[twice]),
+                "one set of weights, since the engine reads all files: move the other set away",
+                os.path.join(directory, name),
+            ))
+        owners.update((tensor[0], name) for tensor in part)
+        tensors += part
     return tensors, errors
 
 

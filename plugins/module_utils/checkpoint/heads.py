@@ -15,6 +15,9 @@ WHOLE = CONFIGS + (INDEX, PICKLE_INDEX, adapters.CONFIG)
 # Of a model's files those that a server reads: configuration, tokenizer, weights.
 TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 OTHER_FORMATS = (".gguf", ".ggml", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".npz")
+# Names of the weights, and those of the same in another precision, as transformers writes both.
+PLAIN = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors\Z")
+VARIANT = re.compile(r"model(\.\w+(-\d{5}-of-\d{5})?|-\d{5}-of-\d{5}\.\w+)\.safetensors\Z")
 # Bytes from the begin of a weight file on that are asked for until its header is in them.
 BEGIN = 1 << 17
 STEPS = (1 << 20, 1 << 24, 1 << 26)
@@ -46,6 +49,10 @@ def choose(names, file=""):
         return parts
     own = [name for name in names if "/" not in name]
     weights = [name for name in own if name.endswith(".safetensors") and not name.startswith("consolidated")]
+    # The engine reads all that are there: no adapter, and no second precision beside the first.
+    weights = [name for name in weights if name != adapters.WEIGHTS]
+    if any(PLAIN.match(name) for name in weights):
+        weights = [name for name in weights if not VARIANT.match(name)]
     if not weights:
         weights = [name for name in own if name.startswith("pytorch_model") and name.endswith(".bin")]
     if not weights:

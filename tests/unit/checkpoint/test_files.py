@@ -7,8 +7,9 @@ import time
 
 import pytest
 from checkpoints import entries, packed, write, write_index
-from module_utils.checkpoint import files
+from module_utils.checkpoint import files, heads
 from module_utils.checkpoint.files import read_cached_model, read_model
+from module_utils.hub import HubError, Repository
 
 LAYER = {"model.layers.0.mlp.up_proj.weight": (3, 2), "model.layers.1.mlp.up_proj.weight": (3, 2), "norm.weight": (2,)}
 
@@ -291,3 +292,38 @@ def test_names_in_messages_are_short_and_printable(directory):
     (directory / "model.safetensors").write_bytes(packed(header, 0))
     ((_, found),) = faults(directory)
     assert len(found) < 500 and found.isprintable()
+
+
+def test_two_sets_of_weights_are_named(directory):
+    """The engine reads every file there is: the last one of a name counts."""
+    for name in ("model.safetensors", "model.fp16.safetensors"):
+        write(directory, {"x": [2], "y": [2]}, name)
+    ((name, found),) = faults(directory)
+    assert (name, found) == ("model.safetensors", "a tensor x, which model.fp16.safetensors has too")
+
+
+def test_weights_of_an_adapter_beside_a_models_are_named(directory):
+    write(directory, {"x": [2]})
+    write(directory, {"lora": [2]}, "adapter_model.safetensors")
+    ((name, found),) = faults(directory)
+    assert (name, found) == ("adapter_model.safetensors", "the weights of an adapter beside a model's")
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "model.safetensors"}}))
+    assert read(directory)["faults"] == []
+
+
+@pytest.mark.parametrize(("names", "kept"), [
+    (["model.safetensors", "model.fp16.safetensors", "adapter_model.safetensors"], ["model.safetensors"]),
+    (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.fp16-00001-of-00002.safetensors",
+      "model-00001-of-00002.bf16.safetensors", "consolidated.safetensors"],
+     ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]),
+    (["model.fp16.safetensors"], ["model.fp16.safetensors"]), (["mtp.safetensors", "model.safetensors"],
+                                                              ["model.safetensors", "mtp.safetensors"]),
+])  # fmt: skip
+def test_one_set_of_weights_is_fetched(names, kept):
+    assert heads.choose(["config.json", *names]) == ["config.json", *kept]
+
+
+@pytest.mark.parametrize("endpoint", ["hub.example", "http://", "http://127.0.0.1:1", "http://127.0.0.1:x", "ftp://["])
+def test_address_of_a_hub_that_is_none_is_told(endpoint):
+    with pytest.raises(HubError):
+        Repository(endpoint, "owner/na me\n")
