@@ -69,7 +69,7 @@ def test_what_is_wrong_is_said(asked, changes, variable, found):
     assert finding["expected"] and finding["next_step"]
 
 
-ODD = [None, 0, -1, 1.5, True, [], {}, [None], [[]], {"a": 1}, {"a": [1]}, "a\nb", "{"]
+ODD: list = [None, 0, -1, 1.5, True, [], {}, [None], [[]], {"a": 1}, {"a": [1]}, "a\nb", "{"]
 
 
 @pytest.mark.parametrize("name", ["host", "port", "tls", "certificate", "keys_file", "pools", "default_pool", "drained",
