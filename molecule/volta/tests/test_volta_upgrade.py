@@ -1,7 +1,8 @@
 """A host whose generation and layout change: a released vLLM over two ranks beside a server of the port.
 
 The tests follow one another: a generation that computes NaN goes back by itself to the one that was deployed, one that
-answers stays until the rollback, and in the end a rank is killed and the server stopped.
+answers stays until the rollback, and in the end a rank is killed and the server stopped. What takes minutes runs with
+STANDIN_LONG=1.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ def test_nan_of_the_port_goes_back_by_itself(v100, before, upgrade, serves, tmp_
     serves()
 
 
+@minutes
 def test_an_upgrade_of_both_engines_and_a_rollback(v100, before, upgrade, serves, tmp_path):
     profiles = changed_vllm("volta-later", f"        # Another build.\n{VLLM_LINE}")
     port = changed_port(tmp_path, LINE + "    # Another generation.\n")
