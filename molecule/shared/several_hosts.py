@@ -179,6 +179,13 @@ class Instance:
         variables = directory / "group_vars" / f"{group}.yml"
         variables.write_text(yaml.safe_dump({**yaml.safe_load(variables.read_text()), **content["vars"]}))
 
+    def serve(self, play: Callable[..., tuple[int, str]]) -> None:
+        """Serve the example that `play` has, with the firewall on as Enterprise Linux has it."""
+        for name in self.names:
+            self.fleet[name].check_output("systemctl enable --now firewalld")
+        status, printed = play("site.yml", "--skip-tags", BEFORE_THE_BUILD)
+        assert status == 0, printed[-3000:]
+
     def assert_ranks(self, environment: str) -> None:
         """Each host runs its unit alone, with two ranks of an environment in the store."""
         for name, unit in self.units.items():

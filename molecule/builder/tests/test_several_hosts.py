@@ -84,12 +84,8 @@ def token(instance) -> str:
 
 
 @pytest.fixture(scope="module")
-def served(fleet, alone, play, token) -> None:
-    """The example, served, with the firewall on as Enterprise Linux has it."""
-    for name in SERVERS:
-        fleet[name].check_output("systemctl enable --now firewalld")
-    status, printed = play("site.yml", "--skip-tags", BEFORE_THE_BUILD)
-    assert status == 0, printed[-3000:]
+def served(instance, alone, play, token) -> None:
+    instance.serve(play)
 
 
 def test_two_hosts_answer_as_one(instance, alone, served, api):

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import INVENTORY, PROJECT
 from license import PROMPTS
-from several_hosts import BEFORE_THE_BUILD, FAILURES, Instance, assert_nothing_to_do, ids_of
+from several_hosts import FAILURES, Instance, assert_nothing_to_do, ids_of
 from standin import hosts as standins
 from standin.settings import VOLTA_HOSTS
 
@@ -87,12 +87,8 @@ def token(instance) -> str:
 
 
 @pytest.fixture(scope="module")
-def served(fleet, alone, play, token) -> None:
-    """The example, served, with the firewall on as Enterprise Linux has it."""
-    for name in SERVERS:
-        fleet[name].check_output("systemctl enable --now firewalld")
-    status, printed = play("site.yml", "--skip-tags", BEFORE_THE_BUILD)
-    assert status == 0, printed[-3000:]
+def served(instance, alone, play, token) -> None:
+    instance.serve(play)
 
 
 @pytest.fixture
