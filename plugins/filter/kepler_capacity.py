@@ -53,16 +53,42 @@ PORT = "port"
 SERVER_GIB = 4
 
 
-def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) -> dict[str, Any]:
+def plan_options(profile: dict[str, Any], **asked: Any) -> dict[str, Any]:
+    """Parse the options of a plan, what is parsed already too. Raises AnsibleFilterError by the variable's name.
+
+    Args:
+        profile: the hardware profile of the GPUs.
+        asked: context, max_num_seqs, utilization, engine and hosts; None for a default.
+    """
+    name = asked.get("engine") or profile["serve"]["engine"]
+    if name not in engines_of(profile["serve"]):
+        raise AnsibleFilterError(
+            f"plan_engine: found {shown(name)}; expected {' or '.join(engines_of(profile['serve']))}, which the "
+            f"profile {profile['name']} has. Correct it, or leave it out."
+        )
+    return {
+        "engine": name,
+        "context": number_of("plan_context", asked.get("context"), 1, 1 << 24),
+        "max_num_seqs": number_of("plan_max_num_seqs", asked.get("max_num_seqs"), 1, 1 << 16),
+        "utilization": number_of("plan_utilization", asked.get("utilization"), 0.1, 0.95),
+        "hosts": number_of("plan_hosts", asked.get("hosts"), 1, capacity.MOST_HOSTS) or 1,
+    }
+
+
+def capacity_plan(
+    facts: dict[str, Any], profile: dict[str, Any], adapters: dict[str, dict[str, Any]] = NOTHING, **asked: Any
+) -> dict[str, Any]:
     """Every layout of a model: see capacity.plan.
 
     Args:
         facts: config, tensors and faults, as the module model_facts gives them.
         profile: the hardware profile of the GPUs.
-        asked: context, max_num_seqs, utilization, engine and hosts; None for a default. adapters: facts of each by its
-            name.
+        adapters: facts of each by its name.
+        asked: see plan_options.
     """
-    adapters: dict[str, dict[str, Any]] = asked.get("adapters") or {}
+    options = plan_options(profile, **asked)
+    name, hosts = options["engine"], options["hosts"]
+    limits = {"max_num_seqs": options["max_num_seqs"], "gpu_memory_utilization": options["utilization"]}
     for fault in facts["faults"]:
         # A model is planned before it is downloaded, too.
         if fault["found"] == NO_WEIGHTS:
@@ -70,18 +96,6 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
         raise AnsibleFilterError(
             "plan_model: found {found} in {file}; expected {expected}. Complete the model's files.".format(**fault)
         )
-    options = {
-        "max_num_seqs": number_of("plan_max_num_seqs", asked.get("max_num_seqs"), 1, 1 << 16),
-        "gpu_memory_utilization": number_of("plan_utilization", asked.get("utilization"), 0.1, 0.95),
-    }
-    context = number_of("plan_context", asked.get("context"), 1, 1 << 24)
-    name = asked.get("engine") or profile["serve"]["engine"]
-    if name not in engines_of(profile["serve"]):
-        raise AnsibleFilterError(
-            f"plan_engine: found {shown(name)}; expected {' or '.join(engines_of(profile['serve']))}, which the "
-            f"profile {profile['name']} has. Correct it, or leave it out."
-        )
-    hosts = number_of("plan_hosts", asked.get("hosts"), 1, capacity.MOST_HOSTS) or 1
     engine, *others = engines_in_order(profile["serve"]["engines"], name, profile["gpu"]["compute_capability"])
     # The figures are those of the port's kernels.
     step = profile["gpu"].get("step") if name == PORT else None
@@ -90,13 +104,13 @@ def capacity_plan(facts: dict[str, Any], profile: dict[str, Any], **asked: Any) 
         check_adapters(adapters, facts)
         ranks = [rank for rank in (rules.rank_of(adapter["config"]) for adapter in adapters.values()) if rank]
         made = capacity.plan(
-            facts["config"], facts["tensors"], None if context is None else int(context),
+            facts["config"], facts["tensors"], options["context"],
             Options(
                 **own, adapters=len(adapters), adapter_rank=rules.room_for(ranks) if adapters else 0,
-                **{key: value for key, value in options.items() if value is not None},
+                **{key: value for key, value in limits.items() if value is not None},
             ),
             profile["serve"]["sizes"], facts.get("tokenizer"), engine,
-            functools.partial(throughput.predicted, step) if step else None, int(hosts),
+            functools.partial(throughput.predicted, step) if step else None, hosts,
         )
     except CapacityError as error:
         raise AnsibleFilterError(f"plan_model: {error}. Plan another model, or complete its files.") from error
@@ -497,5 +511,6 @@ class FilterModule:
             "capacity_table": capacity_table,
             "model_findings": model_findings,
             "model_keys": model_keys,
+            "plan_options": plan_options,
             "with_memory_limits": with_memory_limits,
         }

@@ -136,8 +136,19 @@ def test_what_is_no_model(tmp_path, name):
     assert "Traceback" not in printed
 
 
-def test_options_that_make_no_sense(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B))
-    status, printed = plan(tmp_path, f"plan_model={tmp_path}", "plan_context=long")
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("plan_context=long", 'plan_context: found "long"; expected an integer'),
+        ("plan_engine=fast", 'plan_engine: found "fast"; expected port'),
+        ("plan_profile=p100", "plan_profile: found p100; expected one of"),
+        ("plan_adapters=/absent,owner/adapter", "plan_adapters: found /absent, owner/adapter, of which one is no path"),
+        ("plan_json=absent/plan.json", "plan_json: found"),
+        ("plan_json=.", "plan_json: found"),
+    ],
+)
+def test_option_that_makes_no_sense_asks_no_hub(hub, tmp_path, option, message):
+    status, printed = plan(tmp_path, f"plan_model={NAME}", option, HF_ENDPOINT=hub.endpoint)
     assert status != 0
-    assert 'plan_context: found "long"; expected an integer' in printed
+    assert message in printed and "conditional check" not in printed
+    assert hub.asked == []
