@@ -12,7 +12,7 @@ from ..module_utils.checkpoint import config as checkpoint_config
 from ..module_utils.checkpoint import gguf
 from ..module_utils.checkpoint.engine_models import DEFAULTS, LANGUAGE_PARTS
 from ..module_utils.checkpoint.errors import CheckpointError, UnsupportedQuantizationError, shortened
-from ..module_utils.checkpoint.quantization import EXPERT_KEYS, Quantization, Scheme, read_quantization
+from ..module_utils.checkpoint.quantization import CODES, EXPERT_KEYS, Quantization, Scheme, mismatch, read_quantization
 from ..module_utils.errors import KeplerError
 
 # vLLM 0.9.2's for a config that names no length.
@@ -622,8 +622,7 @@ def read(config: Any, recorded: Iterable[dict[str, Any]] = ()) -> Model:
 # Buffers that old checkpoints carry and vLLM does not load.
 BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(bias|masked_bias)$|rotary_emb\.|\.inv_freq$")
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.")
-# A quantized matrix, and what lies beside it in the file: scales, zero points, the order of the columns.
-CODES = re.compile(r"\.(qweight|weight_packed)$")
+# What lies beside a quantized matrix in the file: scales, zero points, the order of the columns.
 BESIDE_CODES = re.compile(r"\.(qzeros|scales|g_idx|weight_scale|weight_zero_point|weight_shape|weight_g_idx)$")
 
 
@@ -632,10 +631,6 @@ def whole_matrices(tensors: list[Tensor], quantization: Quantization) -> list[Te
 
     GPTQ packs the columns of a matrix that stands on its side, AWQ its rows, compressed-tensors columns.
     """
-    if not any(CODES.search(tensor.name) for tensor in tensors):
-        raise CapacityError(
-            f"no quantized matrix, though config.json says {quantization.method}", "the files of one checkpoint"
-        )
     in_word, found = quantization.main.per_word, []
     for tensor in tensors:
         if BESIDE_CODES.search(tensor.name):
@@ -672,6 +667,8 @@ def tensors_of(model: Model, recorded: Iterable[dict[str, Any]] = ()) -> list[Te
                 f"one of {', '.join(FAMILIES)}, or weights in safetensors",
             )
         return family.tensors(model)
+    if wrong := mismatch(model.quantization, [tensor.name for tensor in tensors]):
+        raise CapacityError(*wrong)
     if model.quantization is not None and model.quantization.method == "gguf":
         tensors = [
             replace(tensor, plain=len(tensor.shape) > 1
@@ -680,10 +677,6 @@ def tensors_of(model: Model, recorded: Iterable[dict[str, Any]] = ()) -> list[Te
         ]
     elif model.quantization is not None:
         tensors = whole_matrices(tensors, model.quantization)
-    elif any(CODES.search(tensor.name) for tensor in tensors):
-        raise CapacityError(
-            "quantized weights, and a config.json that names no way they are quantized", "quantization_config there"
-        )
     kept = [t for t in tensors if not BUFFERS.search(t.name) and not (model.tied and HEAD.search(t.name))]
     if not model.tied and not any(HEAD.search(tensor.name) for tensor in kept):
         kept.append(Tensor("lm_head.weight", (model.vocabulary, model.hidden)))

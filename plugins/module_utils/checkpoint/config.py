@@ -9,6 +9,8 @@ from .speculation import mapping
 # Keys of the language model's own config, in the order in which vLLM looks for them.
 LANGUAGE_KEYS = ("text_config", "llm_config")
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+# Names of types that weights are saved in. An instance says what they are served in.
+DTYPES = ("float64", "float32", "float16", "bfloat16", "double", "float", "half")
 FULL, SLIDING = "full_attention", "sliding_attention"
 # Keys of rope_parameters that transformers 4 has outside of rope_scaling.
 BASE, SHARE = "rope_theta", "partial_rotary_factor"
@@ -24,6 +26,8 @@ SCALINGS = {
     "longrope": ("short_factor", "long_factor", "short_mscale", "long_mscale", ORIGINAL),
 }
 OLD_NAMES = {"su": "longrope", "mrope": "default"}
+# Keys of rope_scaling that change the angles or their sizes in transformers 4 already.
+STRENGTHS = ("attention_factor", "mscale", "mscale_all_dim", "truncate")
 # Types whose layers in the engine rotate only a part of each head if the config says so.
 PARTIAL = ("glm", "glm4", "gpt_neox", "llama", "mistral", "nemotron", "persimmon", "phi", "phi3", "stablelm")
 # Types with sliding_window_pattern, and types whose layers the engine takes from layer_types itself.
@@ -32,6 +36,8 @@ TYPED_LAYERS = ("gemma3n_text", "granitemoehybrid")
 # Types whose first layers, as many as max_window_layers says, have no window, and how many these are by default.
 BELOW_WINDOWS, MAX_WINDOW_LAYERS = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"), 28
 NO_ROPE = ("no_rope_layers", "no_rope_layer_interval")
+# Types of mixtures by the key that names their layers without experts: how many come first, or their numbers.
+FIRST_DENSE, DENSE = ("deepseek_v2", "deepseek_v3"), ("qwen2_moe", "qwen3_moe")
 
 
 def parts_of(config):
@@ -83,15 +89,22 @@ def _translated(config, where):
         config["rope_scaling"] = None
     if config.get("torch_dtype") is None and config.get("dtype") is not None:
         config["torch_dtype"] = config["dtype"]
+    if config.get("torch_dtype") is not None and config["torch_dtype"] not in DTYPES:
+        # transformers 4 looks for it in torch, and ends if it is not there.
+        config["torch_dtype"] = None
     if config.get("rope_parameters") is not None:
         _rope(config, where)
         del config["rope_parameters"]
     if config.get("layer_types") is not None and _kind(config) not in TYPED_LAYERS:
         _layers(config, where)
         del config["layer_types"]
+    if config.get("mlp_layer_types") is not None:
+        _dense_layers(config, where)
+        del config["mlp_layer_types"]
     for key in NO_ROPE:
         _no_rope(config, key, where)
     _drop_dynamic(config)
+    _scaling(config, where)
     _windows(config, where)
     return config
 
@@ -209,18 +222,41 @@ def _write(config, key, value, where):
     config[key] = value
 
 
-def _layers(config, where):
-    """Write layer_types as the window that the engine gives a model's layers."""
-    where += "layer_types"
-    types = config["layer_types"]
+def _types_of_layers(config, key, where, known):
+    """The value of a key that has one of two names for each layer."""
+    types = config[key]
     if not isinstance(types, list) or not all(isinstance(name, str) for name in types):
         raise UnsupportedConfigError("%s that is no list of texts" % where, "a list")
-    strange = sorted(set(types) - {FULL, SLIDING})
+    strange = sorted(set(types) - set(known))
     if strange:
-        raise UnsupportedConfigError("%s with %s" % (where, ", ".join(strange)), "%s or %s" % (FULL, SLIDING))
+        raise UnsupportedConfigError("%s with %s" % (where, ", ".join(strange)), "%s or %s" % known)
     layers = config.get("num_hidden_layers")
     if layers is not None and layers != len(types):
         raise UnsupportedConfigError("%s of %d layers" % (where, len(types)), "%s, as num_hidden_layers says" % layers)
+    return types
+
+
+def _dense_layers(config, where):
+    """Write mlp_layer_types as the key that the engine reads for layers without experts."""
+    where += "mlp_layer_types"
+    types = _types_of_layers(config, "mlp_layer_types", where, ("dense", "sparse"))
+    dense = [layer for layer, name in enumerate(types) if name == "dense"]
+    if _kind(config) in DENSE:
+        return _write(config, "mlp_only_layers", dense, where)
+    if dense != list(range(len(dense) if _kind(config) in FIRST_DENSE else 0)):
+        raise UnsupportedConfigError(
+            "%s with dense layers %s" % (where, ", ".join(map(str, dense))),
+            "experts in every layer%s, as the engine gives them %s" % (
+                " behind the first ones" if _kind(config) in FIRST_DENSE else "", _model(config)),
+        )
+    if _kind(config) in FIRST_DENSE:
+        _write(config, "first_k_dense_replace", len(dense), where)
+
+
+def _layers(config, where):
+    """Write layer_types as the window that the engine gives a model's layers."""
+    where += "layer_types"
+    types = _types_of_layers(config, "layer_types", where, (FULL, SLIDING))
     kind = _kind(config)
     every = types.index(FULL) + 1 if FULL in types else len(types) + 1
     regular = [FULL if (layer + 1) % every == 0 else SLIDING for layer in range(len(types))]
@@ -249,6 +285,24 @@ def _drop_dynamic(config):
     if isinstance(scaling, dict) and "alpha" not in scaling and "dynamic" in (
             scaling.get("rope_type"), scaling.get("type")):
         config["rope_scaling"] = None
+
+
+def _scaling(config, where):
+    """Complete a rope_scaling of transformers 4, and refuse what the engine would pass over in it."""
+    scaling = config.get("rope_scaling")
+    # Latent attention has a YaRN of its own.
+    if not isinstance(scaling, dict) or config.get("kv_lora_rank") is not None:
+        return
+    kind = str(scaling.get("rope_type") or scaling.get("type"))
+    kind, positions = OLD_NAMES.get(kind, kind), config.get("max_position_embeddings")
+    for key in STRENGTHS:
+        if scaling.get(key) is not None and key not in SCALINGS.get(kind, (key,)):
+            raise UnsupportedConfigError(
+                "%srope_scaling.%s %r" % (where, key, scaling[key]),
+                "none: the engine's %s reads %s alone" % (kind, ", ".join(SCALINGS[kind]) or "no such key"),
+            )
+    if kind in ("yarn", "llama3") and scaling.get(ORIGINAL) is None and positions:
+        config["rope_scaling"] = dict(scaling, **{ORIGINAL: positions})
 
 
 def _windows(config, where):

@@ -6,7 +6,7 @@ from typing import NamedTuple, Optional
 from . import engine_models, engine_models_stock, gguf, stock, variants
 from .config import overridden, parts_of, translate
 from .errors import CheckpointError
-from .quantization import quantized_router, read_quantization
+from .quantization import SUPPORTED_FORMATS, mismatch, quantized_router, read_quantization
 
 
 class Engine(NamedTuple):
@@ -40,6 +40,8 @@ DECODERS = "a decoder with plain attention in every layer, such as a Llama, Mist
 # Classes of transformers 5 that the port gives transformers 4.
 NEWER_TOKENIZERS = ("TokenizersBackend",)
 TRUST = "trust-remote-code: true in extra_args, once its code was read, with the model in a directory of the host"
+# Tensors that are no numbers by themselves: codes, or floats that want a scale.
+CODED, MATRIX = re.compile(r"[IU]\d|F[468]_|F4$|C64|BOOL"), re.compile(r"\.(weight|weight_scale|scales)$")
 # Endings of architectures that answer with a number, a label or a vector.
 NO_TEXT = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "Model")
 
@@ -58,6 +60,10 @@ def judge(config, tensors=(), tokenizer=None, options=(), engine=PORT, in_gguf=F
     router = quantized_router(item["name"] for item in tensors)
     if router:
         return [("a quantized router (%s)" % router, "a checkpoint that leaves routers unquantized")]
+    coded = next((item for item in tensors if MATRIX.search(item["name"]) and CODED.match(item["dtype"])), None)
+    if coded:
+        return [("%s of the type %s" % (coded["name"], coded["dtype"]),
+                 "such a tensor in F32, F16 or BF16; %s" % SUPPORTED_FORMATS)]
     try:
         config = overridden(config, options)
     except CheckpointError as error:
@@ -69,7 +75,14 @@ def judge(config, tensors=(), tokenizer=None, options=(), engine=PORT, in_gguf=F
                  "a head, or tie_word_embeddings true where the embedding is the head")]
     tokenizer = None if "tokenizer" in options else tokenizer
     in_gguf = in_gguf or any(item["dtype"] in gguf.BITS for item in tensors)
-    return refusals(config, tokenizer, options.get("trust-remote-code") is True, in_gguf, engine)
+    found = refusals(config, tokenizer, options.get("trust-remote-code") is True, in_gguf, engine)
+    return found or _mismatch(config, [item["name"] for item in tensors], in_gguf)
+
+
+def _mismatch(config, names, in_gguf):
+    """What the names of the tensors say against the quantization that the config names."""
+    wrong = None if in_gguf else mismatch(read_quantization(config), names)
+    return [wrong] if wrong else []
 
 
 def _lacks_head(config, names):
@@ -114,6 +127,9 @@ def _attention(config):
             return [("the model type %s: %s" % (model_type, UNSUPPORTED_TYPES[model_type]), DECODERS)]
         if part.get("dual_chunk_attention_config"):
             return [("dual_chunk_attention_config: attention in chunks of the context", DECODERS)]
+        # "vision" means the tokens of an image alone.
+        if part.get("use_bidirectional_attention") in (True, "all") or part.get("is_causal") is False:
+            return [("attention to later tokens (use_bidirectional_attention, is_causal)", DECODERS)]
     return []
 
 

@@ -15,6 +15,8 @@ SUPPORTED_FORMATS = (
 )
 # GPTQ's formats, and what is added to a zero point: the first format stores one less than it means.
 GPTQ_ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
+# Where MLX describes the form of its weights.
+MLX = "quantization"
 # A rule for every layer.
 EVERY = re.compile("")
 # Layers of a block that the engine makes one of, and experts, of which it makes one of all, by either way to name them.
@@ -25,6 +27,8 @@ EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
 MOST_LAYERS, MOST_EXPERTS = 256, 512
 # A router whose weights are quantized: the engine has none.
 ROUTER = re.compile(r"\.(gate|router|shared_expert_gate)\.(qweight|weight_packed)$")
+# A quantized matrix, in files of any method but GGUF.
+CODES = re.compile(r"\.(qweight|weight_packed)$")
 KINDS = {bool: "true or false", dict: "a mapping", list: "a list of texts", str: "a text"}
 
 
@@ -96,6 +100,8 @@ def read_quantization(config):
     Raises UnsupportedQuantizationError.
     """
     sections = [part[key] for _, part in parts_of(config) for key in QUANTIZATION_KEYS if part.get(key)]
+    if not sections and any(isinstance(part.get(MLX), dict) and part[MLX] for _, part in parts_of(config)):
+        raise UnsupportedQuantizationError("weights quantized by MLX (%s)" % MLX, SUPPORTED_FORMATS)
     quantization = parse_quantization(sections[0]) if sections else None
     if quantization is not None and len(quantization.rules) > 1:
         _check_fused(quantization, config)
@@ -119,6 +125,16 @@ def _check_fused(quantization, config):
         for block, names in fused.items():
             whole = "model.layers.%d.%s" % (layer, block)
             quantization.scheme_of_fused(whole, ["%s.%s" % (whole, name) for name in names])
+
+
+def mismatch(quantization, names):
+    """What the tensors' names of a checkpoint say against its config: (found, expected); None if nothing."""
+    coded = any(CODES.search(name) for name in names)
+    if coded and quantization is None:
+        return "quantized weights, and a config.json that names no way they are quantized", "quantization_config there"
+    if names and not coded and quantization is not None and quantization.method != "gguf":
+        return "no quantized matrix, though config.json says %s" % quantization.method, "the files of one checkpoint"
+    return None
 
 
 def quantized_router(names):
@@ -184,10 +200,7 @@ def _parse_gptq(section):
         written = "marlin"
     if written not in GPTQ_ZERO_OFFSETS:
         section.refuse("in the format %s" % written)
-    if section.get("pack_dtype", str) not in ("", "int32"):
-        section.refuse("packed in %s (pack_dtype)" % section.values["pack_dtype"])
-    if section.get("lm_head", bool):
-        section.refuse("with a quantized head (lm_head)")
+    _check_common(section)
     main = _gptq_scheme(section, GPTQ_ZERO_OFFSETS[written])
     rules = []
     # Names, or lists of names.
@@ -208,6 +221,18 @@ def _parse_gptq(section):
     return main, not section.get("sym", bool, True), rules + [(EVERY, main)]
 
 
+def _check_common(section):
+    """Refuse what GPTQModel and AutoRound may write into a config of GPTQ and of AWQ."""
+    if section.get("pack_dtype", str) not in ("", "int32"):
+        section.refuse("packed in %s (pack_dtype)" % section.values["pack_dtype"])
+    if section.get("lm_head", bool):
+        section.refuse("with a quantized head (lm_head)")
+    for name, own in section.get("extra_config", dict).items():
+        if not isinstance(own, dict) or any(
+                own.get(key, section.values.get(key)) != section.values.get(key) for key in ("bits", "group_size")):
+            section.refuse("with another form of %s (extra_config)" % name, "one form for all layers")
+
+
 def _gptq_scheme(section, zero_offset):
     group = section.integer(GROUPS + (WHOLE_ROW,), "group_size")
     act_order = section.get("desc_act", bool) and group != WHOLE_ROW
@@ -215,9 +240,13 @@ def _gptq_scheme(section, zero_offset):
 
 
 def _parse_awq(section):
-    version = (section.get("version", str) or section.get("format", str) or "gemm").lower()
-    if version != "gemm":
-        section.refuse("of the version %s" % version)
+    for key in ("version", "format", "checkpoint_format"):
+        version = section.get(key, str, "gemm").lower() or "gemm"
+        if version != "gemm":
+            section.refuse("of the version %s" % version)
+    _check_common(section)
+    if section.get("dynamic", dict):
+        section.refuse("with layers of another form (dynamic)", "one form for all layers, or GPTQ")
     main = Scheme(section.integer((4,), "w_bit", "bits"), section.integer(GROUPS, "q_group_size", "group_size"))
     # "gate" is an expert layer's router, not a gate_proj.
     rules = [

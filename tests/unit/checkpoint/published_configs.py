@@ -56,6 +56,7 @@ GEMMA_LAYERS = (["sliding_attention"] * 5 + ["full_attention"]) * 5
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+MLX = {"group_size": 64, "bits": 4}
 NO_TEXT = "generates no text"
 
 
@@ -284,4 +285,27 @@ PUBLISHED = [
     ("Qwen2.5 7B AutoRound in GPTQ's packing", quantized({
         "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": 4, "group_size": 128,
         "sym": True}), "quantized with auto-round"),
+    ("Qwen2.5 7B AWQ of GPTQModel 5", quantized(dict(AWQ, checkpoint_format="gemm", method="awq", lm_head=False,
+                                                     pack_dtype="int32", dynamic=None, desc_act=False)), None),
+    ("Qwen2.5 7B AWQ of GPTQModel for gemv", quantized(dict(AWQ, checkpoint_format="gemv_fast")), "version gemv_fast"),
+    ("Qwen2.5 7B AWQ of GPTQModel by layers", quantized(dict(AWQ, dynamic={"-:.*down_proj.*": {}})), "(dynamic)"),
+    ("Qwen2.5 7B AWQ with its head", quantized(dict(AWQ, lm_head=True)), "quantized head"),
+    ("Qwen2.5 7B AWQ in int64", quantized(dict(AWQ, pack_dtype="int64")), "packed in int64"),
+    ("Qwen2.5 7B AutoRound in GPTQ's format", quantized(dict(
+        GPTQ, autoround_version="0.9.1", extra_config={"model.layers.0.mlp.down_proj": {"bits": 8}})),
+     "model.layers.0.mlp.down_proj (extra_config)"),
+    ("Qwen2.5 7B AutoRound, all layers alike", quantized(dict(
+        GPTQ, autoround_version="0.9.1", extra_config={"model.layers.0.mlp.down_proj": {"bits": 4}})), None),
+    ("Qwen3 8B of MLX", qwen3(quantization=MLX), "quantized by MLX"),
+    ("Qwen3 8B of MLX with both keys", qwen3(quantization=MLX, quantization_config=MLX), "an unnamed method"),
+    ("EmbeddingGemma as a generator", of("gemma3_text", "Gemma3ForCausalLM", GEMMA3_1B, head_dim=256,
+                                         use_bidirectional_attention=True), "attention to later tokens"),
+    ("Gemma 3 4B, bidirectional for images", inside("gemma3", "Gemma3ForConditionalGeneration", dict(
+        GEMMA3_4B, use_bidirectional_attention="vision")), None),
+    ("Llama 3.1 8B made an encoder", llama(*LLAMA_8B, is_causal=False), "attention to later tokens"),
+    ("Qwen2.5 7B with YaRN and a factor of attention", of(
+        "qwen2", "Qwen2ForCausalLM", QWEN2_7B, rope_scaling={
+            "rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5}), "rope_scaling.attention_factor 1.5"),
+    ("Qwen3 30B A3B of transformers 5", of("qwen3_moe", "Qwen3MoeForCausalLM", (
+        2048, 6144, 48, 32, 4, 151936, 40960), mlp_layer_types=["sparse"] * 48, dtype="bfloat16", **QWEN3_MOE), None),
 ]

@@ -59,6 +59,17 @@ def of(model_type, rope=None, **more):
          {"sliding_window": 4096}),
         (of("mistral", layer_types=["full_attention"] * 2, sliding_window=4096), {"sliding_window": None}),
         (of("mistral", layer_types=["sliding_attention"] * 2, sliding_window=4096), {"sliding_window": 4096}),
+        # The engine wants the key, transformers takes the positions.
+        (of("qwen2", rope_scaling={"type": "yarn", "factor": 4.0}, max_position_embeddings=4096),
+         {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}}),
+        # transformers 4 ends by a name that torch does not have.
+        (of("llama", torch_dtype="torch.bfloat16"), {"torch_dtype": None}),
+        (of("llama", dtype={"": "bfloat16", "vision_config": "float32"}), {"torch_dtype": None}),
+        (of("llama", torch_dtype="auto"), {"torch_dtype": None}), (of("llama", dtype=["bf16"]), {"torch_dtype": None}),
+        (of("deepseek_v3", mlp_layer_types=["dense", "sparse", "sparse"]), {"first_k_dense_replace": 1}),
+        (of("deepseek_v2", mlp_layer_types=["sparse"] * 2), {"first_k_dense_replace": 0}),
+        (of("qwen3_moe", mlp_layer_types=["sparse", "dense", "sparse"]), {"mlp_only_layers": [1]}),
+        (of("mixtral", mlp_layer_types=["sparse"] * 2), {"model_type": "mixtral"}),
     ],
 )
 def test_config_gets_keys_of_transformers_4(config, expected):
@@ -66,7 +77,7 @@ def test_config_gets_keys_of_transformers_4(config, expected):
     got = translate(config)
     assert {key: got[key] for key in expected} == expected
     assert config == before
-    assert not {"rope_parameters", "layer_types"} & set(got)
+    assert not {"rope_parameters", "layer_types", "mlp_layer_types"} & set(got)
     assert translate(got) == got
 
 
@@ -83,7 +94,8 @@ def test_nested_config_is_translated():
 
 
 @pytest.mark.parametrize("config", [
-    of("llama", rope_theta=1e4), of("qwen2", rope_scaling={"type": "yarn", "factor": 4.0, "attention_factor": 2.0}),
+    of("llama", rope_theta=1e4), of("qwen2", rope_scaling={"type": "yarn", "factor": 4.0, "attention_factor": None}),
+    of("deepseek_v2", kv_lora_rank=512, rope_scaling={"type": "yarn", "factor": 40, "mscale": 0.7}),
     of("llama4", no_rope_layers=[1, 0]), of("gemma3n_text", layer_types=["full_attention", "sliding_attention"]),
     {"quantization_config": {"quant_method": "gptq", "rope_parameters": 3}}, None, ["a list"],
 ])
@@ -98,6 +110,14 @@ def test_config_of_transformers_4_is_unchanged(config):
         (of("llama", {"rope_type": "proportional"}), "rope_type proportional"),
         (of("llama", dict(YARN, attention_factor=1.2)), "attention_factor"),
         (of("gpt_oss", dict(YARN, truncate=False)), "truncate"),
+        (of("qwen2", rope_scaling=dict(YARN, attention_factor=1.2)), "attention_factor"),
+        (of("llama", rope_scaling={"type": "yarn", "factor": 4.0, "mscale": 0.7}), "mscale"),
+        (of("llava", text_config=of("llama", rope_scaling=dict(YARN, truncate=False))), "text_config.rope_scaling"),
+        (of("deepseek_v3", mlp_layer_types=["sparse", "dense"]), "mlp_layer_types with dense layers 1"),
+        (of("mixtral", mlp_layer_types=["dense", "sparse"]), "mlp_layer_types"),
+        (of("deepseek_v3", mlp_layer_types=["dense", "sparse"], first_k_dense_replace=3), "first_k_dense_replace"),
+        (of("qwen3_moe", mlp_layer_types=["dense"], num_hidden_layers=2), "num_hidden_layers"),
+        (of("qwen3_moe", mlp_layer_types=["hash"]), "hash"),
         (of("llama", {"rope_theta": "1e6"}), "rope_theta"),
         (of("llama", {"rope_theta": True}), "rope_theta"),
         (of("qwen3", dict(PLAIN, partial_rotary_factor=0.25)), "partial_rotary_factor"),

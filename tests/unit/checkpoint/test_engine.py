@@ -186,3 +186,31 @@ def test_value_that_the_engine_ignores_is_refused(config, named):
 ])
 def test_usual_values_are_accepted(more):
     assert refusals(of(**more)) == []
+
+
+PLAIN = {"name": "model.embed_tokens.weight", "dtype": "BF16", "shape": [64, 32], "count": 1}
+
+
+def held(name, dtype):
+    """Tensors of a model with one of the name and type."""
+    return [PLAIN, dict(PLAIN, name="lm_head.weight"), dict(PLAIN, name=f"model.layers.*.mlp.{name}", dtype=dtype)]
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "dtype", "named"),
+    [
+        # MLX, fp8 and int8 weights without a config that says so.
+        (LLAMA, "up_proj.weight", "U32", "up_proj.weight of the type U32"),
+        (LLAMA, "up_proj.weight", "F8_E4M3", "up_proj.weight of the type F8_E4M3"),
+        (LLAMA, "up_proj.weight", "I8", "up_proj.weight of the type I8"),
+        (of(quantization_config=packed()), "up_proj.weight_scale", "F8_E4M3", "weight_scale of the type F8_E4M3"),
+        (LLAMA, "up_proj.qweight", "I32", "names no way they are quantized"),
+        (of(quantization_config=GPTQ), "up_proj.weight", "F16", "no quantized matrix"),
+        (of(quantization_config=AWQ), "up_proj.qweight", "I32", None),
+        (of(quantization_config=packed()), "up_proj.weight_packed", "I32", None),
+        (LLAMA, "rotary.position_ids", "I64", None), (LLAMA, "attn.bias", "U8", None), (LLAMA, "x.weight", "F64", None),
+    ],
+)
+def test_tensors_of_codes_want_a_config_that_says_so(config, name, dtype, named):
+    found = judge(config, held(name, dtype))
+    assert [named in reason for reason, _ in found] == ([True] if named else [])
