@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,18 @@ def profile_hosts(groups: dict[str, list[str]]) -> list[str] | str:
             f"inventory: found {count} in a group of a hardware profile; expected the hosts that serve in "
             f"{profiles.choices()}. Name them there."
         )
+    strangers = limit() & ({*groups.get("all", [])} - {*named})
+    if strangers and strangers == limit():
+        raise AnsibleFilterError(
+            f"limit: found {', '.join(sorted(strangers))}, in no group of a hardware profile; expected hosts in "
+            f"{profiles.choices()}. Name them there in the inventory: no play would touch them."
+        )
     return or_nobody(found)
+
+
+def limit() -> set[str]:
+    """Names and patterns of the option --limit."""
+    return set(filter(None, re.split("[:,]", context.CLIARGS.get("subset") or "")))
 
 
 def checks_syntax() -> bool:

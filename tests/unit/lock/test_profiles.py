@@ -203,6 +203,17 @@ def test_empty_inventory_is_refused_but_for_its_syntax(command_line):
     assert kepler_profiles.one_host({"all": []}, "", "bundle_host") == "!all"
 
 
+def test_limit_to_hosts_without_a_profile_is_refused(command_line):
+    """A run that touches nothing would end as one that has nothing to do."""
+    groups = {"all": ["a", "b", "c"], "k80-hosts": ["a"], "vllm_balancer": ["b"]}
+    for limit in ("a", "b", "a,c", "k80-hosts", "!a", "c*", None):
+        command_line(subset=limit)
+        assert kepler_profiles.profile_hosts(groups) == ["k80-hosts"]
+    command_line(subset="c")
+    with pytest.raises(AnsibleError, match="limit: found c, in no group of a hardware profile; expected hosts in k80-"):
+        kepler_profiles.profile_hosts(groups)
+
+
 def test_one_host_is_the_named_one_a_builder_or_the_first():
     groups = {"all": ["a", "b", "c"], "k80-hosts": ["a", "b"]}
     assert kepler_profiles.one_host(groups, "", "x") == "a"
