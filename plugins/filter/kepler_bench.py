@@ -47,6 +47,11 @@ def bench_label(item: tuple[dict[str, Any], list[int], int]) -> str:
     return described(lengths[0], lengths[1], turns_of(lengths), concurrency)
 
 
+def bench_longest(lengths: list[list[int]]) -> list[int]:
+    """Those of bench_lengths whose conversation has the most tokens."""
+    return max(lengths, key=lambda one: (one[0] + one[1]) * turns_of(one))
+
+
 def client_of(pool: str, server: str, hosts: Mapping[str, Mapping]) -> tuple[str, dict[str, Any]]:
     """Host of a server HOST/INSTANCE, which asks the balancer, and the instance. Raises AnsibleFilterError."""
     host, _, name = server.partition("/")
@@ -233,6 +238,6 @@ def bench_page(run: dict[str, Any]) -> str:
 class FilterModule:
     def filters(self) -> dict[str, Callable]:
         return {
-            "bench_label": bench_label, "bench_page": bench_page, "bench_points": bench_points,
-            "bench_pools": bench_pools, "bench_table": bench_table,
+            "bench_label": bench_label, "bench_longest": bench_longest, "bench_page": bench_page,
+            "bench_points": bench_points, "bench_pools": bench_pools, "bench_table": bench_table,
         }

@@ -68,7 +68,8 @@ options:
     default: 3600
 attributes:
   check_mode:
-    support: none
+    support: partial
+    details: Asks the server whether it takes requests of this length, and measures nothing.
 """
 
 EXAMPLES = r"""
@@ -196,6 +197,7 @@ def main():
             "user": {"type": "str", "default": "vllm"},
             "timeout": {"type": "int", "default": 3600},
         },
+        supports_check_mode=True,
     )
     params = module.params
     where = "%s: " % (params["url"] or "vllm@%s" % params["name"])
@@ -229,6 +231,8 @@ def main():
                 where, tokens, " of %d turns" % params["turns"] if params["turns"] > 1 else "", longest
             )
         )
+    if module.check_mode:
+        module.exit_json(changed=False)
     command = ["timeout", str(params["timeout"])] + command_of(params, served)
     status, printed, errors = module.run_command(command)
     try:

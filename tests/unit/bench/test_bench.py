@@ -8,6 +8,7 @@ import module_run
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.kepler.vllm.plugins.filter.kepler_bench import (
+    bench_longest,
     bench_page,
     bench_points,
     bench_pools,
@@ -167,6 +168,18 @@ def test_conversation_longer_than_the_model_takes_is_refused(measure):
     message = "bench_lengths: found 2100 tokens for prompt and answer of 3 turns; expected at most the 2048"
     assert message in answer["msg"]
     assert answer["msg"].startswith("http://b:8080/m: ")
+
+
+def test_dry_run_asks_for_the_length_and_measures_nothing(measure):
+    assert measure("Traceback", check_mode=True)["changed"] is False
+    assert "found 2148 tokens" in measure("", input_tokens=2048, output_tokens=100, check_mode=True)["msg"]
+
+
+@pytest.mark.parametrize(("lengths", "longest"), [
+    ([[128, 128], [1024, 1]], [1024, 1]), ([[1024, 1], [512, 128, 4]], [512, 128, 4]),
+])  # fmt: skip
+def test_longest_requests_are_those_of_a_conversation(lengths, longest):
+    assert bench_longest(lengths) == longest
 
 
 def test_missing_certificates_are_named(measure, tmp_path):

@@ -1,6 +1,8 @@
 """How often a host is looked at while it works, and what is said meanwhile."""
 
+import threading
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.kepler.vllm.plugins.plugin_utils import polling
@@ -32,3 +34,24 @@ def test_short_work_is_seen_to_end_at_once(monkeypatch):
     monkeypatch.setattr(polling.time, "sleep", slept.append)
     polling.Progress("box: serving").wait()
     assert slept == [1]
+
+
+def test_work_that_tells_nothing_is_seen_to_last(monkeypatch):
+    lines, seen = [], threading.Event()
+
+    class Action(polling.WaitingAction):
+        def _execute_module(self, **_how):
+            return {"changed": True, "seen": seen.wait(10)}
+
+    def display(line, **_how):
+        lines.append(line)
+        seen.set()
+
+    monkeypatch.setattr(polling, "QUIET", 0.01)
+    monkeypatch.setattr(polling.display, "display", display)
+    monkeypatch.setattr(polling.ActionBase, "run", lambda *_: {"before": True})
+    action = object.__new__(Action)
+    action._task = SimpleNamespace(name="Verify the stores")
+    assert action.run(None, {"inventory_hostname": "box"}) == {"before": True, "changed": True, "seen": True}
+    assert lines[0] == "  box: Verify the stores: at work · 0 s"
+    assert not any(thread.name.endswith("(follow)") for thread in threading.enumerate())
