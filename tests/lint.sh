@@ -28,4 +28,4 @@ step mypy mypy --no-error-summary collections/ansible_collections/kepler/vllm/pl
 step import-linter imports
 # What runs on managed hosts stays on EL8's Python 3.6.
 step vermin vermin --quiet --no-tips --violations --target=3.6- plugins/modules plugins/module_utils \
-    roles/store/files roles/monitoring/files vllm_src/csrc/build.py molecule/shared/standin/door.py
+    roles/store/files roles/monitoring/files roles/image/files vllm_src/csrc/build.py molecule/shared/standin/door.py

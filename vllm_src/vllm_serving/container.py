@@ -53,6 +53,8 @@ MANY = ("served-model-name", "lora-modules", "prompt-adapters", "cuda-graph-size
 # What Triton compiles with, and what a unit on the CPU has.
 COMPILERS = ("gcc", "clang", "cc")
 CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1"}
+# Where the released vLLM keeps what it compiles: directories below that of caches, by the variables that name them.
+CACHES = {"VLLM_CACHE_ROOT": "vllm", "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 # Below this, NCCL and vLLM's queues may find no room.
 SHARED_MIB = 512
 
@@ -182,6 +184,15 @@ def cuda_of_image() -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
+def directory_of_driver(maps: Path = Path("/proc/self/maps")) -> str | None:
+    """Return the directory of the driver's library that this process has loaded."""
+    for line in maps.read_text().splitlines():
+        path = Path(line.rpartition(" ")[2])
+        if path.name.startswith("libcuda.so") and (path.parent / "libcuda.so.1").exists():
+            return str(path.parent)
+    return None
+
+
 def cuda_of_driver() -> tuple[int, int] | None:
     """Return the newest CUDA that the driver knows, or None without the driver's library."""
     try:
@@ -227,6 +238,9 @@ def check_released(environment: MutableMapping[str, str]) -> None:
         for name, value in CPU.items():
             environment.setdefault(name, value)
         return
+    # Triton asks the loader's cache, which nobody renews in a read-only file system.
+    if directory := directory_of_driver():
+        environment.setdefault("TRITON_LIBCUDA_PATH", directory)
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not any(map(shutil.which, COMPILERS)):
         missing = f"no {' or '.join(COMPILERS)}"
@@ -235,8 +249,7 @@ def check_released(environment: MutableMapping[str, str]) -> None:
     else:
         return
     raise ConfigError(f"compiler: found {missing} in the container; expected gcc and the headers of Python, with which "
-                      "Triton compiles for the GPUs. Write the image over a base that has them (image_base), or take "
-                      "that of the port.")
+                      "Triton compiles for the GPUs. Write the image anew, which has them, or take that of the port.")
 
 
 def shares_network_of_host(root: Path = Path("/")) -> bool:
@@ -287,6 +300,17 @@ def write_home(directory: Path, environment: MutableMapping[str, str]) -> None:
         environment["XDG_CACHE_HOME"] = str(directory / "home" / ".cache")
 
 
+def write_caches(environment: MutableMapping[str, str]) -> None:
+    """Give what Triton and Inductor compile a place below the home. Raises ConfigError where nothing there may run."""
+    home = environment["HOME"]
+    for name, directory in CACHES.items():
+        environment.setdefault(name, f"{home}/.cache/{directory}")
+    if os.statvfs(home).f_flag & os.ST_NOEXEC:
+        raise ConfigError(f"{home}: found a file system with noexec, as /dev/shm and --tmpfs /tmp are; expected one "
+                          f"where user {os.getuid()} may write and run what Triton compiles. Add -v "
+                          "vllm:/var/lib/vllm, which keeps it for the next start, or --tmpfs /tmp:exec.")
+
+
 def container_name() -> str:
     """Return the host name of the container as the server's name in its log."""
     return re.sub("[^a-z0-9-]+", "-", socket.gethostname().lower())[:42] or "container"
@@ -318,6 +342,8 @@ def main(arguments: list[str]) -> int:
         for warning in prepare(options, os.environ):
             print(f"vllm@{name} {warning}", flush=True)
         write_home(directory, os.environ)
+        if envs.capability(os.environ) and not envs.computes_on_cpu(os.environ):
+            write_caches(os.environ)
         own = {key: options[key] for key in ("model", "host", "port")}
         (directory / OPTIONS).write_text(json.dumps({**own, "disable-log-requests": True}))
         instance = instance_of(name, directory / OPTIONS, options, generation, os.environ)

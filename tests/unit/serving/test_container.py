@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from supervised import KEY, ROOT, Supervised, wait_for
@@ -287,6 +288,25 @@ def test_caches_have_a_place_in_a_read_only_file_system(tmp_path):
     environment = {"HOME": "/proc/sys"}
     container.write_home(tmp_path, environment)
     assert environment["HOME"] == str(tmp_path / "home")
+
+
+def test_what_triton_compiles_lies_where_it_may_run(tmp_path, monkeypatch):
+    environment = {"HOME": str(tmp_path), "TRITON_CACHE_DIR": "/own"}
+    container.write_caches(environment)
+    assert environment["TRITON_CACHE_DIR"] == "/own"
+    assert environment["TORCHINDUCTOR_CACHE_DIR"] == f"{tmp_path}/.cache/inductor"
+    monkeypatch.setattr(container.os, "statvfs", lambda path: types.SimpleNamespace(f_flag=os.ST_NOEXEC))
+    with pytest.raises(ConfigError, match=r"found a file system with noexec, .*-v vllm:/var/lib/vllm") as no:
+        container.write_caches({"HOME": str(tmp_path)})
+    assert "\n" not in str(no.value)
+
+
+def test_directory_of_the_driver_is_that_of_the_loaded_library(tmp_path):
+    (tmp_path / "maps").write_text(
+        f"7f00-7f01 r-xp 0 08:01 12    /usr/lib64/libc.so.6\n7f02-7f03 r-xp 0 08:01 13  {tmp_path}/libcuda.so.580.1\n")
+    assert container.directory_of_driver(tmp_path / "maps") is None
+    (tmp_path / "libcuda.so.1").touch()
+    assert container.directory_of_driver(tmp_path / "maps") == str(tmp_path)
 
 
 def test_health_follows_the_server(alone):
