@@ -134,6 +134,7 @@ def hurting(vocabulary: int, extra: str | None = None) -> Iterator[Case]:
         ({"allowed_token_ids": [0], "min_tokens": 2, "logprobs": 1}, "no token"),
         ({"allowed_token_ids": [0, 65], "min_tokens": 2, "stop_token_ids": [65]}, "no token"),
         ({"bad_words": [f"{one} {'x' * 1000}" for one in range(200)], "n": 128, "temperature": 1}, "128 sequences"),
+        ({"use_beam_search": True, "n": 2, "echo": True, "logprobs": 1}, "beam search"),
         ({"bad_words": [""]}, "bad_words"), ({"bad_words": ["a", " "], "stream": True}, "bad_words"),
     ):  # fmt: skip
         yield COMPLETIONS, {"prompt": "a", "max_tokens": 4, **body}, said

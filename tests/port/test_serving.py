@@ -211,6 +211,17 @@ def test_sampling_at_the_limits_gives_an_answer(server, sampling):
         assert "NaN" not in text
 
 
+@with_two_ranks
+@pytest.mark.parametrize("more", [
+    {}, {"echo": True}, {"echo": True, "stream": True}, {"prompt": ["a", "Permission is"], "logprobs": 1, "n": 2},
+])  # fmt: skip
+def test_completion_without_a_length_is_answered(server, more):
+    """Upstream makes all tokens and then answers 500."""
+    status, text = server.ask(COMPLETIONS, {"prompt": "Permission is", "max_tokens": None, "stop": ["e"], **more})
+    assert status == 200, text
+    assert "choices" in text
+
+
 @pytest.mark.parametrize("masks", [
     {"allowed_token_ids": [259, 66, 77], "bad_words": ["a", "Mb"]}, {"allowed_token_ids": [0, 65], "min_tokens": 3},
     {"min_tokens": 3, "bad_words": ["a", "xb"]},

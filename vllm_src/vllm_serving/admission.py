@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from functools import partial, wraps
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ GUIDES = "guidance"
 MEBIBYTE = 1 << 20
 # A body of up to so many times the limit is read and discarded before the connection ends.
 PATIENCE = 8
+# Calls of vLLM's handler of completions that make an answer, and assert that the request has a length.
+ANSWERS = ("request_output_to_completion_response", "completion_stream_generator")
 # Seconds within which a body must arrive.
 ARRIVAL = 60
 
@@ -111,6 +114,9 @@ class AdmissionMiddleware:
                 self.engine = scope["app"].state.engine_client
                 self.limits = replace(self.limits, ignored=table.IGNORED_FIELDS)
                 self.limits = await self.learn(scope["app"].state)
+                if handler := getattr(scope["app"].state, "openai_serving_completion", None):
+                    for call in filter(partial(hasattr, handler), ANSWERS):
+                        setattr(handler, call, with_length(getattr(handler, call), self.limits.length))
         except Exception as error:
             known = isinstance(error, ConfigError)
             print(f"ERROR {error}" if known else traceback.format_exc(), flush=True)
@@ -180,6 +186,22 @@ class AdmissionMiddleware:
             return parts.pop() if parts else await receive()
 
         return again
+
+
+def with_length(call: Callable[..., Any], length: int) -> Callable[..., Any]:
+    """Wrap a call so that a request without `max_tokens` has one, once the engine has its parameters.
+
+    Upstream answers "max_tokens": null with 500 after all tokens were made.
+    """
+
+    @wraps(call)
+    def called(*arguments: Any, **options: Any) -> Any:
+        for request in (*arguments, *options.values()):
+            if getattr(request, "max_tokens", length) is None:
+                request.max_tokens = length
+        return call(*arguments, **options)
+
+    return called
 
 
 def unused_sockets() -> Iterator[str]:

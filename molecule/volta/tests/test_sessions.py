@@ -65,6 +65,8 @@ def test_decision_is_one_of_its_choices(ask):
 @pytest.mark.parametrize("body", [
     {"prompt": [1, -5]}, {"prompt": "a", "stop_token_ids": [10**9], "min_tokens": 1},
     {"prompt": "a", "structured_outputs": {"regex": r"\p{L}+"}}, {"prompt": "a", "kv_transfer_params": {"a": 1}},
+    # vLLM makes all tokens, then asserts that there is a number.
+    {"prompt": "a", "max_tokens": None, "stop": ["e", "a", "\n"]},
 ])  # fmt: skip
 def test_no_request_ends_the_engine(ask, v100, body):
     before = v100.check_output("pgrep --full --exact 'VLLM::EngineCore.*'")

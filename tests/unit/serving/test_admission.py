@@ -186,6 +186,25 @@ def test_requests_after_the_end_of_the_engine_get_503(released):
     assert released.ask(headers=[JSON])[0] == 401
 
 
+def test_completion_without_a_length_gets_one_for_its_answer(released):
+    """As both versions of vLLM name the calls, and with what they assert."""
+
+    class Handler:
+        def request_output_to_completion_response(self, batch, request, number):
+            return (batch, request.max_tokens, number)
+
+        def completion_stream_generator(self, request, *, number):
+            return (request.max_tokens, number)
+
+    scope, handler = application(), Handler()
+    scope["app"].state.openai_serving_completion = handler
+    asyncio.run(released.middleware(scope, None, None))
+    open_end, short = SimpleNamespace(max_tokens=None), SimpleNamespace(max_tokens=0)
+    assert handler.request_output_to_completion_response(["out"], open_end, 3) == (["out"], 64, 3)
+    assert handler.completion_stream_generator(SimpleNamespace(max_tokens=None), number=5) == (64, 5)
+    assert handler.completion_stream_generator(short, number=5) == (0, 5)
+
+
 def test_released_engine_with_other_guides_does_not_start():
     """xgrammar ends the engine at a pattern that it does not know."""
     text = (

@@ -199,6 +199,8 @@ class RequestCheck:
         params.update_from_generation_config(self.generation, getattr(self.tokenizer, "eos_token_id", None))
         params.update_from_tokenizer(self.tokenizer)
         self.check_masks(params)
+        if request.use_beam_search and getattr(request, "echo", False) and request.logprobs is not None:
+            raise ValueError("echo: a beam search has no log-probabilities of the prompt. Leave one of them out.")
         prompts: Any = getattr(request, "prompt", None)
         several = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
         return params.guided_decoding, params.n * (len(prompts) if several else 1)
