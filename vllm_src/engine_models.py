@@ -2,7 +2,8 @@
 
 Run by the Python that serves, with VLLM_KEPLER_DEVICE=cpu where it has the port:
 `python vllm_src/engine_models.py plugins/module_utils/checkpoint/engine_models.py`;
-for vLLM as it is released by one with its CPU build: `... plugins/module_utils/checkpoint/engine_models_stock.py`.
+for vLLM as it is released by one with its CPU build: `python -P ... plugins/module_utils/checkpoint/
+engine_models_stock.py`, which keeps the port beside this program out.
 """
 
 from __future__ import annotations
@@ -85,11 +86,47 @@ def tokenizers() -> Iterable[str]:
     return (name for name in transformers.__all__ if "Tokenizer" in name and not name.startswith("Auto"))
 
 
+def actions() -> list[argparse.Action]:
+    """The options of `vllm serve`."""
+    return ServeSubcommand().subparser_init(FlexibleArgumentParser().add_subparsers())._actions
+
+
+def names_of(action: argparse.Action) -> list[str]:
+    """Names of an option, without those that only say no."""
+    return [name[2:] for name in action.option_strings if name.startswith("--") and name[:5] != "--no-"]
+
+
 def options(kind: type[argparse.Action] | None = None) -> Iterable[str]:
-    """Options of `vllm serve` of one kind, or those that take a value; without those that only say no."""
-    for action in ServeSubcommand().subparser_init(FlexibleArgumentParser().add_subparsers())._actions:
+    """Options of one kind, or those that take a value."""
+    for action in actions():
         if isinstance(action, kind) if kind else action.nargs != 0:
-            yield from (name[2:] for name in action.option_strings if name.startswith("--") and name[:5] != "--no-")
+            yield from names_of(action)
+
+
+def takes(action: argparse.Action, text: str) -> bool:
+    """Return whether the parser of an option's values takes a text."""
+    parse: Any = action.type
+    try:
+        parse(text)
+    except (ValueError, TypeError, argparse.ArgumentTypeError):
+        return False
+    return True
+
+
+def typed(accepted: str, refused: str) -> Iterable[str]:
+    """Options whose values are parsed, by texts that they take and texts that they refuse, with spaces between them."""
+    for action in actions():
+        if callable(action.type) and all(
+            takes(action, text) == is_taken
+            for texts, is_taken in ((accepted, True), (refused, False)) for text in texts.split()
+        ):
+            yield from names_of(action)
+
+
+def choices() -> dict[str, str]:
+    """The values of options that take no others, with spaces between them."""
+    return {name: " ".join(map(str, action.choices)) for action in actions() if action.choices
+            for name in names_of(action)}
 
 
 def defaults(generators: set[str]) -> dict[str, dict[str, Any]]:
@@ -127,6 +164,15 @@ def mapping(values: dict[str, Any]) -> str:
     return "{" + "\n    ".join(lines).replace("\0", " ") + "}"
 
 
+def choice(option: tuple[str, str]) -> str:
+    """An option and its values, in lines that fit."""
+    name, values = option
+    lines = textwrap.wrap(values, 104 - len(name), break_on_hyphens=False)
+    if len(lines) == 1:
+        return f'"{name}": "{values}",\n'
+    return f'"{name}": (\n' + "".join(f'    "{line}{"" if line is lines[-1] else " "}"\n' for line in lines) + "),\n"
+
+
 def module() -> str:
     """The text of the module."""
     made = [HEADER.format(vllm=version("vllm").partition("+")[0], transformers=transformers.__version__)]
@@ -147,12 +193,20 @@ def module() -> str:
         "TOKENIZERS": ("tokenizer_class of a tokenizer_config.", tokenizers()),
         "SWITCHES": ("Options that no-NAME turns off.", options(argparse.BooleanOptionalAction)),
         "VALUES": ("Options that take a value.", options()),
+        "INTEGERS": ("Options that take an integer.", typed("8", "8k 0.5 text {}")),
+        "SIZES": ("Options that take an integer, with k, M and the like for thousands.", typed("8 8k", "0.5 text {}")),
+        "NUMBERS": ("Options that take a number.", typed("8 0.5", "text {}")),
+        "JSON": ("Options that take JSON.", typed("{}", "text")),
+        "OPTIONAL": ("Those of the four that take None too.", typed("None", "text")),
         "FLAGS": ("Options that are off where they are left out.", options(argparse._StoreTrueAction)),
     }
     for name, (about, names) in named.items():
         text = textwrap.wrap(" ".join(sorted(set(names))), 108, break_on_hyphens=False)
         lines = "\n".join(f'    "{line}{"" if line is text[-1] else " "}"' for line in text)
         made.append(f"# {about}\n{name} = frozenset((\n{lines}\n).split())\n")
+    made.append("# Values of options that take no others.\nCHOICES = {\n")
+    made += [textwrap.indent(line, "    ") for line in map(choice, sorted(choices().items()))]
+    made.append("}\n")
     # The planner reads every config as the port does.
     if not has_port:
         return "".join(made)

@@ -225,9 +225,12 @@ def instance_findings(instance: Any, where: str, serve: dict[str, Any]) -> list[
         ))
     found += adapter_findings(valid, where)
     found += hosts_findings(valid, where)
-    return found + engine_options.option_findings(
-        valid.get("extra_args") or {}, f"{where}.extra_args", valid.get("engine")
-    )
+    reported = {item["variable"] for item in found}
+    return found + [
+        item for item in engine_options.option_findings(
+            valid.get("extra_args") or {}, f"{where}.extra_args", valid.get("engine")
+        ) if item["variable"] not in reported
+    ]
 
 
 def adapter_findings(valid: dict, where: str) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..module_utils.checkpoint import speculation
@@ -22,6 +22,21 @@ from .findings import shown
 NO = "no-"
 
 
+def parse_size(text: str) -> None:
+    """Read a count as vLLM does, such as 8k or 8K: parts of thousands have small letters. Raises ValueError."""
+    if not re.fullmatch(r"\d+(\.\d+)?[kmg]|\d+[KMG]", text.strip()):
+        int(text)
+
+
+# How values are read by vLLM, by the table that names the options: a reader that raises ValueError, what is expected.
+PARSED: dict[str, tuple[Callable[[str], Any], str]] = {
+    "INTEGERS": (int, "an integer"),
+    "SIZES": (parse_size, "an integer, or one with k, m or g behind it"),
+    "NUMBERS": (float, "a number"),
+    "JSON": (json.loads, "a text that holds JSON"),
+}
+
+
 class Options:
     """The options of an engine's `vllm serve`.
 
@@ -29,12 +44,18 @@ class Options:
         switches: those that no-NAME turns off.
         booleans: those that are on or off.
         all: every name.
+        choices: names of options that take certain values alone, to these.
+        kinds: names of options to what their values are parsed as: INTEGERS, SIZES, NUMBERS or JSON.
+        optional: those of them that take None too.
     """
 
     def __init__(self, engine: str) -> None:
         names = Engine(engine).names
         self.switches = names.SWITCHES
         self.booleans = names.FLAGS | names.SWITCHES
+        self.choices = {name: values.split() for name, values in names.CHOICES.items()}
+        self.kinds = {name: kind for kind in PARSED for name in getattr(names, kind)}
+        self.optional = names.OPTIONAL
         self.all = names.VALUES | self.booleans | {NO + name for name in names.SWITCHES}
 
 
@@ -257,6 +278,20 @@ def switch_faults(name: str, options: dict[str, Any]) -> Iterator[tuple[str, str
         yield "tool-call-parser beside it", "Name the parser, or leave it out: the parser follows from the model."
 
 
+def unparsable(name: str, text: str, known: Options) -> str | None:
+    """Return what is expected where vLLM's parser would refuse the value of an option, or None."""
+    if name in known.choices:
+        return None if text in known.choices[name] else f"one of {', '.join(known.choices[name])}"
+    if name not in known.kinds or (name in known.optional and text in ("", "None")):
+        return None
+    reader, expected = PARSED[known.kinds[name]]
+    try:
+        reader(text)
+    except ValueError:
+        return expected
+    return None
+
+
 def value_faults(option: str, options: dict[str, Any], engine: str | None = None) -> Iterator[tuple[str, str]]:
     """Expectation and next step for an option's value that vLLM would read differently than meant."""
     value, name = options[option], positive_name(option, engine)
@@ -283,6 +318,8 @@ def value_faults(option: str, options: dict[str, Any], engine: str | None = None
         yield "the backend guidance: a guide that another one cannot compile ends the engine", "Leave the backend out."
     elif name == "hf-overrides" and "rope_parameters" in (mapping(value) or {}):
         yield "rope_theta and rope_scaling: the engine does not know rope_parameters", "Write them so."
+    elif expected := unparsable(name, str(value), known_by(engine)):
+        yield expected, correct
 
 
 def option_findings(options: dict[str, Any], where: str, engine: str | None = None) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils import engine_options
 from ansible_collections.kepler.vllm.plugins.plugin_utils.capacity import Options
 from ansible_collections.kepler.vllm.plugins.plugin_utils.model_families import DEFAULT_POSITIONS, read
 from conftest import generate
+from option_values import differences
 from tiny_models import CONTEXT, WINDOW, assert_same
 from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.cli.serve import ServeSubcommand
@@ -88,6 +89,10 @@ def test_what_the_engine_cannot_be_told_is_refused_by_name(engine, tmp_path, see
 def test_known_names_equal_installed_packages():
     written = runpy.run_path(str(ROOT / "vllm_src" / "engine_models.py"))
     assert (ROOT / "plugins/module_utils/checkpoint/engine_models.py").read_text() == written["module"]()
+
+
+def test_values_are_read_as_the_engine_reads_them():
+    assert list(differences("port")) == []
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from checkpoint import engine_models_stock, stock
+from option_values import differences
 from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, get_quantization_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +21,10 @@ def test_known_names_equal_installed_packages():
     release = made.split("\n")[0]
     written = Path(engine_models_stock.__file__).read_text()
     assert made.replace(release, written.split("\n")[0]) == written
+
+
+def test_values_are_read_as_the_engine_reads_them():
+    assert list(differences("stock")) == []
 
 
 @pytest.mark.parametrize("method", sorted(set(stock.METHODS) - SCHEMES))

@@ -158,6 +158,35 @@ VALUES = frozenset((
     "tokenizer tokenizer-mode tokenizer-pool-extra-config tokenizer-pool-size tokenizer-pool-type "
     "tokenizer-revision tool-call-parser tool-parser-plugin uvicorn-log-level worker-cls worker-extension-cls"
 ).split())
+# Options that take an integer.
+INTEGERS = frozenset((
+    "api-server-count block-size cuda-graph-sizes data-parallel-rank data-parallel-rpc-port data-parallel-size "
+    "data-parallel-size-local data-parallel-start-rank eplb-step-interval eplb-window-size "
+    "long-prefill-token-threshold lora-extra-vocab-size max-cpu-loras max-log-len max-logprobs "
+    "max-long-partial-prefills max-lora-rank max-loras max-num-partial-prefills max-num-seqs "
+    "max-parallel-loading-workers max-prompt-adapter-token max-prompt-adapters max-seq-len-to-capture "
+    "num-gpu-blocks-override num-lookahead-slots num-redundant-experts num-scheduler-steps pipeline-parallel-size "
+    "port seed ssl-cert-reqs tensor-parallel-size tokenizer-pool-size"
+).split())
+# Options that take an integer, with k, M and the like for thousands.
+SIZES = frozenset((
+    "max-model-len max-num-batched-tokens"
+).split())
+# Options that take a number.
+NUMBERS = frozenset((
+    "cpu-offload-gb gpu-memory-utilization long-lora-scaling-factors rope-theta scheduler-delay-factor swap-space"
+).split())
+# Options that take JSON.
+JSON = frozenset((
+    "allowed-headers allowed-methods allowed-origins compilation-config kv-events-config kv-transfer-config "
+    "limit-mm-per-prompt media-io-kwargs mm-processor-kwargs override-generation-config override-neuron-config "
+    "rope-scaling speculative-config tokenizer-pool-extra-config"
+).split())
+# Those of the four that take None too.
+OPTIONAL = frozenset((
+    "kv-events-config kv-transfer-config long-lora-scaling-factors max-cpu-loras max-parallel-loading-workers "
+    "mm-processor-kwargs num-gpu-blocks-override rope-theta seed"
+).split())
 # Options that are off where they are left out.
 FLAGS = frozenset((
     "allow-credentials disable-async-output-proc disable-fastapi-docs disable-frontend-multiprocessing "
@@ -166,6 +195,34 @@ FLAGS = frozenset((
     "enable-server-load-tracking enable-ssl-refresh expand-tools-even-if-tool-choice-none headless "
     "return-tokens-as-token-ids use-v2-block-manager"
 ).split())
+# Values of options that take no others.
+CHOICES = {
+    "block-size": "1 8 16 32 64 128",
+    "chat-template-content-format": "auto string openai",
+    "collect-detailed-traces": (
+        "all model worker None model,worker model,all worker,model worker,all all,model "
+        "all,worker"
+    ),
+    "config-format": "auto hf mistral",
+    "device": "auto cpu cuda hpu neuron tpu xpu None",
+    "distributed-executor-backend": "external_launcher mp ray uni None",
+    "dtype": "auto bfloat16 float float16 float32 half",
+    "guided-decoding-backend": "auto guidance lm-format-enforcer outlines xgrammar",
+    "kv-cache-dtype": "auto fp8 fp8_e4m3 fp8_e5m2",
+    "load-format": (
+        "auto pt safetensors npcache dummy tensorizer sharded_state gguf bitsandbytes mistral "
+        "runai_streamer runai_streamer_sharded fastsafetensors"
+    ),
+    "lora-dtype": "auto bfloat16 float16",
+    "model-impl": "auto vllm transformers",
+    "preemption-mode": "recompute swap None",
+    "prefix-caching-hash-algo": "builtin sha256",
+    "reasoning-parser": "deepseek_r1 granite qwen3",
+    "scheduling-policy": "fcfs priority",
+    "task": "auto classify draft embed embedding generate reward score transcription",
+    "tokenizer-mode": "auto custom mistral slow",
+    "uvicorn-log-level": "debug info warning error critical trace",
+}
 # Defaults of a config, by its model_type.
 DEFAULTS = {
     "bamba": {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8,

@@ -199,8 +199,72 @@ VALUES = frozenset((
     "tokenizer-mode tokenizer-revision tool-call-parser tool-parser-plugin tool-server uds uvicorn-log-level "
     "video-pruning-rate worker-cls worker-extension-cls"
 ).split())
+# Options that take an integer.
+INTEGERS = frozenset((
+    "api-server-count block-size cp-kv-cache-interleave-size cuda-graph-sizes cudagraph-capture-sizes "
+    "data-parallel-rank data-parallel-rpc-port data-parallel-size data-parallel-size-local "
+    "data-parallel-start-rank dbo-decode-token-threshold dbo-prefill-token-threshold dcp-kv-cache-interleave-size "
+    "decode-context-parallel-size h11-max-header-count h11-max-incomplete-event-size long-prefill-token-threshold "
+    "mamba-block-size master-port max-cpu-loras max-cudagraph-capture-size max-log-len max-logprobs "
+    "max-long-partial-prefills max-lora-rank max-loras max-num-partial-prefills max-num-seqs "
+    "max-parallel-loading-workers mm-shm-cache-max-object-size-mb nnodes node-rank num-gpu-blocks-override "
+    "pipeline-parallel-size port prefill-context-parallel-size seed ssl-cert-reqs stream-interval "
+    "tensor-parallel-size"
+).split())
+# Options that take an integer, with k, M and the like for thousands.
+SIZES = frozenset((
+    "kv-cache-memory-bytes max-model-len max-num-batched-tokens"
+).split())
+# Options that take a number.
+NUMBERS = frozenset((
+    "cpu-offload-gb gpu-memory-utilization kv-cache-metrics-sample kv-offloading-size mm-processor-cache-gb "
+    "swap-space video-pruning-rate"
+).split())
+# Options that take JSON.
+JSON = frozenset((
+    "allowed-headers allowed-methods allowed-origins compilation-config default-mm-loras ec-transfer-config "
+    "eplb-config kv-events-config kv-transfer-config limit-mm-per-prompt media-io-kwargs mm-processor-kwargs "
+    "override-generation-config pooler-config speculative-config structured-outputs-config"
+).split())
+# Those of the four that take None too.
+OPTIONAL = frozenset((
+    "cuda-graph-sizes cudagraph-capture-sizes default-mm-loras ec-transfer-config kv-cache-memory-bytes "
+    "kv-events-config kv-offloading-size kv-transfer-config mamba-block-size max-cpu-loras "
+    "max-cudagraph-capture-size max-log-len max-parallel-loading-workers mm-processor-kwargs "
+    "num-gpu-blocks-override pooler-config speculative-config video-pruning-rate"
+).split())
 # Options that are off where they are left out.
 FLAGS = frozenset((
     "aggregate-engine-logging disable-log-stats disable-mm-preprocessor-cache "
     "enable-multimodal-encoder-data-parallel headless"
 ).split())
+# Values of options that take no others.
+CHOICES = {
+    "all2all-backend": (
+        "allgather_reducescatter deepep_high_throughput deepep_low_latency flashinfer_all2allv "
+        "naive pplx None"
+    ),
+    "block-size": "1 8 16 32 64 128 256",
+    "chat-template-content-format": "auto openai string",
+    "collect-detailed-traces": (
+        "all model worker None model,worker model,all worker,model worker,all all,model "
+        "all,worker"
+    ),
+    "convert": "auto classify embed none reward",
+    "dtype": "auto bfloat16 float float16 float32 half",
+    "expert-placement-strategy": "linear round_robin",
+    "kv-cache-dtype": "auto bfloat16 fp8 fp8_ds_mla fp8_e4m3 fp8_e5m2 fp8_inc",
+    "kv-offloading-backend": "lmcache native None",
+    "logprobs-mode": "processed_logits processed_logprobs raw_logits raw_logprobs",
+    "lora-dtype": "auto bfloat16 float16",
+    "mamba-cache-dtype": "auto float32",
+    "mamba-ssm-cache-dtype": "auto float32",
+    "max-lora-rank": "1 8 16 32 64 128 256 320 512",
+    "mm-encoder-tp-mode": "data weights",
+    "mm-processor-cache-type": "lru shm",
+    "prefix-caching-hash-algo": "sha256 sha256_cbor",
+    "runner": "auto draft generate pooling",
+    "scheduling-policy": "fcfs priority",
+    "task": "auto classify draft embed embedding generate reward score transcription None",
+    "uvicorn-log-level": "critical debug error info trace warning",
+}

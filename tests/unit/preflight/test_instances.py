@@ -33,6 +33,7 @@ from ansible_collections.kepler.vllm.plugins.plugin_utils.engine_options import 
     positive_name,
     refused_by,
 )
+from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import shown
 from rendered import PROFILE
 
 WHERE = "vllm_service_instances[0]"
@@ -418,6 +419,26 @@ def test_value_of_a_refused_option_that_changes_nothing_is_taken(engine, option,
         assert judge(demo(extra_args={f"no-{option}": True}), engine=engine) == []
 
 
+@pytest.mark.parametrize(("option", "value", "expected"), [
+    ("max-num-partial-prefills", "8k", "an integer"), ("seed", 0.5, "an integer"), ("swap-space", "4 GiB", "a number"),
+    ("max-lora-rank", "x", ""), ("limit-mm-per-prompt", "image=1", "a text that holds JSON"),
+    ("scheduling-policy", "fifo", "one of fcfs, priority"), ("compilation-config", "{", "a text that holds JSON"),
+])
+@pytest.mark.parametrize("engine", KNOWN)
+def test_value_that_the_parser_refuses_is_a_finding(engine, option, value, expected):
+    (found,) = judge(demo(extra_args={option: value}), engine=engine)
+    assert (found["variable"], found["found"]) == (f"{WHERE}.extra_args.{option}", shown(value))
+    assert found["expected"].startswith(expected)
+
+
+@pytest.mark.parametrize(("engine", "option", "value"), [
+    ("stock", "max-cudagraph-capture-size", "None"), ("port", "seed", "None"), ("port", "seed", -1),
+    ("stock", "swap-space", "1e1"), ("port", "max-lora-rank", 16), ("stock", "limit-mm-per-prompt", '{"image": 1}'),
+])
+def test_value_that_the_parser_takes_is_taken(engine, option, value):
+    assert judge(demo(extra_args={option: value}), engine=engine) == []
+
+
 def test_successors_of_options_are_options():
     for old, new in RENAMED.items():
         assert old in OPTIONS and old not in KNOWN["stock"].all and new in KNOWN["stock"].all
@@ -742,7 +763,8 @@ def test_options_with_which_adapters_do_not_start(extra):
     """vLLM would end with a traceback, or with the usage of its command."""
     (found,) = judge(demo(adapters={"a": "/a", "b": "/b"}, extra_args=extra))
     assert found["variable"] == f"{WHERE}.extra_args.{list(extra)[-1]}"
-    assert judge(demo(extra_args=extra)) == []
+    # vLLM reads no part of a number there, with adapters or without.
+    assert judge(demo(extra_args=extra)) == [] or extra == {"max-loras": 1.5}
 
 
 def test_a_parser_is_named_beside_automatic_tools():
