@@ -26,6 +26,9 @@ SCALINGS = {
     "longrope": ("short_factor", "long_factor", "short_mscale", "long_mscale", ORIGINAL),
 }
 OLD_NAMES = {"su": "longrope", "mrope": "default"}
+# Keys without which the engine ends.
+NEEDED = {"linear": ("factor",), "yarn": ("factor",), "longrope": ("short_factor", "long_factor"),
+          "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
 # Keys of rope_scaling that change the angles or their sizes in transformers 4 already.
 STRENGTHS = ("attention_factor", "mscale", "mscale_all_dim", "truncate")
 # Types whose layers in the engine rotate only a part of each head if the config says so.
@@ -84,7 +87,7 @@ def _translated(config, where):
         # vLLM takes an empty one for a method without a name.
         if key in config and not config[key]:
             del config[key]
-    if config.get("rope_scaling") == {}:
+    if config.get("rope_scaling") in ({}, [], "", False):
         # The engine takes it for a scaling without a type.
         config["rope_scaling"] = None
     if config.get("torch_dtype") is None and config.get("dtype") is not None:
@@ -288,21 +291,32 @@ def _drop_dynamic(config):
 
 
 def _scaling(config, where):
-    """Complete a rope_scaling of transformers 4, and refuse what the engine would pass over in it."""
-    scaling = config.get("rope_scaling")
+    """Complete a rope_scaling of transformers 4, and refuse what the engine would end by or pass over in it."""
+    scaling, positions = config.get("rope_scaling"), config.get("max_position_embeddings")
+    where += "rope_scaling"
     # Latent attention has a YaRN of its own.
-    if not isinstance(scaling, dict) or config.get("kv_lora_rank") is not None:
+    if scaling is None or config.get("kv_lora_rank") is not None:
         return
-    kind = str(scaling.get("rope_type") or scaling.get("type"))
-    kind, positions = OLD_NAMES.get(kind, kind), config.get("max_position_embeddings")
+    if not isinstance(scaling, dict):
+        raise UnsupportedConfigError("%s that is a %s" % (where, type(scaling).__name__), "a mapping")
+    kinds = {OLD_NAMES.get(str(scaling[key]), str(scaling[key])) for key in ("rope_type", "type") if scaling.get(key)}
+    if len(kinds) != 1 or not kinds.issubset(SCALINGS):
+        raise UnsupportedConfigError(
+            "%s of the type %s" % (where, " and ".join(sorted(kinds)) or "none"),
+            "one of " + ", ".join(sorted(SCALINGS)),
+        )
+    (kind,) = kinds
+    if kind in ("yarn", "llama3") and scaling.get(ORIGINAL) is None and positions:
+        scaling = config["rope_scaling"] = dict(scaling, **{ORIGINAL: positions})
+    for key in NEEDED.get(kind, ()):
+        if scaling.get(key) is None:
+            raise UnsupportedConfigError("%s of the type %s without %s" % (where, kind, key), "a value of it")
     for key in STRENGTHS:
-        if scaling.get(key) is not None and key not in SCALINGS.get(kind, (key,)):
+        if scaling.get(key) is not None and key not in SCALINGS[kind]:
             raise UnsupportedConfigError(
-                "%srope_scaling.%s %r" % (where, key, scaling[key]),
+                "%s.%s %r" % (where, key, scaling[key]),
                 "none: the engine's %s reads %s alone" % (kind, ", ".join(SCALINGS[kind]) or "no such key"),
             )
-    if kind in ("yarn", "llama3") and scaling.get(ORIGINAL) is None and positions:
-        config["rope_scaling"] = dict(scaling, **{ORIGINAL: positions})
 
 
 def _windows(config, where):

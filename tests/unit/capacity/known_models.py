@@ -12,7 +12,8 @@ def llama(hidden, inner, layers, heads, kv_heads, vocabulary, positions, **more)
 
 LLAMA_7B = llama(4096, 11008, 32, 32, 32, 32000, 4096)
 LLAMA_13B = llama(5120, 13824, 40, 40, 40, 32000, 4096)
-LLAMA_8B = llama(4096, 14336, 32, 32, 8, 128256, 131072, rope_scaling={"rope_type": "llama3", "factor": 8.0})
+LLAMA_8B = llama(4096, 14336, 32, 32, 8, 128256, 131072, rope_scaling={
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0})
 QWEN2_0_5B = llama(896, 4864, 24, 14, 2, 151936, 32768, model_type="qwen2", architectures=["Qwen2ForCausalLM"],
                    tie_word_embeddings=True)
 QWEN2_7B = llama(3584, 18944, 28, 28, 4, 152064, 131072, model_type="qwen2", architectures=["Qwen2ForCausalLM"],

@@ -41,9 +41,9 @@ def test_heads_of_keys_and_values(config, kv_heads):
     [
         (None, 4096),
         ({"type": "linear", "factor": 2.0}, 8192),
-        ({"rope_type": "llama3", "factor": 8.0}, 4096),
+        ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}, 4096),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}, 8192),
-        ({"type": "longrope", "factor": 32.0}, 4096),
+        ({"type": "longrope", "factor": 32.0, "short_factor": [1.0], "long_factor": [2.0]}, 4096),
     ],
 )
 def test_positions_follow_the_scaling(scaling, positions):

@@ -16,7 +16,8 @@ def directory(tmp_path):
 
 
 def write_config(directory, **differs):
-    config = dict({"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}}, **differs)
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = dict({"model_type": "llama", "rope_scaling": scaling}, **differs)
     (directory / "config.json").write_text(json.dumps(config))
 
 
