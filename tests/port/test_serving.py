@@ -222,6 +222,17 @@ def test_completion_without_a_length_is_answered(server, more):
     assert "choices" in text
 
 
+@with_two_ranks
+def test_requests_with_one_id_are_all_answered(server):
+    bodies = [{"prompt": "Permission is", "max_tokens": 30, "n": count} for count in (1, 2, 3)]
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(lambda body: server.ask(COMPLETIONS, body, **{"X-Request-Id": "one"}), bodies))
+    for body, (status, text) in zip(bodies, answers, strict=True):
+        assert status == 200, text
+        assert len(json.loads(text)["choices"]) == body["n"]
+        assert json.loads(text)["id"].startswith("cmpl-one-")
+
+
 @pytest.mark.parametrize("masks", [
     {"allowed_token_ids": [259, 66, 77], "bad_words": ["a", "Mb"]}, {"allowed_token_ids": [0, 65], "min_tokens": 3},
     {"min_tokens": 3, "bad_words": ["a", "xb"]},

@@ -11,6 +11,8 @@ import asyncio
 import hmac
 import json
 import os
+import re
+import secrets
 import socket
 import stat
 import sys
@@ -31,6 +33,8 @@ from .versions import table_of
 
 # File in the unit's runtime directory with which the supervisor drains the server.
 DRAINING = "draining"
+# Header that names a request, and characters of it that are kept.
+REQUEST_ID, LONGEST_ID = "x-request-id", 64
 # Header of /health while the server drains: how many requests still run.
 RUNNING = "x-requests-running"
 # Seconds after which a client may come back to a server that drains; another one can be asked at once.
@@ -92,7 +96,8 @@ class AdmissionMiddleware:
         self.running += 1
         try:
             if scope["method"] == "POST":
-                receive = await self.read(headers, receive)
+                receive, body = await self.read(headers, receive)
+                scope = with_own_id(scope, headers.get(REQUEST_ID) or body.get("request_id"))
             await self.app(scope, receive, send)
         except Rejected as rejected:
             await answer(send, rejected)
@@ -155,8 +160,8 @@ class AdmissionMiddleware:
             raise Rejected(503, "The server takes requests once its answers were looked at. Ask again.",
                            **{"retry-after": RETRY_AFTER})
 
-    async def read(self, headers: dict[str, str], receive: Receive) -> Receive:
-        """Read the body up to the limit. Returns a `receive` that gives it once more. Raises Rejected."""
+    async def read(self, headers: dict[str, str], receive: Receive) -> tuple[Receive, dict[str, Any]]:
+        """Read the body up to the limit. Returns a `receive` that gives it once more, and its JSON. Raises Rejected."""
         too_large = Rejected(413, f"The body is larger than {self.limit} bytes.", connection="close")
         length = headers.get("content-length", "0")
         # A client that sends Expect gets the answer at once; others read it only after they have sent the body.
@@ -178,14 +183,28 @@ class AdmissionMiddleware:
             more = message.get("more_body", False)
         if size > self.limit:
             raise too_large
+        body: dict[str, Any] = {}
         if headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
-            self.limits.check(parse(bytes(content)))
+            body = parse(bytes(content))
+            self.limits.check(body)
         parts = [{"type": "http.request", "body": bytes(content), "more_body": False}]
 
         async def again() -> Message:
             return parts.pop() if parts else await receive()
 
-        return again
+        return again, body
+
+
+def with_own_id(scope: Message, given: Any) -> Message:
+    """Return a request whose id nobody else has. given: the client's own, which it begins with.
+
+    vLLM refuses a request with the id of one that still runs, be it another client's.
+    """
+    if not given or not isinstance(given, str):
+        return scope
+    name = f"{re.sub('[^!-~]+', '_', given)[:LONGEST_ID]}-{secrets.token_hex(8)}"
+    others = [header for header in scope["headers"] if header[0].lower() != REQUEST_ID.encode()]
+    return {**scope, "headers": [*others, (REQUEST_ID.encode(), name.encode())]}
 
 
 def with_length(call: Callable[..., Any], length: int) -> Callable[..., Any]:

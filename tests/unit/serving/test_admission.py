@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,13 +27,13 @@ class Application:
     """What stands behind the middleware.
 
     Attributes:
-        got: path and body of each request.
+        got: path and body of each request. ids: the X-Request-Id of each.
         go: a stream ends once this is set.
         error: raised instead of an answer.
     """
 
     def __init__(self):
-        self.got, self.go, self.error = [], asyncio.Event(), None
+        self.got, self.ids, self.go, self.error = [], [], asyncio.Event(), None
         self.go.set()
 
     async def __call__(self, scope, receive, send):
@@ -45,6 +46,7 @@ class Application:
             content += message["body"]
             more = message["more_body"]
         self.got.append((scope["path"], content))
+        self.ids.append([value.decode() for name, value in scope["headers"] if name == b"x-request-id"])
         if self.error:
             self.error()
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -184,6 +186,21 @@ def test_requests_after_the_end_of_the_engine_get_503(released):
     assert released.app.got == []
     assert released.ask("/health", method="GET")[0] == 200
     assert released.ask(headers=[JSON])[0] == 401
+
+
+@pytest.mark.parametrize(("header", "body", "start"), [
+    ("abc", {}, "abc"), (None, {"request_id": "abc"}, "abc"), ("abc", {"request_id": "other"}, "abc"),
+    ("a\xe9 b\n", {}, "a_b_"), ("x" * 9000, {}, "x" * 64), (None, {"request_id": 5}, None), (None, {}, None),
+])  # fmt: skip
+def test_request_has_an_id_that_nobody_else_has(entrance, header, body, start):
+    """vLLM refuses the id of a request that still runs, be it another client's."""
+    headers = [BEARER, JSON, *([("x-request-id", header)] if header else [])]
+    for _ in range(2):
+        assert entrance.ask(body=json.dumps(body).encode(), headers=headers)[0] == 200
+    first, second = entrance.app.ids
+    assert (first, second) == ([], []) if start is None else first != second
+    for name in first + second:
+        assert re.fullmatch(f"{re.escape(start)}-[0-9a-f]{{16}}", name)
 
 
 def test_completion_without_a_length_gets_one_for_its_answer(released):
