@@ -5,9 +5,10 @@ Self-contained: the role monitoring installs this file beside its program.
 
 import re
 
-XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d+),? *(.*)$")
+# Newer drivers name a part of the GPU behind its address.
+XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)[^)]*\): (\d+),? *(.*)$")
 # Texts of a driver that has lost a GPU.
-LOSSES = "RmInitAdapter failed|fallen off the bus"
+LOSSES = "RmInitAdapter failed|fallen off the bus|GPU is lost|GPU is probably locked"
 LOST = re.compile("NVRM: (.*(?:%s).*)$" % LOSSES)
 # Expression of journalctl for lines that hold either.
 GREP = "NVRM: .*(Xid|%s)" % LOSSES

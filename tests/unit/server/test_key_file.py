@@ -211,8 +211,9 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path, owned):
     (tmp_path / "link").symlink_to("nowhere")
     for name, found in (("pipe", "no regular file"), ("directory", "no regular file"), ("none", "No such file"),
                         ("link", "No such file")):
-        with pytest.raises(KeyFileError, match=found):
-            check_key_file(str(tmp_path / name))
+        for read in (check_key_file, read_key):
+            with pytest.raises(KeyFileError, match=found):
+                read(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(
