@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.kepler.vllm.plugins.filter.kepler_boards import (
@@ -245,7 +246,8 @@ def key_file_findings(
             found.append(finding(
                 "error", f"{INSTANCES}[{index}].{key}", f"{path}: {fault['found']}", fault["expected"],
                 f"As root on the host: chown root: {path}; chmod 0600 {path}. To make a new key: "
-                f"(umask 077; echo {KEY_NAMES[key]}=$(openssl rand -hex 24) > {path})"
+                f"(umask 077; mkdir -p {Path(path).parent}; "
+                f"echo {KEY_NAMES[key]}=$(openssl rand -hex 24) > {path})"
                 + ("." if key == "api_key_file" else ", and copy it to the instance's other hosts."),
             ))
     return found

@@ -84,6 +84,14 @@ def test_tags_are_there(path):
     assert named <= TAGS
 
 
+def test_commands_that_write_a_key_make_its_directory():
+    """Before the first run there is no /etc/kepler."""
+    texts = [text_of(path) or "" for path in [*DOCUMENTS, *files("inventory", "plugins")]]
+    commands = [command for text in texts for command in re.findall(r"umask 077;([^\n]*)", text)]
+    assert len(commands) > 5
+    assert [command for command in commands if "mkdir -p" not in command and " cd /etc/" not in command] == []
+
+
 def test_each_alert_is_explained():
     rules = yaml.safe_load((ROOT / "roles/monitoring/files/kepler.rules.yml").read_text())
     alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
