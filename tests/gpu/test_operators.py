@@ -49,6 +49,19 @@ def test_norms(rng, hidden, round):
     assert_close(added, total / (total.square().mean(1, keepdim=True) + 1e-6).sqrt() * weight.double())
 
 
+@pytest.mark.parametrize("round", ROUNDS)
+@pytest.mark.parametrize("size", [64, 80, 128, 130, 256])
+def test_norm_of_heads(rng, size, round):
+    """Heads of the queries within rows that keys and values share, as Qwen 3 norms them."""
+    tokens, heads, others = rng.randint(1, 70), rng.choice([1, 2, 16]), rng.choice([0, 1, 8])
+    row = torch.randn(tokens, (heads + others) * size + rng.choice([0, 1, 4]), device="cuda")
+    x, weight = row[:, : heads * size].view(tokens, heads, size), torch.randn(size, device="cuda")
+    out = poisoned(tokens, heads, size)
+    norm.rms_norm_kernel(out, x, weight, 1e-6)
+    wide = x.double()
+    assert_close(out, wide / (wide.square().mean(2, keepdim=True) + 1e-6).sqrt() * weight.double())
+
+
 FORMULAS = {
     "silu": lambda x: x * torch.sigmoid(x),
     "gelu": lambda x: 0.5 * x * torch.special.erfc(-x / math.sqrt(2)),

@@ -21,9 +21,10 @@ const char* kepler_version(void);
 /* Architectures built in, separated by spaces: machine code as sm_NN, PTX as compute_NN. */
 const char* kepler_architectures(void);
 
-/* out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight; rows of hidden elements; out may be x. */
+/* out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight; rows of hidden elements; out may be x. Row r of x begins at
+ * (r / heads) * x_stride + (r % heads) * head_stride: heads of a token may lie among others. */
 int kepler_rms_norm(float* out, const float* x, const float* weight, float eps, int rows, int hidden,
-                    long long out_stride, long long x_stride, void* stream);
+                    long long out_stride, long long x_stride, int heads, long long head_stride, void* stream);
 /* residual += x, then x = rms_norm(residual); both in place. */
 int kepler_fused_add_rms_norm(float* x, float* residual, const float* weight, float eps, int rows, int hidden,
                               long long x_stride, long long residual_stride, void* stream);

@@ -25,12 +25,12 @@ template <int kWidth, int kVec, int kHeld, bool kAdd>
 __global__ void __launch_bounds__(kThreads) norm_kernel(float* out, const float* x, float* residual,
                                                         const float* __restrict__ weight, float eps, int rows,
                                                         int hidden, long long out_stride, long long x_stride,
-                                                        long long residual_stride) {
+                                                        int heads, long long head_stride, long long residual_stride) {
   const int lane = threadIdx.x % kWidth;
   const int row = blockIdx.x * (kThreads / kWidth) + threadIdx.x / kWidth;
   if (row >= rows) return;  // whole warps: kWidth is 32 or the block
   out += row * out_stride;
-  x += row * x_stride;
+  x += kAdd ? row * x_stride : row / heads * x_stride + row % heads * head_stride;
   if (kAdd) residual += row * residual_stride;
   Vec<kVec> held[kHeld ? kHeld : 1];
   float sum = 0.f;
@@ -76,15 +76,16 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(float* out, const float*
 
 template <bool kAdd>
 int launch(float* out, const float* x, float* residual, const float* weight, float eps, int rows, int hidden,
-           long long out_stride, long long x_stride, long long residual_stride, void* stream) {
-  if (rows < 0 || hidden <= 0 || eps < 0.f) return cudaErrorInvalidValue;
+           long long out_stride, long long x_stride, int heads, long long head_stride, long long residual_stride,
+           void* stream) {
+  if (rows < 0 || hidden <= 0 || eps < 0.f || heads <= 0) return cudaErrorInvalidValue;
   if (rows == 0) return cudaSuccess;
-  const bool vectors = hidden % 4 == 0 && out_stride % 4 == 0 && x_stride % 4 == 0 && residual_stride % 4 == 0 &&
-                       aligned16(out) && aligned16(x) && aligned16(residual) && aligned16(weight);
+  const bool vectors = hidden % 4 == 0 && out_stride % 4 == 0 && x_stride % 4 == 0 && head_stride % 4 == 0 &&
+                       residual_stride % 4 == 0 && aligned16(out) && aligned16(x) && aligned16(residual) && aligned16(weight);
 #define KEPLER_NORM(WIDTH, VEC, HELD)                                                                                 \
   norm_kernel<WIDTH, VEC, HELD, kAdd>                                                                                 \
       <<<(rows + kThreads / WIDTH - 1) / (kThreads / WIDTH), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(       \
-          out, x, residual, weight, eps, rows, hidden, out_stride, x_stride, residual_stride)
+          out, x, residual, weight, eps, rows, hidden, out_stride, x_stride, heads, head_stride, residual_stride)
   if (!vectors) KEPLER_NORM(256, 1, 0);
   else if (hidden <= 128) KEPLER_NORM(32, 4, 1);
   else if (hidden <= 512) KEPLER_NORM(32, 4, 4);
@@ -100,11 +101,14 @@ int launch(float* out, const float* x, float* residual, const float* weight, flo
 }  // namespace kepler
 
 extern "C" int kepler_rms_norm(float* out, const float* x, const float* weight, float eps, int rows, int hidden,
-                               long long out_stride, long long x_stride, void* stream) {
-  return kepler::launch<false>(out, x, nullptr, weight, eps, rows, hidden, out_stride, x_stride, 0, stream);
+                               long long out_stride, long long x_stride, int heads, long long head_stride,
+                               void* stream) {
+  return kepler::launch<false>(out, x, nullptr, weight, eps, rows, hidden, out_stride, x_stride, heads, head_stride, 0,
+                               stream);
 }
 
 extern "C" int kepler_fused_add_rms_norm(float* x, float* residual, const float* weight, float eps, int rows,
                                          int hidden, long long x_stride, long long residual_stride, void* stream) {
-  return kepler::launch<true>(x, x, residual, weight, eps, rows, hidden, x_stride, x_stride, residual_stride, stream);
+  return kepler::launch<true>(x, x, residual, weight, eps, rows, hidden, x_stride, x_stride, 1, 0, residual_stride,
+                              stream);
 }

@@ -26,7 +26,7 @@ _LETTERS = {
 }
 # Launchers of csrc/kepler.h without their prefix; the types of their arguments, a letter each.
 LAUNCHERS = {
-    "rms_norm": "pppfiillp",
+    "rms_norm": "pppfiillilp",
     "fused_add_rms_norm": "pppfiillp",
     "rotary_embedding": "ppppiiiiiillp",
     "activation": "ippiillp",
@@ -135,13 +135,18 @@ def pointer(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def require_dense_rows(tensor: torch.Tensor) -> None:
+    """Raise LibraryError for another dtype than float32, or elements of a row apart."""
+    if tensor.dtype is not torch.float32 or tensor.stride(-1) != 1:
+        raise LibraryError(
+            f"found a tensor of {tensor.dtype}, strides {tensor.stride()}; the kernels take float32 with dense rows"
+        )
+
+
 def matrix(tensor: torch.Tensor) -> torch.Tensor:
     """View a float32 tensor [..., size] as [rows, size] with dense rows.
 
     Raises LibraryError for another dtype, or for strides that no view has.
     """
-    if tensor.dtype is not torch.float32 or tensor.stride(-1) != 1:
-        raise LibraryError(
-            f"found a tensor of {tensor.dtype}, strides {tensor.stride()}; the kernels take float32 with dense rows"
-        )
+    require_dense_rows(tensor)
     return tensor if tensor.dim() == 2 else tensor.view(-1, tensor.shape[-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .library import library, matrix, stream_of
+from .library import library, matrix, require_dense_rows, stream_of
 from .operator import Operator
 
 
@@ -21,10 +21,13 @@ def rms_norm(out: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, epsil
 
 
 def rms_norm_kernel(out: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, epsilon: float) -> None:
-    """As rms_norm, float32 on a GPU."""
-    to, x = matrix(out), matrix(input)
+    """As rms_norm, float32 on a GPU; input [tokens, heads, size] may be a part of each token's row."""
+    to = matrix(out)
+    require_dense_rows(input)
+    x = input if input.dim() == 3 else matrix(input).unsqueeze(1)
     library().rms_norm(
-        to.data_ptr(), x.data_ptr(), weight.data_ptr(), epsilon, *x.shape, to.stride(0), x.stride(0), stream_of(x)
+        to.data_ptr(), x.data_ptr(), weight.data_ptr(), epsilon, *to.shape, to.stride(0), x.stride(0),
+        x.shape[1], x.stride(1), stream_of(x)
     )
 
 
