@@ -22,6 +22,9 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "unit"))
 from forked import freeze
+
+if os.environ["VLLM_KEPLER_DEVICE"] == "cpu":
+    import kernel_arguments  # noqa: F401
 from serve_once import IMPORTED
 from tiny_models import CONTEXT, NEW_TOKENS, TinyModel, seed, tiny  # noqa: F401
 
