@@ -50,7 +50,7 @@ class KeplerCudaPlatform(settings.KeplerSettings, CudaPlatform):
             kernels.path,
         )
         settings.apply_defaults(vllm_config, graphs)
-        speculation.apply_defaults(vllm_config, "vllm.worker.worker.Worker")
+        speculation.apply_defaults(vllm_config, "vllm_kepler.gpu_worker.KeplerWorker")
 
     @classmethod
     def gpu(cls) -> device.Gpu:

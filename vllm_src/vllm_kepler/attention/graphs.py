@@ -100,6 +100,7 @@ class KeplerState(CommonAttentionState):
     def prepare_graph_input_buffers(
         self, input_buffers: dict[str, Any], attn_metadata: KeplerMetadata, is_encoder_decoder_model: bool = False
     ) -> None:
-        """Fill the graph's tensors before a replay."""
+        """Fill the graph's tensors before a replay; its tables are as wide as its longest context."""
         for name in INPUTS:
-            input_buffers[name].copy_(getattr(attn_metadata, name), non_blocking=True)
+            step, graph = getattr(attn_metadata, name), input_buffers[name]
+            graph[..., : step.shape[-1]].copy_(step[..., : graph.shape[-1]], non_blocking=True)
