@@ -14,7 +14,7 @@ from vllm_kepler.settings import CAPTURE_SIZES
 
 pytestmark = pytest.mark.skipif(GPUS == 0, reason="needs an NVIDIA GPU")
 ON = {"VLLM_KEPLER_CUDA_GRAPHS": "1"}
-ALL_SIZES = ", ".join(map(str, CAPTURE_SIZES))
+MOST = max(CAPTURE_SIZES)
 # After the step that reads all prompts, one step for each further token.
 STEPS = NEW_TOKENS - 1
 MODELS = {
@@ -39,7 +39,6 @@ def test_the_answers_are_those_without_graphs(tmp_path, seed, name):
     dtype = "half" if half == "half" else "float32"
     graphs = on_gpu(model, environment=ON, with_logprobs=True, dtype=dtype)
     eager = on_gpu(model, with_logprobs=True, dtype=dtype)
-    assert f"captured decoding steps of {ALL_SIZES} sequences" in graphs.printed
     assert graphs.replays >= len(model.answers[0]) - 1
     assert eager.replays == 0
     assert_same(model, graphs.ids)
@@ -50,12 +49,12 @@ def test_the_answers_are_those_without_graphs(tmp_path, seed, name):
         assert found[:same] == pytest.approx(expected[:same], abs=2 * model.bound, rel=0)
 
 
-@pytest.mark.parametrize(("copies", "most", "sizes"), [(1, 1, "1"), (1, 3, "1, 2, 3"), (3, 64, ALL_SIZES)])
-def test_batches_of_other_sizes(tiny, copies, most, sizes):
+@pytest.mark.parametrize(("copies", "most"), [(1, 1), (1, 3), (3, MOST)])
+def test_batches_of_other_sizes(tiny, copies, most):
     """One sequence at a time; three, which then are two and one; and fifteen of sixteen."""
     model = tiny("llama")
     done = on_gpu(model, environment=ON, copies=copies, max_num_seqs=most)
-    assert f"captured decoding steps of {sizes} sequences" in done.printed
+    assert f"captured decoding steps of 1 to {most} sequences" in done.printed
     assert done.replays >= STEPS * -(-copies * len(PROMPT_LENGTHS) // most)
     for copy in range(copies):
         assert_same(model, done.ids[copy * len(PROMPT_LENGTHS) : (copy + 1) * len(PROMPT_LENGTHS)])
