@@ -9,6 +9,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import RULES, accepts, instances_with_defaults
+from ansible_collections.kepler.vllm.plugins.filter.kepler_preflight import findings_report
 from ansible_collections.kepler.vllm.plugins.filter.kepler_variables import role_findings
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.module_utils.server.addresses import is_loopback
@@ -55,30 +56,42 @@ def pool_name(model: str) -> str:
     return re.sub("[^a-z0-9._-]+", "-", last.lower()).strip("-.")
 
 
-def check_instance(instance: Any, item: Any, host: str) -> None:
-    """Raise AnsibleFilterError for an instance, `item` in the inventory of `host`, that no balancer can read."""
-    if not isinstance(instance, dict) or not {"name", "model"} <= instance.keys():
-        key, found, expected = "", shown(item), "a mapping with name and model"
-    else:
-        wrong = [key for key in READ if key in instance and not accepts(key, instance[key])]
-        if not wrong:
-            return
-        key = f".{wrong[0]}"
-        found, expected = shown(instance[wrong[0]]), RULES[wrong[0]][1]
-    raise AnsibleFilterError(
-        f"vllm_service_instances of {host}{key}: found {found}; expected {expected}. playbooks/preflight.yml says more."
-    )
+def listed(values: Mapping) -> list[tuple[Any, Any]]:
+    """The instances that a host's variables list, each as it stands there and with its defaults."""
+    items = values.get("vllm_service_instances") or []
+    items = items if isinstance(items, list) else [items]
+    return list(zip(items, instances_with_defaults(items, values.get("vllm_service_instance_defaults")), strict=True))
+
+
+def servers_findings(hosts: Mapping[str, Mapping], members: list[str]) -> list[dict[str, str]]:
+    """Findings about instances of the hosts `members` whose servers nobody could name or reach."""
+    found = []
+    for host in members:
+        for index, (item, instance) in enumerate(listed(hosts[host])):
+            if not isinstance(instance, dict) or not {"name", "model"} <= instance.keys():
+                faults = [("", shown(item), "a mapping with name and model")]
+            else:
+                faults = [(f".{key}", shown(instance[key]), RULES[key][1]) for key in READ
+                          if key in instance and not accepts(key, instance[key])]
+            found += [
+                finding("error", f"vllm_service_instances[{index}]{key} of {host}", what, expected,
+                        "Correct it; playbooks/preflight.yml says more.")
+                for key, what, expected in faults
+            ]
+    return found
 
 
 def balancer_pools(hosts: Mapping[str, Mapping], members: list[str], balancer: str) -> dict[str, list[dict]]:
-    """The instances of the hosts `members` by the model that they serve, as `balancer` reaches them."""
+    """The instances of the hosts `members` by the model that they serve, as `balancer` reaches them.
+
+    Raises AnsibleFilterError for those that servers_findings reports.
+    """
+    if found := findings_report(servers_findings(hosts, members)):
+        raise AnsibleFilterError(found[0])
     pools: dict[str, list[dict]] = {}
     for host in members:
         values = hosts[host]
-        asked = values.get("vllm_service_instances") or []
-        for item in asked if isinstance(asked, list) else [asked]:
-            (instance,) = instances_with_defaults([item], values.get("vllm_service_instance_defaults"))
-            check_instance(instance, item, host)
+        for _, instance in listed(values):
             if not is_here(instance, host) or is_stage(instance, host):
                 continue
             listens = instance["host"]
@@ -325,6 +338,7 @@ class FilterModule:
             "balancer_key_findings": balancer_key_findings,
             "balancer_keys": balancer_keys,
             "balancer_pools": balancer_pools,
+            "servers_findings": servers_findings,
             "balancer_upstream_key": balancer_upstream_key,
             "balancer_upstream_key_file": balancer_upstream_key_file,
             "balancer_upstream_key_findings": balancer_upstream_key_findings,

@@ -87,7 +87,7 @@ def test_odd_values_are_findings_and_no_traceback(asked, name):
 @pytest.mark.parametrize("key", ["name", "model", "host", "port", "hosts", "served_model_name", "adapters"])
 def test_malformed_instance_of_another_host_is_named(key):
     for value in (None, -1, 1.5, [None], {1: 2}, "", "a\nb"):
-        with pytest.raises(AnsibleFilterError, match=rf"vllm_service_instances of h0.*{key}.*found .*; expected "):
+        with pytest.raises(AnsibleFilterError, match=rf"vllm_service_instances.0..*{key} of h0: found .*; expected "):
             pools_of({"model": "/m/x", key: value})
 
 
@@ -218,13 +218,13 @@ def test_servers_of_several_hosts_come_together_by_model():
 def test_an_instance_that_is_none_is_said(item, defaults):
     values = {"vllm_service_instances": [item], "vllm_service_instance_defaults": defaults}
     found = re.escape(json.dumps(item))
-    with pytest.raises(AnsibleFilterError, match=f"vllm_service_instances of box: found {found}; expected a mapping"):
+    with pytest.raises(AnsibleFilterError, match=f"instances.0. of box: found {found}; expected a mapping"):
         judge.balancer_pools({"box": values}, ["box"], "box")
 
 
 @pytest.mark.parametrize("instances", ["main", 7, {"model": "m"}])
 def test_instances_that_are_no_list_are_said(instances):
-    with pytest.raises(AnsibleFilterError, match=r"vllm_service_instances of box: found .+; expected a mapping"):
+    with pytest.raises(AnsibleFilterError, match=r"vllm_service_instances.0. of box: found .+; expected a mapping"):
         judge.balancer_pools({"box": {"vllm_service_instances": instances}}, ["box"], "box")
 
 

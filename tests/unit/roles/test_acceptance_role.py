@@ -7,8 +7,10 @@ import yaml
 
 SMOKE = Path(__file__).resolve().parents[3] / "playbooks" / "smoke.yml"
 INSTANCES = [
-    {"name": "main", "model": "/m/x", "gpus": [0, 1, 2, 3], "tensor_parallel_size": 4},
-    {"name": "late", "model": "/m/x", "dies": [3], "tensor_parallel_size": 1, "port": 8001},
+    {"name": "main", "model": "/m/x", "gpus": [0, 1, 2, 3], "tensor_parallel_size": 4,
+     "gpu_memory_utilization": 0.4},
+    {"name": "late", "model": "/m/x", "dies": [3], "tensor_parallel_size": 1, "port": 8001,
+     "gpu_memory_utilization": 0.4},
 ]
 # The servers as they would be started.
 SERVE = [{"name": "Serve", "ansible.builtin.debug": {"msg": (
@@ -100,7 +102,8 @@ def test_a_dry_run_measures_nothing(role):
 def test_the_smoke_playbook_asks_only_servers_that_may_run(play, overlay):
     """A server that was started would be found failed here."""
     replace(overlay, "qualification", "facts", export(qualified(0)))
-    instances = [{**INSTANCES[0], "gpus": [die], "tensor_parallel_size": 1, "name": f"on-{die}"} for die in (1, 0)]
+    instances = [{**INSTANCES[0], "gpus": [die], "tensor_parallel_size": 1, "name": f"on-{die}", "port": 8001 + die}
+                 for die in (1, 0)]
     (asked,) = yaml.safe_load(SMOKE.read_text())
     status, output = play(
         asked["tasks"], gather_facts=False,

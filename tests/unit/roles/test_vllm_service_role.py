@@ -15,6 +15,9 @@ from rendered import PROFILE, render
 ROOT = Path(__file__).resolve().parents[3]
 ROLE = ROOT / "roles" / "vllm_service"
 INSTANCE = {"name": "main", "model": "/srv/models/x"}
+# Two that share the GPUs.
+FIRST = {**INSTANCE, "name": "first", "gpu_memory_utilization": 0.4}
+SECOND = {**FIRST, "name": "second", "port": 8001}
 # Settings of [Service] that systemd 239 has, EL8's, as far as a server may want them; with Red Hat's own backport
 # RestrictSUIDSGID (239-15).
 SYSTEMD_239 = {
@@ -272,7 +275,7 @@ def serve(play, tmp_path):
             for part in parts
         ]
         settings = {
-            "vllm_service_instances": [{**INSTANCE, "name": name} for name in ("first", "second")],
+            "vllm_service_instances": [FIRST, SECOND],
             "store_root": str(store), "__store_installed": True,
             "__vllm_service_directory": str(tmp_path / "instances"),
             "__vllm_service_systemd": str(tmp_path / "systemd"), **variables,
@@ -294,8 +297,7 @@ def restarts(*names):
 
 def test_what_did_not_change_goes_on_running(serve, tmp_path):
     model = str(ROOT / "tests" / "models" / "licence-llama")
-    asked = {"vllm_service_instances": [{**INSTANCE, "name": "first", "model": model},
-                                        {**INSTANCE, "name": "second", "model": model, "memory_max": "75%"}]}
+    asked = {"vllm_service_instances": [{**FIRST, "model": model}, {**SECOND, "model": model, "memory_max": "75%"}]}
     status, output, told = serve(**asked)
     assert (status, told) == (0, restarts("first", "second")), output
     # The server's 4 GiB, four ranks of 2 and of 4 pinned, and weights of less than one.
@@ -313,8 +315,7 @@ def test_a_restart_is_not_lost_when_a_run_breaks_off_before_it(serve, tmp_path, 
     assert serve()[2] == restarts("first", "second")
     asked = {}
     if what == "options":
-        limits = [{**INSTANCE, "name": "first"}, {**INSTANCE, "name": "second", "max_model_len": 512}]
-        asked = {"vllm_service_instances": limits}
+        asked = {"vllm_service_instances": [FIRST, {**SECOND, "max_model_len": 512}]}
     elif what == "generation":
         (tmp_path / "store" / "current").unlink()
         (tmp_path / "store" / "current").symlink_to("generations/8")
@@ -355,7 +356,7 @@ def test_an_instance_that_left_the_inventory_is_retired(serve, tmp_path):
     serve()
     (tmp_path / "systemd" / "other.yaml").write_text("of somebody else")
     status, output, told = serve(
-        parts=("configure", "find", "retire", "start"), vllm_service_instances=[{**INSTANCE, "name": "first"}]
+        parts=("configure", "find", "retire", "start"), vllm_service_instances=[FIRST]
     )
     assert (status, told) == (0, ["disable vllm@second.service", "stop vllm@second.service"]), output
     assert sorted(path.name for path in (tmp_path / "instances").iterdir()) == ["first.env", "first.yaml", "started"]
