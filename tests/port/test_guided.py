@@ -86,6 +86,16 @@ def test_choice(llm, backend):
     assert set(answers(llm, 1, choice=CHOICES, backend=backend)) <= set(CHOICES)
 
 
+# The model's tokenizer makes one space of each of these, in front of a text too; others bring texts into NFC.
+CHANGED = ["two  spaces", "a\u2028b", "\u2028", "a\tb", "\U0001f1e9\U0001f1ea ok", " end ", "e\u0301"]
+
+
+@pytest.mark.parametrize("text", CHANGED)
+def test_what_a_tokenizer_would_change_is_written(llm, text):
+    assert set(answers(llm, 0, choice=[text])) == {text}
+    assert {json.loads(found) for found in answers(llm, 0, json={"enum": [text]})} == {text}
+
+
 def test_without_a_guide_the_model_writes_none_of_these(llm):
     """What the other tests constrain is there."""
     from vllm import SamplingParams

@@ -30,14 +30,14 @@ def register_layers() -> None:
     from .settings import KeplerSettings
 
     if isinstance(current_platform, KeplerSettings):
-        from . import configs, layers, models, moe, parallel_samples, quick_start, tokenizers, whitespace
+        from . import configs, guided, layers, models, moe, parallel_samples, quick_start, tokenizers
         from .quantization import config
 
         quick_start.register()
         parallel_samples.register()
         configs.register()
         tokenizers.register()
-        whitespace.register()
+        guided.register()
         models.register()
         moe.register()
         layers.register()

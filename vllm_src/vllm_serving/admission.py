@@ -28,7 +28,7 @@ from . import envs
 from .addresses import QUARANTINE_HEADER
 from .errors import ConfigError, Rejected
 from .instance import CONFIGURATION, key_of, refuse_open_server
-from .limits import Limits, parse
+from .limits import Limits, normalizer_of, parse
 from .versions import table_of
 
 # File in the unit's runtime directory with which the supervisor drains the server.
@@ -135,7 +135,9 @@ class AdmissionMiddleware:
         if found != GUIDES:
             raise ConfigError(f"structured-outputs-config: found the backend {found}; expected {GUIDES}: a guide that "
                               "another one cannot compile ends the engine. Leave the option out.")
-        return self.limits.of_model(state.vllm_config.model_config, await state.engine_client.get_tokenizer())
+        tokenizer = await state.engine_client.get_tokenizer()
+        return replace(self.limits.of_model(state.vllm_config.model_config, tokenizer),
+                       normalize=normalizer_of(tokenizer))
 
     def admit(self, path: str, method: str, headers: dict[str, str]) -> None:
         """Raise Rejected for a request without the key, or one that came too late or too early."""

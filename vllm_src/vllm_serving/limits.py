@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -55,6 +55,11 @@ OPERATORS = {
     # They name the cache of another server.
     "kv_transfer_params": "the server has none",
 }
+# Normalizers of the tokenizers library that change a text. The compiler of guides makes tokens of what a guide leaves
+# no choice in: if they are of another text, the answer ends there, as if it were whole.
+CHANGING = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase")
+# Fields that shape an answer.
+GUIDED = ("structured_outputs", "response_format", "tools")
 # Keys of structured_outputs that vLLM's own code alone may set, or that it answers with 500.
 UNGUIDED = ("_backend", "_backend_was_auto", "structural_tag")
 
@@ -70,6 +75,7 @@ class Limits:
         logprobs: most log-probabilities for each token.
         renderer: names of what chat_template_kwargs may not replace.
         ignored: fields that this version of vLLM would ignore: a value that means nothing, and what to send.
+        normalize: what the tokenizer of guides makes of a text; None if it leaves texts alone.
     """
 
     sequences: int = int(envs.NUMBERS["VLLM_SERVING_SEQUENCES"])
@@ -78,6 +84,7 @@ class Limits:
     logprobs: int = 20
     renderer: frozenset[str] = frozenset({"chat_template"})
     ignored: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    normalize: Callable[[str], str] | None = None
 
     def of_model(self, model: Any, tokenizer: Any) -> Limits:
         """Return the operator's limits with those of the model. model: vLLM's configuration of it."""
@@ -120,6 +127,11 @@ class Limits:
             raise Rejected(400, f"structured_outputs: the server takes no {found[0]}. Leave it out.")
         if isinstance(wanted, dict) and wanted.get("type") == "structural_tag":
             raise Rejected(400, "response_format: the server has no structural tags; use json_schema.")
+        if self.normalize:
+            for name in GUIDED:
+                if any(self.normalize(text) != text for text in texts(body.get(name))):
+                    raise Rejected(400, f"{name}: a text in it is not in the form in which the model's tokenizer reads "
+                                        "texts, so the answer would end there. Send it in Unicode's form NFC.")
 
     def prompts(self, name: str, prompt: Any) -> list[str | list[int]]:
         """Return the prompts of a field that may hold a text, token ids, or a list of either. Raise Rejected."""
@@ -262,12 +274,22 @@ def real(text: str) -> float:
 
 def characters(found: Any) -> int:
     """Return the characters of all texts in a value."""
-    level, total = [found], 0
+    return sum(map(len, texts(found)))
+
+
+def texts(found: Any) -> Iterator[str]:
+    """Yield all texts in a value, but for the names of its fields."""
+    level = [found]
     while level:
-        total += sum(len(value) for value in level if isinstance(value, str))
+        yield from (value for value in level if isinstance(value, str))
         level = [value for one in level if isinstance(one, (dict, list))
                  for value in (one.values() if isinstance(one, dict) else one)]
-    return total
+
+
+def normalizer_of(tokenizer: Any) -> Callable[[str], str] | None:
+    """Return what a tokenizer makes of a text before it cuts it; None if it leaves texts alone, as far as is known."""
+    found: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    return found.normalize_str if type(found).__name__ in CHANGING else None
 
 
 def check_size(body: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,9 +133,17 @@ def test_open_paths(entrance, path):
     assert entrance.ask(path, method="GET", headers=[("authorization", "Bearer x")])[0] == 200
 
 
-def application(backend="guidance", size=VOCABULARY):
+class NFC:
+    """The normalizer of that name, of the tokenizers library."""
+
+    def normalize_str(self, text):
+        return unicodedata.normalize("NFC", text)
+
+
+def application(backend="guidance", size=VOCABULARY, normalizer=None):
     """A scope of the start of vLLM's own application, as it is released."""
-    tokenizer = SimpleNamespace(get_vocab=lambda: {str(token): token for token in range(size)})
+    tokenizer = SimpleNamespace(get_vocab=lambda: {str(token): token for token in range(size)},
+                                backend_tokenizer=SimpleNamespace(normalizer=normalizer))
 
     async def get_tokenizer():
         return tokenizer
@@ -174,6 +183,24 @@ def test_released_engine_gets_nothing_that_ends_it(released, body):
         assert released.ask(path, json.dumps(body).encode())[0] == 400
     assert released.app.got == []
     assert released.ask(body=b'{"prompt": [1, 5]}')[0] == 200
+
+
+@pytest.mark.parametrize("body", [
+    {"structured_outputs": {"choice": ["ok", "e\u0301"]}}, {"structured_outputs": {"json": {"enum": ["e\u0301"]}}},
+    {"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": "e\u0301"}}}},
+    {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"const": "e\u0301"}}}]},
+])  # fmt: skip
+def test_guide_that_the_tokenizer_would_change_is_refused(released, body):
+    """The engine would end its answer where the text changes, as if it were whole."""
+    assert released.ask(body=json.dumps(body).encode())[0] == 200
+    asyncio.run(released.middleware(application(normalizer=NFC()), None, None))
+    released.app.got.clear()
+    status, _, text = released.ask(body=json.dumps(body).encode())
+    assert (status, released.app.got) == (400, [])
+    assert f"{next(iter(body))}: a text in it" in text and "NFC" in text
+    composed = json.dumps(body).replace("e\\u0301", "\\u00e9").encode()
+    assert released.ask(body=composed)[0] == 200
+    assert released.ask(body='{"prompt": "e\u0301"}'.encode())[0] == 200
 
 
 def test_requests_after_the_end_of_the_engine_get_503(released):

@@ -1,9 +1,11 @@
 """What the API keeps of the compiler's answers, with a compiler that does what it is told."""
 
 import asyncio
+import json
 
 import pytest
 from vllm_kepler.api import guides
+from vllm_kepler.exact_tokenizer import exact
 from vllm_serving.errors import Rejected
 
 ANSWER = {"error": "", "text": None, "seconds": 0.1, "bytes": 1 << 20}
@@ -75,3 +77,19 @@ def test_a_guide_counts_for_each_sequence(sequences, refused):
             asyncio.run(ask())
     else:
         asyncio.run(ask())
+
+
+SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+START = {"type": "Prepend", "prepend": "\u2581"}
+
+
+@pytest.mark.parametrize(("normalizer", "kept"), [
+    (None, None), ({"type": "NFC"}, None), (SPACES, SPACES), ({"type": "Lowercase"}, None),
+    ({"type": "Sequence", "normalizers": [START, SPACES]}, {"type": "Sequence", "normalizers": [START, SPACES]}),
+    ({"type": "Sequence", "normalizers": [{"type": "NFKC"}, SPACES]}, {"type": "Sequence", "normalizers": [SPACES]}),
+    ({"type": "Sequence", "normalizers": [{"type": "Strip"}]}, None),
+    ({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}, None),
+])
+def test_tokenizer_of_guides_changes_no_text(normalizer, kept):
+    whole = {"normalizer": normalizer, "model": {"vocab": {"\u00e9": 0}}}
+    assert json.loads(exact(json.dumps(whole))) == {**whole, "normalizer": kept}

@@ -25,6 +25,8 @@ from llguidance.gbnf_to_lark import any_to_lark
 SECONDS, MEMORY, STACK = 0.5, 128 << 20, 4 << 20
 # Seconds for a fork that waits for something.
 PATIENCE = 20
+# Tokens that a guide leaves no choice in which are tried.
+FORCED = 64
 # Characters of the compiler's message that are passed on.
 LONGEST = 400
 BOUNDS = f"it takes more than {SECONDS} s or {MEMORY >> 20} MiB to compile, or nests too deep. Ask for less of it"
@@ -43,11 +45,7 @@ def compile_guide(tokenizer: LLTokenizer, guide: dict[str, str]) -> dict[str, An
             text = any_to_lark(text)
         grammar = guide["grammar"] if text is None else LLMatcher.grammar_from_lark(text)
         matcher = LLMatcher(tokenizer, grammar, log_level=0)
-        error = matcher.get_error()
-        if not error:
-            # Bits, one a token. Upstream takes a mask without tokens for the end of the answer.
-            allows = any(matcher.compute_bitmask())
-            error = matcher.get_error() or ("" if allows else "No token of the model can begin it")
+        error = matcher.get_error() or error_of_first_tokens(matcher, tokenizer.eos_token)
         # The compiler warns of parts of a guide that it ignores.
         error = error or "; ".join(matcher.get_grammar_warnings())
     except Exception as raised:
@@ -55,6 +53,25 @@ def compile_guide(tokenizer: LLTokenizer, guide: dict[str, str]) -> dict[str, An
     # After the message comes the state of its parser.
     return {"error": error.partition("\n<state>")[0][:LONGEST], "text": None if error else text,
             "seconds": time.process_time() - began, "bytes": max(memory()[1] - before, 0)}
+
+
+def error_of_first_tokens(matcher: LLMatcher, end: int) -> str:
+    """Return why a matcher, which has no error, does not get past its first token and those that follow from it alone.
+
+    vLLM takes a matcher with an error, whose mask has the end alone, for the end of the answer. end: id of that token.
+    """
+    for _ in range(FORCED):
+        # Bits, one a token.
+        mask = int.from_bytes(matcher.compute_bitmask(), "little")
+        others = mask & ~(1 << end)
+        if matcher.get_error() or not others:
+            return matcher.get_error()
+        first = others & -others
+        if not matcher.consume_token(first.bit_length() - 1):
+            return matcher.get_error() or "The compiler refuses its own token"
+        if mask != first:
+            break
+    return ""
 
 
 def memory() -> tuple[int, int]:

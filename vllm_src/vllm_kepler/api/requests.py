@@ -19,6 +19,7 @@ from jinja2 import TemplateError
 from vllm_serving.errors import ConfigError, Rejected
 from vllm_serving.limits import Limits
 
+from ..exact_tokenizer import exact
 from .guides import Guides
 
 BACKEND = "guidance"
@@ -170,7 +171,8 @@ class RequestCheck:
         self.model, self.tokenizer, self.vocabulary = model, copy.deepcopy(tokenizer), vocabulary
         self.generation = model.try_get_generation_config()
         fast = getattr(tokenizer, "backend_tokenizer", None)
-        self.guides = Guides(fast.to_str() if fast is not None else None, getattr(tokenizer, "eos_token_id", None))
+        text = exact(fast.to_str()) if fast is not None else None
+        self.guides = Guides(text, getattr(tokenizer, "eos_token_id", None))
 
     async def __call__(self, request: Any) -> None:
         """Raise Rejected for what upstream would answer with 500, and for a guide that the compiler refuses."""
