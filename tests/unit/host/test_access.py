@@ -7,6 +7,7 @@ import struct
 import tempfile
 
 import pytest
+from module_utils import access
 from module_utils.access import unreadable
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -125,3 +126,14 @@ def test_missing_path_is_no_matter_of_the_user(home, user):
 def test_root_reads_all(model):
     os.chmod(model, 0o700)
     assert unreadable(model, "root") is None
+
+
+def test_hidden_files_and_more_than_a_model_has_are_not_tried(model, monkeypatch):
+    """Caches of a hub, of git and of editors, which nobody serves from."""
+    os.mkdir(os.path.join(model, ".cache"))
+    open(os.path.join(model, ".cache", "lock"), "w").close()
+    open(os.path.join(model, ".hidden"), "w").close()
+    found = access.all_below(model)
+    assert found and not [path for path, _ in found if "/." in path[len(model):]]
+    monkeypatch.setattr(access, "LIMIT", 1)
+    assert access.all_below(model) == found[:1]

@@ -145,6 +145,11 @@ def test_an_exclude_of_the_one_repository_that_has_it(host):
     assert "/etc/yum.repos.d/distribution.repo, line 4: exclude=kernel* in [baseos]" in item["found"]
 
 
+def test_exclude_of_another_section_of_dnf_conf_is_no_global_one(host):
+    host.write("/etc/dnf/dnf.conf", "[main]\ngpgcheck=1\n[site]\nbaseurl=http://m.example.org\nexclude=kernel* dkms\n")
+    assert findings(host) == []
+
+
 def test_an_exclude_that_leaves_another_source_is_fine(host):
     host.write("/etc/yum.repos.d/site.repo", "[site]\nbaseurl=http://m.example.org\nexcludepkgs=kernel*\n")
     host.world["repos"]["site"] = ["kernel|0|4.18.0|553.el8_10|x86_64"]

@@ -72,3 +72,23 @@ def test_the_newest_is_by_epoch_first():
     offered = [package("3.10-1"), package("3.9-1"), package("1.0-1", epoch=1)]
     assert rpms.newest(offered) is offered[2]
     assert rpms.newest(offered[:2]) is offered[0]
+
+
+@pytest.mark.parametrize(("first", "second", "order"), [
+    ((0, "1", "2"), (0, "1", "10"), -1), ((0, "2", "1"), (0, "1", "9"), 1), ((1, "1", "1"), (0, "9", "9"), 1),
+    ((None, "1", "2"), (3, "1", "2"), 0), ((0, "1", None), (0, "1", "9"), 0), ((0, "2", None), (0, "1", "9"), 1),
+])  # fmt: skip
+def test_release_decides_between_equal_versions(first, second, order):
+    found = rpms.compare_evr(first, second)
+    assert (found > 0) - (found < 0) == order
+    assert (rpms.compare_evr(second, first) > 0) - (rpms.compare_evr(second, first) < 0) == -order
+
+
+def test_kernel_is_whole_whatever_else_is_of_its_version():
+    def of(name, release):
+        return {"name": name, "version": "4.18.0", "release": release, "arch": "x86_64"}
+
+    unit = [{"name": "kernel-core"}, {"name": "kernel-devel"}]
+    offered = [of("kernel-core", "553.el8_10"), of("kernel-devel", "553.el8_10"), of("kernel-debug", "553.el8_10"),
+               of("kernel-core", "553.9.el8_10"), of("kernel-debug", "553.9.el8_10")]
+    assert rpms.whole_kernels(unit, offered) == ["4.18.0-553.el8_10.x86_64"]
