@@ -15,10 +15,14 @@ from test_alert_rules import PROMTOOL, needs_promtool
 
 ROOT = Path(__file__).resolve().parents[3]
 
+def pair(*gpus):
+    return {"gpus": list(gpus), "tensor_parallel_size": 2}
+
+
 HOSTS = {
     "k80-1": {"vllm_service_instances": [
-        {"name": "main", "model": "/m/x", "host": "0.0.0.0", "api_key_file": "/k", "port": 8000},
-        {"name": "local", "model": "/m/y", "port": 8001},
+        {"name": "main", "model": "/m/x", "host": "0.0.0.0", "api_key_file": "/k", "port": 8000, **pair(0, 1)},
+        {"name": "local", "model": "/m/y", "port": 8001, **pair(2, 3)},
     ]},
     "k80-2": {"load_balancer_address": "10.0.0.2", "vllm_service_instances": [
         {"name": "main", "model": "/m/x", "host": "0.0.0.0", "api_key_file": "/k", "port": 8000},
