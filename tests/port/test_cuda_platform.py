@@ -200,7 +200,7 @@ def test_another_version_is_refused(monkeypatch):
 def test_a_launcher_refuses_what_it_does_not_take():
     """Needs no GPU: sizes are looked at first."""
     with pytest.raises(kernels.LibraryError, match=r"kepler_rms_norm: .*error 1"):
-        kernels.library().rms_norm(0, 0, 0, 1e-6, 1, 0, 0, 0, 0)
+        kernels.library().rms_norm(0, 0, 0, 1e-6, 1, 0, 0, 0, 1, 0, 0)
 
 
 def test_matrix_refuses_what_kernels_cannot_read():

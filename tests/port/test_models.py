@@ -22,7 +22,7 @@ CONFIG = b'{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'
 
 def weights(size=300_000, name="model.norm.weight"):
     """A safetensors file of one tensor of random bytes."""
-    header = json.dumps({name: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    header = json.dumps({name: {"dtype": "F16", "shape": [size // 2], "data_offsets": [0, size]}}).encode()
     return struct.pack("<Q", len(header)) + header + os.urandom(size)
 
 
@@ -139,7 +139,10 @@ def test_quantized_weights_are_not_even_fetched(hub, fetch):
 def test_quantized_weights_that_are_served_are_fetched(hub, fetch):
     said = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}}
     hub.files["config.json"] = json.dumps({**json.loads(CONFIG), **said}).encode()
-    assert "model.safetensors" in fetch()[1]["files"]
+    hub.files["model.safetensors"] = weights(name="model.layers.0.mlp.down_proj.qweight")
+    status, found, fault = fetch()
+    assert (status, fault) == (0, None)
+    assert "model.safetensors" in found["files"]
 
 
 @pytest.mark.parametrize(
