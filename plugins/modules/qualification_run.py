@@ -114,9 +114,11 @@ stages:
   elements: dict
   returned: where the GPUs could be read
 fault:
-  description: Why the GPUs cannot be read; empty where they were. In check mode alone, else the task fails with it.
+  description: >-
+    Why the host cannot be qualified: GPUs that cannot be read, or no serving environment; empty if it can. In check
+    mode alone, else the task fails with it.
   type: str
-  returned: where they were looked at
+  returned: if the GPUs were looked at
 running:
   description: With O(detach), whether the work goes on.
   type: bool
@@ -224,6 +226,16 @@ def options_of(params):
     }
 
 
+def environment_fault(params):
+    """Why no rank can be started on this host; empty if one can, or none is to be."""
+    try:
+        if params["mode"] == "run":
+            options_of(params)
+    except ValueError as fault:
+        return str(fault)
+    return ""
+
+
 def work(files, lock, host, options):
     """Qualify and leave the record; a fault of this program leaves its message. Returns the record."""
     try:
@@ -308,6 +320,7 @@ def main():
     if not result["reasons"]:
         module.exit_json(changed=False, record=record, **result)
     if module.check_mode:
+        result["fault"] = result["fault"] or environment_fault(params)
         module.exit_json(changed=True, **result)
     lock = Lock(files.lock)
     if not lock.acquire(wait=False):  # another run has started meanwhile

@@ -108,6 +108,13 @@ def test_through_the_balancer(tmp_path):
     assert not any("PrometheusKey" in path.read_text() for path in (tmp_path / "out").iterdir())
 
 
+def test_playbook_checks_the_files_before_it_touches_a_host():
+    first, exporters, files = yaml.safe_load((ROOT / "playbooks" / "monitoring.yml").read_text())
+    assert first["hosts"] == files["hosts"] != exporters["hosts"]
+    assert first["any_errors_fatal"]
+    assert [task["ansible.builtin.include_role"]["tasks_from"] for task in first["tasks"]] == ["servers", "check"]
+
+
 def test_a_dry_run_writes_nothing(tmp_path):
     status, printed = play(tmp_path, {"k80-2": HOSTS["k80-2"]}, include("files"), "--check", "--diff")
     assert status == 0, printed

@@ -150,6 +150,8 @@ def test_skipping(run, box):
 def test_what_is_missing_is_named(run, box):
     (box.directory / "kepler" / "current").unlink()
     assert "Run playbooks/build.yml first" in run()["msg"]
+    assert "Run playbooks/build.yml first" in run(check=True)["fault"]
+    assert run(check=True, mode="skip")["fault"] == ""
     box.state["fault"], box.state["dies"] = "No devices were found", []
     box.write()
     assert "nvidia-smi: found No devices were found; expected the Tesla K80 GPUs of the host" in run()["msg"]

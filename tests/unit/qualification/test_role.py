@@ -14,6 +14,7 @@ def role(play, box):
     root = box.install()
     settings = {
         "__qualification_programs": str(box.directory), "qualification_directory": str(box.kept),
+        "__qualification_directories": [], "__qualification_files": [],
         "store_root": str(root), "qualification_seconds": 0,
         "qualification_pair_timeout": 5, "qualification_report_directory": str(box.directory / "reports"),
     }
@@ -131,6 +132,19 @@ def test_servers_go_on_where_the_dies_cannot_be_read(role, systemctl, told):
     assert status != 0
     assert "nvidia-smi: found NVIDIA-SMI has failed; expected the Tesla K80 GPUs of the host." in output
     assert not told.exists()
+
+
+def test_nothing_is_installed_or_stopped_on_a_host_that_cannot(role, box, systemctl, told):
+    """Neither without GPUs nor without what the ranks run in."""
+    made = {"__qualification_directories": [str(box.directory / "made")]}
+    assert role(smi="exit 9", systemctl=systemctl, **made)[0] != 0
+    (box.directory / "kepler" / "current").unlink()
+    status, output = role(systemctl=systemctl, **made)
+    assert status != 0
+    assert "Run playbooks/build.yml first" in output
+    assert not told.exists()
+    assert not (box.directory / "made").exists()
+    assert list(box.kept.iterdir()) == []
 
 
 def test_what_the_host_was_qualified_for_can_be_read_alone(role, box, systemctl, told):

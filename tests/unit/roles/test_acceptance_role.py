@@ -65,6 +65,14 @@ def test_only_servers_that_may_run_are_asked(role, dies, asked):
     assert "late" not in output
 
 
+def test_a_dry_run_asks_nothing(role, tmp_path):
+    checks = {"acceptance_checks": ["completion", "load"], "acceptance_record": True}
+    status, output = role("acceptance", {}, "--check", **checks)
+    assert status == 0, output
+    assert output.count("skipped a dry run asks nothing") == 4, "two checks of two servers"
+    assert not (tmp_path / "reports").exists()
+
+
 def test_numbers_of_dies_end_with_what_has_passed(role):
     status, output = role(
         "acceptance", qualified(0, 1, p2p=False), acceptance_checks=[], acceptance_sizes=[1, 2, 4],
@@ -108,7 +116,8 @@ def test_the_smoke_playbook_asks_only_servers_that_may_run(play, overlay):
     status, output = play(
         asked["tasks"], gather_facts=False,
         programs={"systemctl": "echo ActiveState=failed; echo SubState=failed", "journalctl": "exit 0"},
-        variables={"vllm_service_instances": instances, "__store_installed": True},
+        variables={"vllm_service_instances": instances, "store_root": str(overlay / "store")},
     )
     assert status != 0
+    assert not (overlay / "store").exists(), "it only looks"
     assert [name for name in ("on-0", "on-1") if f"vllm@{name}.service: found failed" in output] == ["on-1"], output

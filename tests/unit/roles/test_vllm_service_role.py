@@ -276,7 +276,7 @@ def serve(play, tmp_path):
         ]
         settings = {
             "vllm_service_instances": [FIRST, SECOND],
-            "store_root": str(store), "__store_installed": True,
+            "store_root": str(store),
             "__vllm_service_directory": str(tmp_path / "instances"),
             "__vllm_service_systemd": str(tmp_path / "systemd"), **variables,
         }
@@ -307,6 +307,15 @@ def test_what_did_not_change_goes_on_running(serve, tmp_path):
     status, output, told = serve(**asked)
     assert (status, told) == (0, []), output
     assert "changed=0" in output
+
+
+def test_host_without_a_generation_gets_no_unit(serve, tmp_path):
+    (tmp_path / "store" / "current").unlink()
+    assert serve("--check", parts=("check",))[0] == 0
+    status, output, told = serve(parts=("check", "configure"))
+    assert (status != 0, told) == (True, [])
+    assert "store/current: found none on box; expected the active generation" in " ".join(output.split())
+    assert not [*(tmp_path / "instances").iterdir(), *(tmp_path / "systemd").iterdir()]
 
 
 @pytest.mark.parametrize("what", ["options", "generation", "unit"])
