@@ -1,4 +1,4 @@
-"""One model over several hosts: the Ray cluster of one instance, whose nodes are the units of its hosts.
+"""One model over several hosts: the units of one instance on its hosts, and the nodes of those that Ray joins.
 
 The first host's node, the head, is a part of the server's unit; each other host has a unit vllm-stage@NAME.
 """
@@ -8,14 +8,17 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from . import envs
 from .errors import ConfigError
 
-# Variables of every process of a cluster. A host that was cut off is given up after some 12 s, and so is a head.
+# Variable with what every host of an instance knows, and nobody else.
+TOKEN = "RAY_AUTH_TOKEN"
+# Variables of every process of a cluster of Ray. A host that was cut off is given up after some 12 s, and so is a head.
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -35,7 +38,8 @@ ENVIRONMENT = {
     "RAY_ROTATION_MAX_BYTES": str(16 << 20),
     "RAY_ROTATION_BACKUP_COUNT": "1",
 }
-# From the head's port on: one port for each of Ray's parts, then those of the ranks.
+# Ports from the head's on: of a server without Ray PyTorch's store; of Ray one for each part, then those of the ranks.
+STORE = 1
 RAYLET, PARTS = 1, ("node-manager-port", "object-manager-port", "runtime-env-agent-port",
                     "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
 FIRST_RANK, SPAN = 20, 120
@@ -53,7 +57,7 @@ class Cluster:
 
     Attributes:
         head: address of the first host on the link.
-        port: port of the cluster's head.
+        port: port of the head, where hosts join.
         first: first of this host's SPAN ports; on every host of a link the head's.
         hosts: how many hosts there are.
         ranks: GPUs of each host that serve the instance.
@@ -85,17 +89,38 @@ def read_cluster(environment: Mapping[str, str]) -> Cluster | None:
     if found is None:
         return None
     head, port = found
-    if not environment.get("RAY_AUTH_TOKEN", "").strip():
-        raise ConfigError("RAY_AUTH_TOKEN: found no token; expected one, which every host of the instance has. Write a "
-                          "line RAY_AUTH_TOKEN=TOKEN into the file that link_key_file names.")
+    if not environment.get(TOKEN, "").strip():
+        raise ConfigError(f"{TOKEN}: found no token; expected one, which every host of the instance has. Write a "
+                          f"line {TOKEN}=TOKEN into the file that link_key_file names.")
     return Cluster(
         head, port, port, int(envs.number(environment, "VLLM_SERVING_HOSTS")),
         int(envs.number(environment, "VLLM_SERVING_RANKS")), environment.get("VLLM_HOST_IP", head),
     )
 
 
+class Member(NamedTuple):
+    """A host that has joined: its address, the environment in the store that it runs, and the GPUs that it lends."""
+
+    address: str
+    environment: str | None
+    gpus: float
+
+
+def describe(members: Iterable[Member], cluster: Cluster, environment: str) -> tuple[int, str]:
+    """Return how many hosts are ready, and a text that names them and what keeps others away."""
+    ready, others = [], []
+    for address, found, gpus in members:
+        if found != environment:
+            others.append(f"{address} runs {found} instead of {environment}: activate the same generation on it")
+        elif gpus != cluster.ranks:
+            others.append(f"{address} lends {gpus:g} GPUs instead of {cluster.ranks}")
+        else:
+            ready.append(address)
+    return len(ready), "; ".join([", ".join(sorted(ready)) or "none", *sorted(others)])
+
+
 def node_command(cluster: Cluster) -> list[str]:
-    """Return the command of this host's node. It ends with the node; `ray stop` would end those of others, by name."""
+    """Return the command of this host's node of Ray. It ends with it; `ray stop` would end those of others, by name."""
     if cluster.address == cluster.head:
         role = ["--head", f"--port={cluster.port}", f"--temp-dir={cluster.folder}", "--include-dashboard=false",
                 "--no-monitor"]

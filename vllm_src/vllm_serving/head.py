@@ -1,4 +1,4 @@
-"""Start the head of a server's own cluster, wait for its other hosts, then become vLLM.
+"""Start the head of a server over several hosts, wait for the other hosts, then become vLLM.
 
 The supervisor runs this in front of vLLM's command: `python -m vllm_serving.head COMMAND...`. What it starts shares the
 unit's control group, temporary files and shared memory with the engine, and ends with the unit.
@@ -13,11 +13,13 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from .cluster import LABEL, OUTPUT, Cluster, answers, node_command, read_cluster
+from .cluster import LABEL, OUTPUT, Cluster, Member, answers, describe, node_command, read_cluster
+from .gate import STORE_ENVIRONMENT, node_arguments
 from .log import HOSTS_COMPLETE, HOSTS_MISSING
+from .versions import table_of
 
 # Prints the nodes of the cluster every second: a process of its own, so that vLLM starts without a trace of Ray.
 NODES = """
@@ -33,22 +35,6 @@ SILENCE = 60
 KEPT = ["VLLM_API_KEY", "VLLM_CONFIG_ROOT"]
 # Where vLLM looks for their names, in its directory of settings.
 KEPT_FILE = "ray_non_carry_over_env_vars.json"
-
-
-def describe(nodes: list[dict[str, Any]], cluster: Cluster, environment: str) -> tuple[int, str]:
-    """Return how many hosts are ready, and a text that names them and what keeps others away."""
-    ready, others = [], []
-    for node in nodes:
-        address, found = node["NodeManagerAddress"], node.get("Labels", {}).get(LABEL)
-        if not node["Alive"]:
-            continue
-        if found != environment:
-            others.append(f"{address} runs {found} instead of {environment}: activate the same generation on it")
-        elif node["Resources"].get("GPU") != cluster.ranks:
-            others.append(f"{address} lends {node['Resources'].get('GPU', 0):g} GPUs instead of {cluster.ranks}")
-        else:
-            ready.append(address)
-    return len(ready), "; ".join([", ".join(sorted(ready)) or "none", *sorted(others)])
 
 
 def wait_for_hosts(cluster: Cluster, node: subprocess.Popen[bytes]) -> str | None:
@@ -69,7 +55,9 @@ def wait_for_hosts(cluster: Cluster, node: subprocess.Popen[bytes]) -> str | Non
             line = asking.stdout.readline() if readable else b""
             if not line:
                 return "the cluster's head does not answer"
-            ready, text = describe(json.loads(line), cluster, OUTPUT)
+            nodes = [Member(node["NodeManagerAddress"], node.get("Labels", {}).get(LABEL),
+                            node["Resources"].get("GPU", 0)) for node in json.loads(line) if node["Alive"]]
+            ready, text = describe(nodes, cluster, OUTPUT)
             if ready >= cluster.hosts:
                 print(f"{HOSTS_COMPLETE}: {text}", flush=True)
                 return None
@@ -95,6 +83,23 @@ def main(command: list[str]) -> int:
     """Start the head, and become `command` when all hosts are there. Returns the exit status if it cannot."""
     cluster = read_cluster(os.environ)
     assert cluster is not None
+    by = with_ray if table_of(metadata.version("vllm")).RAY else with_gate
+    return by(cluster, command)
+
+
+def with_gate(cluster: Cluster, command: list[str]) -> int:
+    """Become `command` when all hosts have joined; each starts its own ranks."""
+    told, tell = os.pipe()
+    subprocess.Popen([sys.executable, "-m", "vllm_serving.gate", str(tell)], stdin=subprocess.DEVNULL, pass_fds=[tell])
+    os.close(tell)
+    # A gate that fails ends this process too.
+    os.read(told, 1)
+    os.close(told)
+    os.execve(command[0], [*command, *node_arguments(cluster, 0)], {**os.environ, **STORE_ENVIRONMENT})
+
+
+def with_ray(cluster: Cluster, command: list[str]) -> int:
+    """Become `command` when all hosts are nodes of a cluster of Ray. Returns the exit status if it cannot."""
     # Logs of earlier runs.
     shutil.rmtree(cluster.folder, ignore_errors=True)
     node = subprocess.Popen(node_command(cluster), stdin=subprocess.DEVNULL, env=cluster.environment)

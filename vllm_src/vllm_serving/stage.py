@@ -1,6 +1,7 @@
-"""Lend this host's GPUs to a server of another host: one node of the server's cluster, for as long as its head lives.
+"""Lend this host's GPUs to a server of another host, for as long as that one lives.
 
-The unit vllm-stage@NAME runs `python -m vllm_serving.stage NAME` and starts it again whenever it ends.
+The unit vllm-stage@NAME runs `python -m vllm_serving.stage NAME`, with vLLM's file of options where vLLM starts its
+ranks without Ray, and starts it again whenever it ends.
 """
 
 from __future__ import annotations
@@ -11,25 +12,104 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
 
-from .cluster import RAYLET, Cluster, answers, node_command, read_cluster
+from .cluster import RAYLET, TOKEN, Cluster, answers, node_command, read_cluster
 from .errors import ConfigError
+from .gate import Joined, Lost, node_arguments
 from .instance import CONFIGURATION
-from .supervisor import show
+from .supervisor import command_of, ending, show
 from .systemd import notify
+from .versions import table_of
 
-USAGE = "usage: python -m vllm_serving.stage NAME"
+USAGE = "usage: python -m vllm_serving.stage NAME [OPTIONS.yaml]"
 # Seconds between two looks at the head; looks without an answer after which it counts as lost, and those refused.
 LOOK, LOST, REFUSED = 2.0, 4, 2
 # Seconds that a node gets to stop.
 STOP = 10
 
 
-class Stage:
-    """One run of one host's node."""
+class RayNode:
+    """This host's node of the server's cluster of Ray, which starts its ranks."""
 
-    def __init__(self, name: str, cluster: Cluster) -> None:
-        self.name, self.cluster, self.stop = name, cluster, threading.Event()
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster, self.lost, self.refused = cluster, 0, 0
+        self.process = subprocess.Popen(node_command(cluster), stdin=subprocess.DEVNULL, env=cluster.environment)
+
+    def is_ready(self) -> bool:
+        """Return whether the node can be used."""
+        return bool(answers(self.cluster.address, self.cluster.first + RAYLET))
+
+    def ended(self) -> str | None:
+        """Return why this host's part is over; None while it goes on."""
+        if self.process.poll() is not None:
+            return f"the node ended with status {self.process.returncode}"
+        found = answers(self.cluster.head, self.cluster.port)
+        self.lost, self.refused = (self.lost + 1 if found is None else 0), (self.refused + 1 if found is False else 0)
+        # A node outlives its head by a minute, and its ranks wait for ever for those that a cut has parted.
+        if self.lost >= LOST or self.refused >= REFUSED:
+            return f"the server {'refuses connections' if self.refused else 'does not answer'}"
+        return None
+
+    def close(self, reason: str) -> None:
+        """End the node. One whose head is gone looks for it before it ends; the control group ends what it started."""
+        if answers(self.cluster.head, self.cluster.port):
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP)
+        self.process.kill()
+
+
+class OwnNode:
+    """This host's ranks, which vLLM starts here by itself once all hosts have joined.
+
+    Raises Lost and OSError if the server takes this host in no more.
+    """
+
+    def __init__(self, cluster: Cluster, options: Path) -> None:
+        self.cluster, self.options = cluster, options
+        self.joined = Joined(cluster, os.environ[TOKEN].strip())
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def is_ready(self) -> bool:
+        """Return True: the server has taken this host in."""
+        return True
+
+    def ended(self) -> str | None:
+        """Return why this host's part is over; None while it goes on."""
+        try:
+            number = self.joined.number()
+        except Lost as lost:
+            return f"the server is lost: {lost}"
+        if number is not None:
+            self.process = subprocess.Popen(
+                command_of(self.options, *node_arguments(self.cluster, number)), stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        if self.process and self.process.poll() is not None:
+            return f"vLLM {ending(self.process.returncode)}"
+        return None
+
+    def close(self, reason: str) -> None:
+        """End the ranks, which may wait for those that are lost, and tell the server."""
+        self.joined.close(reason)
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+class Stage:
+    """One run of one host's part of a server.
+
+    start: joins the server and returns the part.
+    """
+
+    def __init__(self, name: str, cluster: Cluster, start: Callable[[], RayNode | OwnNode]) -> None:
+        self.name, self.cluster, self.start, self.stop = name, cluster, start, threading.Event()
         self.head = f"{cluster.head}:{cluster.port}"
 
     def say(self, text: str) -> None:
@@ -38,7 +118,7 @@ class Stage:
         notify(STATUS=text)
 
     def run(self) -> int:
-        """Wait for the head, then be its node until one of them ends. Returns the exit status."""
+        """Wait for the head, then be a part of its server until one of them ends. Returns the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stop.set())
         waits = False
@@ -48,52 +128,51 @@ class Stage:
                 self.say(f"waits for the server at {self.head}")
             if self.stop.wait(LOOK):
                 return 0
-        node = subprocess.Popen(node_command(self.cluster), stdin=subprocess.DEVNULL, env=self.cluster.environment)
         try:
-            return self.watch(node)
+            node = self.start()
+        except (Lost, OSError) as error:
+            self.say(f"ends: the server at {self.head} takes this host in no more: {error}")
+            return 1
+        reason = "this program failed"
+        try:
+            reason = self.watch(node)
         finally:
-            # A node whose head is gone looks for it before it ends. What it started ends with the control group.
-            if answers(self.cluster.head, self.cluster.port):
-                node.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    node.wait(STOP)
-            node.kill()
+            node.close(reason)
+        return 0 if self.stop.is_set() else 1
 
-    def watch(self, node: subprocess.Popen[bytes]) -> int:
-        """Return the exit status when the node or the head has ended, or the unit is stopped."""
-        is_ready, lost, refused = False, 0, 0
+    def watch(self, node: RayNode | OwnNode) -> str:
+        """Return why this host's part is over: its node or the head has ended, or the unit is stopped."""
+        is_ready = False
         while not self.stop.wait(LOOK):
-            if node.poll() is not None:
-                self.say(f"ends: the node ended with status {node.returncode}")
-                return 1
-            if not is_ready and answers(self.cluster.address, self.cluster.first + RAYLET):
+            if not is_ready and node.is_ready():
                 is_ready = True
                 self.say(f"lends {self.cluster.ranks} GPUs to {self.head}")
                 notify(READY=1)
-            found = answers(self.cluster.head, self.cluster.port)
-            lost, refused = (lost + 1 if found is None else 0), (refused + 1 if found is False else 0)
-            if lost >= LOST or refused >= REFUSED:
-                # A node outlives its head by a minute, and its ranks wait for ever for those that a cut has parted.
-                self.say(f"ends: the server at {self.head} {'refuses connections' if refused else 'does not answer'}")
-                return 1
+            if reason := node.ended():
+                self.say(f"ends: {reason} ({self.head})")
+                return reason
         self.say("stopped as asked")
-        return 0
+        return "stopped as asked"
 
 
 def main(arguments: list[str]) -> int:
-    """Be one host's node of the instance NAME. Returns the exit status."""
-    if len(arguments) != 1:
+    """Be one host's part of the instance NAME. Returns the exit status."""
+    if not 1 <= len(arguments) <= 2:
         print(USAGE, file=sys.stderr)
         return CONFIGURATION
+    name, *options = arguments
     try:
         cluster = read_cluster(os.environ)
         if cluster is None:
             raise ConfigError("VLLM_SERVING_HEAD: found nothing; expected ADDRESS:PORT. Run the play again.")
-    except ConfigError as refused:
-        show(f"vllm-stage@{arguments[0]} ends: {refused}")
+        if not options and not table_of(metadata.version("vllm")).RAY:
+            raise ConfigError("OPTIONS.yaml: found none; expected vLLM's options. Run the play again.")
+    except (ConfigError, ValueError, metadata.PackageNotFoundError) as refused:
+        show(f"vllm-stage@{name} ends: {refused}")
         notify(STATUS=f"ended: {refused}")
         return CONFIGURATION
-    return Stage(arguments[0], cluster).run()
+    start = partial(OwnNode, cluster, Path(options[0])) if options else partial(RayNode, cluster)
+    return Stage(name, cluster, start).run()
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import threading
 import pytest
 from supervised import ROOT
 from vllm_serving import stage as stages
-from vllm_serving.cluster import FIRST_RANK, PARTS, SPAN, Cluster, answers, node_command, read_cluster
+from vllm_serving.cluster import FIRST_RANK, PARTS, SPAN, Cluster, Member, answers, describe, node_command, read_cluster
 from vllm_serving.errors import ConfigError
-from vllm_serving.head import KEPT_FILE, describe, keep_secrets
+from vllm_serving.head import KEPT_FILE, keep_secrets
 from vllm_serving.log import Log
 from vllm_serving.versions import v0_9_2
 
@@ -61,19 +61,13 @@ def test_ports_of_a_node_lie_apart_within_its_span():
     assert int(words["max-worker-port"]) == 6379 + SPAN - 1
 
 
-def node(address, **changes):
-    own = {"NodeManagerAddress": address, "Alive": True, "Resources": {"GPU": 4.0}, "Labels": {"kepler": "e"}}
-    return {**own, **changes}
-
-
 @pytest.mark.parametrize(("other", "count", "said"), [
-    (node("10.0.0.2"), 2, "10.0.0.1, 10.0.0.2"),
-    (node("10.0.0.2", Alive=False), 1, "10.0.0.1"),
-    (node("10.0.0.2", Labels={"kepler": "f"}), 1, "10.0.0.2 runs f instead of e: activate the same generation on it"),
-    (node("10.0.0.2", Resources={"GPU": 2.0}), 1, "10.0.0.2 lends 2 GPUs instead of 4"),
+    (Member("10.0.0.2", "e", 4.0), 2, "10.0.0.1, 10.0.0.2"),
+    (Member("10.0.0.2", "f", 4.0), 1, "10.0.0.2 runs f instead of e: activate the same generation on it"),
+    (Member("10.0.0.2", "e", 2.0), 1, "10.0.0.2 lends 2 GPUs instead of 4"),
 ])  # fmt: skip
 def test_only_hosts_of_the_same_kind_are_taken_in(other, count, said):
-    ready, text = describe([node("10.0.0.1"), other], read_cluster(ENVIRONMENT), "e")
+    ready, text = describe([Member("10.0.0.1", "e", 4.0), other], read_cluster(ENVIRONMENT), "e")
     assert ready == count
     assert said in text
 
@@ -111,7 +105,8 @@ class Run:
         monkeypatch.setattr(stages, "node_command", lambda cluster: started.set() or list(command))
         monkeypatch.setattr(stages.signal, "signal", lambda *_: None)
         port = head.getsockname()[1]
-        self.stage = stages.Stage("big", Cluster("127.0.0.1", port, port, 2, 4, "127.0.0.1"))
+        cluster = Cluster("127.0.0.1", port, port, 2, 4, "127.0.0.1")
+        self.stage = stages.Stage("big", cluster, lambda: stages.RayNode(cluster))
         self.status = None
         self.thread = threading.Thread(target=self.run)
         self.thread.start()

@@ -1,5 +1,8 @@
 """vLLM 0.12.0 with the V1 engine, as it is released: the lines of its log and the metrics that are read. Data only."""
 
+# Whether one model spans hosts by Ray, or by ranks that vLLM starts on each of them itself.
+RAY = False
+
 # Phases of a start, by a regular expression of the lines that a server writes; the last one seen counts.
 PHASES = (
     (r"Initializing a V1 LLM engine", "starting the ranks"),

@@ -1,5 +1,8 @@
 """vLLM 0.9.2 with the V0 engine and the port: the lines of its log and the metrics that are read. Data only."""
 
+# Whether one model spans hosts by Ray, or by ranks that vLLM starts on each of them itself.
+RAY = True
+
 # Phases of a start, by a regular expression of the lines that a server writes; the last one seen counts.
 PHASES = (
     (r"Loading \w+ checkpoint shards: +(\d+)%", "loading weights, {} %"),
