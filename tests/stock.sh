@@ -9,7 +9,6 @@ standin() { PYTHONPATH=molecule/shared python -c "from standin import artifacts;
 # Steps are on standard error.
 python="$(standin 'print(artifacts.python("volta"))')"
 STOCK_SITES="$(standin 'print(*artifacts.site_packages("volta"), sep=":")')"
-STOCK_RAY="$(standin 'print(artifacts.ray_packages("volta"))')"
 STOCK_WHEEL="$(standin 'print(artifacts.released("volta"))')"
 . tests/packages.sh
 runner="$(packages stock stock-tests "$python")"
@@ -19,7 +18,9 @@ export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 OMP_WAIT_POLICY=PASSIVE VLLM_CPU_K
 export VLLM_CPU_OMP_THREADS_BIND=nobind
 # Engines in the process of the tests: each would import vLLM again.
 export VLLM_ENABLE_V1_MULTIPROCESSING=0
-export STOCK_SITES STOCK_RAY STOCK_WHEEL PYTHONPATH="$PWD/tests/port:$PWD/plugins/module_utils:$STOCK_SITES:$runner"
+# The platform of servers over several hosts is the tree's, not that of a kept output.
+export PYTHONPATH="$PWD/tests/port:$PWD/plugins/module_utils:$PWD/molecule/shared:$STOCK_SITES:$runner"
+export STOCK_SITES STOCK_WHEEL
 # Nobody writes into outputs that other stand-ins begin with: root could, and Python runs what a machine has in .pth files.
 sealed=()
 if [ "$(id -u)" = 0 ] && [ -d "$KEPLER_CACHE/outputs" ]; then

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,6 @@ def environment_of(address: str, port: int, ranks: int, token: str) -> dict[str,
         **os.environ, "VLLM_SERVING_HEAD": f"{HEAD}:{port}", "VLLM_SERVING_HOSTS": "2",
         "VLLM_SERVING_RANKS": str(ranks), "VLLM_HOST_IP": address, "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo", "RAY_AUTH_TOKEN": token, "OMP_WAIT_POLICY": "PASSIVE",
-        "RAY_CGRAPH_get_timeout": "180", "RAY_CGRAPH_read_iteration_timeout_s": "180",
     }  # fmt: skip
 
 
@@ -128,14 +128,22 @@ class Hosts:
                 os.killpg(node.pid, signal.SIGKILL)
 
 
-def ids_of(request: dict[str, Any], environment: dict[str, str]) -> list[list[int]]:
-    """Ids of an engine in a process of its own."""
-    done = subprocess.run(
-        [python(), __file__, json.dumps(request)], env=environment, text=True, timeout=ANSWERS,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    lines = [line[len(MARK):] for line in done.stdout.splitlines() if line.startswith(MARK)]
-    assert lines, done.stdout[-6000:]
+def ids_of(request: dict[str, Any], environment: dict[str, str], *through: str) -> list[list[int]]:
+    """Ids of an engine in a process of its own; `through`: what Python runs in front of it."""
+    with tempfile.TemporaryFile("w+") as output:
+        engine = subprocess.Popen(
+            [python(), *through, __file__, json.dumps(request)], env=environment, stdout=output,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            engine.wait(ANSWERS)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(engine.pid, signal.SIGKILL)
+        output.seek(0)
+        printed = output.read()
+    lines = [line[len(MARK):] for line in printed.splitlines() if line.startswith(MARK)]
+    assert lines, printed[-6000:]
     return json.loads(lines[-1])
 
 
@@ -175,7 +183,14 @@ async def answer(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(answer(json.loads(sys.argv[1])))
+    asked = json.loads(sys.argv[1])
+    # What vllm_serving.head adds where there is no Ray.
+    added = iter(sys.argv[2:])
+    asked["options"].update({
+        name.removeprefix("--").replace("-", "_"): int(value) if value.isdigit() else value
+        for name, value in zip(added, added, strict=True)
+    })  # fmt: skip
+    asyncio.run(answer(asked))
     # Ray's own end takes seconds.
     sys.stdout.flush()
     os._exit(0)

@@ -192,12 +192,6 @@ def site_packages(profile: str) -> list[Path]:
     return [unpacked(profile, "serving", [repacked()], "7 GB, three minutes")]
 
 
-def ray_packages(profile: str) -> Path:
-    """Directory with what servers over several hosts have beside the others."""
-    ensure(profile)
-    return unpacked(profile, "ray", [], "0.2 GB")
-
-
 def unpacked(profile: str, name: str, others: list[Path], size: str) -> Path:
     """Directory with the packages of one of a profile's locks, and of `others`, unpacked once."""
     lock = PROJECT / "profiles" / profile / "lock" / "python" / f"{name}.yml"

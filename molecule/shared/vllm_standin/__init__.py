@@ -1,4 +1,4 @@
-"""The CPU as a platform on which a released vLLM spans hosts: upstream's own places no ranks through Ray.
+"""The CPU as a platform on which a released vLLM spans hosts: upstream's own shares memory between all ranks.
 
 Packed into the stand-ins' vLLM (standin.artifacts), and vLLM's own otherwise: only servers over several hosts have it.
 """
@@ -8,4 +8,4 @@ import os
 
 def register() -> str | None:
     """Return the platform's name, as the entry point vllm.platform_plugins asks; None for servers of one host."""
-    return "vllm_standin.platform.RayCpuPlatform" if os.environ.get("VLLM_SERVING_HEAD") else None
+    return "vllm_standin.platform.HostsCpuPlatform" if os.environ.get("VLLM_SERVING_HEAD") else None

@@ -1,4 +1,4 @@
-"""Upstream's CPU platform with ranks that Ray places."""
+"""Upstream's CPU platform with stages that reach one another through the network."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
-class RayCpuPlatform(CpuPlatform):
-    """Takes what `ray start --num-gpus` lends for its ranks."""
-
-    ray_device_key = "GPU"
+class HostsCpuPlatform(CpuPlatform):
+    """Names the worker and the communicator of several hosts."""
 
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
-        parallel = vllm_config.parallel_config
-        wanted = parallel.distributed_executor_backend
         super().check_and_update_config(vllm_config)
-        # Upstream falls back to processes of one host.
-        parallel.distributed_executor_backend = wanted
-        parallel.worker_cls = "vllm_standin.worker.RayCpuWorker"
+        vllm_config.parallel_config.worker_cls = "vllm_standin.worker.HostsCpuWorker"
+
+    @classmethod
+    def get_device_communicator_cls(cls) -> str:
+        return "vllm_standin.worker.HostsCommunicator"

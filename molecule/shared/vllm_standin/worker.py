@@ -1,30 +1,29 @@
-"""A rank on the CPU that hands its tensors on as one on a GPU does, over gloo in place of NCCL."""
+"""A rank on the CPU that hands hidden states to another host as one on a GPU does, over gloo in place of NCCL."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from ray.experimental.channel import ChannelContext
-from vllm.utils.torch_utils import current_stream
+from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+from vllm.distributed.parallel_state import get_pp_group
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 
-class Device:
-    """The CPU under the name that Ray asks of a device which sends tensors."""
+class HostsCommunicator(CpuCommunicator):
+    """Shares memory within a host alone: upstream's does so between stages too, by the name of their group."""
 
-    type = "cuda"
-
-    def __eq__(self, other: object) -> bool:
-        return other == torch.device("cpu")
-
-    def __hash__(self) -> int:
-        return hash(torch.device("cpu"))
+    def __init__(
+        self, cpu_group: Any, device: torch.device | None = None, device_group: Any = None, unique_name: str = ""
+    ) -> None:
+        super().__init__(cpu_group, device, device_group, "" if unique_name.startswith("pp") else unique_name)
 
 
-class RayCpuWorker(CPUWorker):
-    """Tells vLLM's Ray executor of a device, and Ray of one with streams."""
+class HostsCpuWorker(CPUWorker):
+    """Counts its host's ranks as GPUs, by which vLLM tells them from those of other hosts."""
 
     def init_device(self) -> None:
+        ranks = self.parallel_config.local_world_size
+        torch.cuda.device_count = lambda: ranks
         super().init_device()
-        self.device = torch.device("cpu")
-        torch.cuda.current_stream = lambda device=None: current_stream()
-        ChannelContext.get_current().set_torch_device(Device())
+        get_pp_group().use_cpu_custom_send_recv = False

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import INVENTORY, PROJECT
 from license import PROMPTS
-from several_hosts import FAILURES, Instance, assert_nothing_to_do, ids_of
+from several_hosts import FAILURES, PORTS, Instance, assert_nothing_to_do, ids_of
 from standin import hosts as standins
 from standin.settings import VOLTA_HOSTS
 
@@ -23,7 +23,9 @@ SERVERS = (FIRST, SECOND)
 MODEL = "license"
 STORE = "/opt/kepler/store"
 # The environment of each engine's servers over several hosts, and the port of its server of one host.
-ENGINES = {"stock": ("serving_ray", 8000), "port": ("serving_ray_port", 8001)}
+ENGINES = {"stock": ("serving", 8000), "port": ("serving_ray_port", 8001)}
+# How the released engine differs from one over Ray.
+OWN_RANKS = {"rank": "[V]LLM::Worker", "joined": PORTS[1]}
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +56,15 @@ def alone(fleet, ask) -> dict[str, list[list[str]]]:
     return {engine: ids_of(ask(port), MODEL, PROMPTS) for engine, (_, port) in ENGINES.items()}
 
 
-# Preflight refuses the other one.
-@pytest.fixture(scope="module", params=["port"])
+@pytest.fixture(scope="module", params=ENGINES)
 def engine(request) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def instance(fleet) -> Instance:
-    return Instance("qwen-32b", fleet, SERVERS, BUILDER, standins.link(VOLTA_HOSTS, fleet))
+def instance(fleet, engine) -> Instance:
+    own = OWN_RANKS if engine == "stock" else {}
+    return Instance("qwen-32b", fleet, SERVERS, BUILDER, standins.link(VOLTA_HOSTS, fleet), **own)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +104,16 @@ def test_two_hosts_answer_as_one(instance, engine, alone, served, api):
     instance.assert_ranks(ENGINES[engine][0])
 
 
-def test_key_of_the_api_does_not_cross_the_link(fleet, instance, served):
-    """vLLM logs the names of the variables that it hands on."""
+def test_key_of_the_api_does_not_cross_the_link(fleet, instance, engine, served):
+    """With Ray vLLM logs the names of the variables that it hands on."""
+    if engine == "stock":
+        (*ranks,) = fleet[SECOND].check_output(f"pgrep --full '{instance.rank}'").split()
+        assert len(ranks) == 2
+        for rank in ranks:
+            names = fleet[SECOND].check_output(f"tr '\\0' '\\n' < /proc/{rank}/environ | cut -d= -f1").split()
+            assert "VLLM_HOST_IP" in names
+            assert "VLLM_API_KEY" not in names
+        return
     log = fleet[FIRST].check_output(f"journalctl --boot --unit {instance.units[FIRST]} --output cat")
     (*_, copied) = re.findall("opying the following environment variables to workers: .*", log)
     assert "VLLM_USAGE_SOURCE" in copied or "VLLM_NO_USAGE_STATS" in copied
@@ -114,9 +124,13 @@ def test_second_run_over_two_hosts_changes_nothing(fleet, served, play):
     assert_nothing_to_do(fleet, play)
 
 
-@pytest.mark.parametrize("stranger", ["", "0" * 48], ids=["no token", "another token"])
-def test_strangers_are_refused_on_every_port_of_ray(instance, served, token, stranger):
-    instance.assert_refused(token, stranger)
+def test_strangers_reach_no_port(instance, engine, served, token):
+    """Ray's ports ask for the token; those of vLLM itself listen on the link."""
+    if engine == "stock":
+        instance.assert_listens_on_the_link(public={8000, PORTS[1]})
+        return
+    for stranger in ("", "0" * 48):
+        instance.assert_refused(token, stranger)
 
 
 def test_firewall_lets_in_the_hosts_of_the_instance_alone(instance, served):
