@@ -114,8 +114,6 @@ def capacity_plan(
         )
     except CapacityError as error:
         raise AnsibleFilterError(f"plan_model: {error}. Plan another model, or complete its files.") from error
-    if hosts > 1 and name != PORT:
-        made["conclusion"].append(f"Over several hosts an instance has engine {PORT}: plan with -e plan_engine={PORT}.")
     if made["refused"] and (other := not_refused_by(facts, {}, others)):
         made["conclusion"].append(f"The engine {other} does not refuse it: plan with -e plan_engine={other}.")
     return {**made, "processor": step["processor"]["name"] if step else None}

@@ -11,6 +11,7 @@ from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import INST
 from ansible_collections.kepler.vllm.plugins.filter.kepler_profiles import profile_hosts
 from ansible_collections.kepler.vllm.plugins.module_utils.findings import finding
 from ansible_collections.kepler.vllm.plugins.plugin_utils import several_hosts
+from ansible_collections.kepler.vllm.plugins.plugin_utils.engine_options import by_ray
 from ansible_collections.kepler.vllm.plugins.plugin_utils.findings import shown
 
 # Seconds that the clocks of two hosts may differ: their logs could not be read side by side, and less is the noise of
@@ -33,10 +34,18 @@ def listed_by(host: str, hostvars: Mapping[str, Any]) -> list[Any]:
     return listed if isinstance(listed, list) else []
 
 
-def need_ray(hosts: Iterable[str], hostvars: Mapping[str, Any]) -> bool:
-    """Return whether an instance of one of the hosts spans several."""
-    asked = (listed_by(host, hostvars) for host in hosts if host in hostvars)
-    return any(several_hosts.spans(item) for items in asked for item in items)
+def with_defaults(host: str, hostvars: Mapping[str, Any], serve: Mapping[str, Any] = NOBODY) -> list[Any]:
+    """The instances that the inventory lists for a host, with their defaults."""
+    found: list[Any] = instances_with_defaults(
+        listed_by(host, hostvars), hostvars[host].get("vllm_service_instance_defaults"), dict(serve)
+    )
+    return found
+
+
+def need_ray(hosts: Iterable[str], hostvars: Mapping[str, Any], serve: dict[str, Any]) -> bool:
+    """Return whether an instance of one of the hosts spans several by Ray."""
+    asked = [item for host in hosts if host in hostvars for item in with_defaults(host, hostvars, serve)]
+    return any(several_hosts.spans(item) and by_ray([item.get("engine")]) for item in asked)
 
 
 def engines_needed(
@@ -46,11 +55,7 @@ def engines_needed(
 
     instances: with their defaults. hosts: those that it builds for as well.
     """
-    listed = [instances]
-    for values in (hostvars[host] for host in hosts if host in hostvars):
-        listed.append(instances_with_defaults(
-            values.get(INSTANCES) or [], values.get("vllm_service_instance_defaults"), serve
-        ))
+    listed = [instances, *(with_defaults(host, hostvars, serve) for host in hosts if host in hostvars)]
     asked = [item.get("engine") for items in listed if isinstance(items, list) for item in items
              if isinstance(item, dict)]
     return [engine for engine in serve["engines"] if engine in asked] or [serve["engine"]]
@@ -147,7 +152,7 @@ def hosts_findings(
         if not several_hosts.spans(instance):
             continue
         where = f"{INSTANCES}[{index}]"
-        if not ray:
+        if not ray and by_ray([instance.get("engine")]):
             found.append(finding(
                 "error", f"{where}.hosts", f"{len(instance['hosts'])} hosts", "one: this profile's lock has no Ray",
                 "Leave hosts out, or serve the model on hosts of another profile.",
@@ -168,7 +173,7 @@ def hosts_findings(
 
 def difference(instance: dict[str, Any], other: str, hostvars: Mapping[str, Any]) -> tuple[str, str, str] | None:
     """Return key and both values where another host has an instance otherwise, or None."""
-    theirs = instances_with_defaults(listed_by(other, hostvars), hostvars[other].get("vllm_service_instance_defaults"))
+    theirs = with_defaults(other, hostvars)
     same = [item for item in theirs if isinstance(item, dict) and item.get("name") == instance.get("name")]
     if not same:
         return "hosts", "an instance", "none"
@@ -247,6 +252,7 @@ class FilterModule:
         return {
             "batch_of": batch_of,
             "batch_sizes": batch_sizes,
+            "by_ray": by_ray,
             "engines_needed": engines_needed,
             "hosts_findings": hosts_findings,
             "in_batches": in_batches,

@@ -277,18 +277,12 @@ def hosts_findings(valid: dict, where: str) -> list[dict[str, str]]:
             "error", f"{where}.link", shown(link), f"an address of its own for each of {', '.join(valid['hosts'])}",
             "Correct the mapping.",
         ))
-    if valid.get("engine") == "stock":
-        # Ray's compiled graph can stand still for good: docs/several-hosts.md.
-        found.append(finding(
-            "error", f"{where}.engine", "stock and hosts", "port, the engine that serves one model over several hosts",
-            "Set engine to port, or serve the model on one host.",
-        ))
     # Nobody has run these over several hosts.
     unproven = {
         "cuda_graphs": valid.get("cuda_graphs") if valid.get("engine") != "stock" else None,
         "adapters": valid.get("adapters"),
         **{f"extra_args.{option}": (valid.get("extra_args") or {}).get(option) for option in
-           (engine_options.SPECULATION, "distributed-executor-backend", "enable-lora")},
+           (engine_options.SPECULATION, "distributed-executor-backend", "enable-lora", "async-scheduling")},
     }
     found += [
         finding("error", f"{where}.{key}", f"{key.rpartition('.')[2]} and hosts", "one of the two",

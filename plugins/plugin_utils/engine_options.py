@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..module_utils.checkpoint import speculation
@@ -187,6 +187,15 @@ STOCK = {"disable-custom-all-reduce": True}
 GUIDES, BACKEND = "structured-outputs-config", {"backend": "guidance"}
 
 
+# Engines whose vLLM spans hosts by Ray; others start their ranks on each host by themselves.
+RAY = ("port",)
+
+
+def by_ray(engines: Iterable[Any]) -> list[str]:
+    """The engines among these that span hosts by Ray."""
+    return [engine for engine in engines if engine in RAY]
+
+
 def of_instance(item: dict[str, Any]) -> dict[str, Any]:
     """Options of `vllm serve` of an instance with its defaults, as its file of options has them."""
     own = {"model": item["model"], "host": item["host"], "port": item["port"],
@@ -198,7 +207,8 @@ def of_instance(item: dict[str, Any]) -> dict[str, Any]:
             own[key.replace("_", "-")] = item[key]
     stages = {}
     if item.get("hosts"):
-        stages = {"pipeline-parallel-size": len(item["hosts"]), "distributed-executor-backend": "ray"}
+        backend = "ray" if by_ray([item["engine"]]) else "mp"
+        stages = {"pipeline-parallel-size": len(item["hosts"]), "distributed-executor-backend": backend}
     return written({**own, **item["extra_args"], **stages}, item["engine"])
 
 

@@ -8,7 +8,7 @@ done > "$out/lib/{{ profile.python.command }}/site-packages/kepler.pth"
 if [ -e "$serving/lib/libvllm_kepler.so" ]; then ln -s "$serving/lib/libvllm_kepler.so" "$out/lib/libvllm_kepler.so"; fi
 echo "##progress importing Ray"
 VLLM_KEPLER_DEVICE=cpu {{ __vllm_environment }} "$out/bin/python" -c '
-import ray, {{ __vllm_ray_module }}, vllm_serving.stage
-assert {{ __vllm_ray_module }}.ray is not None
+import ray, vllm.executor.ray_utils, vllm_serving.stage
+assert vllm.executor.ray_utils.ray is not None
 print("ray", ray.__version__)
 '

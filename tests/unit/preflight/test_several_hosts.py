@@ -9,6 +9,8 @@ from ansible_collections.kepler.vllm.plugins.filter import kepler_hosts
 from ansible_collections.kepler.vllm.plugins.filter.kepler_balancer import balancer_pools
 from ansible_collections.kepler.vllm.plugins.filter.kepler_instances import instances_with_defaults, inventory_findings
 from ansible_collections.kepler.vllm.plugins.filter.kepler_qualification import qualified_instances
+from ansible_collections.kepler.vllm.plugins.module_utils.server.versions import table_of
+from ansible_collections.kepler.vllm.plugins.plugin_utils.engine_options import by_ray
 from ansible_collections.kepler.vllm.plugins.plugin_utils.several_hosts import PORTS, link_of
 from rendered import PROFILE, ROOT, evaluate, profiles, render
 from vllm_serving.cluster import SPAN
@@ -61,6 +63,7 @@ def test_example_is_valid():
     ({"adapters": {"a": "/srv/a"}}, "adapters", "adapters and hosts"),
     ({"extra_args": {"pipeline-parallel-size": 2}}, "extra_args.pipeline-parallel-size", ""),
     ({"extra_args": {"distributed-executor-backend": "mp"}}, "extra_args.distributed-executor-backend", "hosts"),
+    ({"engine": "stock", "extra_args": {"async-scheduling": True}}, "extra_args.async-scheduling", "hosts"),
     ({"hosts": "leave out", "link_key_file": "leave out"}, "link", "link without hosts"),
 ])  # fmt: skip
 def test_instances_that_cannot_span_hosts_are_refused(changes, variable, found):
@@ -105,8 +108,21 @@ def test_hosts_take_their_own_instances():
     assert [kepler_hosts.unit_of(instance(), host) for host in HOSTS] == [
         "vllm@llama-70b", "vllm-stage@llama-70b",
     ]  # fmt: skip
-    assert kepler_hosts.need_ray(HOSTS, hostvars())
-    assert not kepler_hosts.need_ray(HOSTS, hostvars(vllm_service_instances=[alone]))
+    assert kepler_hosts.need_ray(HOSTS, hostvars(), SERVE)
+    assert not kepler_hosts.need_ray(HOSTS, hostvars(vllm_service_instances=[alone]), SERVE)
+
+
+def test_ray_is_built_for_engines_that_span_hosts_by_it():
+    """The supervisor and the controller have one opinion of each engine that a profile locks."""
+    for name, profile in profiles.profiles(ROOT / "profiles").items():
+        sources = yaml.safe_load((ROOT / "profiles" / name / "lock" / "sources.yml").read_text())["sources"]
+        for engine, own in profile["engines"].items():
+            table = table_of(sources["vllm" + own["suffix"]]["version"])
+            assert bool(by_ray([engine])) == table.RAY, (name, engine)
+    without = {key: value for key, value in instance().items() if key != "engine"}
+    for defaults, needed in (({}, False), ({"engine": "stock"}, False), ({"engine": "port"}, True)):
+        values = hostvars(vllm_service_instances=[without], vllm_service_instance_defaults=defaults)
+        assert kepler_hosts.need_ray(HOSTS, values, VOLTA["serve"]) == needed
 
 
 def test_balancer_sees_one_server():
@@ -204,6 +220,8 @@ def test_definitions_of_the_hosts_are_compared():
     assert kepler_hosts.hosts_findings([instance()], FIRST, hostvars(), HOSTS) == []
     (found,) = kepler_hosts.hosts_findings([instance()], FIRST, hostvars(), HOSTS, False)
     assert (found["found"], "has no Ray" in found["expected"]) == (f"{len(HOSTS)} hosts", True)
+    stock = instance(engine="stock")
+    assert kepler_hosts.hosts_findings([stock], FIRST, hostvars(vllm_service_instances=[stock]), HOSTS, False) == []
     (found,) = kepler_hosts.hosts_findings([instance()], FIRST, hostvars(), [FIRST])
     assert (found["variable"], found["found"]) == ("vllm_service_instances[0].hosts", SECOND)
     values = hostvars()
@@ -266,40 +284,52 @@ def volta(template, host, engine):
     return written(template, host, engine=engine, dtype="half", cuda_graphs=False, profile=VOLTA).splitlines()
 
 
-@pytest.mark.parametrize(("engine", "server", "stage"), [("stock", "serving_ray", None),
-                                                         ("port", "serving_ray_port", "serving_ray_port")])  # fmt: skip
-def test_each_engine_has_its_environment_with_ray(engine, server, stage):
-    """The unit of a stage runs that of the profile's own engine unless a drop-in names another."""
-    first, second = ("\n".join(volta("instance.conf.j2", host, engine)) for host in HOSTS)
-    assert f'[ -e "$$generation/{server}" ]' in first
-    assert f'"$$generation/{server}")/bin/python" -m vllm_serving \\\n' in first
-    assert ("ExecStart" in second) == (stage is not None)
-    if stage:
-        assert f'current)/{stage}")/bin/python" \\\n    -m vllm_serving.stage %i' in second
+def test_port_runs_its_environment_with_ray():
+    first, second = ("\n".join(volta("instance.conf.j2", host, "port")) for host in HOSTS)
+    assert '[ -e "$$generation/serving_ray_port" ]' in first
+    assert '"$$generation/serving_ray_port")/bin/python" -m vllm_serving \\\n' in first
+    assert 'current)/serving_ray_port")/bin/python" \\\n    -m vllm_serving.stage %i\'' in second
 
 
-@pytest.mark.parametrize(("engine", "timeouts"), [
-    ("stock", {"RAY_CGRAPH_get_timeout=180", "RAY_CGRAPH_read_iteration_timeout_s=180"}),
-    ("port", {"VLLM_ENGINE_ITERATION_TIMEOUT_S=180"}),
+def test_released_engine_runs_the_environment_of_one_host():
+    """Its stages read the options that the server has."""
+    first, second = ("\n".join(volta("instance.conf.j2", host, "stock")) for host in HOSTS)
+    assert "ExecStart" not in first
+    assert ('current)/serving")/bin/python" \\\n    -m vllm_serving.stage %i /etc/kepler/instances/%i.stage.yaml\''
+            in second)  # fmt: skip
+    assert "EnvironmentFile=/etc/kepler/keys/link.env" in first and "link.env" in second
+    texts = ["\n".join(volta("instance.yaml.j2", host, "stock")).partition("{")[2] for host in HOSTS]
+    assert texts[0] == texts[1]
+    options = json.loads("{" + texts[0])
+    assert (options["pipeline-parallel-size"], options["distributed-executor-backend"]) == (2, "mp")
+
+
+@pytest.mark.parametrize(("engine", "timeout"), [
+    ("stock", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS=180"), ("port", "VLLM_ENGINE_ITERATION_TIMEOUT_S=180"),
 ])  # fmt: skip
-def test_ranks_of_either_engine_meet_on_the_link(engine, timeouts):
-    """Ray gives a read up after 0.1 s otherwise, and reads the tensors of the next step."""
+def test_ranks_of_either_engine_meet_on_the_link(engine, timeout):
     for host, address in ADDRESSES.items():
         lines = volta("instance.env.j2", host, engine)
         assert [line for line in lines if line.startswith("VLLM_HOST_IP")] == [f"VLLM_HOST_IP={address}"]
-        assert timeouts == {line for line in lines if "timeout" in line.lower() and not line.startswith("#")}
+        assert [line for line in lines if "TIMEOUT" in line] == [timeout]
         assert "NCCL_CUMEM_ENABLE=0" in lines
 
 
-def test_released_engine_is_refused_over_several_hosts():
-    """Two hosts under load have hung in its pipeline; the port is named instead."""
+def test_released_engine_sees_the_gpus_of_its_ranks_alone():
+    """It takes ranks for those of one host by the number of GPUs that it sees."""
+    for engine, visible in (("stock", "1,2"), ("port", "1,2,3")):
+        lines = written("instance.env.j2", SECOND, engine=engine, dtype="half", cuda_graphs=False, profile=VOLTA,
+                        gpus=[1, 2, 3], tensor_parallel_size=2).splitlines()  # fmt: skip
+        assert f"CUDA_VISIBLE_DEVICES={visible}" in lines
+
+
+def test_example_of_volta_is_valid_with_either_engine():
     example = yaml.safe_load((ROOT / "inventory/examples/volta/two-hosts.yml").read_text())["v100-hosts"]
     (item,) = instances_with_defaults(example["vars"]["vllm_service_instances"], {}, VOLTA["serve"])
     assert item["hosts"] == list(example["hosts"])
+    for engine in ("stock", "port"):
+        assert inventory_findings([{**item, "engine": engine, "cuda_graphs": False}], VOLTA["serve"]) == []
     assert inventory_findings([item], VOLTA["serve"]) == []
-    (found,) = inventory_findings([{**item, "engine": "stock"}], VOLTA["serve"])
-    assert (found["variable"], found["found"]) == ("vllm_service_instances[0].engine", "stock and hosts")
-    assert "Set engine to port" in found["next_step"]
 
 
 def test_server_of_one_host_keeps_its_unit_and_files():
