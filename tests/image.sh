@@ -1,7 +1,7 @@
 #!/bin/bash
 # The container image, end to end: written from the store, loaded into the engine of the stand-ins, asked, stopped. Not
 # part of `make test`: it writes 13 GB and takes minutes. Arguments: pytest's. IMAGE_ENGINE=stock: the image of the
-# released vLLM, once with its own wheels and once with operators for the CPU; 25 GB.
+# released vLLM, once with its own wheels and once with operators for the CPU; 35 GB.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tests/environment.sh
