@@ -32,7 +32,14 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(float* out, const float*
   out += row * out_stride;
   x += kAdd ? row * x_stride : row / heads * x_stride + row % heads * head_stride;
   if (kAdd) residual += row * residual_stride;
-  Vec<kVec> held[kHeld ? kHeld : 1];
+  // The weight is on its way while the row is summed, as far as registers go.
+  constexpr int kAhead = kHeld <= 4 ? kHeld : 0;
+  Vec<kVec> held[kHeld ? kHeld : 1], ahead[kHeld ? kHeld : 1];
+#pragma unroll
+  for (int h = 0; h < kAhead; ++h) {
+    const int i = (h * kWidth + lane) * kVec;
+    if (i < hidden) ahead[h] = load<kVec>(weight + i);
+  }
   float sum = 0.f;
   const auto take = [&](int i) {
     Vec<kVec> v = load<kVec>(x + i);
@@ -56,8 +63,7 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(float* out, const float*
     for (int i = lane * kVec; i < hidden; i += kWidth * kVec) take(i);
   }
   const float factor = 1.f / sqrtf(row_sum<kWidth>(sum) / hidden + eps);
-  const auto give = [&](int i, Vec<kVec> v) {
-    const Vec<kVec> w = load<kVec>(weight + i);
+  const auto give = [&](int i, Vec<kVec> v, Vec<kVec> w) {
 #pragma unroll
     for (int j = 0; j < kVec; ++j) v.at[j] = v.at[j] * factor * w.at[j];
     store<kVec>(out + i, v);
@@ -66,11 +72,13 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(float* out, const float*
 #pragma unroll
     for (int h = 0; h < kHeld; ++h) {
       const int i = (h * kWidth + lane) * kVec;
-      if (i < hidden) give(i, held[h]);
+      if (i < hidden) give(i, held[h], kAhead ? ahead[h] : load<kVec>(weight + i));
     }
   } else {
     // A thread reads back only what it wrote itself.
-    for (int i = lane * kVec; i < hidden; i += kWidth * kVec) give(i, load<kVec>(kAdd ? residual + i : x + i));
+    for (int i = lane * kVec; i < hidden; i += kWidth * kVec) {
+      give(i, load<kVec>(kAdd ? residual + i : x + i), load<kVec>(weight + i));
+    }
   }
 }
 
