@@ -92,10 +92,6 @@ def test_role_stops_without_preflight_too():
     said = role_says([good], {"/k/a": FAULT})
     assert "1 error(s); nothing was changed" in said
     assert "/k/a: an empty VLLM_API_KEY" in said
-    open_to_all = {"name": "b", "model": "/m", "host": "::", "port": 8001, "gpus": [0], "tensor_parallel_size": 1}
-    said = role_says([{**good, "gpus": [1], "tensor_parallel_size": 1}, open_to_all], {"/k/a": None})
-    assert "1 error(s)" in said
-    assert "vllm_service_instances[1].host" in said
 
 
 @pytest.mark.parametrize("instances", [
@@ -103,7 +99,8 @@ def test_role_stops_without_preflight_too():
     [{"name": "a", "model": "/m", "api_key_file": "key"}],
 ])
 def test_malformed_instances_are_left_to_the_inventorys_check(instances):
-    assert "nothing was changed" in role_says(instances, {})
+    """That of the role `common`, on which this one depends."""
+    assert role_says(instances, {}) is None
     for task in CHECK:
         if "kepler.vllm.key_file_facts" in task:
             paths = task["kepler.vllm.key_file_facts"]["paths"]

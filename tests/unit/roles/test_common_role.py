@@ -16,6 +16,7 @@ FAULTS = {
     "no name": ([{"model": "/m"}], "vllm_service_instances[0].name: found nothing; expected"),
     "port": ([GOOD, {**GOOD, "port": "x"}], 'vllm_service_instances[1].port: found "x"; expected an integer of 1024'),
     "gpus": ([{**GOOD, "gpus": "0"}], 'vllm_service_instances[0].gpus: found "0"; expected a list of different'),
+    "open": ([GOOD, {**GOOD, "host": "::", "port": 8001}], "vllm_service_instances[1].host: found"),
     "hosts": ([{**GOOD, "hosts": 3}], "vllm_service_instances[0].hosts: found 3; expected two or more different hosts"),
     "template": ([{**GOOD, "model": "{{ nothing }}"}], "vllm_service_instances: found a template that cannot be"),
     "option": ([{**GOOD, "extra_args": {"seed": "x"}}], 'vllm_service_instances[0].extra_args.seed: found "x"'),
