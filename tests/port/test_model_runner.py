@@ -59,9 +59,9 @@ class Batch:
     def __init__(self, rng):
         self.rng, self.sequences, self.made, self.block = rng, {}, 0, 0
 
-    def add(self, **sampling):
+    def add(self, params):
         prompt = [self.rng.randrange(VOCABULARY) for _ in range(self.rng.randrange(1, 60))]
-        self.sequences[self.made] = SequenceData(array("l", prompt)), SamplingParams(**sampling), []
+        self.sequences[self.made] = SequenceData(array("l", prompt)), params, []
         self.made += 1
 
     def step(self):
@@ -132,7 +132,7 @@ def test_steps_are_those_of_upstream(seed, groups_of_ranks, graphs):
     samplers = Sampler(), Sampler()
     for index in range(240):
         if not batch.sequences or (len(batch.sequences) < 11 and rng.random() < 0.1):
-            batch.add(**rng.choice(SAMPLING))
+            batch.add(SamplingParams(**rng.choice(SAMPLING)))
             name = f"r{batch.made - 1}"
             ours.generators[name], theirs.generators[name] = (torch.Generator().manual_seed(3) for _ in range(2))
         finished = []
@@ -162,6 +162,18 @@ def test_steps_are_those_of_upstream(seed, groups_of_ranks, graphs):
     assert reused > 20
 
 
+def test_other_sequences_may_have_the_same_parameters(seed, groups_of_ranks):
+    ours, theirs, batch = make_runner(), make_runner(), Batch(random.Random(seed))
+    params = SamplingParams(temperature=0)
+    for gone in (None, 0, 1):
+        batch.sequences.pop(gone, None)
+        while len(batch.sequences) < 2:
+            batch.add(params)
+        batch.step()
+        found = ours.prepare_model_input(batch.groups())
+        assert_equal(found, ModelRunner.prepare_model_input(theirs, batch.groups()))
+
+
 @pytest.mark.parametrize("differing", [
     {"lora_config": object()}, {"prompt_adapter_config": object()}, {"sliding_window": 64},
 ], ids=lambda differing: next(iter(differing)))  # fmt: skip
@@ -172,7 +184,7 @@ def test_what_is_left_to_upstream(differing):
 
 def test_steps_that_do_more_than_decode(seed):
     batch = Batch(random.Random(seed))
-    batch.add(temperature=0)
+    batch.add(SamplingParams(temperature=0))
     batch.step()
     (group,) = batch.groups()
     assert model_runner.decoding_of([group], BLOCK_SIZE)

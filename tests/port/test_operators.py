@@ -49,6 +49,16 @@ def test_rms_norm(shape, fused):
     assert_close(out, expected, (shape[-1] / 2 + 8) * UNIT * expected.abs().max())
 
 
+def test_rms_norm_of_heads_between_others():
+    """As Qwen 3 norms its queries: parts of rows that keys and values share. A kernel's wrapper takes them, too."""
+    rows, weight = torch.randn(5, (4 + 2 + 2) * 32), torch.randn(32)
+    x, out = rows[:, : 4 * 32].view(5, 4, 32), poisoned(5, 4, 32)
+    torch.ops._C.rms_norm(out, x, weight, 1e-6)
+    wide = x.double()
+    expected = wide / (wide.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+    assert_close(out, expected, (32 / 2 + 8) * UNIT * expected.abs().max())
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_rms_norm_of_small_numbers_keeps_epsilon(fused):
     """A row of zeros stays one, and a row of tiny numbers does not become large."""
