@@ -6,6 +6,7 @@ steps of a batch each is like the last but for one token a sequence, so that is 
 
 from __future__ import annotations
 
+from functools import cached_property
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -98,7 +99,7 @@ class KeplerModelRunner(ModelRunner):
         self.start = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.last: tuple[Decoding, SamplingMetadata] | None = None
 
-    @property
+    @cached_property
     def decodes(self) -> bool:
         """Whether a step's inputs are those of Decoding alone."""
         config = self.model_config
