@@ -48,7 +48,7 @@ def is_here(instance: Any, host: str) -> bool:
 
 
 def is_address(value: Any) -> bool:
-    """Return whether `value` is the text of an IPv4 address that one host has: The ports of a link take no IPv6."""
+    """Return whether `value` is the text of an IPv4 address that one host has: the ports of a link take no IPv6."""
     try:
         address = ipaddress.IPv4Address(value if isinstance(value, str) else "")
     except ValueError:

@@ -89,7 +89,8 @@ int launch(float* out, const float* x, float* residual, const float* weight, flo
   if (rows < 0 || hidden <= 0 || eps < 0.f || heads <= 0) return cudaErrorInvalidValue;
   if (rows == 0) return cudaSuccess;
   const bool vectors = hidden % 4 == 0 && out_stride % 4 == 0 && x_stride % 4 == 0 && head_stride % 4 == 0 &&
-                       residual_stride % 4 == 0 && aligned16(out) && aligned16(x) && aligned16(residual) && aligned16(weight);
+                       residual_stride % 4 == 0 && aligned16(out) && aligned16(x) && aligned16(residual) &&
+                       aligned16(weight);
 #define KEPLER_NORM(WIDTH, VEC, HELD)                                                                                 \
   norm_kernel<WIDTH, VEC, HELD, kAdd>                                                                                 \
       <<<(rows + kThreads / WIDTH - 1) / (kThreads / WIDTH), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(       \
