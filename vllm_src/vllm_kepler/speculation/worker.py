@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -205,6 +207,20 @@ class SpeculativeWorker(SpecDecodeWorker):
         return True
 
     def _run_no_spec(self, execute_model_req: ExecuteModelRequest, skip_proposer: bool) -> list[SamplerOutput]:
-        """A plain step. The draft model sees prompts alone: who does not speculate will not again."""
+        """A plain step. The draft model sees prompts alone: who does not speculate will not again.
+
+        Nobody asks for its probabilities, and to write them upstream's sampler waits for the GPU twice.
+        """
         prompts = any(group.is_prompt for group in execute_model_req.seq_group_metadata_list)
-        return super()._run_no_spec(execute_model_req, skip_proposer or not prompts)
+        with self.without_probabilities():
+            return super()._run_no_spec(execute_model_req, skip_proposer or not prompts)
+
+    @contextmanager
+    def without_probabilities(self) -> Iterator[None]:
+        """Let the model's sampler do what plain decoding needs, and no more."""
+        sampler = self.scorer_worker.model_runner.sampler
+        sampler.include_gpu_probs_tensor = sampler.should_modify_greedy_probs_inplace = False
+        try:
+            yield
+        finally:
+            sampler.include_gpu_probs_tensor = sampler.should_modify_greedy_probs_inplace = True
