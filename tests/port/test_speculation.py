@@ -2,6 +2,7 @@
 
 import json
 from array import array
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from conftest import generate
 from serve_once import serve
 from tiny_models import CONTEXT, FAMILIES, VOCABULARY, assert_same, make
 from vllm import SamplingParams, TokensPrompt
+from vllm.model_executor.layers import sampler
 from vllm_kepler.speculation.lookup import Balance, look_up
-from vllm_kepler.speculation.worker import SpeculativeWorker
+from vllm_kepler.speculation.worker import Metrics, SpeculativeWorker
 
 TOKENS, PROPOSED = 112, 4
 NGRAM = {"method": "ngram", "num_speculative_tokens": PROPOSED, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
@@ -40,14 +42,16 @@ def smaller(tmp_path_factory, seed):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """What each decoding step was so far: whether it speculated."""
+    """What each decoding step was so far: the tokens of its proposals, 0 if nobody speculated."""
     seen, choose = [], SpeculativeWorker.choose
 
     def watched(worker, request):
         choose(worker, request)
         groups = request.seq_group_metadata_list
         if not all(group.is_prompt for group in groups):
-            seen.append(any(group.num_speculative_tokens is None for group in groups if not group.is_prompt))
+            speculates = any(group.num_speculative_tokens is None for group in groups if not group.is_prompt)
+            assert speculates == (request.num_lookahead_slots > 0)
+            seen.append(request.num_lookahead_slots)
 
     monkeypatch.setattr(SpeculativeWorker, "choose", watched)
     return seen
@@ -70,13 +74,17 @@ def no_fives(output, logits):
     return logits
 
 
-def test_text_that_repeats_itself(circling, engine, steps):
-    """One request after the other: far fewer steps than tokens."""
+def test_text_that_repeats_itself(circling, engine, steps, monkeypatch):
+    """One request after the other: far fewer steps than tokens; the others sample as plain decoding does."""
+    written, write = [], sampler._modify_greedy_probs_inplace
+    monkeypatch.setattr(sampler, "_modify_greedy_probs_inplace", lambda *given: (written.append(0), write(*given)))
     llm = engine(circling, speculative_config=dict(NGRAM))
     found = [generate(llm, [prompt], TOKENS)[0] for prompt in circling.prompts]
     assert_same(circling, found)
+    # What is accepted becomes longer: two tokens, then four.
+    assert {0, 2, PROPOSED} <= set(steps)
+    assert len(written) == sum(map(bool, steps))
     # Plain decoding takes one step for each token after the first.
-    assert any(steps)
     assert len(steps) < 0.85 * len(found) * (TOKENS - 1)
 
 
@@ -89,7 +97,7 @@ def test_what_other_requests_get(model, engine, steps):
     assert_same(model, generate(llm, model.prompts, TOKENS))
     assert any(steps)
     # Steps that failed are few.
-    assert sum(steps) < len(steps) / 2
+    assert sum(map(bool, steps)) < len(steps) / 2
     repeated = model.prompts[-1][:20] * 24
     asked = [
         ([repeated[:90]], {"temperature": 0}), ([repeated[:90], model.prompts[1]], {"temperature": 1, "seed": 7}),
@@ -180,27 +188,46 @@ def test_a_lookup_equals_a_plain_search():
 
 
 def pattern(balance, accepted, looks):
-    """Whether it proposes at each of so many looks, where `accepted` of 4 tokens always are."""
+    """How many tokens it proposes at each of so many looks, up to 4, where up to `accepted` of them always are."""
     length, seen = 10, []
     for _ in range(looks):
-        seen.append(balance.look(length, 4))
-        balance.proposed_at = length if seen[-1] else None
-        length += 1 + (accepted if seen[-1] else 0)
+        count = min(balance.look(length), 4)
+        seen.append(count)
+        balance.proposed = (length, count) if count else None
+        length += 1 + min(accepted, count)
     return seen
 
 
 def test_proposals_that_fail_become_rare():
-    """Seven in 600 steps: it rests for 7, 35 and then 127."""
+    """Seven in 600 steps: it rests for 7, 35 and then 127; all but the first have one token."""
     seen = pattern(Balance(4, 127), 0, 600)
-    assert [index for index, proposed in enumerate(seen) if proposed] == [0, 8, 44, 172, 300, 428, 556]
-    assert all(pattern(Balance(4, 127), 2, 50))
+    assert {index: count for index, count in enumerate(seen) if count} == {
+        0: 2, 8: 1, 44: 1, 172: 1, 300: 1, 428: 1, 556: 1
+    }
+
+
+def test_proposals_that_are_accepted_become_long():
+    assert pattern(Balance(4, 127), 4, 10) == [2] + 9 * [4]
+    assert pattern(Balance(4, 127), 2, 50) == [2] + 49 * [4]
+    # As long as they are right.
+    assert pattern(Balance(4, 127), 1, 50) == [2] * 50
 
 
 def test_a_sequence_that_rested_speculates_again():
     balance = Balance(4, 127)
     pattern(balance, 0, 20)
-    assert all(pattern(balance, 4, 60)[-20:])
+    assert pattern(balance, 4, 60)[-20:] == [4] * 20
 
 
 def test_a_draft_that_fails_is_left_alone():
-    assert sum(pattern(Balance(8 * 4, 0, 8 * 4), 0, 500)) == 9
+    assert sum(map(bool, pattern(Balance(8 * 4, 0, 8 * 4), 0, 500))) == 9
+
+
+def test_figures_count_proposals_of_any_length():
+    """Two proposals of two tokens and one of three, of which six are accepted; two of them with a further token."""
+    counted = Metrics(None, 7)
+    counted.proposals = 3
+    counted._aggregate_num_accepted_tokens, counted._aggregate_num_emitted_tokens = torch.tensor(6), torch.tensor(8)
+    counted._aggregate_num_draft_tokens = 7
+    found = counted._collect_rejsample_metrics(7, SimpleNamespace(synchronize=lambda: None))
+    assert (found.draft_acceptance_rate, found.system_efficiency) == (6 / 7, 8 / 10)

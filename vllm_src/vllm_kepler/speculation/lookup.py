@@ -32,7 +32,7 @@ def look_up(ids: array, least: int, most: int, count: int) -> list[int] | None:
 
 @dataclass
 class Balance:
-    """Return whether proposals for one sequence pay: at least half of the tokens are accepted.
+    """How many tokens to propose to one sequence: more while they are accepted, none while less than half of them are.
 
     A row of a step costs about a third of its first one, and a draft model's own steps come on top.
 
@@ -41,6 +41,7 @@ class Balance:
         longest: steps of the longest rest; the first has 7, each further one four times as many and 7. 0: the first one
             has no end.
         credit: accepted tokens minus rejected ones; below 0 the sequence rests.
+        proposed: of the last step, the sequence's length and the tokens that were proposed.
     """
 
     most: int
@@ -48,14 +49,15 @@ class Balance:
     credit: int = 0
     pause: int = 0
     resting: float = 0
-    proposed_at: int | None = None
+    proposed: tuple[int, int] | None = None
 
-    def look(self, length: int, count: int) -> bool:
-        """Return whether to propose `count` tokens to a sequence of `length`; counts the last step's proposal."""
-        if self.proposed_at is not None:
-            accepted = length - self.proposed_at - 1
+    def look(self, length: int) -> int:
+        """Return how many tokens to propose to a sequence of `length`; counts the last step's proposal."""
+        if self.proposed is not None:
+            before, count = self.proposed
+            accepted = length - before - 1
             self.credit = max(-1, min(self.most, self.credit + 2 * accepted - count))
-            self.proposed_at = None
+            self.proposed = None
             if self.credit >= 0:
                 self.pause = 0
             else:
@@ -63,5 +65,6 @@ class Balance:
                 self.resting = self.pause or float("inf")
         if self.resting:
             self.resting -= 1
-            return False
-        return True
+            return 0
+        # Two for a sequence of which nothing is known, one after a rest.
+        return self.credit + 2

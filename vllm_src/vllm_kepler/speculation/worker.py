@@ -20,6 +20,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.sequence import ExecuteModelRequest, SequenceGroupMetadata
 from vllm.spec_decode.interfaces import SpeculativeProposals
+from vllm.spec_decode.metrics import AsyncMetricsCollector, SpecDecodeWorkerMetrics
 from vllm.spec_decode.multi_step_worker import MultiStepWorker
 from vllm.spec_decode.ngram_worker import NGramWorker
 from vllm.spec_decode.proposer_worker_base import ProposerWorkerBase
@@ -52,9 +53,12 @@ def create_worker(*args: Any, **options: Any) -> SpeculativeWorker:
             proposer = FirstRank(proposer, [0])
     else:
         proposer = PromptLookup(*args, **options, device_type=current_platform.device_type)
+    sampler = RejectionSampler()
     return SpeculativeWorker(
-        proposer, target, RejectionSampler(), disable_mqa_scorer=True, disable_logprobs=speculative.disable_logprobs,
-        disable_log_stats=speculative.disable_log_stats, disable_by_batch_size=speculative.disable_by_batch_size,
+        proposer, target, sampler, disable_mqa_scorer=True,
+        metrics_collector=Metrics(sampler, speculative.num_speculative_tokens),
+        disable_logprobs=speculative.disable_logprobs, disable_log_stats=speculative.disable_log_stats,
+        disable_by_batch_size=speculative.disable_by_batch_size,
     )
 
 
@@ -88,11 +92,11 @@ class PromptLookup(NGramWorker):
     ) -> SpeculativeProposals:
         """int64 [sequences, count] proposed tokens, -1 for a sequence without, and their probabilities: each is 1."""
         groups, count = execute_model_req.seq_group_metadata_list, execute_model_req.num_lookahead_slots
-        found = [self.found.get(group.request_id) for group in groups]
+        found = [self.found.get(group.request_id, ())[:count] for group in groups]
         tokens = torch.tensor([ids or [-1] * count for ids in found], dtype=torch.long, device=self.device)
         probabilities = torch.zeros(*tokens.shape, self.vocab_size, device=self.device)
         probabilities.scatter_(2, tokens.clamp(min=0).unsqueeze(2), 1.0)
-        lengths = torch.tensor([len(ids or ()) for ids in found], device=self.device)
+        lengths = torch.tensor([len(ids) for ids in found], device=self.device)
         return SpeculativeProposals(tokens, probabilities, lengths, no_proposals=not any(found))
 
 
@@ -124,6 +128,27 @@ class FirstRank(SmallerTpProposerWorker):
                 self._worker.init_device()
 
 
+class Metrics(AsyncMetricsCollector):
+    """Upstream's figures, of proposals that do not all have as many tokens.
+
+    Attributes:
+        longest: tokens of the longest proposal.
+        proposals: all so far.
+    """
+
+    def __init__(self, sampler: RejectionSampler, longest: int) -> None:
+        super().__init__(sampler)
+        self.longest = longest
+        self.proposals = 0
+
+    def maybe_collect_rejsample_metrics(self, k: int) -> SpecDecodeWorkerMetrics | None:
+        return super().maybe_collect_rejsample_metrics(self.longest)
+
+    def get_max_num_emitted_tokens(self, draft_tokens: int, k: int) -> int:
+        """Each proposal may give one token more than it has."""
+        return draft_tokens + self.proposals
+
+
 class SpeculativeWorker(SpecDecodeWorker):
     """Upstream's worker, which speculates for the sequences where that pays.
 
@@ -135,6 +160,7 @@ class SpeculativeWorker(SpecDecodeWorker):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.balances: dict[str, Balance] = {}
+        self.longest = self.scorer_worker.speculative_config.num_speculative_tokens
         # Upstream gives generators to the rows of other sequences where some do not speculate. None here has a seed.
         self.generators = None
 
@@ -173,38 +199,46 @@ class SpeculativeWorker(SpecDecodeWorker):
                 pass
 
     def choose(self, request: ExecuteModelRequest) -> None:
-        """Say of each sequence of a step whether it speculates; where none does, the step is a plain one."""
+        """Say of each sequence of a step whether it speculates; where none does, the step is a plain one.
+
+        All proposals of a step have as many tokens as the longest that a sequence has earned.
+        """
         for name in request.finished_requests_ids:
             self.balances.pop(name, None)
         if self.lookup:
             self.lookup.found.clear()
-        everywhere = request.num_lookahead_slots > 0 and not self._should_disable_all_speculation(request)
-        for group in request.seq_group_metadata_list:
-            if not self.speculates(group, request.num_lookahead_slots, everywhere):
+        groups, most = request.seq_group_metadata_list, request.num_lookahead_slots
+        if self._should_disable_all_speculation(request):
+            most = 0
+        tokens = [self.tokens_for(group, most) for group in groups]
+        request.num_lookahead_slots = count = max(tokens, default=0)
+        for group, wanted in zip(groups, tokens, strict=True):
+            if wanted:
+                self.balances[group.request_id].proposed = sequence_of(group).get_len(), count
+                self._metrics.proposals += 1
+            else:
                 group.num_speculative_tokens = 0
 
-    def speculates(self, group: SequenceGroupMetadata, count: int, everywhere: bool) -> bool:
-        """Return whether `count` tokens are proposed for a sequence in this step; `everywhere`: whether any may be."""
+    def tokens_for(self, group: SequenceGroupMetadata, most: int) -> int:
+        """Return how many tokens to propose for a sequence in this step, up to `most`."""
         if group.is_prompt:
             # Of a sequence that was thrown out of the cache nothing is known.
             self.balances.pop(group.request_id, None)
-            return False
+            return 0
         if group.sampling_params.seed is not None or group.sampling_params.logits_processors:
-            return False
+            return 0
         balance = self.balances.get(group.request_id)
         if balance is None:
-            tries = DRAFT_TRIES * count
-            balance = Balance(count, LONGEST_REST) if self.lookup else Balance(tries, 0, tries)
+            tries = DRAFT_TRIES * self.longest
+            balance = Balance(self.longest, LONGEST_REST) if self.lookup else Balance(tries, 0, tries)
             self.balances[group.request_id] = balance
         length = sequence_of(group).get_len()
-        if not balance.look(length, count) or not everywhere:
-            return False
-        if length + count >= self.scorer_worker.model_config.max_model_len:
-            return False
-        if self.lookup and not self.lookup.look(group, count):
-            return False
-        balance.proposed_at = length
-        return True
+        count = min(balance.look(length), most)
+        if length + most >= self.scorer_worker.model_config.max_model_len:
+            return 0
+        if count and self.lookup and not self.lookup.look(group, most):
+            return 0
+        return count
 
     def _run_no_spec(self, execute_model_req: ExecuteModelRequest, skip_proposer: bool) -> list[SamplerOutput]:
         """A plain step. The draft model sees prompts alone: who does not speculate will not again.
