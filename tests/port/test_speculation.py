@@ -11,8 +11,11 @@ from serve_once import serve
 from tiny_models import CONTEXT, FAMILIES, VOCABULARY, assert_same, make
 from vllm import SamplingParams, TokensPrompt
 from vllm.model_executor.layers import sampler
+from vllm_kepler.cpu_worker import KeplerCpuWorker
+from vllm_kepler.platform_cpu import KeplerCpuPlatform
 from vllm_kepler.speculation.lookup import Balance, look_up
-from vllm_kepler.speculation.worker import Metrics, SpeculativeWorker
+from vllm_kepler.speculation.scheduler import SpeculativeScheduler
+from vllm_kepler.speculation.worker import Metrics
 
 TOKENS, PROPOSED = 112, 4
 NGRAM = {"method": "ngram", "num_speculative_tokens": PROPOSED, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
@@ -43,17 +46,33 @@ def smaller(tmp_path_factory, seed):
 @pytest.fixture
 def steps(monkeypatch):
     """What each decoding step was so far: the tokens of its proposals, 0 if nobody speculated."""
-    seen, choose = [], SpeculativeWorker.choose
+    seen, choose = [], SpeculativeScheduler.choose
 
-    def watched(worker, request):
-        choose(worker, request)
-        groups = request.seq_group_metadata_list
+    def watched(scheduler, groups, everywhere):
+        count = choose(scheduler, groups, everywhere)
         if not all(group.is_prompt for group in groups):
-            speculates = any(group.num_speculative_tokens is None for group in groups if not group.is_prompt)
-            assert speculates == (request.num_lookahead_slots > 0)
-            seen.append(request.num_lookahead_slots)
+            seen.append(count)
+        return count
 
-    monkeypatch.setattr(SpeculativeWorker, "choose", watched)
+    monkeypatch.setattr(SpeculativeScheduler, "choose", watched)
+    return seen
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    """Tokens of the proposals of each step beside which the last one's output was handled, as with a GPU."""
+    seen, prepare = [], KeplerCpuWorker._get_driver_input_and_broadcast
+
+    def prepared(worker, request):
+        callback, request.async_callback = request.async_callback, None
+        found = prepare(worker, request)
+        if callback:
+            seen.append(request.num_lookahead_slots)
+            callback()
+        return found
+
+    monkeypatch.setattr(KeplerCpuWorker, "_get_driver_input_and_broadcast", prepared)
+    monkeypatch.setattr(KeplerCpuPlatform, "is_async_output_supported", lambda *_: True)
     return seen
 
 
@@ -105,13 +124,33 @@ def test_what_other_requests_get(model, engine, steps):
         ([repeated[: CONTEXT - 24]], {"temperature": 0}),
     ]
     found = [sample(llm, prompts, **options) for prompts, options in asked]
-    llm.llm_engine.model_executor.driver_worker.worker.disable_by_batch_size = 0
+    llm.llm_engine.scheduler[0].disable_by_batch_size = 0
     steps.clear()
     for (prompts, options), (ids, logprobs) in zip(asked, found, strict=True):
         plain, expected = sample(llm, prompts, **options)
         assert ids == plain, options
         torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(expected), rtol=1e-3, atol=1e-3)
     assert not any(steps)
+
+
+def test_outputs_beside_the_next_step(circling, engine, steps, beside):
+    """Plain steps are handled beside the next one, and no others; answers end where they do without it."""
+    llm = engine(circling, speculative_config={**NGRAM, "disable_by_batch_size": 16})
+    answers = generate(llm, circling.prompts, TOKENS)
+    assert_same(circling, answers)
+    assert 0 < steps.count(0) < len(steps)
+    # Once more for the prompts' step.
+    assert beside == [0] * (1 + steps.count(0))
+    for end in (1, 4, 60):
+        last = [answer[end + index] for index, answer in enumerate(answers)]
+        sampling = [SamplingParams(temperature=0, max_tokens=TOKENS, stop_token_ids=[token]) for token in last]
+        prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in circling.prompts]
+        done = llm.generate(prompts, sampling, use_tqdm=False)
+        assert [list(output.outputs[0].token_ids) for output in done] == [
+            answer[: answer.index(token) + 1] for answer, token in zip(answers, last, strict=True)
+        ]
+    longest = (circling.prompts[0] * CONTEXT)[: CONTEXT - 9]
+    assert [len(ids) for ids in generate(llm, [longest, circling.prompts[1]], TOKENS)] == [9, TOKENS]
 
 
 def test_chunked_prefill_and_cached_prefixes(model, engine):

@@ -32,6 +32,7 @@ def register_layers() -> None:
     if isinstance(current_platform, KeplerSettings):
         from . import configs, guided, layers, models, moe, parallel_samples, quick_start, tokenizers
         from .quantization import config
+        from .speculation import config as speculation
 
         quick_start.register()
         parallel_samples.register()
@@ -42,3 +43,4 @@ def register_layers() -> None:
         moe.register()
         layers.register()
         config.register()
+        speculation.register()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
@@ -17,6 +18,23 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.kepler.speculation")
 
 WORKER = "vllm_kepler.speculation.worker.create_worker"
+
+
+def register() -> None:
+    """Let vLLM handle a step's output beside the next step: the scheduler says where, and upstream never does."""
+    from vllm.config import ModelConfig
+
+    upstream = ModelConfig.verify_async_output_proc
+    if hasattr(upstream, "__wrapped__"):
+        return
+
+    @functools.wraps(upstream)
+    def verify_async_output_proc(
+        self: ModelConfig, parallel: object, speculative: SpeculativeConfig | None, device: object
+    ) -> None:
+        upstream(self, parallel, None, device)
+
+    ModelConfig.verify_async_output_proc = verify_async_output_proc
 
 
 def refuse(key: str, found: str, expected: str) -> None:
@@ -36,6 +54,8 @@ def apply_defaults(config: VllmConfig, worker: str) -> None:
         parallel.sd_worker_cls = worker
     if speculative is None:
         return
+    from .scheduler import SpeculativeScheduler
+
     for fault in rules.faults(settings_of(speculative)):
         refuse(*fault)
     beside = {
@@ -46,6 +66,7 @@ def apply_defaults(config: VllmConfig, worker: str) -> None:
     for found, is_asked in beside.items():
         if is_asked:
             raise SettingError(f"{found} beside a speculative_config; expected one of the two. Leave one of them out.")
+    config.scheduler_config.scheduler_cls = functools.partial(SpeculativeScheduler, speculative)
     # Upstream's default answers requests for log-probabilities with zeros.
     speculative.disable_logprobs = False
     if speculative.disable_by_batch_size is None:

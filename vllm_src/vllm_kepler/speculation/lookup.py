@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from typing import Any
 
 
 def look_up(ids: array, least: int, most: int, count: int) -> list[int] | None:
@@ -28,6 +29,11 @@ def look_up(ids: array, least: int, most: int, count: int) -> list[int] | None:
         return None
     following = ids[place:].tolist()
     return [following[index % len(following)] for index in range(count)]
+
+
+def proposal(sequence: Any, sizes: tuple[int, int], count: int) -> list[int] | None:
+    """`count` tokens that may follow a sequence by n-grams of the least to the most of `sizes`; None without any."""
+    return look_up(sequence.prompt_token_ids_array + sequence.output_token_ids_array, *sizes, count)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The worker of a server that speculates: upstream's, which decides for each sequence whether it does.
+"""The worker of a server that speculates: upstream's, for the sequences that the scheduler has chosen.
 
 Greedy answers are those of plain decoding: of the proposed tokens those are accepted that the model itself would have
 chosen. Proposals are checked as further sequences of the batch, whose steps CUDA graphs can replay.
@@ -7,7 +7,6 @@ chosen. Proposals are checked as further sequences of the batch, whose steps CUD
 from __future__ import annotations
 
 import copy
-from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,7 @@ from vllm.model_executor.layers.rejection_sampler import RejectionSampler
 from vllm.model_executor.layers.sampler import SamplerOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
-from vllm.sequence import ExecuteModelRequest, SequenceGroupMetadata
+from vllm.sequence import ExecuteModelRequest
 from vllm.spec_decode.interfaces import SpeculativeProposals
 from vllm.spec_decode.metrics import AsyncMetricsCollector, SpecDecodeWorkerMetrics
 from vllm.spec_decode.multi_step_worker import MultiStepWorker
@@ -31,12 +30,8 @@ from vllm.utils import resolve_obj_by_qualname
 
 from ..checkpoint.limits import CHECKED_BYTES
 from .config import draft_config
-from .lookup import Balance, look_up
-
-# Of prompt lookup: in a text that repeats nothing, one proposal in so many steps.
-LONGEST_REST = 127
-# Proposals that a draft model may fail with before it is left alone for the rest of an answer.
-DRAFT_TRIES = 8
+from .lookup import proposal
+from .scheduler import sequence_of
 
 
 def create_worker(*args: Any, **options: Any) -> SpeculativeWorker:
@@ -62,12 +57,6 @@ def create_worker(*args: Any, **options: Any) -> SpeculativeWorker:
     )
 
 
-def sequence_of(group: SequenceGroupMetadata) -> Any:
-    """Data of a group's sequence: several samples of a request are groups of their own."""
-    (data,) = group.seq_data.values()
-    return data
-
-
 class PromptLookup(NGramWorker):
     """Proposes what followed the sequence's last tokens where they stood before."""
 
@@ -75,28 +64,20 @@ class PromptLookup(NGramWorker):
         super().init_device()
         speculative = self.speculative_config
         self.sizes = speculative.prompt_lookup_min, speculative.prompt_lookup_max
-        self.found: dict[str, list[int]] = {}
-
-    def look(self, group: SequenceGroupMetadata, count: int) -> bool:
-        """Return whether there is a proposal for the group, which is kept for get_spec_proposals."""
-        data = sequence_of(group)
-        ids: array = data.prompt_token_ids_array + data.output_token_ids_array
-        found = look_up(ids, *self.sizes, count)
-        if found is None:
-            return False
-        self.found[group.request_id] = found
-        return True
 
     def get_spec_proposals(
         self, execute_model_req: ExecuteModelRequest, seq_ids_with_bonus_token_in_last_step: set[int]
     ) -> SpeculativeProposals:
         """int64 [sequences, count] proposed tokens, -1 for a sequence without, and their probabilities: each is 1."""
         groups, count = execute_model_req.seq_group_metadata_list, execute_model_req.num_lookahead_slots
-        found = [self.found.get(group.request_id, ())[:count] for group in groups]
+        found = [
+            proposal(sequence_of(group), self.sizes, count) if group.num_speculative_tokens else None
+            for group in groups
+        ]
         tokens = torch.tensor([ids or [-1] * count for ids in found], dtype=torch.long, device=self.device)
         probabilities = torch.zeros(*tokens.shape, self.vocab_size, device=self.device)
         probabilities.scatter_(2, tokens.clamp(min=0).unsqueeze(2), 1.0)
-        lengths = torch.tensor([len(ids) for ids in found], device=self.device)
+        lengths = torch.tensor([len(ids or ()) for ids in found], device=self.device)
         return SpeculativeProposals(tokens, probabilities, lengths, no_proposals=not any(found))
 
 
@@ -150,23 +131,12 @@ class Metrics(AsyncMetricsCollector):
 
 
 class SpeculativeWorker(SpecDecodeWorker):
-    """Upstream's worker, which speculates for the sequences where that pays.
-
-    A sequence does not speculate while it rests (see Balance), where nothing is found, or next to its longest length.
-    A request with a seed or a guide never does: the seed promises what plain decoding samples, and a guide takes each
-    token once.
-    """
+    """Upstream's worker, whose plain steps do what plain decoding does, and no more."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.balances: dict[str, Balance] = {}
-        self.longest = self.scorer_worker.speculative_config.num_speculative_tokens
         # Upstream gives generators to the rows of other sequences where some do not speculate. None here has a seed.
         self.generators = None
-
-    @property
-    def lookup(self) -> PromptLookup | None:
-        return self.proposer_worker if isinstance(self.proposer_worker, PromptLookup) else None
 
     def determine_num_available_blocks(self) -> tuple[int, int]:
         """Upstream counts neither the draft model's weights nor what the check of proposals holds."""
@@ -188,8 +158,6 @@ class SpeculativeWorker(SpecDecodeWorker):
 
     def execute_model(self, execute_model_req: ExecuteModelRequest | None = None) -> list[SamplerOutput]:
         """A step; upstream's own mode without gradients is one that gloo's threads, on the CPU, cannot work in."""
-        if self.rank == self._driver_rank and execute_model_req is not None:
-            self.choose(execute_model_req)
         with current_platform.inference_mode():
             return SpecDecodeWorker.execute_model.__wrapped__(self, execute_model_req)
 
@@ -198,47 +166,12 @@ class SpeculativeWorker(SpecDecodeWorker):
             while self._run_non_driver_rank():
                 pass
 
-    def choose(self, request: ExecuteModelRequest) -> None:
-        """Say of each sequence of a step whether it speculates; where none does, the step is a plain one.
-
-        All proposals of a step have as many tokens as the longest that a sequence has earned.
-        """
-        for name in request.finished_requests_ids:
-            self.balances.pop(name, None)
-        if self.lookup:
-            self.lookup.found.clear()
-        groups, most = request.seq_group_metadata_list, request.num_lookahead_slots
-        if self._should_disable_all_speculation(request):
-            most = 0
-        tokens = [self.tokens_for(group, most) for group in groups]
-        request.num_lookahead_slots = count = max(tokens, default=0)
-        for group, wanted in zip(groups, tokens, strict=True):
-            if wanted:
-                self.balances[group.request_id].proposed = sequence_of(group).get_len(), count
-                self._metrics.proposals += 1
-            else:
-                group.num_speculative_tokens = 0
-
-    def tokens_for(self, group: SequenceGroupMetadata, most: int) -> int:
-        """Return how many tokens to propose for a sequence in this step, up to `most`."""
-        if group.is_prompt:
-            # Of a sequence that was thrown out of the cache nothing is known.
-            self.balances.pop(group.request_id, None)
-            return 0
-        if group.sampling_params.seed is not None or group.sampling_params.logits_processors:
-            return 0
-        balance = self.balances.get(group.request_id)
-        if balance is None:
-            tries = DRAFT_TRIES * self.longest
-            balance = Balance(self.longest, LONGEST_REST) if self.lookup else Balance(tries, 0, tries)
-            self.balances[group.request_id] = balance
-        length = sequence_of(group).get_len()
-        count = min(balance.look(length), most)
-        if length + most >= self.scorer_worker.model_config.max_model_len:
-            return 0
-        if count and self.lookup and not self.lookup.look(group, most):
-            return 0
-        return count
+    def _run_speculative_decoding_step(
+        self, execute_model_req: ExecuteModelRequest, num_lookahead_slots: int
+    ) -> list[SamplerOutput]:
+        groups = execute_model_req.seq_group_metadata_list
+        self._metrics.proposals += sum(group.num_speculative_tokens > 0 for group in groups)
+        return super()._run_speculative_decoding_step(execute_model_req, num_lookahead_slots)
 
     def _run_no_spec(self, execute_model_req: ExecuteModelRequest, skip_proposer: bool) -> list[SamplerOutput]:
         """A plain step. The draft model sees prompts alone: who does not speculate will not again.
