@@ -7,8 +7,6 @@ chosen. Proposals are checked as further sequences of the batch, whose steps CUD
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -166,28 +164,27 @@ class SpeculativeWorker(SpecDecodeWorker):
             while self._run_non_driver_rank():
                 pass
 
+    def _configure_model_sampler_for_spec_decode(self) -> None:
+        super()._configure_model_sampler_for_spec_decode()
+        self.give_probabilities(False)
+
+    def give_probabilities(self, given: bool) -> None:
+        """Say whether the sampler gives what proposals are checked by, for which it waits for the GPU twice."""
+        sampler = self.scorer_worker.model_runner.sampler
+        sampler.include_gpu_probs_tensor = sampler.should_modify_greedy_probs_inplace = given
+
     def _run_speculative_decoding_step(
         self, execute_model_req: ExecuteModelRequest, num_lookahead_slots: int
     ) -> list[SamplerOutput]:
         groups = execute_model_req.seq_group_metadata_list
         self._metrics.proposals += sum(group.num_speculative_tokens > 0 for group in groups)
-        return super()._run_speculative_decoding_step(execute_model_req, num_lookahead_slots)
+        self.give_probabilities(True)
+        try:
+            return super()._run_speculative_decoding_step(execute_model_req, num_lookahead_slots)
+        finally:
+            self.give_probabilities(False)
 
     def _run_no_spec(self, execute_model_req: ExecuteModelRequest, skip_proposer: bool) -> list[SamplerOutput]:
-        """A plain step. The draft model sees prompts alone: who does not speculate will not again.
-
-        Nobody asks for its probabilities, and to write them upstream's sampler waits for the GPU twice.
-        """
+        """A plain step. The draft model sees prompts alone: who does not speculate will not again."""
         prompts = any(group.is_prompt for group in execute_model_req.seq_group_metadata_list)
-        with self.without_probabilities():
-            return super()._run_no_spec(execute_model_req, skip_proposer or not prompts)
-
-    @contextmanager
-    def without_probabilities(self) -> Iterator[None]:
-        """Let the model's sampler do what plain decoding needs, and no more."""
-        sampler = self.scorer_worker.model_runner.sampler
-        sampler.include_gpu_probs_tensor = sampler.should_modify_greedy_probs_inplace = False
-        try:
-            yield
-        finally:
-            sampler.include_gpu_probs_tensor = sampler.should_modify_greedy_probs_inplace = True
+        return super()._run_no_spec(execute_model_req, skip_proposer or not prompts)
