@@ -62,6 +62,7 @@ for step in "$@"; do
             "$KEPLER_PYTHON" tests/gpu/bench_graphs.py --out "$out"
             "$KEPLER_PYTHON" tests/gpu/bench_batches.py --out "$out"
             "$KEPLER_PYTHON" tests/gpu/bench_speculation.py --out "$out"
+            "$KEPLER_PYTHON" tests/gpu/bench_speculation.py --out "$out" --method draft --graphs 1
             ;;
         *) echo "gpu.sh: found $step; expected operators, linear, engine, parallel, hosts, server, guided, adapters, qualification, capacity, triton, sanitizer or benchmarks" >&2; exit 2 ;;
     esac
