@@ -135,6 +135,8 @@ class SpeculativeWorker(SpecDecodeWorker):
         super().__init__(*args, **options)
         # Upstream gives generators to the rows of other sequences where some do not speculate. None here has a seed.
         self.generators = None
+        # That a request of the step asks for; None if none does.
+        self.most_logprobs: int | None = None
 
     def determine_num_available_blocks(self) -> tuple[int, int]:
         """Upstream counts neither the draft model's weights nor what the check of proposals holds."""
@@ -178,11 +180,24 @@ class SpeculativeWorker(SpecDecodeWorker):
     ) -> list[SamplerOutput]:
         groups = execute_model_req.seq_group_metadata_list
         self._metrics.proposals += sum(group.num_speculative_tokens > 0 for group in groups)
+        asked = [group.sampling_params.logprobs for group in groups]
+        self.most_logprobs = max((count for count in asked if count is not None), default=None)
         self.give_probabilities(True)
         try:
             return super()._run_speculative_decoding_step(execute_model_req, num_lookahead_slots)
         finally:
             self.give_probabilities(False)
+
+    def _create_logprob_lists_from_tensors(
+        self, target_logprobs_by_step: torch.Tensor, accepted_token_ids_by_step: torch.Tensor, num_top_k: int
+    ) -> tuple[list[Any], ...]:
+        """As many as a request of the step asks for: upstream always sorts all logits for the most that one may."""
+        if self.most_logprobs is None:
+            steps, sequences = accepted_token_ids_by_step.shape
+            return self._create_dummy_logprob_lists(sequences, steps, 0)
+        return super()._create_logprob_lists_from_tensors(
+            target_logprobs_by_step, accepted_token_ids_by_step, self.most_logprobs
+        )
 
     def _run_no_spec(self, execute_model_req: ExecuteModelRequest, skip_proposer: bool) -> list[SamplerOutput]:
         """A plain step. The draft model sees prompts alone: who does not speculate will not again."""
