@@ -74,79 +74,104 @@ class Kernel:
 
 
 KERNELS = {
-    ("float16", 1): Kernel(2.0, 32, 71, 9344, 256, {"issue": 89, "FFMA": 32, "F2F": 32, "IMAD": 8, "LDS.128": 2}),
-    ("float16", 2): Kernel(2.0, 32, 96, 37376, 512, {
-        "issue": 123, "FFMA": 64, "IMAD": 8, "F2F": 32, "LDS.128": 4}),
-    ("float16", 4): Kernel(2.0, 32, 123, 37888, 512, {
-        "issue": 191, "FFMA": 128, "IMAD": 8, "F2F": 32, "LDS.128": 8}),
+    ("float16", 1): Kernel(2.0, 32, 71, 9344, 256, {"issue": 89, "FFMA": 32, "IMAD": 8, "F2F": 32, "LDS.128": 2}),
+    ("float16", 2): Kernel(2.0, 32, 96, 37376, 512, {"issue": 123, "FFMA": 64, "IMAD": 8, "F2F": 32, "LDS.128": 4}),
+    ("float16", 4): Kernel(2.0, 32, 123, 37888, 512, {"issue": 191, "FFMA": 128, "IMAD": 8, "F2F": 32, "LDS.128": 8}),
     ("float16", 8): Kernel(2.0, 32, 145, 4136, 128, {
-        "issue": 355, "FFMA": 256, "LOP32I": 3, "SHL": 2, "ISCADD": 5, "IMAD": 7, "F2F": 32, "LDS.128": 16}),
+        "issue": 356, "FFMA": 256, "LOP32I": 3, "SHL": 3, "ISCADD": 5, "IMAD": 7, "F2F": 32, "LDS.128": 16}),
     ("float16", 16): Kernel(2.0, 32, 203, 8232, 128, {
-        "issue": 636, "FFMA": 512, "LOP32I": 3, "SHL": 2, "ISCADD": 6, "IMAD": 8, "F2F": 32, "LDS.128": 32}),
-    ("float16", 24): Kernel(2.0, 32, 255, 12328, 128, {
-        "issue": 916, "FFMA": 768, "LOP32I": 2, "PRMT": 1, "SHL": 1, "ISCADD": 7, "IMAD": 9, "F2F": 32,
-        "LDS.128": 48}),
-    ("float16", 30): Kernel(2.0, 32, 255, 15400, 128, {
-        "issue": 1135, "FFMA": 960, "LOP32I": 2, "PRMT": 1, "SHL": 1, "ISCADD": 8, "IMAD": 10, "F2F": 32,
-        "LDS.128": 60}),
-    ("float16", 32): Kernel(2.0, 32, 157, 20520, 64, {
-        "issue": 1268, "FFMA": 1024, "LOP32I": 11, "SHL": 7, "ISCADD": 7, "IMAD": 14, "F2F": 32, "LDS.128": 64}),
+        "issue": 637, "FFMA": 512, "LOP32I": 3, "SHL": 3, "ISCADD": 6, "IMAD": 8, "F2F": 32, "LDS.128": 32}),
+    ("float16", 24): Kernel(2.0, 32, 254, 12328, 128, {
+        "issue": 918, "FFMA": 768, "LOP32I": 2, "PRMT": 1, "SHL": 2, "ISCADD": 7, "IMAD": 9, "F2F": 32, "LDS.128": 48}),
+    ("float16", 32): Kernel(2.0, 32, 249, 16808, 128, {
+        "issue": 1226, "FFMA": 1024, "LOP32I": 4, "SHL": 7, "ISCADD": 8, "IMAD": 10, "F2F": 32, "LDS.128": 64}),
+    ("float16", 36): Kernel(2.0, 32, 249, 18888, 128, {
+        "issue": 1385, "FFMA": 1152, "LOP32I": 3, "PRMT": 1, "SHL": 5, "ISCADD": 10, "IMAD": 11, "F2F": 32,
+        "LDS.128": 72}),
+    ("float16", 48): Kernel(2.0, 32, 214, 24616, 64, {
+        "issue": 1833, "FFMA": 1536, "LOP32I": 13, "SHL": 7, "ISCADD": 8, "IMAD": 18, "F2F": 32, "LDS.128": 80}),
     ("float16", 64): Kernel(2.0, 16, 128, 24616, 128, {
         "issue": 1218, "FFMA": 1024, "LOP32I": 11, "SHL": 5, "ISCADD": 5, "IMAD": 12, "F2F": 16, "LDS.128": 64}),
     ("float16", 128): Kernel(2.0, 8, 131, 32808, 256, {
         "issue": 1186, "FFMA": 1024, "LOP32I": 10, "SHL": 3, "ISCADD": 3, "IMAD": 13, "F2F": 8, "LDS.128": 64}),
     ("int8", 1): Kernel(1 + 1 / 64, 64, 62, 32256, 896, {
-        "issue": 192, "FFMA": 65, "LOP32I": 50, "PRMT": 17, "IMAD": 6, "SHFL": 6, "ISCADD": 5, "F2F": 1}),
+        "issue": 193, "FFMA": 65, "FADD": 6, "FMUL": 1, "LOP": 1, "LOP32I": 50, "PRMT": 17, "ISCADD": 5, "IMAD": 6,
+        "SHFL": 6, "F2F": 1}),
     ("int8", 2): Kernel(1 + 1 / 64, 64, 96, 23040, 640, {
-        "issue": 284, "FFMA": 130, "FADD": 10, "FMUL": 2, "LOP32I": 48, "PRMT": 17,
-        "SHFL": 9, "ISCADD": 5, "IMAD": 6, "F2F": 1}),
-    ("int8", 4): Kernel(1 + 1 / 64, 64, 128, 18432, 512, {
-        "issue": 454, "FFMA": 260, "FADD": 17, "FMUL": 4, "LOP32I": 50, "PRMT": 17, "BFE": 3,
-        "SHFL": 16, "ISCADD": 5, "IMAD": 6, "F2F": 1}),
-    ("int8", 16): Kernel(1 + 1 / 64, 32, 221, 8232, 128, {
-        "issue": 786, "FFMA": 544, "FMUL": 24, "LOP32I": 28, "PRMT": 9, "BFE": 8, "SHL": 2, "SHR": 2,
-        "ISCADD": 14, "IMAD": 20, "F2F": 8, "LDS.128": 32}),
+        "issue": 284, "FFMA": 130, "FADD": 10, "FMUL": 2, "LOP32I": 48, "PRMT": 17, "ISCADD": 5, "IMAD": 6, "SHFL": 9,
+        "F2F": 1}),
+    ("int8", 4): Kernel(1 + 1 / 64, 64, 127, 18432, 512, {
+        "issue": 456, "FFMA": 260, "FADD": 17, "FMUL": 4, "LOP32I": 50, "PRMT": 17, "BFE": 3, "ISCADD": 5, "IMAD": 6,
+        "SHFL": 16, "F2F": 1}),
+    ("int8", 5): Kernel(1 + 1 / 64, 64, 128, 9216, 256, {
+        "issue": 536, "FFMA": 325, "FADD": 23, "FMUL": 5, "LOP32I": 49, "PRMT": 17, "BFE": 4, "ISCADD": 5, "IMAD": 6,
+        "SHFL": 22, "F2F": 1}),
+    ("int8", 6): Kernel(1 + 1 / 64, 64, 168, 9216, 256, {
+        "issue": 617, "FFMA": 390, "FADD": 26, "FMUL": 6, "LOP32I": 48, "PRMT": 17, "ISCADD": 5, "IMAD": 6, "SHFL": 25,
+        "F2F": 1}),
+    ("int8", 8): Kernel(1 + 1 / 64, 64, 242, 9216, 256, {
+        "issue": 765, "FFMA": 520, "FADD": 32, "FMUL": 8, "LOP32I": 48, "PRMT": 17, "ISCADD": 5, "IMAD": 6, "SHFL": 31,
+        "F2F": 1}),
+    ("int8", 16): Kernel(1 + 1 / 64, 32, 206, 8232, 128, {
+        "issue": 771, "FFMA": 544, "FMUL": 24, "LOP32I": 28, "PRMT": 9, "BFE": 8, "SHL": 2, "SHR": 6, "ISCADD": 14,
+        "IMAD": 16, "F2F": 8, "LDS.128": 32}),
     ("int8", 24): Kernel(1 + 1 / 64, 32, 255, 12328, 128, {
-        "issue": 1075, "FFMA": 800, "FMUL": 28, "LOP32I": 27, "PRMT": 10, "BFE": 8, "SHR": 2, "SHF": 1,
-        "ISCADD": 15, "IMAD": 21, "F2F": 8, "LDS.128": 48}),
-    ("int8", 30): Kernel(1 + 1 / 64, 32, 255, 15400, 128, {
-        "issue": 1295, "FFMA": 992, "FMUL": 32, "LOP32I": 27, "PRMT": 10, "BFE": 8, "SHL": 1, "SHR": 2,
-        "ISCADD": 16, "IMAD": 22, "F2F": 8, "LDS.128": 60}),
-    ("int8", 32): Kernel(1 + 1 / 64, 32, 164, 20520, 64, {
-        "issue": 1447, "FFMA": 1056, "FMUL": 8, "FADD": 4, "LOP32I": 75, "SHL": 23, "SHR": 21, "SHF": 4,
-        "ISCADD": 15, "IMAD": 22, "F2F": 8, "LDS.128": 64}),
+        "issue": 1056, "FFMA": 800, "FMUL": 28, "LOP32I": 27, "PRMT": 10, "BFE": 8, "SHR": 5, "SHF": 1, "ISCADD": 15,
+        "IMAD": 17, "F2F": 8, "LDS.128": 48}),
+    ("int8", 32): Kernel(1 + 1 / 64, 32, 254, 16552, 128, {
+        "issue": 1360, "FFMA": 1056, "FMUL": 32, "LOP32I": 28, "PRMT": 8, "BFE": 8, "SHL": 6, "SHR": 5, "ISCADD": 16,
+        "IMAD": 18, "F2F": 8, "LDS.128": 64}),
+    ("int8", 36): Kernel(1 + 1 / 64, 32, 255, 18632, 128, {
+        "issue": 1522, "FFMA": 1184, "FMUL": 36, "LOP32I": 27, "PRMT": 9, "BFE": 8, "SHL": 4, "SHR": 5, "ISCADD": 18,
+        "IMAD": 19, "F2F": 8, "LDS.128": 72}),
+    ("int8", 48): Kernel(1 + 1 / 64, 32, 218, 24616, 64, {
+        "issue": 2010, "FFMA": 1568, "FADD": 4, "FMUL": 8, "LOP32I": 77, "SHL": 23, "SHR": 21, "SHF": 4, "ISCADD": 16,
+        "IMAD": 26, "F2F": 8, "LDS.128": 80}),
     ("int8", 64): Kernel(1 + 1 / 64, 16, 148, 24616, 128, {
-        "issue": 1307, "FFMA": 1040, "FMUL": 4, "FADD": 2, "LOP32I": 43, "SHL": 13, "SHR": 11, "SHF": 2,
-        "ISCADD": 9, "IMAD": 16, "F2F": 4, "LDS.128": 64}),
+        "issue": 1307, "FFMA": 1040, "FADD": 2, "FMUL": 4, "LOP32I": 43, "SHL": 13, "SHR": 11, "SHF": 2, "ISCADD": 9,
+        "IMAD": 16, "F2F": 4, "LDS.128": 64}),
     ("int8", 128): Kernel(1 + 1 / 64, 8, 141, 32808, 256, {
-        "issue": 1233, "FFMA": 1032, "FMUL": 2, "FADD": 1, "LOP32I": 26, "SHL": 7, "SHR": 6, "SHF": 1,
-        "ISCADD": 5, "IMAD": 15, "F2F": 2, "LDS.128": 64}),
+        "issue": 1233, "FFMA": 1032, "FADD": 1, "FMUL": 2, "LOP32I": 26, "SHL": 7, "SHR": 6, "SHF": 1, "ISCADD": 5,
+        "IMAD": 15, "F2F": 2, "LDS.128": 64}),
     ("int4", 1): Kernel(0.5 + 1 / 64, 128, 77, 34816, 512, {
-        "issue": 327, "FFMA": 129, "LOP32I": 97, "SHF": 16, "BFE": 17, "IMAD": 6, "SHFL": 6, "ISCADD": 5, "F2F": 1}),
+        "issue": 328, "FFMA": 129, "FADD": 6, "FMUL": 1, "LOP": 1, "LOP32I": 97, "PRMT": 1, "BFE": 17, "SHF": 16,
+        "ISCADD": 5, "IMAD": 6, "SHFL": 6, "F2F": 1}),
     ("int4", 2): Kernel(0.5 + 1 / 64, 128, 128, 34816, 512, {
-        "issue": 471, "FFMA": 258, "FADD": 10, "LOP32I": 97, "SHF": 16, "BFE": 18, "IMAD": 6, "SHFL": 9, "ISCADD": 5,
-        "F2F": 1}),
-    ("int4", 4): Kernel(0.5 + 1 / 64, 128, 233, 17408, 256, {
-        "issue": 765, "FFMA": 516, "FADD": 17, "LOP32I": 96, "SHF": 16, "BFE": 16, "IMAD": 6, "SHFL": 16, "ISCADD": 5,
-        "F2F": 1}),
-    ("int4", 16): Kernel(0.5 + 1 / 64, 32, 213, 8232, 128, {
-        "issue": 780, "FFMA": 544, "FMUL": 24, "LOP32I": 24, "PRMT": 13, "BFE": 12, "SHL": 1, "SHR": 2,
-        "SHF": 1, "ISCADD": 14, "IMAD": 20, "F2F": 8, "LDS.128": 32}),
+        "issue": 482, "FFMA": 258, "FADD": 10, "FMUL": 2, "LOP32I": 97, "PRMT": 1, "BFE": 18, "SHF": 16, "ISCADD": 5,
+        "IMAD": 6, "SHFL": 9, "F2F": 1}),
+    ("int4", 4): Kernel(0.5 + 1 / 64, 128, 238, 17408, 256, {
+        "issue": 765, "FFMA": 516, "FADD": 17, "FMUL": 4, "LOP32I": 96, "PRMT": 1, "BFE": 16, "SHF": 16, "ISCADD": 5,
+        "IMAD": 6, "SHFL": 16, "F2F": 1}),
+    ("int4", 5): Kernel(0.5 + 1 / 64, 64, 164, 9216, 256, {
+        "issue": 540, "FFMA": 325, "FADD": 23, "FMUL": 5, "LOP32I": 48, "PRMT": 1, "BFE": 12, "SHF": 8, "ISCADD": 5,
+        "IMAD": 6, "SHFL": 22, "F2F": 1}),
+    ("int4", 6): Kernel(0.5 + 1 / 64, 64, 168, 9216, 256, {
+        "issue": 617, "FFMA": 390, "FADD": 26, "FMUL": 6, "LOP32I": 48, "PRMT": 1, "BFE": 12, "SHF": 8, "ISCADD": 5,
+        "IMAD": 6, "SHFL": 25, "F2F": 1}),
+    ("int4", 8): Kernel(0.5 + 1 / 64, 64, 252, 9216, 256, {
+        "issue": 764, "FFMA": 520, "FADD": 32, "FMUL": 8, "LOP32I": 48, "PRMT": 1, "BFE": 8, "SHF": 8, "ISCADD": 5,
+        "IMAD": 6, "SHFL": 31, "F2F": 1}),
+    ("int4", 16): Kernel(0.5 + 1 / 64, 32, 201, 8232, 128, {
+        "issue": 766, "FFMA": 544, "FMUL": 24, "LOP32I": 24, "PRMT": 13, "BFE": 12, "SHL": 1, "SHR": 5, "SHF": 1,
+        "ISCADD": 14, "IMAD": 16, "F2F": 8, "LDS.128": 32}),
     ("int4", 24): Kernel(0.5 + 1 / 64, 32, 255, 12328, 128, {
-        "issue": 1068, "FFMA": 800, "FMUL": 28, "LOP32I": 23, "PRMT": 14, "BFE": 12, "SHR": 1, "SHF": 1,
-        "ISCADD": 15, "IMAD": 21, "F2F": 8, "LDS.128": 48}),
-    ("int4", 30): Kernel(0.5 + 1 / 64, 32, 255, 15400, 128, {
-        "issue": 1291, "FFMA": 992, "FMUL": 32, "LOP32I": 23, "PRMT": 14, "BFE": 12, "SHR": 1, "SHF": 1,
-        "ISCADD": 16, "IMAD": 22, "F2F": 8, "LDS.128": 60}),
-    ("int4", 32): Kernel(0.5 + 1 / 64, 32, 158, 20520, 64, {
-        "issue": 1439, "FFMA": 1056, "FMUL": 16, "FADD": 8, "LOP32I": 75, "PRMT": 16, "SHL": 7, "SHR": 5,
-        "SHF": 4, "ISCADD": 15, "IMAD": 22, "F2F": 8, "LDS.128": 64}),
+        "issue": 1051, "FFMA": 800, "FMUL": 28, "LOP32I": 23, "PRMT": 14, "BFE": 12, "SHR": 5, "SHF": 1, "ISCADD": 15,
+        "IMAD": 17, "F2F": 8, "LDS.128": 48}),
+    ("int4", 32): Kernel(0.5 + 1 / 64, 32, 255, 16552, 128, {
+        "issue": 1357, "FFMA": 1056, "FMUL": 32, "LOP32I": 24, "PRMT": 12, "BFE": 12, "SHL": 6, "SHR": 5, "ISCADD": 16,
+        "IMAD": 18, "F2F": 8, "LDS.128": 64}),
+    ("int4", 36): Kernel(0.5 + 1 / 64, 32, 252, 18632, 128, {
+        "issue": 1514, "FFMA": 1184, "FMUL": 36, "LOP32I": 23, "PRMT": 13, "BFE": 12, "SHL": 4, "SHR": 5, "ISCADD": 18,
+        "IMAD": 19, "F2F": 8, "LDS.128": 72}),
+    ("int4", 48): Kernel(0.5 + 1 / 64, 32, 226, 24616, 64, {
+        "issue": 2002, "FFMA": 1568, "FADD": 8, "FMUL": 16, "LOP32I": 77, "PRMT": 16, "SHL": 7, "SHR": 5, "SHF": 4,
+        "ISCADD": 16, "IMAD": 26, "F2F": 8, "LDS.128": 80}),
     ("int4", 64): Kernel(0.5 + 1 / 64, 16, 146, 24616, 128, {
-        "issue": 1303, "FFMA": 1040, "FMUL": 8, "FADD": 4, "LOP32I": 43, "PRMT": 8, "SHL": 5, "SHR": 3,
-        "SHF": 2, "ISCADD": 9, "IMAD": 16, "F2F": 4, "LDS.128": 64}),
+        "issue": 1303, "FFMA": 1040, "FADD": 4, "FMUL": 8, "LOP32I": 43, "PRMT": 8, "SHL": 5, "SHR": 3, "SHF": 2,
+        "ISCADD": 9, "IMAD": 16, "F2F": 4, "LDS.128": 64}),
     ("int4", 128): Kernel(0.5 + 1 / 64, 8, 128, 32808, 256, {
-        "issue": 1231, "FFMA": 1032, "FMUL": 4, "FADD": 2, "LOP32I": 26, "PRMT": 4, "SHL": 3, "SHR": 2,
-        "SHF": 1, "ISCADD": 5, "IMAD": 15, "F2F": 2, "LDS.128": 64}),
+        "issue": 1231, "FFMA": 1032, "FADD": 2, "FMUL": 4, "LOP32I": 26, "PRMT": 4, "SHL": 3, "SHR": 2, "SHF": 1,
+        "ISCADD": 5, "IMAD": 15, "F2F": 2, "LDS.128": 64}),
 }
 # Layers, weights of a layer, weights of the last product (and of the embedding).
 MODELS = {

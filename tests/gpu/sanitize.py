@@ -99,7 +99,7 @@ def packed(n: int, k: int, group: int, bits: int, zeros: int | None) -> Any:
 
 
 def few() -> None:
-    """Products of up to four rows with weights of fewer bits: x in shared memory, and x in registers."""
+    """Products of a few rows with weights of fewer bits: x in shared memory, and x in registers."""
     import torch
     from vllm_kepler.ops import linear
 
@@ -107,7 +107,7 @@ def few() -> None:
     for n, k, group in ((37, 96, 32), (130, 4096, 128), (37, 14336, 128)):
         half = torch.randn(n, k, device="cuda").half()
         weights = [packed(n, k, group, bits, zeros) for bits, zeros in ((4, None), (4, 7), (8, None), (8, 7))]
-        for count in (1, 2, 4):
+        for count in (1, 2, 4, 5, 6, 7):
             x = torch.randn(count, k, device="cuda")
             linear.half(x, half)
             for weight in weights:
@@ -125,7 +125,7 @@ def tiles() -> None:
         weights = [packed(131, k, 32, 4, 7), packed(131, k, 32, 8, None)]
         for tile in linear.TILES:
             # Of the smaller tiles rows may be missing, by branches.
-            for count in (tile, tile - 1) if tile < 32 else (tile + 1,):
+            for count in (tile, tile - 1) if tile <= 36 else (tile + 1,):
                 linear.cut_of = lambda *sizes, cut=(count, tile): (0.0, (cut,))  # type: ignore[assignment]
                 x = torch.randn(count, k, device="cuda")
                 linear.half(x, half)

@@ -128,12 +128,12 @@ class FakeLibrary:
 
 
 @pytest.mark.parametrize(("bits", "group", "rows", "launched"), [
-    (4, 128, 1, [1]), (4, 128, 4, [4]), (4, 128, 5, [4, 1]), (4, 128, 8, [4, 4]), (4, 128, 9, [(9, 12)]),
-    (4, 64, 4, [4]), (4, 64, 5, [(5, 8)]), (8, 64, 7, [4, 3]), (8, 32, 7, [(7, 8)]), (4, 384, 6, [4, 2]),
-    (4, 128, 33, [(32, 32), 1]), (4, 128, 64, [(64, 64)]),
+    (4, 128, 0, []), (4, 128, 1, [1]), (4, 128, 4, [4]), (4, 128, 5, [5]), (4, 128, 8, [8]), (4, 128, 9, [(9, 12)]),
+    (4, 32, 4, [4]), (4, 32, 5, [(5, 8)]), (8, 64, 7, [7]), (8, 32, 7, [(7, 8)]), (4, 384, 6, [6]),
+    (4, 128, 33, [(33, 36)]), (4, 128, 37, [(36, 36), 1]), (4, 128, 64, [(64, 64)]),
 ])
 def test_rows_are_cut_into_launches(monkeypatch, bits, group, rows, launched):
-    """Few rows of packed weights go four at a time; each launch has the next rows of x and of the result."""
+    """Few rows of packed weights go at once; each launch has the next rows of x and of the result."""
     codes, scales, zeros = quantized(23, 384, group, bits)
     weights = linear.pack(codes, scales, zeros, bits)
     fake, x = FakeLibrary(weights), torch.randn(rows, 384)
@@ -146,7 +146,7 @@ def test_rows_are_cut_into_launches(monkeypatch, bits, group, rows, launched):
 
 
 @pytest.mark.parametrize(("bits", "few"), [
-    (4, linear.TWICE), (4, linear.MAX_ROWS), (8, linear.MAX_ROWS), (16, linear.MAX_ROWS),
+    (4, linear.RESIDENT_ROWS), (8, linear.RESIDENT_ROWS), (4, linear.MAX_ROWS), (16, linear.MAX_ROWS),
 ])
 def test_launches_cover_all_rows_in_rising_time(bits, few):
     """By the figures that cuts are chosen by, a row more takes no less, and from 9 on at most a sixth more."""
@@ -154,7 +154,7 @@ def test_launches_cover_all_rows_in_rising_time(bits, few):
     for rows in range(1, linear.MAX_TILED_ROWS + 1):
         time, launches = linear.cut_of(rows, bits, few)
         assert sum(count for count, _ in launches) == rows
-        assert all(tile in linear.TILES or count <= linear.MAX_ROWS for count, tile in launches)
+        assert all(tile in linear.TILES or count <= few for count, tile in launches)
         times.append(time)
     assert times == sorted(times)
     assert all(more / fewer <= 1.17 for fewer, more in itertools.pairwise(times[8:]))

@@ -88,11 +88,12 @@ int kepler_moe_tiled(float* out, float* sums, const float* x, const void* weight
 int kepler_linear_half(float* out, const float* x, const void* weight, int rows, int n, int k, void* stream);
 /* The weight is scale · unit · (code - zero), scale and zero of the row's group of columns. codes: [n, k] of 4 or 8
  * bits, the first column in the lowest bits, k a multiple of 32, 16-byte aligned; scales, zeros: float16
- * [n, k / group], no zeros: all 2^(bits - 1); group: a power of two from 32 on that divides k, or k. */
+ * [n, k / group], no zeros: all 2^(bits - 1); group: a power of two from 32 on that divides k, or k. rows: up to 4, and
+ * up to 8 with groups of 64 and more. */
 int kepler_linear_packed(float* out, const float* x, const void* codes, const void* scales, const void* zeros,
                          float unit, int bits, int rows, int n, int k, int group, void* stream);
-/* The same for any number of rows; bits 16: float16. tile: rows of x a block, 8, 12, 16, 20, 24, 27, 30
- * (linear_direct.cuh), 32, 36, 40, 44, 48, 56, 64, 96 or 128. blocks share the product evenly; sums: float32
+/* The same for any number of rows; bits 16: float16. tile: rows of x a block, 8, 12, 16, 20, 24, 28, 32,
+ * 36 (linear_direct.cuh), 40, 44, 48, 52, 56, 64, 96 or 128. blocks share the product evenly; sums: float32
  * [2 · blocks, tile, outputs of a tile], 16-byte aligned, for tiles that they share. */
 int kepler_linear_tiled(float* out, float* sums, const float* x, const void* weight, const void* scales,
                         const void* zeros, float unit, int bits, int rows, int n, int k, int group, int tile,

@@ -1,10 +1,13 @@
 // Products of a few rows of x with a matrix stored in fewer bits than float32, and that matrix as float32.
+#include <type_traits>
+
 #include "linear_resident.cuh"
 
 namespace kepler {
 namespace {
 
-constexpr int kMaxRows = 4;
+// Rows of x that linear_kernel takes, and resident_kernel.
+constexpr int kMaxRows = 4, kMaxResident = 8;
 
 template <typename F, int kRows, bool kZeros>
 void launch(const LinearArgs& a, cudaStream_t stream) {
@@ -13,12 +16,17 @@ void launch(const LinearArgs& a, cudaStream_t stream) {
   linear_kernel<F, kRows, kZeros, C><<<(a.n + kRowsOfBlock - 1) / kRowsOfBlock, C::kThreads, 0, stream>>>(a);
 }
 
-// Up to four rows of x with packed weights; false where that kernel does not take them.
+// Packed weights; false where that kernel does not take them.
 template <typename F, bool kZeros>
 bool resident(const LinearArgs& a, cudaStream_t stream) {
-  return a.rows == 1   ? launch_resident<F, 1, kZeros>(a, stream)
-         : a.rows == 2 ? launch_resident<F, 2, kZeros>(a, stream)
-                       : launch_resident<F, 4, kZeros>(a, stream);
+  using More = typename std::conditional<std::is_same<F, Int4>::value, Int4Half, F>::type;
+  const auto launched = a.rows == 1   ? launch_resident<F, 1, kZeros>
+                        : a.rows == 2 ? launch_resident<F, 2, kZeros>
+                        : a.rows <= 4 ? launch_resident<F, 4, kZeros>
+                        : a.rows == 5 ? launch_resident<More, 5, kZeros>
+                        : a.rows == 6 ? launch_resident<More, 6, kZeros>
+                                      : launch_resident<More, 8, kZeros>;
+  return launched(a, stream);
 }
 template <>
 bool resident<Half, false>(const LinearArgs&, cudaStream_t) {
@@ -27,8 +35,12 @@ bool resident<Half, false>(const LinearArgs&, cudaStream_t) {
 
 template <typename F, bool kZeros>
 int product(const LinearArgs& a, cudaStream_t stream) {
-  const auto launched = a.rows == 1 ? launch<F, 1, kZeros> : a.rows == 2 ? launch<F, 2, kZeros> : launch<F, 4, kZeros>;
-  if (!resident<F, kZeros>(a, stream)) launched(a, stream);
+  if (!resident<F, kZeros>(a, stream)) {
+    if (a.rows > kMaxRows) return cudaErrorInvalidValue;
+    const auto launched =
+        a.rows == 1 ? launch<F, 1, kZeros> : a.rows == 2 ? launch<F, 2, kZeros> : launch<F, 4, kZeros>;
+    launched(a, stream);
+  }
   return cudaGetLastError();
 }
 
@@ -79,7 +91,7 @@ extern "C" int kepler_linear_packed(float* out, const float* x, const void* code
                                     const void* zeros, float unit, int bits, int rows, int n, int k, int group,
                                     void* stream) {
   using namespace kepler;
-  if (rows <= 0 || rows > kMaxRows || n <= 0 || k <= 0 || k % Int4::kColumns || (bits != 4 && bits != 8) ||
+  if (rows <= 0 || rows > kMaxResident || n <= 0 || k <= 0 || k % Int4::kColumns || (bits != 4 && bits != 8) ||
       shift_of(group, k) < 0 || !aligned16(x) || !aligned16(codes))
     return cudaErrorInvalidValue;
   const LinearArgs a = {out, x, codes, static_cast<const __half*>(scales), static_cast<const __half*>(zeros),

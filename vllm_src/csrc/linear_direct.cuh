@@ -1,12 +1,12 @@
-// The kernel of products of 5 to 30 rows of x: a step of decoding of as many sequences.
+// The kernel of products of 5 to 36 rows of x: a step of decoding of as many sequences.
 //
 // A lane has four rows of the weight and all rows of x of a tile. A tile's time follows its rows one by one: all but
 // three are multiplied always, and of those two where there are two or three, and one where there are one or three.
 // Codes go from memory to its registers: it unpacks eight columns of its rows at a time and multiplies each with every
 // row of x, which the block holds in shared memory, 64 columns at a time. Eight lanes share a row of the weight, with
 // neighboring columns, so that a warp reads four rows at once, and a load of x, of eight different words, serves sixteen
-// products. The next codes and the next columns of x are read while these are multiplied. Sums of lanes meet at the
-// end, in one fixed order.
+// products. Lanes next to each other want the same words, which half a warp then loads at once. The next codes and the
+// next columns of x are read while these are multiplied. Sums of lanes meet at the end, in one fixed order.
 #pragma once
 
 #include "common.cuh"
@@ -197,7 +197,10 @@ template <int kX_, int kBlocks_>
 struct DirectCut {
   static constexpr int kX = kX_, kFixed = kX - 3;
   // Quads of columns that are multiplied in one go, so that few warps find enough to do; registers bound them.
-  static constexpr int kTogether = kX > 28 ? 1 : 2;
+  static constexpr int kTogether = kX > 32 ? 1 : 2;
+  // Whether there are registers for the next scales, and for where rows of x are: else for where those begin there is
+  // shared memory.
+  static constexpr bool kRoom = kX <= 28;
   static constexpr int kN = 4, kBlocks = kBlocks_, kOutputs = kDirectThreads / kSharers * kN;
 };
 
@@ -206,9 +209,12 @@ __global__ void __launch_bounds__(kDirectThreads, C::kBlocks) direct_kernel(Tile
   constexpr int kX = C::kX, kN = C::kN;
   constexpr int kRowsOnce = kDirectThreads / (kStage / 4), kLoads = (kX + kRowsOnce - 1) / kRowsOnce;
   __shared__ float4 staged[2][kX][kStage / 4];
+  // Weights of 16 bits leave none for where their rows are either.
+  constexpr bool kRoom = C::kRoom, kWeightRoom = kRoom || F::kCoded;
+  __shared__ unsigned w_begin[kWeightRoom ? 1 : C::kOutputs], x_begin[kRoom ? 1 : kLoads * kRowsOnce];
 
-  const int thread = threadIdx.x, lane = thread % 32, sharer = lane % kSharers;
-  const int own_n = thread / 32 * (kSharing * kN) + lane / kSharers;
+  const int thread = threadIdx.x, lane = thread % 32, sharer = lane / 2 % kSharers;
+  const int own_n = thread / 32 * (kSharing * kN) + lane % 2 + lane / (2 * kSharers) * 2;
   // A thread's float4 of x; the two of a lane lie kSharers apart, so that its neighbors' are next to them.
   const int x_own = thread / (kStage / 4), x_quad = thread % (kStage / 4);
   const int x_slot = x_quad % 2 * kSharers + x_quad / 2;
@@ -230,89 +236,119 @@ __global__ void __launch_bounds__(kDirectThreads, C::kBlocks) direct_kernel(Tile
     const auto row_of = [&](int p) { return p == kX - 1 && !(loose & 2) ? C::kFixed : p; };
 
     // Rows past the last are the last again, and their sums are not stored; past the last column x is zero.
-    const auto row = [&](int i) { return part.weight_row + min(part.first_n + own_n + i * kSharing, a.n - 1); };
+    const auto weight_row = [&](int n) { return part.weight_row + min(part.first_n + n, a.n - 1); };
+    const auto begin_of_x = [&](int p) { return x_row(a, first_x, min(row_of(p), kX - 1)) * a.chunks * (kChunk / 4); };
     int mine = begin + sharer;  // this lane's chunk
-    unsigned at[kN];
+    int x_chunk = begin + x_quad / 2;
+    unsigned x_column = begin * (kChunk / 4) + x_quad;  // in float4
+    unsigned w_at[kN], x_at[kLoads];
 #pragma unroll
-    for (int i = 0; i < kN; ++i) at[i] = row(i) * a.chunks + mine;
+    for (int i = 0; i < kN; ++i) w_at[i] = weight_row(own_n + i * kSharing) * a.chunks + mine;
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j)
+      if (kRoom) x_at[j] = begin_of_x(x_own + j * kRowsOnce) + x_column;
+    if (!kWeightRoom && thread < C::kOutputs) w_begin[thread] = weight_row(thread) * a.chunks;
+    if (!kRoom && thread < kLoads * kRowsOnce) x_begin[thread] = begin_of_x(thread);
+    if (!kRoom) __syncthreads();
+    const auto chunk_of = [&](int i) { return kWeightRoom ? w_at[i] : w_begin[own_n + i * kSharing] + mine; };
     typename F::Raw next[kN] = {};
-    // Of lanes that never have a column too: nothing times not a number is not a number.
+    typename F::Scaled scaled[kN];
+    const auto scale_by = [&](int i, unsigned from) {
+      scaled[i].set(__half2float(__ldg(a.scales + from)), a.zeros ? __half2float(__ldg(a.zeros + from)) : F::kMiddle);
+    };
+    int group = min(mine, end - 1) >> a.group_shift;
+    // Codes of the next chunk, and its scales if there is room: the place of a chunk's is chunk >> a.group_shift, since
+    // a row with several groups has a power of two of chunks in each.
     __half scale[kN], zero[kN];
-#pragma unroll
-    for (int i = 0; i < kN; ++i) scale[i] = zero[i] = __float2half(0.f);
-    int group = -1;
-    bool fresh = true;  // scales have come that `scaled` is not made of
+    bool fresh = false;  // they have come, and `scaled` is not made of them yet
     const auto fetch = [&] {
       if (mine < end) {
 #pragma unroll
-        for (int i = 0; i < kN; ++i) next[i] = __ldg(static_cast<const typename F::Raw*>(a.weight) + at[i]);
+        for (int i = 0; i < kN; ++i) next[i] = __ldg(static_cast<const typename F::Raw*>(a.weight) + chunk_of(i));
         const int now = mine >> a.group_shift;
-        if (F::kCoded && now != group) {
+        if (F::kCoded && kRoom && now != group) {
 #pragma unroll
           for (int i = 0; i < kN; ++i) {
-            scale[i] = __ldg(a.scales + (row(i) * a.groups + now));
-            if (a.zeros) zero[i] = __ldg(a.zeros + (row(i) * a.groups + now));
+            scale[i] = __ldg(a.scales + (chunk_of(i) >> a.group_shift));
+            if (a.zeros) zero[i] = __ldg(a.zeros + (chunk_of(i) >> a.group_shift));
           }
           group = now, fresh = true;
         }
       }
       mine += kSharers;
 #pragma unroll
-      for (int i = 0; i < kN; ++i) at[i] += kSharers;
+      for (int i = 0; i < kN; ++i) w_at[i] += kSharers;
+    };
+    // Before the chunk that fetch has read is multiplied.
+    const auto rescale = [&] {
+      if (kRoom) {
+        if (!fresh) return;
+#pragma unroll
+        for (int i = 0; i < kN; ++i)
+          scaled[i].set(__half2float(scale[i]), a.zeros ? __half2float(zero[i]) : F::kMiddle);
+        fresh = false;
+        return;
+      }
+      const int now = (mine - kSharers) >> a.group_shift;
+      if (now == group || mine - kSharers >= end) return;
+#pragma unroll
+      for (int i = 0; i < kN; ++i) scale_by(i, (chunk_of(i) - kSharers) >> a.group_shift);
+      group = now;
     };
 
-    int x_chunk = begin + x_quad / 2;
-    unsigned x_at[kLoads];  // in float4
+    // The multiplication of one or two quads hides the loads of its share of x.
+    constexpr int kShares = 2 / C::kTogether, kOnce = (kLoads + kShares - 1) / kShares;
+    // Either says the same; ptxas spills with the other one.
+    const unsigned x_end = end * (kChunk / 4);
+    const auto inside = [&] { return F::kCoded ? x_chunk < end : x_column < x_end; };
+    float4 coming[kOnce];
+    const auto load_x = [&](int first) {
 #pragma unroll
-    for (int j = 0; j < kLoads; ++j) {
-      const unsigned from = x_row(a, first_x, min(row_of(x_own + j * kRowsOnce), kX - 1));
-      x_at[j] = (from * a.chunks + begin) * (kChunk / 4) + x_quad;
-    }
-    float4 coming[kLoads];
-    const auto load_x = [&] {
-#pragma unroll
-      for (int j = 0; j < kLoads; ++j) {
-        coming[j] = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (x_chunk < end) coming[j] = __ldg(reinterpret_cast<const float4*>(a.x) + x_at[j]);
+      for (int j = first; j < first + kOnce && j < kLoads; ++j) {
+        coming[j - first] = make_float4(0.f, 0.f, 0.f, 0.f);
+        const unsigned at = kRoom ? x_at[j] : x_begin[x_own + j * kRowsOnce] + x_column;
+        if (inside()) coming[j - first] = __ldg(reinterpret_cast<const float4*>(a.x) + at);
         x_at[j] += kStage / 4;
       }
-      x_chunk += kSharers;
     };
-    const auto store_x = [&](int buffer) {
+    const auto store_x = [&](int buffer, int first) {
 #pragma unroll
-      for (int j = 0; j < kLoads; ++j)
+      for (int j = first; j < first + kOnce && j < kLoads; ++j)
         if (kX % kRowsOnce == 0 || x_own + j * kRowsOnce < kX) {
-          const float4 v = coming[j];
+          const float4 v = coming[j - first];
           constexpr float kLift = F::kCoded ? 1.f / kLowered : 1.f;
           staged[buffer][x_own + j * kRowsOnce][x_slot] =
               make_float4(v.x * kLift, v.y * kLift, v.z * kLift, v.w * kLift);
         }
     };
 
-    typename F::Scaled scaled[kN];
     constexpr int kAtOnce = kSharers / kN;  // rows of x whose sums meet at once
     float sums[(kX + kX % kAtOnce) * kN] = {};  // the row of the weight is the faster index
+    // Of lanes that never have a column too: nothing times not a number is not a number.
+#pragma unroll
+    for (int i = 0; i < kN; ++i)
+      if (F::kCoded) scale_by(i, weight_row(own_n + i * kSharing) * a.groups + group);
     fetch();
-    load_x();
-    store_x(0);
+#pragma unroll
+    for (int first = 0; first < kLoads; first += kOnce) {
+      load_x(first);
+      store_x(0, first);
+    }
+    x_chunk += kSharers, x_column += kStage / 4;
     __syncthreads();
     int buffer = 0;
 #pragma unroll 1
     for (int chunk = begin; chunk < end; chunk += kSharers, buffer ^= 1) {
-      if (F::kCoded && fresh) {
-#pragma unroll
-        for (int i = 0; i < kN; ++i)
-          scaled[i].set(__half2float(scale[i]), a.zeros ? __half2float(zero[i]) : F::kMiddle);
-        fresh = false;
-      }
+      if (F::kCoded) rescale();
       typename F::Raw raw[kN];
 #pragma unroll
       for (int i = 0; i < kN; ++i) raw[i] = next[i];
       const float4* from = &staged[buffer][0][sharer];
       fetch();
-      load_x();
 #pragma unroll
       for (int quad = 0; quad < 2; quad += C::kTogether) {
+        const int first = quad / C::kTogether * kOnce;
+        load_x(first);
         float w[C::kTogether][kN][4];
 #pragma unroll
         for (int q = 0; q < C::kTogether; ++q)
@@ -337,8 +373,9 @@ __global__ void __launch_bounds__(kDirectThreads, C::kBlocks) direct_kernel(Tile
         multiply(0, C::kFixed);
         if (loose & 2) multiply(C::kFixed, kX - 1);
         if (loose & 1) multiply(kX - 1, kX);
+        store_x(buffer ^ 1, first);
       }
-      store_x(buffer ^ 1);
+      x_chunk += kSharers, x_column += kStage / 4;
       __syncthreads();
     }
 
@@ -351,9 +388,9 @@ __global__ void __launch_bounds__(kDirectThreads, C::kBlocks) direct_kernel(Tile
       float eight[kSharers];
 #pragma unroll
       for (int i = 0; i < kSharers; ++i) eight[i] = sums[m * kN + i];
-      exchange(eight, 4, lane, 4);
-      exchange(eight, 2, lane, 2);
-      exchange(eight, 1, lane, 1);
+      exchange(eight, 4, lane, 8);
+      exchange(eight, 2, lane, 4);
+      exchange(eight, 1, lane, 2);
       const int p = m + sharer / kN, to = row_of(p);
       // With one row the places of two have none, and with two the place of one.
       if (p < C::kFixed || (p < kX - 1 ? loose & 2 : p < kX && loose & 1))

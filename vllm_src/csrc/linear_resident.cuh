@@ -1,9 +1,10 @@
-// The kernel of products of one to four rows of x with packed weights: a step of decoding of one or a few sequences.
+// The kernel of products of one to eight rows of x with packed weights: a step of decoding of one or a few sequences.
 //
 // Where linear.cuh brings x to the weights, here x stays: a lane holds its 16 bytes' columns of x in registers, a warp
-// 1,024 columns of 4 bits or 512 of 8, and walks down rows of the weight. The warps of a team share a row; a block
+// 1,024 columns of 4 bits or 512 of 8, and walks down rows of the weight; of 4 bits and more than four rows of x it has
+// 8 bytes' columns. The warps of a team share a row; a block
 // holds as many teams as fit, the grid as many blocks as the GPU holds at once, and each team has its share of rows.
-// The loop over rows has neither x's shared memory nor a barrier of the block in it: a row's 16 bytes a lane are
+// The loop over rows has neither x's shared memory nor a barrier of the block in it: a row's codes are
 // unpacked as in linear.cuh, and while four rows are multiplied the next four are on their way. Sums of a team's warps
 // meet in shared memory at the end and are added in one fixed order.
 //
@@ -18,12 +19,28 @@
 namespace kepler {
 namespace {
 
+// 4 bits, half as many columns a lane, for as many more rows of x.
+struct Int4Half : Int4 {
+  static constexpr int kColumns = 16;
+};
+
+// What a lane reads of a row of the weight at once.
+template <typename F>
+struct Piece {
+  using type = uint4;
+  static __device__ __forceinline__ Words words(uint4 v) { return {{v.x, v.y, v.z, v.w}}; }
+};
+template <>
+struct Piece<Int4Half> {
+  using type = uint2;
+  static __device__ __forceinline__ Words words(uint2 v) { return {{v.x, v.y, 0, 0}}; }
+};
+
 // Warps of a block at most: registers of x bound them.
 template <typename F, int kRows>
-struct Resident;
+struct Resident { static constexpr int kWarps = 8; };
 template <> struct Resident<Int4, 1> { static constexpr int kWarps = 16; };
 template <> struct Resident<Int4, 2> { static constexpr int kWarps = on(16, 12); };
-template <> struct Resident<Int4, 4> { static constexpr int kWarps = 8; };
 template <> struct Resident<Int8, 1> { static constexpr int kWarps = 28; };
 template <> struct Resident<Int8, 2> { static constexpr int kWarps = 20; };
 template <> struct Resident<Int8, 4> { static constexpr int kWarps = 16; };
@@ -33,13 +50,13 @@ constexpr int kBatch = 4;  // rows of the weight, and the lanes that they are sp
 struct ResidentArgs {
   float* out;      // [rows, n]
   const float* x;  // [rows, k]
-  const uint4* weight;
+  const void* weight;
   const __half* scales;
   const __half* zeros;
   float factor;  // of the sums, at the end
   int rows, n;
-  unsigned pieces;  // 16 bytes each, in a row of the weight
-  int groups, group_shift;
+  unsigned pieces;  // of a row of the weight
+  int groups, group_shift;  // the group of a row's piece i is i >> group_shift
   int team_rows, padded;  // rows of the weight a team, and those up to a whole batch
   int passes;             // times that the warps of a team go over them; once with one row of x
   unsigned all_lanes;     // kAllLanes, which ptxas must not know
@@ -66,9 +83,10 @@ __global__ void __launch_bounds__(32 * Resident<F, kRows>::kWarps) resident_kern
   float4* const mine = staged[team * parts + part];
 
   // What a lane has after a batch: the sum of row lane % 4 and of row my_m of x; of kTwins such lanes one stores.
-  constexpr int kTwins = 8 / kRows;
+  constexpr int kSlots = kRows > 4 ? 8 : kRows, kTwins = 8 / kSlots;
+  using P = Piece<F>;
   const int my_row = lane % kBatch, my_m = lane / 4 / kTwins;
-  const bool stores = lane / 4 % kTwins == 0;
+  const bool stores = lane / 4 % kTwins == 0 && my_m < kRows;
 
 #pragma unroll 1
   for (int pass = 0; pass < (kRows == 1 ? 1 : a.passes); ++pass) {
@@ -85,8 +103,8 @@ __global__ void __launch_bounds__(32 * Resident<F, kRows>::kWarps) resident_kern
         if (x_piece + next < a.pieces) to[j] = load4(x + (next * kColumns + j / kHalf * (kHalf * 4)));
       }
     };
-    float4 coming[kQuads];
-    load_x(coming, 0);
+    float4 coming[2][kQuads];
+    load_x(coming[0], 0);
 
     // Past the last row and the last column the last is read again: x is zero there, or the sum is not stored.
     const unsigned from = min(first_piece + lane, a.pieces - 1);
@@ -96,14 +114,14 @@ __global__ void __launch_bounds__(32 * Resident<F, kRows>::kWarps) resident_kern
     unsigned scale_at = (top + my_row) * a.groups + (from >> a.group_shift);
     const unsigned scale_last = (top + more) * a.groups + (from >> a.group_shift);
     struct Batch {
-      uint4 codes[kBatch];
+      typename P::type codes[kBatch];
       __half scale, zero;
     };
     // Plain loads: ptxas puts off those of constant memory until their registers are free.
     const auto fetch = [&](Batch& to) {
 #pragma unroll
       for (int r = 0; r < kBatch; ++r) {
-        to.codes[r] = a.weight[at];
+        to.codes[r] = static_cast<const typename P::type*>(a.weight)[at];
         at = min(at + a.pieces, last);
       }
       const unsigned i = min(scale_at, scale_last);
@@ -119,14 +137,14 @@ __global__ void __launch_bounds__(32 * Resident<F, kRows>::kWarps) resident_kern
     float zero_sum[kRows];     // of x over the group's four lanes, negative
 #pragma unroll
     for (int m = 0; m < kRows; ++m) {
-      if (m) load_x(coming, m);
+      if (m + 1 < kRows) load_x(coming[(m + 1) % 2], m + 1);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (m || half) __syncwarp();
         const float4 lift = F::lifts(half * kHalf + lane % kHalf);
 #pragma unroll
         for (int j = 0; j < kHalf; ++j) {
-          const float4 v = coming[half * kHalf + j];
+          const float4 v = coming[m % 2][half * kHalf + j];
           mine[lane % kHalf * kStride + lane / kHalf + j * (32 / kHalf)] =
               make_float4(v.x * lift.x, v.y * lift.y, v.z * lift.z, v.w * lift.w);
         }
@@ -164,8 +182,7 @@ __global__ void __launch_bounds__(32 * Resident<F, kRows>::kWarps) resident_kern
       float product[kRows][kBatch] = {};
 #pragma unroll
       for (int r = 0; r < kBatch; ++r) {
-        const uint4 codes = batch.codes[r];
-        const Words words = {{codes.x, codes.y, codes.z, codes.w}};
+        const Words words = P::words(batch.codes[r]);
 #pragma unroll
         for (int quad = 0; quad < kQuads; ++quad) {
           float w[4];
@@ -177,15 +194,16 @@ __global__ void __launch_bounds__(32 * Resident<F, kRows>::kWarps) resident_kern
         }
       }
       const float by = __half2float(batch.scale), zero_of = kZeros ? __half2float(batch.zero) : 1.f;
-      float total[kRows];
+      float total[kSlots] = {};
 #pragma unroll
       for (int m = 0; m < kRows; ++m) {
         exchange(product[m], 2, lane, 2);
         exchange(product[m], 1, lane, 1);
         total[m] = by * fmaf(zero_of, zero_sum[m], product[m][0]);
       }
-      if (kRows == 4) exchange(total, 2, lane, 16);
-      if (kRows >= 2) exchange(total, 1, lane, kRows == 4 ? 8 : 16);
+      if (kSlots >= 2) exchange(total, kSlots / 2, lane, 16);
+      if (kSlots >= 4) exchange(total, kSlots / 4, lane, 8);
+      if (kSlots >= 8) exchange(total, 1, lane, 4);
 #pragma unroll
       for (int step = 2 * kTwins; step >= 4; step /= 2) total[0] += __shfl_xor_sync(kAllLanes, total[0], step);
       if (stores) *to = pass ? *to + total[0] : total[0];
@@ -226,25 +244,36 @@ int resident_blocks() {
 // False where nothing was launched: linear.cuh takes groups that are too small for this kernel.
 template <typename F, int kRows, bool kZeros>
 bool launch_resident(const LinearArgs& a, cudaStream_t stream) {
-  constexpr int kWarps = Resident<F, kRows>::kWarps;
+  constexpr int kWarps = Resident<F, kRows>::kWarps, kBytes = sizeof(typename Piece<F>::type);
   if (a.k / a.groups < kBatch * F::kColumns && a.groups > 1) return false;
   const int pieces = a.k / F::kColumns;
   if (static_cast<long long>(a.n) * pieces > 0x7fffffffLL) return false;
-  const int all_parts = (pieces + 31) / 32, passes = (all_parts + kWarps - 1) / kWarps;
+  const int blocks = resident_blocks<F, kRows, kZeros>();
+  if (blocks == 0) return false;  // an earlier error: the launch of linear.cuh tells it
+  const int all_parts = (pieces + 31) / 32;
+  int passes = (all_parts + kWarps - 1) / kWarps;
   if (kRows == 1 && passes > 1) return false;
+  // More passes may leave fewer warps out; each takes its batches, and x as long as one of them.
+  const auto time = [&](int passes) {
+    const int teams = blocks * (kWarps / ((all_parts + passes - 1) / passes));
+    return passes * ((a.n + teams * kBatch - 1) / (teams * kBatch) + 1);
+  };
+  if (kRows > 4)
+    for (int more = passes + 1, most = std::min(all_parts, 4 * passes); more <= most; ++more)
+      if (time(more) < time(passes)) passes = more;
   const int parts = (all_parts + passes - 1) / passes, teams = kWarps / parts;
   // Four rows of x leave room for few warps: where teams do not fill them, linear.cuh is faster.
   if (kRows == 4 && 8 * parts * teams < 7 * kWarps) return false;
-  // Sums of a block's rows lie in what x leaves of 48 KiB.
+  // Sums of a block's rows lie in what x leaves of 48 KiB. Where that is too little, blocks follow each other, all of
+  // them with as many rows.
   constexpr int kSums = ((48 << 10) - kWarps * Staging<F>::kHalf * Staging<F>::kStride * 16) / 4;
   const int most = kSums / (teams * parts * kRows) / kBatch * kBatch;
-  const int all_teams = resident_blocks<F, kRows, kZeros>() * teams;
-  if (all_teams == 0) return false;  // an earlier error: the launch of linear.cuh tells it
-  const int rows = std::min((a.n + all_teams - 1) / all_teams, most);
+  const int all_teams = blocks * teams, turns = (a.n + all_teams * most - 1) / (all_teams * most);
+  const int rows = (a.n + all_teams * turns - 1) / (all_teams * turns);
   const int padded = (rows + kBatch - 1) / kBatch * kBatch;
-  const ResidentArgs args = {a.out, a.x, static_cast<const uint4*>(a.weight), a.scales, a.zeros, a.factor, a.rows,
-                             a.n, static_cast<unsigned>(pieces), a.groups, a.group_shift, rows, padded, passes,
-                             kAllLanes};
+  const ResidentArgs args = {a.out, a.x, a.weight, a.scales, a.zeros, a.factor, a.rows, a.n,
+                             static_cast<unsigned>(pieces), a.groups, a.group_shift + 16 / kBytes - 1, rows, padded,
+                             passes, kAllLanes};
   resident_kernel<F, kRows, kZeros><<<(a.n + rows * teams - 1) / (rows * teams), dim3(32, parts, teams),
                                       sizeof(float) * teams * parts * kRows * padded, stream>>>(args);
   return true;

@@ -2,7 +2,7 @@
 //
 // A block takes a tile of out and walks along the columns, 16 at a time: codes become floats on their way into shared
 // memory, once for all of the tile's rows of x, and each thread keeps a square of sums in registers. The next columns
-// are read while these are multiplied. Tiles of up to 30 rows of x are those of linear_direct.cuh, which also says how
+// are read while these are multiplied. Tiles of up to 36 rows of x are those of linear_direct.cuh, which also says how
 // blocks share tiles. The rows of a mixture of experts, sorted by expert (moe.cu), are tiles too.
 #include "linear_direct.cuh"
 
@@ -260,13 +260,13 @@ int with_tile(int tile, const Use& use) {
     case 16: return use(Direct<D, DirectCut<16, 2>>{});
     case 20: return use(Direct<D, DirectCut<20, 2>>{});
     case 24: return use(Direct<D, DirectCut<24, 2>>{});
-    case 27: return use(Direct<D, DirectCut<27, 2>>{});
-    case 30: return use(Direct<D, DirectCut<30, 2>>{});
-    case 32: return use(Tiled<F, Tile<32, 128, 8, 8, 6>>{});
-    case 36: return use(Tiled<F, Tile<36, 128, 9, 8, 4>>{});
-    case 40: return use(Tiled<F, Tile<40, 128, 10, 8, 4>>{});
+    case 28: return use(Direct<D, DirectCut<28, 2>>{});
+    case 32: return use(Direct<D, DirectCut<32, 2>>{});
+    case 36: return use(Direct<D, DirectCut<36, 2>>{});
+    case 40: return use(Tiled<F, Tile<40, 128, 10, 8, on(5, 4)>>{});
     case 44: return use(Tiled<F, Tile<44, 128, 11, 8, 4>>{});
     case 48: return use(Tiled<F, Tile<48, 128, 12, 8, 4>>{});
+    case 52: return use(Tiled<F, Tile<52, 128, 13, 8, 4>>{});
     case 56: return use(Tiled<F, Tile<56, 128, 7, 8, 3>>{});
     case 64: return use(Tiled<F, Tile<64, 128, 8, 8, 3>>{});
     case 96: return use(Tiled<F, Tile<96, 128, 12, 8, 2>>{});

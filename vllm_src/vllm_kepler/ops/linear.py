@@ -19,11 +19,10 @@ from ..errors import LibraryError
 from .library import library, matrix, pointer, stream_of
 from .operator import by_device
 
-# Rows of x that the kernels of few rows take at once.
-MAX_ROWS = 4
-# Up to 8 rows packed weights go through those twice, where x stays in registers (linear_resident.cuh: a group has at
-# least the columns of four lanes): a quarter fewer instructions for sm_37, and as fast on an H200.
-TWICE, RESIDENT_GROUP_BITS = 2 * MAX_ROWS, 4 * 128
+# Rows of x that the kernels of few rows take at once: of packed weights more where x stays in registers
+# (linear_resident.cuh: a group has at least the columns of four lanes).
+MAX_ROWS, RESIDENT_ROWS = 4, 8
+RESIDENT_GROUP = 64
 # Rows of x up to which kernels unpack the weights; more are multiplied by cuBLAS, with float32 tiles of the weights.
 MAX_TILED_ROWS = 512
 
@@ -36,7 +35,7 @@ class Tile:
         outputs: rows of the weight in a block.
         least: rows whose time a block takes at least; from there on it follows its rows one by one.
         coded, half: the time for so many rows, and that of each further one, with codes and with float16:
-            microseconds for a layer of Llama 3 8B on one H200 (2026-11-30), to choose by.
+            microseconds for a layer of Llama 3 8B on one H200 (2026-12-01), to choose by.
     """
 
     outputs: int
@@ -49,20 +48,22 @@ class Tile:
         return once + row * max(rows - self.least, 0)
 
 
-# By their rows of x. Those of up to 30: linear_direct.cuh.
+# By their rows of x. Those of up to 36: linear_direct.cuh.
 TILES = {
-    8: Tile(64, 5, (141, 8.3), (150, 1.7)), 12: Tile(64, 9, (178, 8.2), (172, 3.7)),
-    16: Tile(64, 13, (224, 9), (198, 9)), 20: Tile(64, 17, (263, 9.6), (261, 4.7)),
-    24: Tile(64, 21, (290, 10), (302, 5.3)), 27: Tile(64, 24, (330, 8.7), (336, 6)),
-    30: Tile(64, 27, (377, 9.6), (365, 6)), 32: Tile(128, 32, (423, 0), (402, 0)),
-    36: Tile(128, 36, (481, 0), (452, 0)), 40: Tile(128, 40, (524, 0), (505, 0)),
-    44: Tile(128, 44, (554, 0), (533, 0)), 48: Tile(128, 48, (573, 0), (575, 0)),
+    8: Tile(64, 5, (140, 8), (151, 1.3)), 12: Tile(64, 9, (179, 9), (174, 3)),
+    16: Tile(64, 13, (221, 8.3), (198, 8.4)), 20: Tile(64, 17, (258, 9.2), (256, 4.7)),
+    24: Tile(64, 21, (288, 8.5), (286, 6.5)), 28: Tile(64, 25, (331, 8.7), (337, 6.2)),
+    32: Tile(64, 29, (389, 8.9), (388, 3)), 36: Tile(64, 33, (429, 9.2), (428, 6.6)),
+    40: Tile(128, 40, (511, 0), (504, 0)), 44: Tile(128, 44, (554, 0), (533, 0)),
+    48: Tile(128, 48, (573, 0), (575, 0)), 52: Tile(128, 52, (642, 0), (630, 0)),
     56: Tile(128, 56, (662, 0), (641, 0)), 64: Tile(128, 64, (724, 0), (699, 0)),
-    96: Tile(128, 96, (1025, 0), (1000, 0)), 128: Tile(128, 128, (1347, 0), (1290, 0)),
+    96: Tile(128, 96, (1025, 0), (980, 0)), 128: Tile(128, 128, (1347, 0), (1290, 0)),
 }
-# The same for the kernels of 1, 2, 3 and 4 rows by the bits of a weight, and what each further tile of a launch takes
+# The same for the kernels of few rows by the bits of a weight, row by row, and what each further tile of a launch takes
 # less than the first.
-FEW = {4: (45, 58, 82, 82), 8: (66, 74, 95, 96), 16: (123, 127, 135, 136)}
+FEW = {
+    4: (45, 58, 82, 82, 109, 126, 147, 147), 8: (66, 74, 95, 96, 114, 129, 153, 153), 16: (123, 127, 135, 136),
+}
 LAUNCH = 25
 # Columns that a block's share of a product has at least.
 SHARE = 256
@@ -232,7 +233,7 @@ def packed_kernel(x: torch.Tensor, weights: Packed) -> torch.Tensor:
     if weights.permutation is not None:
         rows = rows.index_select(1, weights.permutation)
     out = rows.new_empty(rows.shape[0], weights.n)
-    few = TWICE if weights.group * weights.bits >= RESIDENT_GROUP_BITS else MAX_ROWS
+    few = RESIDENT_ROWS if weights.group >= RESIDENT_GROUP else MAX_ROWS
     if len(rows) > MAX_TILED_ROWS:
         _by_tiles(out, rows, lambda first, last: unpack_rows(weights, first, last))
     elif weights.n:
@@ -263,14 +264,15 @@ def cut_of(rows: int, bits: int, few: int) -> tuple[float, tuple[tuple[int, int]
     """Cut the rows of x so that the product is done soonest.
 
     Args:
-        few: rows up to which the kernels of few rows are taken anyway.
+        few: rows that the kernels of few rows take at once; so few go through them anyway.
 
     Returns:
         What it takes, and its launches: rows, and the rows of a tile; 0 for the kernels of few rows.
     """
+    if not rows:
+        return 0.0, ()
     if rows <= few:
-        sizes = [min(MAX_ROWS, rows - first) for first in range(0, rows, MAX_ROWS)]
-        return sum(FEW[bits][size - 1] for size in sizes), tuple((size, 0) for size in sizes)
+        return FEW[bits][rows - 1], ((rows, 0),)
     found: list[tuple[float, tuple[tuple[int, int], ...]]] = []
     coded = bits < 16
     for size, tile in TILES.items():
