@@ -127,10 +127,9 @@ class Failure:
 
 CONNECT = "timeout 5 bash -c '< /dev/tcp/{}/{}'"
 KILL = "systemctl kill --signal KILL --kill-who all "
-# vLLM 0.12.0 waits twice four seconds for a stage's other ranks before it ends them, and only then the stage.
 FAILURES = {
     "stage": Failure(1, f"{KILL}{{stage}}"),
-    "rank": Failure(1, "pkill --signal KILL --newest --full '{rank}'", known=15),
+    "rank": Failure(1, "pkill --signal KILL --newest --full '{rank}'"),
     "link": Failure(1, f"ip link set {LINK} down", f"ip link set {LINK} up", known=30),
     "server": Failure(0, f"{KILL}{{server}}"),
 }

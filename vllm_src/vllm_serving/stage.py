@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +21,7 @@ from .cluster import RAYLET, TOKEN, Cluster, answers, node_command, read_cluster
 from .errors import ConfigError
 from .gate import Joined, Lost, node_arguments
 from .instance import CONFIGURATION
-from .supervisor import command_of, ending, show
+from .supervisor import command_of, ending, members, show
 from .systemd import notify
 from .versions import table_of
 
@@ -66,13 +66,14 @@ class RayNode:
 class OwnNode:
     """This host's ranks, which vLLM starts here by itself once all hosts have joined.
 
-    Raises Lost and OSError if the server takes this host in no more.
+    title: how that of a rank's process begins. Raises Lost and OSError if the server takes this host in no more.
     """
 
-    def __init__(self, cluster: Cluster, options: Path) -> None:
-        self.cluster, self.options = cluster, options
+    def __init__(self, cluster: Cluster, options: Path, title: bytes) -> None:
+        self.cluster, self.options, self.title = cluster, options, title
         self.joined = Joined(cluster, os.environ[TOKEN].strip())
         self.process: subprocess.Popen[bytes] | None = None
+        self.ranks: set[str] = set()
 
     def is_ready(self) -> bool:
         """Return True: the server has taken this host in."""
@@ -89,8 +90,14 @@ class OwnNode:
                 command_of(self.options, *node_arguments(self.cluster, number)), stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        if self.process and self.process.poll() is not None:
+        if not self.process:
+            return None
+        if self.process.poll() is not None:
             return f"vLLM {ending(self.process.returncode)}"
+        # vLLM notices too, but waits seconds for its other ranks before it ends.
+        before, self.ranks = self.ranks, set(ranks_of(self.process.pid, self.title))
+        if gone := before - self.ranks:
+            return f"{len(gone)} of {len(before)} ranks ended"
         return None
 
     def close(self, reason: str) -> None:
@@ -100,6 +107,16 @@ class OwnNode:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+
+def ranks_of(vllm: int, title: bytes) -> Iterator[str]:
+    """Yield the process ids of a vLLM's ranks: of its own children, since what a rank starts has its title at first."""
+    for directory in members(vllm):
+        with contextlib.suppress(OSError, IndexError):
+            parent = (directory / "stat").read_text().rpartition(")")[2].split()[1]
+            # A process that has ended, and is not waited for yet, has no title.
+            if int(parent) == vllm and (directory / "cmdline").read_bytes().startswith(title):
+                yield directory.name
 
 
 class Stage:
@@ -165,13 +182,14 @@ def main(arguments: list[str]) -> int:
         cluster = read_cluster(os.environ)
         if cluster is None:
             raise ConfigError("VLLM_SERVING_HEAD: found nothing; expected ADDRESS:PORT. Run the play again.")
-        if not options and not table_of(metadata.version("vllm")).RAY:
+        table = table_of(metadata.version("vllm"))
+        if not options and not table.RAY:
             raise ConfigError("OPTIONS.yaml: found none; expected vLLM's options. Run the play again.")
     except (ConfigError, ValueError, metadata.PackageNotFoundError) as refused:
         show(f"vllm-stage@{name} ends: {refused}")
         notify(STATUS=f"ended: {refused}")
         return CONFIGURATION
-    start = partial(OwnNode, cluster, Path(options[0])) if options else partial(RayNode, cluster)
+    start = partial(OwnNode, cluster, Path(options[0]), table.RANK) if options else partial(RayNode, cluster)
     return Stage(name, cluster, start).run()
 
 

@@ -17,6 +17,7 @@ from vllm_serving import gate as gates
 from vllm_serving import stage as stages
 from vllm_serving.cluster import OUTPUT, Cluster
 from vllm_serving.gate import HEAD, STAGE, STORE, Gate, Joined, Lost, node_arguments, proof, written
+from vllm_serving.supervisor import members
 
 TOKEN = "a secret of the link"
 # Of this process: another one may have the same free port in mind.
@@ -250,6 +251,9 @@ def test_gate_without_its_port_ends_the_server():
     assert "goes on" not in done.stdout
 
 
+TITLE = b"VLLM::Worker"
+
+
 class Run:
     """A stage of a head whose ranks are a process that sleeps."""
 
@@ -262,7 +266,7 @@ class Run:
             "sh", "-c", f"echo $$ {options.name} {' '.join(arguments)} > {self.started}; {command}",
         ])  # fmt: skip
         cluster = cluster_of(head.port, "127.0.0.2")
-        self.stage = stages.Stage("big", cluster, lambda: stages.OwnNode(cluster, tmp_path / "big.yaml"))
+        self.stage = stages.Stage("big", cluster, lambda: stages.OwnNode(cluster, tmp_path / "big.yaml", TITLE))
         self.thread = threading.Thread(target=lambda: setattr(self, "status", self.stage.run()))
         self.thread.start()
         Head.wait(lambda: self.started.exists() and self.started.read_text().endswith("\n"))
@@ -271,8 +275,8 @@ class Run:
     def end(self):
         self.thread.join(20)
         assert not self.thread.is_alive()
-        with pytest.raises(ProcessLookupError):
-            os.killpg(int(self.pid), 0)
+        # Ranks whose vLLM is gone are waited for by the init.
+        Head.wait(lambda: not list(members(int(self.pid))))
         return self.status
 
 
@@ -298,3 +302,34 @@ def test_stopped_stage_ends_its_ranks_and_tells_the_head(monkeypatch, head, tmp_
     assert run.end() == 0
     head.thread.join(20)
     assert head.lost == "the host 127.0.0.2 is lost: stopped as asked"
+
+
+TITLED = "bash -c 'exec -a {} sleep 60' &"
+
+
+def test_stage_ends_soon_after_one_of_its_ranks(monkeypatch, head, tmp_path):
+    """While its vLLM, which has another rank, goes on."""
+    ranks = f"{TITLED.format('VLLM::Worker_TP0')} {TITLED.format('VLLM::Worker_TP1')} echo $! > {tmp_path}/rank; wait"
+    run = Run(monkeypatch, head, tmp_path, ranks)
+    Head.wait(lambda: len(set(stages.ranks_of(int(run.pid), TITLE))) == 2)
+    time.sleep(10 * stages.LOOK)
+    assert run.thread.is_alive()
+    os.kill(int((tmp_path / "rank").read_text()), signal.SIGKILL)
+    assert run.end() == 1
+    head.thread.join(20)
+    assert head.lost == "the host 127.0.0.2 is lost: 1 of 2 ranks ended"
+
+
+@pytest.mark.parametrize("other", [
+    TITLED.format("cc1plus"), f"bash -c \"{TITLED.format('VLLM::Worker_TP0')} echo $! > PID; exec sleep 60\" &",
+], ids=["another title", "a child of a rank"])  # fmt: skip
+def test_other_processes_of_a_stage_may_end(monkeypatch, head, tmp_path, other):
+    other = other.replace("PID", f"{tmp_path}/other") if "PID" in other else f"{other} echo $! > {tmp_path}/other;"
+    run = Run(monkeypatch, head, tmp_path, f"{TITLED.format('VLLM::Worker_TP1')} {other} wait; exec sleep 60")
+    Head.wait(lambda: (tmp_path / "other").exists() and (tmp_path / "other").read_text())
+    Head.wait(lambda: len(set(stages.ranks_of(int(run.pid), TITLE))) == 1)
+    os.kill(int((tmp_path / "other").read_text()), signal.SIGKILL)
+    time.sleep(10 * stages.LOOK)
+    assert run.thread.is_alive()
+    run.stage.stop.set()
+    assert run.end() == 0
