@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from supervised import ROOT
@@ -320,15 +322,19 @@ def test_stage_ends_soon_after_one_of_its_ranks(monkeypatch, head, tmp_path):
     assert head.lost == "the host 127.0.0.2 is lost: 1 of 2 ranks ended"
 
 
-@pytest.mark.parametrize("other", [
-    TITLED.format("cc1plus"), f"bash -c \"{TITLED.format('VLLM::Worker_TP0')} echo $! > PID; exec sleep 60\" &",
-], ids=["another title", "a child of a rank"])  # fmt: skip
-def test_other_processes_of_a_stage_may_end(monkeypatch, head, tmp_path, other):
-    other = other.replace("PID", f"{tmp_path}/other") if "PID" in other else f"{other} echo $! > {tmp_path}/other;"
-    run = Run(monkeypatch, head, tmp_path, f"{TITLED.format('VLLM::Worker_TP1')} {other} wait; exec sleep 60")
-    Head.wait(lambda: (tmp_path / "other").exists() and (tmp_path / "other").read_text())
+@pytest.mark.parametrize(("title", "by"), [("cc1plus", ""), ("VLLM::Worker_TP1", "sh -c {} &")],
+                         ids=["another title", "a child of a child"])  # fmt: skip
+def test_other_processes_of_a_stage_may_end(monkeypatch, head, tmp_path, title, by):
+    written = tmp_path / "other"
+    other = f"{TITLED.format(title)} echo $! > {written}; "
+    if by:
+        other = by.format(shlex.quote(f"{other} wait; sleep 60"))
+    run = Run(monkeypatch, head, tmp_path, f"{TITLED.format('VLLM::Worker_TP0')} {other} wait; exec sleep 60")
+    Head.wait(lambda: written.exists() and written.read_text())
     Head.wait(lambda: len(set(stages.ranks_of(int(run.pid), TITLE))) == 1)
-    os.kill(int((tmp_path / "other").read_text()), signal.SIGKILL)
+    pid = int(written.read_text())
+    Head.wait(lambda: Path(f"/proc/{pid}/cmdline").read_text().startswith(title))
+    os.kill(pid, signal.SIGKILL)
     time.sleep(10 * stages.LOOK)
     assert run.thread.is_alive()
     run.stage.stop.set()

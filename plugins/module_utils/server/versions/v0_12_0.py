@@ -2,6 +2,8 @@
 
 # Whether one model spans hosts by Ray, or by ranks that vLLM starts on each of them itself.
 RAY = False
+# How the title of a rank's process begins.
+RANK = b"VLLM::Worker"
 
 # Phases of a start, by a regular expression of the lines that a server writes; the last one seen counts.
 PHASES = (
