@@ -334,6 +334,8 @@ def test_other_processes_of_a_stage_may_end(monkeypatch, head, tmp_path, title, 
     Head.wait(lambda: len(set(stages.ranks_of(int(run.pid), TITLE))) == 1)
     pid = int(written.read_text())
     Head.wait(lambda: Path(f"/proc/{pid}/cmdline").read_text().startswith(title))
+    # The stage has seen all of them.
+    time.sleep(10 * stages.LOOK)
     os.kill(pid, signal.SIGKILL)
     time.sleep(10 * stages.LOOK)
     assert run.thread.is_alive()
