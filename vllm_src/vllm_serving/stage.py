@@ -111,11 +111,10 @@ class OwnNode:
 
 def ranks_of(vllm: int, title: bytes) -> Iterator[str]:
     """Yield the process ids of a vLLM's ranks: of its own children, since what a rank starts has its title at first."""
-    for directory in members(vllm):
-        with contextlib.suppress(OSError, IndexError):
-            parent = (directory / "stat").read_text().rpartition(")")[2].split()[1]
+    for directory in members(vllm, parent=vllm):
+        with contextlib.suppress(OSError):
             # A process that has ended, and is not waited for yet, has no title.
-            if int(parent) == vllm and (directory / "cmdline").read_bytes().startswith(title):
+            if (directory / "cmdline").read_bytes().startswith(title):
                 yield directory.name
 
 

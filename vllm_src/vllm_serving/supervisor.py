@@ -73,12 +73,13 @@ def port_holder(instance: Instance) -> str | None:
     return None
 
 
-def members(group: int) -> Iterator[Path]:
-    """Yield the directories in /proc of the processes of a group."""
+def members(group: int, parent: int | None = None) -> Iterator[Path]:
+    """Yield the directories in /proc of the processes of a group; with a parent, of its own children among them."""
     for directory in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError):
+        with contextlib.suppress(OSError, ValueError):
             # The name in brackets may hold anything. State, parent and group come after it.
-            if int((directory / "stat").read_text().rpartition(")")[2].split()[2]) == group:
+            of, its_group = map(int, (directory / "stat").read_text().rpartition(")")[2].split()[1:3])
+            if its_group == group and parent in (None, of):
                 yield directory
 
 
