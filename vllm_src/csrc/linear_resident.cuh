@@ -2,11 +2,10 @@
 //
 // Where linear.cuh brings x to the weights, here x stays: a lane holds its 16 bytes' columns of x in registers, a warp
 // 1,024 columns of 4 bits or 512 of 8, and walks down rows of the weight; of 4 bits and more than four rows of x it has
-// 8 bytes' columns. The warps of a team share a row; a block
-// holds as many teams as fit, the grid as many blocks as the GPU holds at once, and each team has its share of rows.
-// The loop over rows has neither x's shared memory nor a barrier of the block in it: a row's codes are
-// unpacked as in linear.cuh, and while four rows are multiplied the next four are on their way. Sums of a team's warps
-// meet in shared memory at the end and are added in one fixed order.
+// 8 bytes' columns. The warps of a team share a row; a block holds as many teams as fit, the grid as many blocks as the
+// GPU holds at once, and each team has its share of rows. The loop over rows has neither x's shared memory nor a barrier
+// of the block in it: a row's codes are unpacked as in linear.cuh, and while four rows are multiplied the next four are
+// on their way. Sums of a team's warps meet in shared memory at the end and are added in one fixed order.
 //
 // A group is at least the columns of four lanes. So the four rows of a batch are first spread over each four lanes, and
 // each lane scales one sum, of one row and one group: one scale is read for every lane and batch.
@@ -258,9 +257,13 @@ bool launch_resident(const LinearArgs& a, cudaStream_t stream) {
     const int teams = blocks * (kWarps / ((all_parts + passes - 1) / passes));
     return passes * ((a.n + teams * kBatch - 1) / (teams * kBatch) + 1);
   };
-  if (kRows > 4)
-    for (int more = passes + 1, most = std::min(all_parts, 4 * passes); more <= most; ++more)
-      if (time(more) < time(passes)) passes = more;
+  if (kRows > 4) {
+    int least = time(passes);
+    for (int more = passes + 1, most = std::min(all_parts, 4 * passes); more <= most; ++more) {
+      const int found = time(more);
+      if (found < least) least = found, passes = more;
+    }
+  }
   const int parts = (all_parts + passes - 1) / passes, teams = kWarps / parts;
   // Four rows of x leave room for few warps: where teams do not fill them, linear.cuh is faster.
   if (kRows == 4 && 8 * parts * teams < 7 * kWarps) return false;
