@@ -125,7 +125,7 @@ def tiles() -> None:
         weights = [packed(131, k, 32, 4, 7), packed(131, k, 32, 8, None)]
         for tile in linear.TILES:
             # Of the smaller tiles rows may be missing, by branches.
-            for count in (tile, tile - 1) if tile <= 36 else (tile + 1,):
+            for count in (tile, tile - 1) if linear.TILES[tile].least < tile else (tile + 1,):
                 linear.cut_of = lambda *sizes, cut=(count, tile): (0.0, (cut,))  # type: ignore[assignment]
                 x = torch.randn(count, k, device="cuda")
                 linear.half(x, half)
