@@ -9,7 +9,7 @@ import pytest
 import torch
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS / "unit" / "serving"), str(TESTS / "models")]
+sys.path[:0] = [str(TESTS / part) for part in ("unit", "unit/serving", "models")]
 from supervised import Unit  # noqa: E402
 from test_licence_llama import MODEL, PROMPT_WORDS, TOKENS, WORDS, sentence_starts, what_follows  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402

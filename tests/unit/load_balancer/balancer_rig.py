@@ -16,17 +16,12 @@ import time
 
 from ansible_run import ansible_playbook
 from module_server import module_python
+from ports import free_port
 
 KEYS = {"alice": "AliceKey-0123456789.abc", "bob": "bobkey+0123456789/DEF="}
 UPSTREAM_KEY = "the-servers-own-key-0123"
 # Why nothing can run here, or nothing. The files belong to root, and the program is nginx (nginx-light on Debian).
 LACKING = "no nginx on PATH" if not shutil.which("nginx") else "needs root" if os.geteuid() else ""
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def tokens(prompt, count):

@@ -2,6 +2,7 @@ import json
 
 import balancer_rig as rig
 import pytest
+from ports import free_port
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +29,7 @@ def written(servers, tmp_path_factory):
         mark = json.dumps(variables, sort_keys=True)
         if mark not in done:
             directory = tmp_path_factory.mktemp("balancer")
-            port = rig.free_port()
+            port = free_port()
             pool = [
                 {"name": f"box/s{index}", "address": "127.0.0.1", "port": server.port}
                 for index, server in enumerate(servers)

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ports import free_port
 
 SMOKE = Path(__file__).resolve().parents[3] / "playbooks" / "smoke.yml"
 INSTANCES = [
-    {"name": "main", "model": "/m/x", "gpus": [0, 1, 2, 3], "tensor_parallel_size": 4,
+    {"name": "main", "model": "/m/x", "gpus": [0, 1, 2, 3], "tensor_parallel_size": 4, "port": free_port(),
      "gpu_memory_utilization": 0.4},
-    {"name": "late", "model": "/m/x", "dies": [3], "tensor_parallel_size": 1, "port": 8001,
+    {"name": "late", "model": "/m/x", "dies": [3], "tensor_parallel_size": 1, "port": free_port(),
      "gpu_memory_utilization": 0.4},
 ]
 # The servers as they would be started.

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from ports import free_port
 
 HOST = [{"name": "Judge", "ansible.builtin.import_role": {"name": "kepler.vllm.preflight", "tasks_from": "host"}}]
 LLAMA_13B = {
@@ -22,7 +23,7 @@ def judged(play, tmp_path):
         (model / "config.json").write_text(json.dumps(config))
         (model / "pytorch_model.bin").write_bytes(weights)
         status, output = play(HOST, variables={
-            "vllm_service_instances": [{"name": "demo", "model": str(model)}],
+            "vllm_service_instances": [{"name": "demo", "model": str(model), "port": free_port()}],
             "vllm_service_instance_defaults": {"gpus": [0, 1, 2, 3], "tensor_parallel_size": 4, "dtype": "float32"},
             "preflight_pci_root": str(tmp_path / "pci"),
             "vllm_service_user": reader,

@@ -1,10 +1,10 @@
 """What is said of a server that answers with half an answer, no HTTP, or something else than was asked for."""
 
 import json
-import socket
 
 import pytest
 from module_utils.server import acceptance, api
+from ports import free_port
 from raw_server import answering
 
 OPTIONS = {"requests": 2, "concurrency": 1, "long_tokens": 20}
@@ -46,11 +46,8 @@ def test_a_stream_that_breaks_off():
 
 
 def test_server_that_is_not_there_is_named_in_plain_words():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with pytest.raises(api.CheckFailed, match="^/v1/models: Connection refused$"):
-        api.Api("127.0.0.1", port, None, 10).model()
+        api.Api("127.0.0.1", free_port(), None, 10).model()
 
 
 def test_an_address_that_is_none():

@@ -17,6 +17,8 @@ import threading
 import time
 from pathlib import Path
 
+from ports import free_port
+
 ROOT = Path(__file__).resolve().parents[3]
 
 START = """
@@ -33,12 +35,6 @@ sys.exit(asyncio.run(supervisor.Supervisor(instance, [sys.executable, sys.argv[2
 ORDERS = {"log": [], "repeat": "", "seconds": 0, "status": None, "hang": False, "busy": False, "deaf": False,
           "refuse": 0, "running": 0}  # fmt: skip
 KEY = "a-key-that-nobody-else-has"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for(condition, seconds=20):

@@ -12,17 +12,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 SHARE = Path(__file__).resolve().parents[3] / "roles" / "store" / "files" / "share.py"
 PASSWORD = "open sesame"
 FILES = 64
 BIG = 20 << 20  # more than the buffers between two sockets hold
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def start(directory, port, password=PASSWORD, notify=""):
