@@ -58,6 +58,8 @@ def play(tmp_path, tmp_path_factory, overlay):
             "hosts": "k80-hosts",
             "environment": {"PATH": f"{directory}:{os.environ['PATH']}"},
             "tasks": tasks,
+            # The same command in another test is another one.
+            "module_defaults": {"kepler.vllm.long_command": {"directory": str(tmp_path / "commands")}},
             **keywords,
         }]))
         host = {"ansible_connection": "local", "ansible_python_interpreter": module_python(), **(variables or {})}
