@@ -47,6 +47,7 @@ class Served:
         preemptions: how often a sequence was thrown out of the cache.
         swapped: blocks that went to the host's memory.
         replays: how often rank 0 replayed a CUDA graph.
+        overlaps: steps on the CPU beside which the output of the last one was handled.
     """
 
     status: int
@@ -56,6 +57,7 @@ class Served:
     preemptions: int = 0
     swapped: int = 0
     replays: int = 0
+    overlaps: int = 0
 
 
 @functools.cache
@@ -71,11 +73,14 @@ def serve(
     copies: int | Sequence[int] = 1,
     with_logprobs: bool = False,
     adapters: Sequence[str | None] = (),
+    overlapped: bool = False,
     **options: Any,
 ) -> Served:
     """Answer a model's prompts, each `copies` times over, in a new process; options are those of vllm.LLM.
 
     Of `adapters` each prompt has its own directory, or None.
+
+    overlapped: whether outputs are handled as with CUDA graphs (on the CPU; see overlapped.py).
 
     Of several numbers of copies each is a batch of its own, one after the other.
 
@@ -89,6 +94,7 @@ def serve(
         "tokens": len(model.answers[0]),
         "logprobs": 0 if with_logprobs else None,
         "adapters": list(adapters),
+        "overlapped": overlapped,
         "options": {"max_model_len": model.context, "max_num_seqs": 16, **options},
     }
     for _ in range(STARTS):
@@ -127,7 +133,7 @@ def answer(request: dict[str, Any]) -> None:
     from vllm import LLM, SamplingParams, TokensPrompt
     from vllm.worker.cache_engine import CacheEngine
 
-    swapped, replays = [], []
+    swapped, replays, overlaps = [], [], []
     swap_out, replay = CacheEngine.swap_out, torch.cuda.CUDAGraph.replay
 
     def count(engine: CacheEngine, blocks: Any) -> None:
@@ -139,6 +145,10 @@ def answer(request: dict[str, Any]) -> None:
         replay(graph)
 
     CacheEngine.swap_out, torch.cuda.CUDAGraph.replay = count, count_replay
+    if request["overlapped"]:
+        from overlapped import overlap
+
+        overlaps = overlap()
     llm = LLM(request["model"], skip_tokenizer_init=True, disable_log_stats=False, **request["options"])
     sampling = SamplingParams(temperature=0, max_tokens=request["tokens"], ignore_eos=True, detokenize=False,
                               logprobs=request["logprobs"])
@@ -158,7 +168,7 @@ def answer(request: dict[str, Any]) -> None:
         ]
     print(MARK + json.dumps({
         "ids": [list(answer.token_ids) for answer in answers], "logprobs": logprobs, "preemptions": preemptions,
-        "swapped": sum(swapped), "replays": len(replays),
+        "swapped": sum(swapped), "replays": len(replays), "overlaps": len(overlaps),
     }), flush=True)
 
 

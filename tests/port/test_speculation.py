@@ -7,13 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import generate
+from overlapped import overlap
 from serve_once import serve
 from tiny_models import CONTEXT, FAMILIES, VOCABULARY, assert_same, make
 from vllm import SamplingParams, TokensPrompt
 from vllm.model_executor.layers import sampler
 from vllm.spec_decode import spec_decode_worker
-from vllm_kepler.cpu_worker import KeplerCpuWorker
-from vllm_kepler.platform_cpu import KeplerCpuPlatform
 from vllm_kepler.speculation.lookup import Balance, look_up
 from vllm_kepler.speculation.scheduler import SpeculativeScheduler
 from vllm_kepler.speculation.worker import Metrics
@@ -62,19 +61,7 @@ def steps(monkeypatch):
 @pytest.fixture
 def beside(monkeypatch):
     """Tokens of the proposals of each step beside which the last one's output was handled, as with a GPU."""
-    seen, prepare = [], KeplerCpuWorker._get_driver_input_and_broadcast
-
-    def prepared(worker, request):
-        callback, request.async_callback = request.async_callback, None
-        found = prepare(worker, request)
-        if callback:
-            seen.append(request.num_lookahead_slots)
-            callback()
-        return found
-
-    monkeypatch.setattr(KeplerCpuWorker, "_get_driver_input_and_broadcast", prepared)
-    monkeypatch.setattr(KeplerCpuPlatform, "is_async_output_supported", lambda *_: True)
-    return seen
+    return overlap(monkeypatch.setattr)
 
 
 def sample(llm, prompts, **options):
@@ -184,11 +171,14 @@ def test_a_draft_model_that_is_right(circling, engine, steps):
     assert len(steps) < 0.5 * TOKENS
 
 
-@pytest.mark.parametrize("drafted", [False, True], ids=["lookup", "draft"])
-def test_two_ranks(model, smaller, drafted):
+@pytest.mark.parametrize(("drafted", "overlapped"), [(False, False), (False, True), (True, False), (True, True)], ids=[
+    "lookup", "lookup-overlapped", "draft", "draft-overlapped",
+])
+def test_two_ranks(model, smaller, drafted, overlapped):
     config = {"model": str(smaller), "num_speculative_tokens": 2} if drafted else dict(NGRAM)
-    done = serve(model, tensor_parallel_size=2, speculative_config=config)
+    done = serve(model, tensor_parallel_size=2, speculative_config=config, overlapped=overlapped)
     assert done.status == 0, done.printed[-3000:]
+    assert bool(done.overlaps) is overlapped
     assert_same(model, done.ids)
 
 
