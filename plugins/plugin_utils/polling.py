@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Any
 
@@ -15,7 +14,6 @@ display = Display()
 SHORTEST, LONGEST = 1.0, 8.0
 NEWS = 2.0  # shortest time in seconds between two lines
 SAME = 5.0  # shortest time in seconds before a line that was shown is shown again
-QUIET = 8.0  # seconds without a line of a module that tells nothing before it has ended
 
 
 class Progress:
@@ -87,26 +85,3 @@ class PollingAction(ActionBase):
             self.progress.show(answer["progress"])
             self.progress.wait()
         return {**result, **answer, "changed": changed and not answer.get("failed")}
-
-
-class WaitingAction(ActionBase):
-    """Runs the module of its name, which tells nothing before it has ended, and shows how long it is at work."""
-
-    _supports_check_mode = True
-
-    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        progress = Progress(f"{(task_vars or {}).get('inventory_hostname', '')}: {self._task.name}")
-        over = threading.Event()
-
-        def follow() -> None:
-            while not over.wait(QUIET):
-                progress.show("at work")
-
-        follower = threading.Thread(target=follow, daemon=True)
-        follower.start()
-        try:
-            return {**result, **self._execute_module(task_vars=task_vars)}
-        finally:
-            over.set()
-            follower.join()

@@ -5,6 +5,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
+from ansible_collections.kepler.vllm.plugins.action import waiting
 from ansible_collections.kepler.vllm.plugins.plugin_utils import polling
 
 LOOK = 1.5
@@ -39,7 +40,7 @@ def test_short_work_is_seen_to_end_at_once(monkeypatch):
 def test_work_that_tells_nothing_is_seen_to_last(monkeypatch):
     lines, seen = [], threading.Event()
 
-    class Action(polling.WaitingAction):
+    class Action(waiting.ActionModule):
         def _execute_module(self, **_how):
             return {"changed": True, "seen": seen.wait(10)}
 
@@ -47,9 +48,9 @@ def test_work_that_tells_nothing_is_seen_to_last(monkeypatch):
         lines.append(line)
         seen.set()
 
-    monkeypatch.setattr(polling, "QUIET", 0.01)
+    monkeypatch.setattr(waiting, "QUIET", 0.01)
     monkeypatch.setattr(polling.display, "display", display)
-    monkeypatch.setattr(polling.ActionBase, "run", lambda *_: {"before": True})
+    monkeypatch.setattr(waiting.ActionBase, "run", lambda *_: {"before": True})
     action = object.__new__(Action)
     action._task = SimpleNamespace(name="Verify the stores")
     assert action.run(None, {"inventory_hostname": "box"}) == {"before": True, "changed": True, "seen": True}

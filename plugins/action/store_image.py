@@ -1,9 +1,0 @@
-"""Shows that the module store_image is at work; see modules/store_image.py."""
-
-from __future__ import annotations
-
-from ansible_collections.kepler.vllm.plugins.plugin_utils.polling import WaitingAction
-
-
-class ActionModule(WaitingAction):
-    pass

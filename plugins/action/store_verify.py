@@ -1,9 +1,0 @@
-"""Shows that the module store_verify is at work; see modules/store_verify.py."""
-
-from __future__ import annotations
-
-from ansible_collections.kepler.vllm.plugins.plugin_utils.polling import WaitingAction
-
-
-class ActionModule(WaitingAction):
-    pass
