@@ -8,8 +8,8 @@ author: vllm-kepler (!UNKNOWN)
 extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Runs a command on the host in a process of its own, and shows the last line that it printed until it has ended. A
-    lost connection, or a play that somebody stops, does not end it. The same command of a later play waits for the one
-    that runs, and takes its result.
+    lost connection, or a play that somebody stops, does not end it. A later play takes the result of the same command
+    while it runs, and does not start the same program with other arguments before that has ended.
   - The command has no standard input, and prints in the locale C.UTF-8.
 options:
   argv:
@@ -78,18 +78,49 @@ WIDTH, LINES = 120, 12
 UNSEEN = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0e-\x1f]")
 
 
-class Files(object):
-    """What a command leaves on its host.
+class Program(object):
+    """A program on its host, which one command at a time runs.
 
     Attributes:
-        lock: is held while the command runs.
-        result: a mapping with its exit status, as `rc`.
+        lock: is held while a command runs.
+        running: a mapping with the directory of the command that runs or ran last, as `command`.
     """
 
     def __init__(self, directory, argv):
-        self.directory = os.path.join(directory, hashlib.sha256(json.dumps(argv).encode()).hexdigest()[:16])
-        names = ("lock", "result", "stdout", "stderr")
-        self.lock, self.result, self.stdout, self.stderr = [os.path.join(self.directory, name) for name in names]
+        self.directory = os.path.join(directory, os.path.basename(argv[0]))
+        self.lock, self.running = [os.path.join(self.directory, name) for name in ("lock", "running")]
+
+    def command(self):
+        """The command that runs or ran last; None before the first."""
+        found = jobs.read(self.running, {"command": str})
+        return Command(found["command"]) if found else None
+
+    def last(self, command):
+        """Whether `command` runs or ran last."""
+        found = self.command()
+        return found is not None and found.directory == command.directory
+
+
+class Command(object):
+    """What a command leaves on its host.
+
+    Attributes:
+        result: a mapping with its exit status, as `rc`.
+    """
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.result, self.stdout, self.stderr = [
+            os.path.join(directory, name) for name in ("result", "stdout", "stderr")
+        ]
+
+    def has_result(self):
+        return os.path.exists(self.result)
+
+    def forget(self):
+        """Remove the result of an earlier run."""
+        if self.has_result():
+            os.unlink(self.result)
 
 
 def read(path):
@@ -107,18 +138,19 @@ def lines_of(text):
     return [line for line in lines if line]
 
 
-def progress_of(files):
+def progress_of(command):
     """The last line of what the command printed last."""
-    found = [path for path in (files.stdout, files.stderr) if os.path.exists(path) and os.path.getsize(path)]
+    found = [path for path in (command.stdout, command.stderr) if os.path.exists(path) and os.path.getsize(path)]
     lines = lines_of(read(max(found, key=os.path.getmtime))) if found else []
     return lines[-1][:WIDTH] if lines else "starting"
 
 
-def work(files, lock, argv):
-    """Run the command in the detached process, and leave its exit status."""
+def work(command, lock, argv):
+    """Run a command in the detached process, and leave its exit status."""
     # Python's own buffer, dnf's, would hide what it is at.
     environment = dict(os.environ, LC_ALL="C.UTF-8", PYTHONUNBUFFERED="1")
-    with open(files.stdout, "wb") as stdout, open(files.stderr, "wb") as stderr:
+    os.makedirs(command.directory, mode=0o700, exist_ok=True)
+    with open(command.stdout, "wb") as stdout, open(command.stderr, "wb") as stderr:
         try:
             # The directory of the module goes with it.
             status = subprocess.call(
@@ -127,28 +159,37 @@ def work(files, lock, argv):
         except OSError as error:
             stderr.write(("%s: %s\n" % (argv[0], error.strerror)).encode())
             status = 127
-    write_atomically(files.result, {"rc": status})
+    write_atomically(command.result, {"rc": status})
     lock.release()
 
 
-def answer(module, files):
-    """End the module with what the command is at, or with its result."""
-    if is_locked(files.lock):
-        module.exit_json(changed=True, running=True, progress=progress_of(files))
+def start(program, command, argv):
+    """Start a command unless its program runs: then another play's, which may be the same one, goes on."""
+    lock = Lock(program.lock)
+    if lock.acquire(wait=False):
+        command.forget()
+        write_atomically(program.running, {"command": command.directory})
+        # The process inherits the lock.
+        jobs.start(lambda: work(command, lock, argv))
+        lock.release()
+
+
+def answer(module, command):
+    """End the module with the result of the command that has ended."""
     name = " ".join(module.params["argv"][:3])[:WIDTH]
-    result = jobs.read(files.result, {"rc": int})
+    result = jobs.read(command.result, {"rc": int})
     if result is None:
         module.fail_json(
             msg="%s: the process that ran it ended without a result: somebody or the kernel may have killed it. Look "
             "at `journalctl -k` on the host, then run again." % name
         )
-    stdout, stderr = [read(path) for path in (files.stdout, files.stderr)]
+    stdout, stderr = [read(path) for path in (command.stdout, command.stderr)]
     told = {"rc": result["rc"], "stdout": stdout, "stderr": stderr, "running": False, "progress": ""}
     if result["rc"]:
         said = "\n".join((lines_of(stderr) or lines_of(stdout))[-LINES:])
         module.fail_json(
             msg="%s: found exit status %d; expected 0. %s on the host has all that it printed; its last lines:\n%s"
-            % (name, result["rc"], files.directory, said), **told
+            % (name, result["rc"], command.directory, said), **told
         )
     module.exit_json(changed=True, **told)
 
@@ -162,23 +203,24 @@ def main():
     argv = module.params["argv"]
     if not argv:
         module.fail_json(msg="argv: found an empty list; expected a program and its arguments.")
-    files = Files(module.params["directory"], argv)
+    program = Program(module.params["directory"], argv)
+    key = hashlib.sha256(json.dumps(argv).encode()).hexdigest()[:16]
+    command = Command(os.path.join(program.directory, key))
+
     try:
-        os.makedirs(files.directory, mode=0o700, exist_ok=True)
-        lock = Lock(files.lock)
-        if module.params["fresh"] and lock.acquire(wait=False):
-            for path in (files.result, files.stdout, files.stderr):
-                if os.path.exists(path):
-                    os.unlink(path)
-            # The process inherits the lock.
-            jobs.start(lambda: work(files, lock, argv))
-            lock.release()
+        os.makedirs(program.directory, mode=0o700, exist_ok=True)
+        if module.params["fresh"] or not (command.has_result() or program.last(command)):
+            start(program, command, argv)
+        if module.params["fresh"] and not program.last(command):
+            command.forget()
     except OSError as error:
-        module.fail_json(msg="directory: %s: %s. Make room there, or give another one." % (files.directory, error))
+        module.fail_json(msg="directory: %s: %s. Make room there, or give another one." % (program.directory, error))
     end = time.time() + WAIT
-    while is_locked(files.lock) and time.time() < end:
+    while is_locked(program.lock) and time.time() < end:
         time.sleep(POLL)
-    answer(module, files)
+    if not command.has_result() and (is_locked(program.lock) or not program.last(command)):
+        module.exit_json(changed=True, running=True, progress=progress_of(program.command() or command))
+    answer(module, command)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,28 @@ def call(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
-def slow(tmp_path):
-    """Arguments of a command that prints, and then waits for the file `end`."""
-    yield ["sh", "-c", SLOW.format(tmp_path)]
+def slow(call, tmp_path):
+    """Arguments of a command that goes on, has printed, and waits for the file `end`."""
+    argv = ["sh", "-c", SLOW.format(tmp_path)]
+    answer = call(*argv)
+    while answer["progress"] != "75 %":
+        assert answer["running"]
+        answer = call(*argv, fresh=False)
+    yield argv
     (tmp_path / "end").touch()
+
+
+@pytest.fixture
+def end(tmp_path):
+    """Function that ends the slow command, and returns when it has ended."""
+
+    def end():
+        before = set((tmp_path / "c").glob("sh/*/result"))
+        (tmp_path / "end").touch()
+        while not set((tmp_path / "c").glob("sh/*/result")) - before:
+            time.sleep(0.02)
+
+    return end
 
 
 def test_result_and_surroundings(call):
@@ -55,19 +73,10 @@ def test_failure(call, argv, status, said):
     assert call(*argv)["rc"] == status
 
 
-def test_a_later_play_waits_for_the_command_that_runs(call, slow, tmp_path):
+def test_a_later_play_waits_for_the_command_that_runs(call, slow, end, tmp_path):
     """The play that started it has ended: nobody asked again. Its command is not started twice."""
-    first = call(*slow)
-    assert first["running"]
-    assert first["progress"] == "75 %"
-    assert call(*slow, fresh=False)["running"]
-    later = call(*slow)
-    assert later["running"]
-    assert call("sh", "-c", "echo another")["stdout"] == "another\n"
-    (tmp_path / "end").touch()
-    # Between two looks.
-    while len(list((tmp_path / "c").glob("*/result"))) < 2:
-        time.sleep(0.02)
+    assert call(*slow)["running"]
+    end()
     answer = call(*slow, fresh=False)
     assert (answer["rc"], answer["running"]) == (0, False)
     assert answer["stdout"].endswith("done\n")
@@ -77,8 +86,21 @@ def test_a_later_play_waits_for_the_command_that_runs(call, slow, tmp_path):
     assert (tmp_path / "log").read_text().count("\n") == 2
 
 
+def test_one_command_of_a_program_at_a_time(call, request, end, tmp_path):
+    """A later play may ask for the rest of what an earlier one installs: it waits, and each gets its own result."""
+    other = ["sh", "-c", f"echo other >> {tmp_path}/other; cat {tmp_path}/other"]
+    assert call(*other)["stdout"] == "other\n"
+    slow = request.getfixturevalue("slow")
+    assert call("env", "true")["rc"] == 0
+    waiting = call(*other)
+    assert (waiting["running"], waiting["progress"]) == (True, "75 %")
+    assert call(*other, fresh=False)["running"]
+    end()
+    assert call(*other, fresh=False)["stdout"] == "other\n" * 2
+    assert call(*slow, fresh=False)["stdout"].endswith("done\n")
+
+
 def test_a_command_that_was_killed_with_its_keeper(call, slow, tmp_path):
-    assert call(*slow)["running"]
     command, keeper = map(int, (tmp_path / "log").read_text().split())
     for process in (keeper, command):
         os.kill(process, signal.SIGKILL)
@@ -100,7 +122,7 @@ def test_what_a_service_holds_open_is_not_waited_for(call):
 def test_bad_arguments(call, tmp_path):
     assert "expected a program" in call()["msg"]
     (tmp_path / "c").write_text("")
-    assert call("true")["msg"].startswith(f"directory: {tmp_path}/c/")
+    assert call("/bin/true")["msg"].startswith(f"directory: {tmp_path}/c/")
 
 
 def test_a_dry_run_leaves_it_out(call, tmp_path):
