@@ -28,6 +28,10 @@ class Progress:
         """Seconds since the start."""
         return time.time() - self.started
 
+    def silent(self) -> float:
+        """Seconds since the last line, or since the start."""
+        return time.time() - max(self.started, self.shown[1])
+
     def show(self, text: str) -> None:
         now = time.time()
         if now - self.shown[1] < (SAME if text == self.shown[0] else NEWS):

@@ -1,11 +1,8 @@
 """How often a host is looked at while it works, and what is said meanwhile."""
 
-import threading
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
-from ansible_collections.kepler.vllm.plugins.action import waiting
 from ansible_collections.kepler.vllm.plugins.plugin_utils import polling
 
 LOOK = 1.5
@@ -37,22 +34,16 @@ def test_short_work_is_seen_to_end_at_once(monkeypatch):
     assert slept == [1]
 
 
-def test_work_that_tells_nothing_is_seen_to_last(monkeypatch):
-    lines, seen = [], threading.Event()
-
-    class Action(waiting.ActionModule):
-        def _execute_module(self, **_how):
-            return {"changed": True, "seen": seen.wait(10)}
-
-    def display(line, **_how):
-        lines.append(line)
-        seen.set()
-
-    monkeypatch.setattr(waiting, "QUIET", 0.01)
-    monkeypatch.setattr(polling.display, "display", display)
-    monkeypatch.setattr(waiting.ActionBase, "run", lambda *_: {"before": True})
-    action = object.__new__(Action)
-    action._task = SimpleNamespace(name="Verify the stores")
-    assert action.run(None, {"inventory_hostname": "box"}) == {"before": True, "changed": True, "seen": True}
-    assert lines[0] == "  box: Verify the stores: at work · 0 s"
-    assert not any(thread.name.endswith("(follow)") for thread in threading.enumerate())
+def test_a_task_that_tells_nothing_is_seen_to_last(play, monkeypatch):
+    """Under the name that the play shows; one that shows its own lines is left to them."""
+    monkeypatch.setenv("ANSIBLE_AT_WORK_QUIET", "1")
+    tasks = [
+        {"name": "Sleep for {{ time }} s", "ansible.builtin.command": "sleep {{ time }}"},
+        {"name": "Build", "kepler.vllm.long_command": {"argv": ["sleep", "2"]}},
+        {"name": "Fail", "ansible.builtin.shell": "sleep 2; exit 1"},
+    ]
+    status, output = play(tasks, variables={"time": 2.1}, gather_facts=False)
+    assert status != 0
+    lines = [line for line in output.splitlines() if "at work" in line]
+    assert lines[0] == "  box: Sleep for 2.1 s: at work · 1 s"
+    assert {line.split(": ")[1] for line in lines} == {"Sleep for 2.1 s", "Fail"}
