@@ -28,8 +28,11 @@ options:
 """
 
 LOOK = 0.5
-# Modules that show what they are at.
-TELLING = {f"kepler.vllm.{path.stem}" for path in Path(__file__).parents[1].joinpath("action").glob("*.py")}
+# Modules whose plugins on the controller show what they are at.
+TELLING = {
+    f"kepler.vllm.{path.stem}" for path in Path(__file__).parents[1].joinpath("action").glob("*.py")
+    if "plugin_utils.polling" in path.read_text()
+}
 
 
 class CallbackModule(CallbackBase):
@@ -52,15 +55,19 @@ class CallbackModule(CallbackBase):
                 if progress.silent() >= self.get_option("quiet"):
                     progress.show("at work")
 
-    def follow(self) -> None:
-        while not self.over.wait(LOOK):
+    def follow(self, over: threading.Event) -> None:
+        while not over.wait(LOOK):
             self.look()
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
-        threading.Thread(target=self.follow, daemon=True).start()
+        """Begin: one command may run several playbooks."""
+        self.over = threading.Event()
+        threading.Thread(target=self.follow, args=(self.over,), daemon=True).start()
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         self.over.set()
+        with self.lock:
+            self.running.clear()
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
         self.names[task._uuid] = task.name or task.action

@@ -8,8 +8,9 @@ author: vllm-kepler (!UNKNOWN)
 extends_documentation_fragment: kepler.vllm.attributes
 description:
   - Runs a command on the host in a process of its own, and shows the last line that it printed until it has ended. A
-    lost connection, or a play that somebody stops, does not end it. A later play takes the result of the same command
-    while it runs, and does not start the same program with other arguments before that has ended.
+    lost connection, or a play that somebody stops, does not end it.
+  - A host runs one such command at a time. A later play takes the result of the same command while it runs, and waits
+    for another one; C(argv=["true"]) does nothing else.
   - The command has no standard input, and prints in the locale C.UTF-8.
 options:
   argv:
@@ -41,15 +42,15 @@ RETURN = r"""
 rc:
   description: The exit status; the number of the signal that ended the command, negative; 127 where it did not start.
   type: int
-  returned: where the command has ended
+  returned: where the command has ended and left a result
 stdout:
   description: What it printed to its standard output.
   type: str
-  returned: where the command has ended
+  returned: with C(rc)
 stderr:
   description: What it printed to its standard error.
   type: str
-  returned: where the command has ended
+  returned: with C(rc)
 running:
   description: Whether it goes on.
   type: bool
@@ -60,6 +61,7 @@ progress:
   returned: always
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -70,57 +72,67 @@ import time
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kepler.vllm.plugins.module_utils import jobs
 from ansible_collections.kepler.vllm.plugins.module_utils.store.disk import Lock, is_locked, write_atomically
+from ansible_collections.kepler.vllm.plugins.module_utils.store.errors import StoreError
 
 # Seconds that a call waits for the end: most commands of a play that changes little are short.
 WAIT, POLL = 5.0, 0.05
+# Seconds after which a lock is held by a command, and not by somebody who looks at it.
+HELD = 0.2
 # Most characters of a line that is shown, and lines of a failure.
 WIDTH, LINES = 120, 12
 UNSEEN = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0e-\x1f]")
 
 
-class Program(object):
-    """A program on its host, which one command at a time runs.
-
-    Attributes:
-        lock: is held while a command runs.
-        running: a mapping with the directory of the command that runs or ran last, as `command`.
-    """
-
-    def __init__(self, directory, argv):
-        self.directory = os.path.join(directory, os.path.basename(argv[0]))
-        self.lock, self.running = [os.path.join(self.directory, name) for name in ("lock", "running")]
-
-    def command(self):
-        """The command that runs or ran last; None before the first."""
-        found = jobs.read(self.running, {"command": str})
-        return Command(found["command"]) if found else None
-
-    def last(self, command):
-        """Whether `command` runs or ran last."""
-        found = self.command()
-        return found is not None and found.directory == command.directory
-
-
 class Command(object):
-    """What a command leaves on its host.
+    """A command, and what it leaves on its host.
 
     Attributes:
+        pid: its process; 0 before it has one.
+        began: when that began, as the kernel tells it; empty if it had ended by then.
         result: a mapping with its exit status, as `rc`.
     """
 
-    def __init__(self, directory):
-        self.directory = directory
+    def __init__(self, root, argv, pid=0, began=""):
+        self.root, self.argv, self.pid, self.began = root, argv, pid, began
+        key = hashlib.sha256(json.dumps(argv).encode()).hexdigest()[:16]
+        self.directory = os.path.join(root, key)
         self.result, self.stdout, self.stderr = [
-            os.path.join(directory, name) for name in ("result", "stdout", "stderr")
+            os.path.join(self.directory, name) for name in ("result", "stdout", "stderr")
         ]
+
+    def name(self):
+        """What it is called where people read it."""
+        return " ".join(self.argv[:3])[:WIDTH]
 
     def has_result(self):
         return os.path.exists(self.result)
 
     def forget(self):
         """Remove the result of an earlier run."""
-        if self.has_result():
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(self.result)
+
+    def record(self):
+        """Write down that this is the command that the host runs."""
+        write_atomically(
+            os.path.join(self.root, "running"), {"argv": self.argv, "pid": self.pid, "began": self.began}
+        )
+
+    def goes_on(self):
+        """Whether its process lives, be it without the one that keeps it."""
+        return self.began != "" and began(self.pid) == self.began
+
+
+def last_command(root):
+    """The command that the host runs or ran last; None before the first."""
+    found = jobs.read(os.path.join(root, "running"), {"argv": [str], "pid": int, "began": str})
+    return Command(root, **found) if found else None
+
+
+def began(pid):
+    """When a process began, in the kernel's ticks; empty where there is none, or only its exit status is left."""
+    fields = read("/proc/%d/stat" % pid).rpartition(")")[2].split()
+    return fields[19] if fields and fields[0] != "Z" else ""
 
 
 def read(path):
@@ -145,43 +157,57 @@ def progress_of(command):
     return lines[-1][:WIDTH] if lines else "starting"
 
 
-def work(command, lock, argv):
+def work(command, lock):
     """Run a command in the detached process, and leave its exit status."""
     # Python's own buffer, dnf's, would hide what it is at.
     environment = dict(os.environ, LC_ALL="C.UTF-8", PYTHONUNBUFFERED="1")
-    os.makedirs(command.directory, mode=0o700, exist_ok=True)
-    with open(command.stdout, "wb") as stdout, open(command.stderr, "wb") as stderr:
+    # Room for the result, should the disk be full by then.
+    with open(command.stdout, "wb") as stdout, open(command.stderr, "wb") as stderr, \
+            open(command.result + ".new", "w") as result:
+        result.write(" " * 64)
+        result.flush()
         try:
             # The directory of the module goes with it.
-            status = subprocess.call(
-                argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment, cwd="/"
+            process = subprocess.Popen(
+                command.argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment, cwd="/"
             )
+            command.pid, command.began = process.pid, began(process.pid)
+            with contextlib.suppress(OSError):
+                command.record()
+            status = process.wait()
         except OSError as error:
-            stderr.write(("%s: %s\n" % (argv[0], error.strerror)).encode())
+            stderr.write(("%s: %s\n" % (command.argv[0], error.strerror)).encode())
             status = 127
-    write_atomically(command.result, {"rc": status})
+        result.seek(0)
+        json.dump({"rc": status}, result)
+    os.rename(command.result + ".new", command.result)
     lock.release()
 
 
-def start(program, command, argv):
-    """Start a command unless its program runs: then another play's, which may be the same one, goes on."""
-    lock = Lock(program.lock)
-    if lock.acquire(wait=False):
+def start(command):
+    """Start a command unless one goes on, which may be the same one of another play."""
+    lock, end = Lock(os.path.join(command.root, "lock")), time.time() + HELD
+    while not lock.acquire(wait=False):
+        if time.time() > end:
+            return
+        time.sleep(POLL)
+    last = last_command(command.root)
+    if last is None or not last.goes_on():
+        os.makedirs(command.directory, mode=0o700, exist_ok=True)
         command.forget()
-        write_atomically(program.running, {"command": command.directory})
+        command.record()
         # The process inherits the lock.
-        jobs.start(lambda: work(command, lock, argv))
-        lock.release()
+        jobs.start(lambda: work(command, lock))
+    lock.release()
 
 
 def answer(module, command):
     """End the module with the result of the command that has ended."""
-    name = " ".join(module.params["argv"][:3])[:WIDTH]
     result = jobs.read(command.result, {"rc": int})
     if result is None:
         module.fail_json(
             msg="%s: the process that ran it ended without a result: somebody or the kernel may have killed it. Look "
-            "at `journalctl -k` on the host, then run again." % name
+            "at `journalctl -k` on the host, then run again." % command.name()
         )
     stdout, stderr = [read(path) for path in (command.stdout, command.stderr)]
     told = {"rc": result["rc"], "stdout": stdout, "stderr": stderr, "running": False, "progress": ""}
@@ -189,7 +215,7 @@ def answer(module, command):
         said = "\n".join((lines_of(stderr) or lines_of(stdout))[-LINES:])
         module.fail_json(
             msg="%s: found exit status %d; expected 0. %s on the host has all that it printed; its last lines:\n%s"
-            % (name, result["rc"], command.directory, said), **told
+            % (command.name(), result["rc"], command.directory, said), **told
         )
     module.exit_json(changed=True, **told)
 
@@ -200,26 +226,36 @@ def main():
         "directory": {"type": "path", "default": "/run/kepler-commands"},
         "fresh": {"type": "bool", "default": True},
     })
-    argv = module.params["argv"]
-    if not argv:
+    if not module.params["argv"]:
         module.fail_json(msg="argv: found an empty list; expected a program and its arguments.")
-    program = Program(module.params["directory"], argv)
-    key = hashlib.sha256(json.dumps(argv).encode()).hexdigest()[:16]
-    command = Command(os.path.join(program.directory, key))
+    root, fresh = module.params["directory"], module.params["fresh"]
+    command = Command(root, module.params["argv"])
+
+    def is_last():
+        last = last_command(root)
+        return last is not None and last.argv == command.argv
+
+    def goes_on():
+        last = last_command(root)
+        return is_locked(os.path.join(root, "lock")) or (last is not None and last.goes_on())
 
     try:
-        os.makedirs(program.directory, mode=0o700, exist_ok=True)
-        if module.params["fresh"] or not (command.has_result() or program.last(command)):
-            start(program, command, argv)
-        if module.params["fresh"] and not program.last(command):
+        os.makedirs(root, mode=0o700, exist_ok=True)
+        if fresh or not (command.has_result() or is_last()):
+            start(command)
+        if fresh and not is_last():
             command.forget()
-    except OSError as error:
-        module.fail_json(msg="directory: %s: %s. Make room there, or give another one." % (program.directory, error))
-    end = time.time() + WAIT
-    while is_locked(program.lock) and time.time() < end:
-        time.sleep(POLL)
-    if not command.has_result() and (is_locked(program.lock) or not program.last(command)):
-        module.exit_json(changed=True, running=True, progress=progress_of(program.command() or command))
+        end = time.time() + WAIT
+        while not command.has_result() and goes_on() and time.time() < end:
+            time.sleep(POLL)
+    except (OSError, StoreError) as error:
+        module.fail_json(msg="directory: %s: %s. Make room there, or give another one." % (root, error))
+    if not command.has_result() and (goes_on() or not is_last()):
+        last = last_command(root) or command
+        progress = progress_of(last)
+        if last.argv != command.argv:
+            progress = "waits for %s (process %d): %s" % (last.name(), last.pid, progress)
+        module.exit_json(changed=True, running=True, progress=progress)
     answer(module, command)
 
 

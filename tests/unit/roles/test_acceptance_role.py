@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ports import free_port
+from ports import free_ports
 
 SMOKE = Path(__file__).resolve().parents[3] / "playbooks" / "smoke.yml"
 INSTANCES = [
-    {"name": "main", "model": "/m/x", "gpus": [0, 1, 2, 3], "tensor_parallel_size": 4, "port": free_port(),
+    {"name": "main", "model": "/m/x", "gpus": [0, 1, 2, 3], "tensor_parallel_size": 4,
      "gpu_memory_utilization": 0.4},
-    {"name": "late", "model": "/m/x", "dies": [3], "tensor_parallel_size": 1, "port": free_port(),
+    {"name": "late", "model": "/m/x", "dies": [3], "tensor_parallel_size": 1,
      "gpu_memory_utilization": 0.4},
 ]
 # The servers as they would be started.
@@ -42,7 +42,9 @@ def role(play, overlay, tmp_path):
     def run(name, exported, *options, **variables):
         replace(overlay, "qualification", "facts", export(exported))
         replace(overlay, "vllm_service", "main", SERVE)
-        settings = {"vllm_service_instances": INSTANCES, f"{name}_report_directory": str(tmp_path / "reports")}
+        ports = free_ports(len(INSTANCES))
+        instances = [{**instance, "port": port} for instance, port in zip(INSTANCES, ports, strict=True)]
+        settings = {"vllm_service_instances": instances, f"{name}_report_directory": str(tmp_path / "reports")}
         status, output = play(
             [{"name": "Run", "ansible.builtin.import_role": {"name": f"kepler.vllm.{name}"}}], *options,
             variables={**settings, **variables}, gather_facts=False,

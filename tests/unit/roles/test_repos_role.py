@@ -120,6 +120,16 @@ def test_version_locks_of_a_roles_old_name_are_released(play, tmp_path):
     assert listed.read_text() == ""
 
 
+def test_what_another_play_installs_meanwhile_is_there(play, tmp_path):
+    """Its dnf runs between the look at what is installed and the one that is asked for the rest."""
+    tasks = [{"name": "Install",
+              "ansible.builtin.include_role": {"name": "kepler.vllm.repos", "tasks_from": "packages"},
+              "vars": {"repos_packages": [DKMS]}}]
+    there = f"[ -e {tmp_path}/there ] && echo dkms-0:3.0.13-1.el8.noarch; touch {tmp_path}/there"
+    status, output = play(tasks, gather_facts=False, programs={"rpm": there, "dnf": "echo Nothing to do."})
+    assert status == 0, output
+
+
 PRINTED = Path(__file__).resolve().parents[1] / "preflight" / "dnf" / "downgrade.out"
 
 
@@ -139,7 +149,8 @@ def test_nothing_is_installed_that_downgrades_a_package(play, tmp_path, offline,
     assert step in told
     assert "Install the missing packages" not in output
     only = "--disablerepo=* --enablerepo=kepler-offline " if offline else ""
-    asked = f"C.UTF-8 --assumeno {only}install dkms-0:3.0.13-1.el8.noarch"
+    checked = "--setopt=gpgcheck=1 --setopt=sslverify=1"
+    asked = f"C.UTF-8 {checked} {only}--assumeno install dkms-0:3.0.13-1.el8.noarch"
     assert (tmp_path / "asked").read_text().strip() == asked
 
 
