@@ -78,13 +78,13 @@ def test_secrets_are_found_where_they_are():
 
 
 @FILES
-def test_loop_variables_are_no_variables_of_a_role(path):
-    """Ansible warns of a collision then, in every run."""
+def test_loop_variables_and_results_are_no_variables_of_a_role(path):
+    """A result would stand before the variable from then on; of a loop Ansible warns in every run."""
     role = path.parents[1]
     known = {name for kind in ("defaults", "vars") if (role / kind / "main.yml").is_file()
              for name in load(role / kind / "main.yml")}
     for task in tasks_of(path):
-        assert task.get("loop_control", {}).get("loop_var") not in known, label(task)
+        assert not {task.get("loop_control", {}).get("loop_var"), task.get("register")} & known, label(task)
 
 
 @FILES
